@@ -1,0 +1,614 @@
+"""Circle-of-Willis phantoms: synthetic time-of-flight MR angiograms with known anatomy, to try everything on.
+
+    python sample_data/phantom.py --output phantoms --num 64
+    python sample_data/phantom.py --output phantoms --labels labels --num 64 --image_size 64 --image_depth 16
+
+A parametric arterial tree in millimetres (scipy splines, radii that taper and vary), rendered from the
+distance to the centrelines: laminar flow, partial volume, tissue, cerebrospinal fluid, bias field, Rician
+noise. No patient's image is in it. Sections: configuration, anatomy, arterial tree, rendering, entry point.
+
+World coordinates are RAS in mm (x to the patient's right, y to the front, z up), with the origin between the
+carotid termini and the tip of the basilar artery, moved by WORLD_ORIGIN in the affine.
+"""
+
+import csv
+import math
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import nibabel as nib
+import numpy as np
+from scipy import ndimage
+from scipy.interpolate import CubicSpline
+from scipy.spatial import cKDTree
+from tqdm import tqdm
+
+from stylegan2_pytorch import by, one_line_errors, parse_cli
+
+FIELD_OF_VIEW = np.array([79.36, 79.36, 19.84])  # mm: 128 x 128 x 32 voxels of 0.62 mm
+BASE_GRID = np.array([128, 128, 32])  # coarser volumes are means over this grid, so that they show the same
+WORLD_ORIGIN = np.array([0.0, -4.0, -14.0])  # mm, about where the circle lies in MNI space (assumption)
+SAMPLING = 0.25  # mm between points of a centreline
+INTENSITY = {"float32": 600.0, "uint8": 180.0}  # grey value of full flow
+
+
+# ╔══════════════════════════════════════════════════════════════════════════════════════════════════════════╗
+# ║ Configuration                                                                                            ║
+# ╚══════════════════════════════════════════════════════════════════════════════════════════════════════════╝
+
+
+@dataclass(kw_only=True)
+class PhantomConfig:
+    """Generate Circle-of-Willis phantoms as TOF MRA, with a table of their variants and optional label maps.
+
+    Args:
+        output: New folder for the volumes phantom_<number>.nii.gz and variants.csv.
+        labels: New folder for label maps (TopCoW ids); None writes none.
+        num: Number of phantoms.
+        image_size: In-plane edge in voxels; the field of view is always 79.36 x 79.36 x 19.84 mm.
+        image_depth: Number of axial slices.
+        seed: Seed, >= 0; phantom number n depends on the seed and n alone.
+        dtype: Voxel type, float32 or uint8.
+    """
+
+    output: str = "phantoms"
+    labels: str | None = None
+    num: int = 64
+    image_size: int = 128
+    image_depth: int = 32
+    seed: int = 0
+    dtype: str = "float32"
+
+    def __post_init__(self):
+        for name in ("num", "image_size", "image_depth", "seed"):
+            value, least = getattr(self, name), {"num": 1, "seed": 0}.get(name, 4)
+            if not isinstance(value, int) or isinstance(value, bool) or value < least:
+                raise ValueError(f"--{name} must be a whole number, {least} or more, got {value!r}.")
+        if self.dtype not in INTENSITY:
+            raise ValueError(f"--dtype must be {' or '.join(INTENSITY)}, got {self.dtype!r}.")
+
+
+# ╔══════════════════════════════════════════════════════════════════════════════════════════════════════════╗
+# ║ Anatomy                                                                                                  ║
+# ╚══════════════════════════════════════════════════════════════════════════════════════════════════════════╝
+
+# Variants. Absent A1 and Pcom: Enyedi et al. 2023 (Folia Morphol 82:24, n = 126: one Pcom absent in 28, one
+# A1 in 17, so 0.13 and 0.07 a side). Fetal PCA: the same (one side in 14, both in 6, so 0.10 a side). Thin A1
+# and P1: Tanaka et al. 2006 (AJNR 27:1770, n = 117: 6 each, so 0.03 a side). The others are assumptions.
+PROBABILITY = {
+    "A1": {"absent": 0.07, "thin": 0.03},
+    "P1": {"absent": 0.00, "thin": 0.03},  # absent P1 comes with a fetal PCA
+    "Pcom": {"absent": 0.13, "thin": 0.20},  # thin: assumption
+    "Acom": {"absent": 0.03, "thin": 0.10},  # assumption
+}
+PROBABILITY_FETAL = 0.10
+PROBABILITY_ABSENT_P1_IF_FETAL = 0.4  # full rather than partial fetal type: assumption
+THIN = 0.5  # factor on the radius of a thin (hypoplastic) segment: assumption
+
+# Junctions and way points of the right side, RAS mm; the left side is its mirror image. Assumptions, in the
+# proportions of atlases; every subject moves them.
+POINTS = {
+    "ica_low": (12.0, -4.0, -12.0),
+    "ica_petrous": (11.5, 2.0, -10.0),
+    "ica_genu": (9.8, 8.6, -8.0),
+    "ica_clinoid": (8.8, 9.4, -4.2),
+    "ica_ophthalmic": (9.4, 7.2, -1.0),
+    "ica_terminus": (11.5, 4.0, 2.8),
+    "m1_middle": (18.5, 5.0, 4.2),
+    "m1_lateral": (26.0, 7.6, 4.6),
+    "mca_fork": (31.5, 7.4, 3.6),
+    "m2_upper_a": (35.0, 7.8, 5.2),
+    "m2_upper_b": (37.0, 2.5, 8.0),
+    "m2_upper_end": (37.5, -6.0, 12.0),
+    "m2_lower_a": (33.5, 3.0, 3.4),
+    "m2_lower_b": (33.5, -6.0, 5.0),
+    "m2_lower_end": (36.0, -18.0, 10.5),
+    "a1_middle": (6.5, 7.6, 4.6),
+    "acom_side": (1.8, 11.0, 5.6),
+    "a2_a": (1.7, 15.0, 5.8),
+    "a2_b": (1.6, 21.0, 7.6),
+    "a2_end": (1.4, 28.0, 11.5),
+    "p1_middle": (4.2, -12.2, 1.2),
+    "pca_joint": (8.6, -12.6, 1.6),
+    "p2_a": (14.0, -15.4, 2.0),
+    "p2_b": (16.6, -21.5, 3.0),
+    "p2_c": (14.8, -28.5, 4.6),
+    "p2_end": (9.5, -39.5, 8.0),
+    "pcom_front": (10.3, 5.2, 0.9),
+    "pcom_a": (9.8, -1.0, 0.2),
+    "pcom_b": (9.0, -7.5, 0.7),
+    "sca_a": (5.5, -13.6, -3.0),
+    "sca_b": (12.5, -18.5, -3.6),
+    "sca_end": (12.0, -31.0, -1.5),
+    "ophthalmic_a": (9.2, 14.0, -4.2),
+    "ophthalmic_end": (13.0, 23.0, -6.0),
+    "choroidal_a": (13.0, -1.0, 2.6),
+    "choroidal_end": (17.0, -12.0, 5.0),
+}
+MIDLINE = {
+    "ba_low": (0.8, -9.6, -12.0),
+    "ba_middle": (0.4, -11.4, -6.0),
+    "ba_sca": (0.1, -12.2, -2.6),
+    "ba_tip": (0.0, -12.4, 0.4),
+}
+
+
+@dataclass
+class Segment:
+    """One artery between two junctions.
+
+    Args:
+        path: Names of its points; those of MIDLINE or of POINTS on its side.
+        radius: Radius at its start and end, mm (mean of the population).
+        label: TopCoW id on the right and on the left side, 0 for none.
+        flow: Brightness of its flow, 1 for the carotid: slow and saturated blood is darker (assumption).
+        wander: Standard deviation of its tortuosity, mm (assumption).
+    """
+
+    path: tuple
+    radius: tuple
+    label: tuple = (0, 0)
+    flow: float = 1.0
+    wander: float = 0.5
+
+
+# Mean radii: half of the diameters of carotid terminus and M1, 3.6 and 3.1 mm, and of the basilar artery, 3.6
+# to 3.1 mm (two morphometric studies in the Journal of NeuroInterventional Surgery, as tabulated at
+# medtune.com/notes/sizes-arteries); the others are assumptions.
+PAIRED = {
+    "ICA": Segment(
+        ("ica_low", "ica_petrous", "ica_genu", "ica_clinoid", "ica_ophthalmic", "ica_terminus"),
+        (2.3, 1.8),
+        (4, 6),
+        wander=0.3,
+    ),
+    "M1": Segment(("ica_terminus", "m1_middle", "m1_lateral", "mca_fork"), (1.55, 1.3), (5, 7), 0.97, 0.9),
+    "M2_upper": Segment(
+        ("mca_fork", "m2_upper_a", "m2_upper_b", "m2_upper_end"), (1.05, 0.8), (5, 7), 0.9, 0.9
+    ),
+    "M2_lower": Segment(
+        ("mca_fork", "m2_lower_a", "m2_lower_b", "m2_lower_end"), (1.05, 0.8), (5, 7), 0.9, 0.9
+    ),
+    "A1": Segment(("ica_terminus", "a1_middle", "acom_side"), (1.15, 1.05), (11, 12), 0.93, 0.7),
+    "A2": Segment(("acom_side", "a2_a", "a2_b", "a2_end"), (1.05, 0.9), (11, 12), 0.9, 0.6),
+    "P1": Segment(("ba_tip", "p1_middle", "pca_joint"), (1.1, 1.05), (2, 3), 0.92, 0.4),
+    "P2": Segment(("pca_joint", "p2_a", "p2_b", "p2_c", "p2_end"), (1.05, 0.8), (2, 3), 0.88, 0.8),
+    "Pcom": Segment(("pcom_front", "pcom_a", "pcom_b", "pca_joint"), (0.75, 0.7), (8, 9), 0.78, 0.6),
+    "SCA": Segment(("ba_sca", "sca_a", "sca_b", "sca_end"), (0.65, 0.45), flow=0.7, wander=0.7),
+    "ophthalmic": Segment(("ica_clinoid", "ophthalmic_a", "ophthalmic_end"), (0.6, 0.45), flow=0.65),
+    "choroidal": Segment(("ica_ophthalmic", "choroidal_a", "choroidal_end"), (0.42, 0.35), flow=0.55),
+}
+UNPAIRED = {"BA": Segment(("ba_low", "ba_middle", "ba_sca", "ba_tip"), (1.8, 1.6), (1, 1), 0.96, 1.0)}
+FETAL_PCOM_RADIUS = 1.05  # mm, as wide as the P2 it feeds
+TWIG_PARENTS = ("M2_upper", "M2_lower", "A2", "P2", "M1", "SCA")  # where small distal vessels spring from
+TWIGS = (14, 26)  # fewest and most of them (assumption)
+
+
+@dataclass
+class Scanner:
+    """Protocol of one scanner; the figures are assumptions within the range of clinical TOF protocols.
+
+    Args:
+        spacing: Acquired voxel, (in plane, slice), mm; it blurs the volume.
+        noise: Standard deviation of the noise, in units of full flow.
+        tissue: Brightness of brain, in units of full flow (background suppression differs).
+        bias: Strength of the bias field, natural logarithm.
+    """
+
+    spacing: tuple
+    noise: float
+    tissue: float
+    bias: float
+
+
+SCANNERS = {
+    "1.5T-a": Scanner((0.70, 1.00), 0.045, 0.36, 0.08),
+    "1.5T-b": Scanner((0.60, 0.80), 0.040, 0.33, 0.10),
+    "3T-a": Scanner((0.47, 0.70), 0.028, 0.29, 0.16),
+    "3T-b": Scanner((0.35, 0.60), 0.024, 0.26, 0.18),
+}
+
+
+# ╔══════════════════════════════════════════════════════════════════════════════════════════════════════════╗
+# ║ Arterial tree                                                                                            ║
+# ╚══════════════════════════════════════════════════════════════════════════════════════════════════════════╝
+
+
+@dataclass
+class Tree:
+    """All centreline points of one subject: lists of arrays of position and radius (mm), flow and label."""
+
+    points: list = field(default_factory=list)
+    radius: list = field(default_factory=list)
+    flow: list = field(default_factory=list)
+    label: list = field(default_factory=list)
+    variants: dict = field(default_factory=dict)
+
+    def add(self, points, radius, flow, label):
+        """Add the centreline of one vessel."""
+        self.points.append(points)
+        self.radius.append(radius)
+        self.flow.append(flow * np.ones(len(points)))
+        self.label.append(np.full(len(points), label))
+
+    def joined(self):
+        """The four arrays over all vessels."""
+        arrays = [np.concatenate(a) for a in (self.points, self.radius, self.flow, self.label)]
+        return (
+            arrays[0],
+            arrays[1].astype(np.float32),
+            arrays[2].astype(np.float32),
+            arrays[3].astype(np.uint8),
+        )
+
+
+def draw_variants(rng):
+    """State of every variable segment, {name: normal, thin, absent or fetal}."""
+    variants = {}
+    for side in "RL":
+        for name in ("A1", "P1", "Pcom"):
+            variants[f"{name}_{side}"] = draw_state(rng, PROBABILITY[name])
+        if rng.random() < PROBABILITY_FETAL:
+            variants[f"Pcom_{side}"] = "fetal"
+            variants[f"P1_{side}"] = "absent" if rng.random() < PROBABILITY_ABSENT_P1_IF_FETAL else "thin"
+    if variants["A1_R"] == variants["A1_L"] == "absent":
+        variants["A1_L"] = "normal"  # one A1 must feed both A2
+    variants["Acom"] = draw_state(rng, PROBABILITY["Acom"])
+    if "absent" in (variants["A1_R"], variants["A1_L"]):
+        variants["Acom"] = "normal"  # the only feeder of an A2 without A1
+    return variants
+
+
+def draw_state(rng, probability):
+    """normal, thin or absent."""
+    u = rng.random()
+    if u < probability["absent"]:
+        return "absent"
+    return "thin" if u < probability["absent"] + probability["thin"] else "normal"
+
+
+def draw_points(rng):
+    """Positions of all named points of one subject, {(name, side): mm}; midline points have side ''."""
+    angles = np.radians(rng.normal(0, (2.5, 1.5, 3.0)))
+    scale = rng.normal((1, 1, 1), (0.05, 0.05, 0.06))
+    rotation = rotation_matrix(*angles)
+    shift = rng.normal(0, (0.8, 1.2, 0.9))
+    points = {}
+    for side, mirror in (("R", 1), ("L", -1)):
+        for name, position in POINTS.items():
+            jitter = rng.normal(0, (0.9, 0.9, 0.6))
+            points[name, side] = np.array(position) * (mirror, 1, 1) + jitter
+    for name, position in MIDLINE.items():
+        points[name, ""] = np.array(position) + rng.normal(0, (1.0, 0.8, 0.5))
+    for side in "RL":  # the two sides of the Acom must not cross
+        points["acom_side", side][0] = math.copysign(
+            max(1.2, abs(points["acom_side", side][0])), 1 if side == "R" else -1
+        )
+    return {key: rotation @ (scale * p) + shift for key, p in points.items()}
+
+
+def rotation_matrix(a, b, c):
+    """Rotation about x, then y, then z, by angles in radians."""
+    x = np.array([[1, 0, 0], [0, math.cos(a), -math.sin(a)], [0, math.sin(a), math.cos(a)]])
+    y = np.array([[math.cos(b), 0, math.sin(b)], [0, 1, 0], [-math.sin(b), 0, math.cos(b)]])
+    z = np.array([[math.cos(c), -math.sin(c), 0], [math.sin(c), math.cos(c), 0], [0, 0, 1]])
+    return z @ y @ x
+
+
+def centreline(way, wander, rng):
+    """Smooth curve through way points, wandering between its ends.
+
+    Shapes: way (K, 3) mm -> points (N, 3) mm, SAMPLING mm apart, and position along it (N,) in [0, 1]
+    """
+    way = np.asarray(way)
+    knots = np.concatenate([[0], np.cumsum(np.linalg.norm(np.diff(way, axis=0), axis=1))])
+    t = np.linspace(0, 1, max(8, int(1.1 * knots[-1] / SAMPLING)))
+    points = CubicSpline(knots, way)(t * knots[-1])
+    for waves in (1, 2, 3):  # half waves: zero at both ends, so that junctions stay joined
+        points += np.sin(math.pi * waves * t)[:, None] * rng.normal(0, wander / waves, 3)
+    return points, t
+
+
+def build_tree(rng):
+    """The arteries of one subject.
+
+    Returns:
+        Tree, whose `variants` also holds the mean radius of every labelled segment, mm.
+    """
+    tree = Tree(variants=draw_variants(rng))
+    points = draw_points(rng)
+    size = rng.normal(1, 0.08)  # of all the subject's arteries
+    grown = {}
+    segments = [(name, side, s) for name, s in PAIRED.items() for side in "RL"]
+    segments += [(name, "", s) for name, s in UNPAIRED.items()]
+    segments.append(("Acom", "", Segment((), (0.8, 0.8), (10, 10), 0.88, 0.3)))
+    for name, side, segment in segments:
+        key = f"{name}_{side}" if side else name
+        way = [points[p, side if (p, side) in points else ""] for p in segment.path]
+        if name == "Acom":
+            way = [points["acom_side", "R"], points["acom_side", "L"]]
+        path, t = centreline(way, segment.wander, rng)
+        radius = size * rng.normal(1, 0.08) * np.interp(t, (0, 1), segment.radius)
+        radius *= 1 + 0.05 * np.sin(2 * math.pi * (rng.random() + rng.uniform(0.5, 2) * t))
+        state = tree.variants.get(key, "normal")
+        if state == "fetal":
+            radius *= FETAL_PCOM_RADIUS / segment.radius[0]
+        if state == "thin":
+            radius *= THIN
+        label = segment.label[side == "L"]
+        if label:
+            tree.variants[f"radius_{key}"] = 0.0 if state == "absent" else round(float(radius.mean()), 3)
+        if state == "absent":
+            continue
+        tree.add(path, radius, segment.flow * (1 - 0.08 * t), label)
+        grown[key] = path
+    add_twigs(tree, grown, rng)
+    return tree
+
+
+def add_twigs(tree, grown, rng):
+    """Small distal vessels that leave the larger ones at random places and grow away from the circle."""
+    parents = [path for key, path in grown.items() if key.rsplit("_", 1)[0] in TWIG_PARENTS]
+    for _ in range(rng.integers(*TWIGS)):
+        path = parents[rng.integers(len(parents))]
+        start = path[rng.integers(len(path) // 3, len(path))]
+        outward = start / np.linalg.norm(start[:2])
+        direction = outward * (0.8, 0.8, 0.1) + rng.normal(0, (0.6, 0.6, 0.35))
+        way = [start]
+        for _ in range(3):
+            direction = direction + rng.normal(0, 0.35, 3)
+            way.append(way[-1] + rng.uniform(3, 6) * direction / np.linalg.norm(direction))
+        points, t = centreline(way, 0.5, rng)
+        radius = rng.uniform(0.32, 0.5) * (1 - 0.35 * t)
+        tree.add(points, radius, rng.uniform(0.5, 0.7) * (1 - 0.2 * t), 0)
+
+
+# ╔══════════════════════════════════════════════════════════════════════════════════════════════════════════╗
+# ║ Rendering                                                                                                ║
+# ╚══════════════════════════════════════════════════════════════════════════════════════════════════════════╝
+
+
+def grid_axes(shape):
+    """Coordinates of voxel centres along x, y and z, in mm, about the origin of the phantom."""
+    return [((np.arange(n) + 0.5) / n - 0.5) * extent for n, extent in zip(shape, FIELD_OF_VIEW, strict=True)]
+
+
+def render_vessels(tree, shape):
+    """Flow signal, its partial volume and the labels, on a grid, from the distance to the centrelines.
+
+    With d the distance to the nearest centreline and r its radius, the signal of laminar flow falls to the wall
+    as 0.55 + 0.45 (1 - (d / r)^2), a parabola, damped because inflow saturates; a voxel of edge h is filled to
+    0.5 - (d - r) / h, between 0 and 1.
+
+    Returns:
+        signal, filled: float32 (X, Y, Z); label: uint8 (X, Y, Z), for voxels whose centre is inside a vessel.
+    """
+    points, radius, flow, label = tree.joined()
+    spacing = FIELD_OF_VIEW / shape
+    step = spacing.max()
+    depth = np.full(shape, np.inf, np.float32)  # signed distance to the nearest wall, mm
+    nearest = np.zeros(shape, np.int32)
+    order = np.argsort(radius)
+    for part in np.array_split(
+        order, 6
+    ):  # thick and thin vessels apart: the nearest wall is not the nearest line
+        voxels = voxels_near(points[part], radius[part].max() + step, shape)
+        distance, index = cKDTree(points[part]).query((voxels + 0.5) * spacing - FIELD_OF_VIEW / 2)
+        wall = (distance - radius[part][index]).astype(np.float32)
+        where = tuple(voxels.T)
+        closer = wall < depth[where]
+        where = tuple(axis[closer] for axis in where)
+        depth[where], nearest[where] = wall[closer], part[index[closer]]
+    filled = np.clip(0.5 - depth / spacing.mean(), 0, 1)
+    relative = np.clip(1 + depth / radius[nearest], 0, 1)
+    signal = flow[nearest] * (0.55 + 0.45 * (1 - relative**2))
+    return signal, filled, np.where(depth <= 0, label[nearest], 0)
+
+
+def voxels_near(points, reach, shape):
+    """Indices (M, 3) of the voxels within about `reach` mm of any of the points."""
+    spacing = FIELD_OF_VIEW / shape
+    ball = np.stack(
+        np.meshgrid(*(np.arange(-n, n + 1) for n in np.ceil(reach / spacing)), indexing="ij"), axis=-1
+    )
+    ball = ball[np.linalg.norm(ball * spacing, axis=-1) <= reach + spacing.max() / 2]
+    seeds = np.unique(np.floor((points + FIELD_OF_VIEW / 2) / spacing), axis=0)
+    mask = np.zeros(shape, bool)
+    indices = (seeds[:, None] + ball).reshape(-1, 3).astype(np.int64)
+    inside = ((indices >= 0) & (indices < shape)).all(axis=1)
+    mask[tuple(indices[inside].T)] = True
+    return np.argwhere(mask)
+
+
+def smooth_field(rng, axes, waves):
+    """Random field of unit variance, made of `waves` cosines along each axis. (X, Y, Z)"""
+    bases = []
+    for axis, extent, n in zip(axes, FIELD_OF_VIEW, waves, strict=True):
+        phase = math.pi * (axis / extent + 0.5)
+        bases.append(np.cos(np.arange(n)[:, None] * phase).astype(np.float32))
+    weights = rng.normal(size=waves) / np.sqrt(1 + np.sum(np.square(np.indices(waves)), axis=0))
+    values = np.einsum("abc,ax,by,cz->xyz", weights.astype(np.float32), *bases, optimize=True)
+    return (values - values.mean()) / values.std()
+
+
+def ellipsoid(place, center, radii, softness=0.12):
+    """Soft inside of an ellipsoid, 1 inside and 0 outside, at place (x, y, z); all in mm. (X, Y, Z)"""
+    squares = (((a - c) / r) ** 2 for a, c, r in zip(place, center, radii, strict=True))
+    return np.clip(0.5 + (1 - np.sqrt(sum(squares))) / (2 * softness), 0, 1).astype(np.float32)
+
+
+def render_tissue(rng, shape, brain):
+    """Brain, cerebrospinal fluid and bone around the circle, in units of full flow. (X, Y, Z) float32"""
+    axes = grid_axes(shape)
+    straight = np.meshgrid(*axes, indexing="ij", sparse=True)
+    place = [a + 1.6 * smooth_field(rng, axes, (7, 7, 3)) for a in straight]  # no outline is the same twice
+    x, y, z = place
+    drop = rng.normal(0, 0.8)
+    folds = smooth_field(rng, axes, (14, 14, 5))
+    central = ellipsoid(place, (0, 0, 0), (22, 26, 14), softness=0.4)
+    fluid = 0.8 * np.exp(-((folds / 0.16) ** 2)) * (1 - central)  # sulci: where a smooth field changes sign
+    angle = np.arctan2(y - 1, x)
+    star = 13 + 2.2 * np.cos(5 * (angle - math.pi / 2))  # the suprasellar cistern is a five-pointed star
+    cistern = np.clip((star - np.hypot(x, y - 1)) / 2 + 0.5, 0, 1) * np.clip((9 - np.abs(z + 1)) / 3, 0, 1)
+    fluid = np.maximum(fluid, cistern)
+    fluid = np.maximum(fluid, ellipsoid(place, (0, -10, -3 + drop), (8, 4.5, 14)))  # interpeduncular cistern
+    stem = np.hypot(x / 15.5, (y + 23) / 11.5)
+    fluid = np.maximum(
+        fluid, np.clip(1.4 - np.abs(stem - 1.08) * 13, 0, 1)
+    )  # ambient cisterns about the stem
+    for side in (1, -1):
+        fissure = ellipsoid(place, (side * 25, 6.5, 4), (14, 3.6, 4.5), 0.4)  # Sylvian fissure
+        fluid = np.maximum(fluid, 0.8 * fissure)
+        fluid = np.maximum(fluid, 0.8 * ellipsoid(place, (side * 36.5, -3, 8), (2.6, 15, 8), 0.5))
+    between = np.clip(1.3 - np.abs(x) / 1.1, 0, 1) * np.clip((y - 9) / 4, 0, 1)  # interhemispheric fissure
+    fluid = np.maximum(fluid, 0.8 * between * np.clip((z + 3) / 3, 0, 1))
+    bone = ellipsoid(place, (0, 14, -13 + drop), (15, 13, 8.5), 0.2)  # sphenoid and its sinus
+    bone = np.maximum(bone, ellipsoid(place, (0, -4, -14), (9, 5, 7), 0.25))  # dorsum sellae and clivus
+    texture = 1 + 0.05 * smooth_field(rng, axes, (6, 6, 3)) + 0.03 * folds
+    values = brain * texture * (1 - 0.72 * fluid)
+    return (values * (1 - bone) + 0.25 * brain * bone * (1 + 0.3 * folds)).astype(np.float32)
+
+
+def render_phantom(tree, scanner, shape, rng):
+    """One TOF volume and its label map, (X, Y, Z) float32 in units of full flow, and uint8."""
+    factor = -(-BASE_GRID // np.asarray(shape))  # how much finer than asked it is rendered, by axis
+    fine = np.asarray(shape) * factor
+    signal, filled, label = render_vessels(tree, fine)
+    tissue = render_tissue(rng, np.maximum(fine // 2, 1), scanner.tissue)
+    tissue = ndimage.zoom(tissue, fine / tissue.shape, order=1, grid_mode=True, mode="nearest")
+    volume = tissue * (1 - filled) + signal * filled
+    spacing = FIELD_OF_VIEW / fine
+    acquired = np.array([scanner.spacing[0], scanner.spacing[0], scanner.spacing[1]])
+    volume = ndimage.gaussian_filter(volume, 0.42 * acquired / spacing, truncate=2.5)
+    volume *= np.exp(scanner.bias * smooth_field(rng, grid_axes(fine), (3, 3, 2)))
+    volume = pool(volume, factor)
+    noise = rng.standard_normal((2, *shape), dtype=np.float32) * np.float32(scanner.noise)
+    return np.hypot(volume + noise[0], noise[1]), pool_labels(label, factor)
+
+
+def blocks(array, factor):
+    """(X, Y, Z) -> (x, y, z, voxels of a block), for blocks of `factor` voxels."""
+    x, y, z = np.asarray(array.shape) // factor
+    split = array.reshape(x, factor[0], y, factor[1], z, factor[2])
+    return split.transpose(0, 2, 4, 1, 3, 5).reshape(x, y, z, -1)
+
+
+def pool(volume, factor):
+    """Mean over blocks of `factor` voxels."""
+    return volume if factor.max() == 1 else blocks(volume, factor).mean(axis=-1)
+
+
+def pool_labels(label, factor):
+    """The most frequent label of each block in which at least half of the voxels are labelled."""
+    if factor.max() == 1:
+        return label
+    parts = blocks(label, factor)
+    counts = np.stack([(parts == n).sum(axis=-1) for n in range(1, 13)], axis=-1)
+    enough = 2 * counts.sum(axis=-1) >= parts.shape[-1]
+    return np.where(enough, counts.argmax(axis=-1) + 1, 0).astype(np.uint8)
+
+
+# ╔══════════════════════════════════════════════════════════════════════════════════════════════════════════╗
+# ║ Entry point                                                                                              ║
+# ╚══════════════════════════════════════════════════════════════════════════════════════════════════════════╝
+
+
+def make_phantom(seed, number, shape):
+    """Phantom `number` of a series.
+
+    Returns:
+        volume: float32 (X, Y, Z), 1 is full flow.
+        label: uint8 (X, Y, Z), TopCoW ids.
+        row: Its line of variants.csv.
+    """
+    rng = np.random.default_rng((seed, number))
+    tree = build_tree(rng)
+    name = list(SCANNERS)[rng.integers(len(SCANNERS))]
+    standard = SCANNERS[name]
+    varied = rng.normal(1, 0.1, 5)
+    scanner = Scanner(
+        spacing=(standard.spacing[0] * varied[0], standard.spacing[1] * varied[1]),
+        noise=standard.noise * varied[2],
+        tissue=standard.tissue * varied[3],
+        bias=standard.bias * varied[4],
+    )
+    volume, label = render_phantom(tree, scanner, shape, rng)
+    described = {
+        "scanner": name,
+        "acquired_in_plane_mm": scanner.spacing[0],
+        "acquired_slice_mm": scanner.spacing[1],
+    }
+    described |= {"noise": scanner.noise, "tissue": scanner.tissue}
+    described = {k: v if isinstance(v, str) else round(float(v), 4) for k, v in described.items()}
+    return volume, label, {"seed": seed, "number": number, **described, **tree.variants}
+
+
+def phantom_affine(shape):
+    """Affine of a phantom of (X, Y, Z) voxels: RAS, mm, voxel centres of the fixed field of view."""
+    spacing = FIELD_OF_VIEW / np.asarray(shape)
+    affine = np.diag([*spacing, 1.0])
+    affine[:3, 3] = WORLD_ORIGIN - FIELD_OF_VIEW / 2 + spacing / 2
+    return affine
+
+
+def save_image(array, affine, path, description):
+    """Write a NIfTI with its geometry; the same array gives the same bytes."""
+    image = nib.Nifti1Image(array, affine)
+    image.header.set_xyzt_units("mm")
+    image.header["descrip"] = description.encode()
+    image.set_sform(affine, code=1)
+    image.set_qform(affine, code=1)
+    nib.save(image, path)
+
+
+def check_new(folder):
+    """Raise a ValueError if a folder holds anything but phantoms of an interrupted call."""
+    folder = Path(folder)
+    if folder.exists() and not folder.is_dir():
+        raise ValueError(f"{folder} is a file: give a new folder.")
+    others = [p for p in folder.glob("*") if not p.name.startswith("phantom_")] if folder.exists() else []
+    if others:
+        raise ValueError(f"{folder} is in use ({others[0].name} is in it): give a new folder.")
+
+
+def generate(config):
+    """Write the phantoms of a PhantomConfig, their variants.csv and, if asked, their label maps.
+
+    Raises:
+        ValueError: A folder is in use; nothing has been written.
+    """
+    folders = [Path(f) for f in (config.output, config.labels) if f is not None]
+    if len({f.resolve() for f in folders}) < len(folders):
+        raise ValueError("--output and --labels must be different folders.")
+    for folder in folders:
+        check_new(folder)
+    for folder in folders:
+        folder.mkdir(parents=True, exist_ok=True)
+    shape = (config.image_size, config.image_size, config.image_depth)
+    affine, rows = phantom_affine(shape), []
+    for number in tqdm(range(config.num), "Phantoms", unit="volume"):
+        volume, label, row = make_phantom(config.seed, number, shape)
+        volume = volume * INTENSITY[config.dtype]
+        if config.dtype == "uint8":
+            volume = volume.round().clip(0, 255)
+        name = f"phantom_{number:04d}.nii.gz"
+        save_image(volume.astype(config.dtype), affine, folders[0] / name, "SYNTHETIC TOF MRA phantom")
+        if config.labels is not None:
+            save_image(label, affine, folders[1] / name, "SYNTHETIC phantom labels, TopCoW ids")
+        rows.append({"file": name, **row})
+    with open(folders[0] / "variants.csv", "w", newline="") as file:
+        table = csv.DictWriter(file, rows[0])
+        table.writeheader()
+        table.writerows(rows)
+    print(f"{config.num} phantoms of {by(shape)} voxels are in {config.output}")
+
+
+def main(argv=None):
+    """The command line."""
+    config = parse_cli(PhantomConfig, argv)
+    with one_line_errors():
+        generate(config)
+
+
+if __name__ == "__main__":
+    main()

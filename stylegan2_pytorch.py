@@ -1,0 +1,2339 @@
+"""3D StyleGAN2: train a generator of medical volumes from a folder of NIfTI files.
+
+    python stylegan2_pytorch.py --data volumes --name cow --image_size 128 --image_depth 32
+    python stylegan2_pytorch.py --data volumes --name cow --dry_run
+    python stylegan2_pytorch.py --name cow --generate --num_generate 16
+
+Sections of this file, in order:
+
+    configuration and command line    every option, its check and its parsing
+    volumes and datasets              NIfTI in and out, the audit of a folder, the order of samples
+    differentiable augmentation       3D DiffAugment
+    layers                            blur, modulated convolution, noise
+    networks                          mapping network, generator, discriminator
+    losses and regularisers           hinge, relativistic, dual contrastive, gradient penalty, path length
+    latents and styles                random draws, truncation, interpolation
+    pictures                          preview grids and GIFs
+    checkpoints                       writing, finding and reading them, the originals' included
+    memory                            the peak of the worst step, measured or predicted
+    trainer                           the training step, logs, previews, resuming
+    inference                         ModelLoader, generation
+    entry points                      what the command line calls
+
+A NIfTI array is (X, Y, Z); inside the networks a volume is (B, 1, D, H, W) = (B, 1, Z, X, Y), with values in
+[0, 1].
+
+Papers: StyleGAN2 (arXiv:1912.04958), DiffAugment (arXiv:2006.10738), WGAN-GP (arXiv:1704.00028), the
+relativistic discriminator (arXiv:1807.00734), dual contrastive loss (arXiv:2103.09742), top-k training
+(arXiv:2002.06224), TTUR (arXiv:1706.08500), and the 3D model for the Circle of Willis (Aydin et al.,
+NeuroImage 304 (2024) 120936).
+"""
+
+import contextlib
+import csv
+import functools
+import hashlib
+import itertools
+import json
+import math
+import os
+import shutil
+import signal
+import sys
+import threading
+import time
+import weakref
+import zipfile
+import zlib
+from collections import Counter, defaultdict
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict, dataclass, fields, replace
+from pathlib import Path
+
+import fire
+import nibabel as nib
+import numpy as np
+import torch
+import torch.nn.functional as F
+from einops import rearrange
+from PIL import Image
+from retry.api import retry_call
+from torch import nn
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+from torch.utils.data import DataLoader, Dataset, Sampler
+from torch.utils.weak import WeakIdKeyDictionary
+from tqdm import tqdm
+
+__version__ = "0.1.0"
+
+FORMAT_VERSION = 1  # of our checkpoints
+NIFTI_SUFFIXES = (".nii", ".nii.gz")
+LATENT_DIM = 512  # of z and w, as published
+STYLE_DEPTH = 8  # layers of the mapping network, as published
+
+# The training schedule of the published model, in steps.
+GRADIENT_PENALTY_EVERY = 16
+PATH_LENGTH_EVERY = 32
+PATH_LENGTH_AFTER = 5000
+PATH_LENGTH_DECAY = 0.99
+AVERAGE_DECAY = 0.995
+AVERAGE_EVERY = 10
+AVERAGE_AFTER = 20000
+AVERAGE_COPY_EVERY = 1000  # before the averages start, SE and GE are copies made at step % 1000 == 2
+AVERAGE_COPY_UNTIL = 25000
+PREVIEW_EVERY_EARLY = 100
+PREVIEW_EARLY_UNTIL = 2500
+
+TRUNCATION_SAMPLES = 2000  # styles averaged for the truncation centre
+NAN_REVERTS = 3  # returns to the last checkpoint before training gives up
+MAX_FILES_NAMED = 50  # offending files listed in one message
+
+# Streams of random numbers: every draw is a function of (seed, reverts, stream, step, micro-batch).
+STREAM_ORDER, STREAM_FLIP, STREAM_D, STREAM_G = range(4)
+
+
+# ╔══════════════════════════════════════════════════════════════════════════════════════════════════════════╗
+# ║ Configuration and command line                                                                           ║
+# ╚══════════════════════════════════════════════════════════════════════════════════════════════════════════╝
+
+
+@dataclass(kw_only=True)
+class TrainConfig:
+    """Train a 3D StyleGAN2 on a folder of NIfTI volumes, or generate from a trained one.
+
+    The same command given again continues the run. In a flag's name - and _ are the same.
+
+    Args:
+        data: Folder of .nii or .nii.gz volumes, each of (image_size, image_size, image_depth) voxels.
+        results_dir: Folder for previews, logs and generated volumes; the run uses the sub-folder `name`.
+        models_dir: Folder for checkpoints; the run uses the sub-folder `name`.
+        name: Name of the run.
+        new: Start afresh; an earlier run of this name is moved aside, never deleted.
+        load_from: Number n of the checkpoint model_<n>.pt to continue or generate from; -1 is the newest.
+        init_from: Checkpoint file whose network weights a new run starts from (fine-tuning).
+        image_size: In-plane edge in voxels, a power of two.
+        image_depth: Number of axial slices, a power of two, 4 <= image_depth <= image_size.
+        network_capacity: Width of the networks: the generator's last block has 2 * network_capacity channels.
+        fmap_max: Largest number of channels of any layer.
+        lr_mlp: Learning-rate multiplier of the mapping network.
+        batch_size: Volumes in a micro-batch.
+        gradient_accumulate_every: Micro-batches in a training step.
+        num_train_steps: Steps in the whole run, those of earlier sessions included.
+        learning_rate: Adam's learning rate of the generator and the mapping network.
+        ttur_mult: The discriminator's learning rate is learning_rate times this.
+        mixed_prob: Probability of style mixing, for a micro-batch.
+        no_pl_reg: Switch path-length regularisation off.
+        rel_disc_loss: Relativistic discriminator loss.
+        dual_contrast_loss: Dual contrastive loss in place of the hinge loss.
+        top_k_training: Train the generator on the fakes that the discriminator finds most real.
+        generator_top_k_gamma: Share of fakes kept falls by this factor per epoch.
+        generator_top_k_frac: Smallest share of fakes kept.
+        aug_prob: Probability of augmentation before the discriminator, for a micro-batch.
+        aug_types: Augmentations, a list of translation, cutout, contrast; a left-right flip comes with them.
+        dataset_aug_prob: Probability that a training volume is flipped left-right when it is read.
+        cl_reg: Contrastive regularisation (not available yet).
+        fq_layers: Blocks with feature quantisation (not available yet).
+        fq_dict_size: Codebook size of feature quantisation (not available yet).
+        attn_layers: Blocks with attention (not available yet).
+        no_const: Replace the generator's learned constant (not available yet).
+        transparent: Not available: a one-channel volume has no alpha channel.
+        device: auto, cpu, cuda or cuda:<n>.
+        multi_gpus: Train on all GPUs (not available yet).
+        fp16: Train with mixed precision; penalties are always computed in float32.
+        amp_dtype: auto, float16 or bfloat16; auto is float16 on a GPU and bfloat16 on a CPU.
+        cache: ram keeps the decoded volumes in memory; none decodes them again in every epoch.
+        num_workers: Processes that decode volumes; None is 0 with the cache and at most 4 without.
+        seed: Seed of everything random, >= 0; also of the first generated volume.
+        save_every: Steps between checkpoints.
+        keep_checkpoints: Number of newest checkpoints kept; None keeps all.
+        evaluate_every: Steps between previews (below step 2500 every 100).
+        num_image_tiles: Previews show num_image_tiles x num_image_tiles volumes.
+        trunc_psi: Truncation psi of previews and generated volumes; 1 is no truncation.
+        log: Write TensorBoard files beside metrics.csv.
+        calculate_fid_every: Steps between evaluations by FID, MD and AUC-PRD; None is never.
+        calculate_fid_num_images: Volumes generated for such an evaluation.
+        clear_fid_cache: Compute the features of the real volumes again for such an evaluation.
+        generate: Generate volumes from the newest checkpoint instead of training.
+        num_generate: Volumes to generate, with seeds seed, seed + 1, ...
+        generate_interpolation: Generate an interpolation between two volumes instead of training.
+        interpolation_num_steps: Volumes of an interpolation.
+        save_frames: Save every frame of an interpolation also as PNG.
+        use_average: Generate from the averaged networks (SE, GE); False takes the current ones (S, G).
+        dry_run: Check data and settings, print sizes and peak memory, and stop before the first step.
+    """
+
+    data: str = "./data"
+    results_dir: str = "./results"
+    models_dir: str = "./models"
+    name: str = "default"
+    new: bool = False
+    load_from: int = -1
+    init_from: str | None = None
+    image_size: int = 128
+    image_depth: int = 32
+    network_capacity: int = 8
+    fmap_max: int = 512
+    lr_mlp: float = 0.1
+    batch_size: int = 8
+    gradient_accumulate_every: int = 4
+    num_train_steps: int = 100000
+    learning_rate: float = 1e-4
+    ttur_mult: float = 1.5
+    mixed_prob: float = 0.9
+    no_pl_reg: bool = False
+    rel_disc_loss: bool = False
+    dual_contrast_loss: bool = False
+    top_k_training: bool = False
+    generator_top_k_gamma: float = 0.99
+    generator_top_k_frac: float = 0.5
+    aug_prob: float = 0.5
+    aug_types: tuple = ("translation", "cutout")
+    dataset_aug_prob: float = 0.5
+    cl_reg: bool = False
+    fq_layers: tuple = ()
+    fq_dict_size: int = 256
+    attn_layers: tuple = ()
+    no_const: bool = False
+    transparent: bool = False
+    device: str = "auto"
+    multi_gpus: bool = False
+    fp16: bool = True
+    amp_dtype: str = "auto"
+    cache: str = "ram"
+    num_workers: int | None = None
+    seed: int = 42
+    save_every: int = 3000
+    keep_checkpoints: int | None = None
+    evaluate_every: int = 3000
+    num_image_tiles: int = 8
+    trunc_psi: float = 1.0
+    log: bool = False
+    calculate_fid_every: int | None = None
+    calculate_fid_num_images: int = 1782
+    clear_fid_cache: bool = False
+    generate: bool = False
+    num_generate: int = 1
+    generate_interpolation: bool = False
+    interpolation_num_steps: int = 100
+    save_frames: bool = False
+    use_average: bool = True
+    dry_run: bool = False
+
+    def __post_init__(self):
+        for field in fields(self):
+            setattr(self, field.name, typed_value(field, getattr(self, field.name)))
+        check_ranges(self)
+        check_networks(self.image_size, self.image_depth)
+        check_choices(self)
+        for name in UNAVAILABLE:
+            if getattr(self, name) != getattr(TrainConfig, name):
+                raise ValueError(f"--{name} is not available: {UNAVAILABLE[name]}. Leave the flag out.")
+
+    @property
+    def results(self):
+        """Folder of this run's previews and logs."""
+        return Path(self.results_dir) / self.name
+
+    @property
+    def models(self):
+        """Folder of this run's checkpoints."""
+        return Path(self.models_dir) / self.name
+
+    @property
+    def shape(self):
+        """Shape (D, H, W) of a volume inside the networks, voxels."""
+        return (self.image_depth, self.image_size, self.image_size)
+
+    def network(self):
+        """Keyword arguments of `StyleGAN2` for this run."""
+        return {name: getattr(self, name) for name in NETWORK_SETTINGS}
+
+
+NETWORK_SETTINGS = ("image_size", "image_depth", "network_capacity", "fmap_max", "lr_mlp")
+CHOICES = {
+    "cache": ("ram", "none"),
+    "amp_dtype": ("auto", "float16", "bfloat16"),
+    "aug_types": ("translation", "cutout", "contrast"),
+}
+UNAVAILABLE = {
+    "cl_reg": "this version has no contrastive regularisation",
+    "fq_layers": "this version has no feature quantisation",
+    "fq_dict_size": "this version has no feature quantisation",
+    "attn_layers": "this version has no attention",
+    "no_const": "this version keeps the learned constant",
+    "multi_gpus": "this version trains on one device",
+    "transparent": "a one-channel volume has no alpha channel",
+}
+POSITIVE = (
+    *("network_capacity", "fmap_max", "lr_mlp", "batch_size", "gradient_accumulate_every", "num_train_steps"),
+    *("learning_rate", "ttur_mult", "save_every", "evaluate_every", "num_image_tiles", "fq_dict_size"),
+    *("keep_checkpoints", "calculate_fid_every", "calculate_fid_num_images", "num_generate"),
+    "interpolation_num_steps",
+)
+PROBABILITIES = (
+    *(
+        "mixed_prob",
+        "aug_prob",
+        "dataset_aug_prob",
+        "generator_top_k_gamma",
+        "generator_top_k_frac",
+        "trunc_psi",
+    ),
+)
+
+
+def typed_value(field, value):
+    """Value of a configuration field in the field's type, or a ValueError that names the flag."""
+    optional = field.default is None
+    kind = field.type if isinstance(field.type, type) else field.type.__args__[0]
+    if optional and value is None:
+        return None
+    if kind is tuple:
+        value = value.split(",") if isinstance(value, str) else value
+        return tuple(value) if isinstance(value, list | tuple) else (value,)
+    if kind is float and isinstance(value, int) and not isinstance(value, bool):
+        return float(value)
+    if not isinstance(value, kind) or (isinstance(value, bool) and kind is not bool):
+        expected = {bool: "True or False", int: "a whole number", float: "a number", str: "a text"}[kind]
+        raise ValueError(f"--{field.name} must be {expected}, got {value!r}.")
+    return value
+
+
+def check_ranges(config):
+    """Raise a ValueError for a number outside its range."""
+    for name in POSITIVE:
+        value = getattr(config, name)
+        if value is not None and not (value > 0 and math.isfinite(value)):
+            raise ValueError(f"--{name} must be greater than 0, got {value}.")
+    for name in PROBABILITIES:
+        value = getattr(config, name)
+        if not 0 <= value <= 1:
+            raise ValueError(f"--{name} must be between 0 and 1, got {value}.")
+    for name, least in (("seed", 0), ("num_workers", 0), ("load_from", -1)):
+        value = getattr(config, name)
+        if value is not None and value < least:
+            raise ValueError(f"--{name} must be {least} or more, got {value}.")
+
+
+def check_networks(image_size, image_depth):
+    """Raise a ValueError unless both sizes are powers of two and 4 <= image_depth <= image_size."""
+    for name, value in (("image_size", image_size), ("image_depth", image_depth)):
+        if value < 4 or value & (value - 1):
+            raise ValueError(f"--{name} must be a power of two, at least 4 voxels, got {value}.")
+    if image_depth > image_size:
+        raise ValueError(
+            f"--image_depth {image_depth} is larger than --image_size {image_size}: "
+            f"choose 4 <= image_depth <= image_size."
+        )
+
+
+def check_choices(config):
+    """Raise a ValueError for a word that an option does not know, or a name that is no folder name."""
+    for name, words in CHOICES.items():
+        value = getattr(config, name)
+        for word in value if isinstance(value, tuple) else (value,):
+            if word not in words:
+                raise ValueError(f"--{name} must be {' or '.join(words)}, got {word!r}.")
+    kind, _, index = config.device.partition(":")
+    if config.device not in ("auto", "cpu", "cuda") and not (kind == "cuda" and index.isdigit()):
+        raise ValueError(f"--device must be auto, cpu, cuda or cuda:<n>, got {config.device!r}.")
+    if not config.name or config.name in (".", "..") or {"/", "\\"} & set(config.name):
+        raise ValueError(f"--name must be the name of a folder, without a path, got {config.name!r}.")
+    if config.new and config.load_from != -1:
+        raise ValueError("--new starts afresh and --load_from continues: give one of them.")
+
+
+def parse_cli(config_class, argv=None):
+    """Build `config_class` from flags, and exit on an unknown flag or a wrong value before any work."""
+    built = []
+
+    @functools.wraps(config_class, updated=())
+    def build(**flags):
+        built.append(config_class(**flags))
+
+    keep_text = {f.name: str for f in fields(config_class) if f.type in (str, str | None)}
+    fire.decorators.SetParseFns(**keep_text)(build)  # else `--name 20240101_1` becomes a number
+    with one_line_errors():
+        fire.Fire(build, command=argv)
+    return built[0]
+
+
+@contextlib.contextmanager
+def one_line_errors():
+    """Turn a user's mistake (ValueError) into one line on stderr and a non-zero exit."""
+    try:
+        yield
+    except ValueError as error:
+        raise SystemExit(f"Error: {error}") from None
+
+
+def choose_device(name):
+    """torch.device for `--device`; auto takes the GPU where there is one."""
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    device = torch.device(name)
+    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
+        raise ValueError(
+            f"--device {name} is not there: PyTorch {torch.__version__} sees {torch.cuda.device_count()} "
+            f"GPUs on this machine. Use --device cpu, or install a CUDA build of PyTorch."
+        )
+    return device
+
+
+def choose_amp_dtype(name, device):
+    """torch.dtype of mixed precision for `--amp_dtype`: float16 on a GPU, as published, bfloat16 on a CPU."""
+    if name == "auto":
+        return torch.float16 if device.type == "cuda" else torch.bfloat16
+    return getattr(torch, name)
+
+
+# ╔══════════════════════════════════════════════════════════════════════════════════════════════════════════╗
+# ║ Volumes and datasets                                                                                     ║
+# ╚══════════════════════════════════════════════════════════════════════════════════════════════════════════╝
+
+
+def array_to_volume(array):
+    """NIfTI array (X, Y, Z) -> network volume (1, Z, X, Y), in C order."""
+    return rearrange(array, "x y z -> 1 z x y")
+
+
+def volume_to_array(volume):
+    """Network volume (1, Z, X, Y) -> NIfTI array (X, Y, Z)."""
+    return rearrange(volume, "1 z x y -> x y z")
+
+
+def find_volumes(folder):
+    """Sorted paths of all NIfTI files below `folder`; a ValueError if there are none."""
+    folder = Path(folder)
+    if not folder.is_dir():
+        state = "is a file" if folder.exists() else "does not exist"
+        raise ValueError(f"--data {folder} {state}: give the folder that holds the .nii or .nii.gz volumes.")
+    names = [p for p in folder.rglob("*") if p.is_file() and not p.name.startswith(".")]
+    paths = sorted(p for p in names if p.name.lower().endswith(NIFTI_SUFFIXES))
+    if not paths:
+        raise ValueError(f"--data {folder} holds no .nii or .nii.gz file ({len(names)} other files).")
+    return paths
+
+
+def read_volume(path, shape=None):
+    """Read one NIfTI volume and scale it to [0, 1] by its own minimum and maximum.
+
+    Args:
+        path: .nii or .nii.gz file.
+        shape: Expected array shape (X, Y, Z) in voxels, or None for any.
+
+    Returns:
+        (volume, image): float32 array (1, Z, X, Y) in [0, 1], and the nibabel image for its affine.
+
+    Raises:
+        ValueError: The file cannot be used; the text says what was found, what is expected and what to do.
+    """
+    try:
+        image = nib.load(path)
+        array = image.get_fdata(dtype=np.float32, caching="unchanged") if is_grey(image) else None
+    except (OSError, EOFError, ValueError, zlib.error, nib.filebasedimages.ImageFileError) as error:
+        reason = " ".join(str(error).split()) or type(error).__name__
+        raise ValueError(f"cannot be read ({reason}): copy it again or remove it") from None
+    if array is None:
+        raise ValueError(f"holds voxels of type {image.get_data_dtype()}, expected one number per voxel")
+    if array.ndim != 3:
+        raise ValueError(f"is {array.ndim}D {array.shape}, expected 3D (X, Y, Z): extract one volume")
+    if shape is not None and array.shape != tuple(shape):
+        raise ValueError(
+            f"has {by(array.shape)} voxels, expected {by(shape)}: resample or crop it, "
+            f"or set --image_size and --image_depth"
+        )
+    bad = array.size - np.count_nonzero(np.isfinite(array))
+    if bad:
+        raise ValueError(f"has NaN or Inf in {bad} of {array.size} voxels: repair or remove it")
+    if not np.isfinite(image.affine).all() or abs(np.linalg.det(image.affine[:3, :3])) < 1e-9:
+        raise ValueError("has an affine that is singular or not finite: repair its header")
+    low, high = array.min(), array.max()
+    if low == high:
+        raise ValueError(f"is constant (every voxel {low:g}): remove it")
+    volume = np.ascontiguousarray(array_to_volume(array))
+    volume -= low
+    volume /= high - low
+    return volume, image
+
+
+def is_grey(image):
+    """True if a nibabel image holds one real number per voxel."""
+    return image.get_data_dtype().names is None and image.get_data_dtype().kind != "c"
+
+
+def by(shape):
+    """(128, 128, 32) -> '128 x 128 x 32'."""
+    return " x ".join(f"{n:g}" for n in shape)
+
+
+def save_nifti(volume, affine, path):
+    """Write a network volume (1, Z, X, Y) as 3D float32 NIfTI (X, Y, Z), marked as synthetic, atomically."""
+    image = nib.Nifti1Image(volume_to_array(np.asarray(volume, dtype=np.float32)), affine)
+    image.header.set_xyzt_units("mm")
+    image.header["descrip"] = f"SYNTHETIC 3D StyleGAN2 {__version__}".encode()
+    image.set_sform(affine, code=1)
+    image.set_qform(affine, code=1)
+    with atomic_path(path) as part:
+        nib.save(image, part)
+
+
+@contextlib.contextmanager
+def atomic_path(path):
+    """Path of a hidden file beside `path` that takes its place when the block ends without an error."""
+    path = Path(path)
+    part = path.with_name(
+        f".part-{path.name}"
+    )  # keeps the suffix, by which nibabel and PIL choose the format
+    try:
+        yield part
+        with open(part, "rb") as file:
+            os.fsync(file.fileno())
+        os.replace(part, path)
+    finally:
+        part.unlink(missing_ok=True)
+
+
+def next_free(path):
+    """`path`, or the first of path-1, path-2, ... that does not exist."""
+    path = Path(path)
+    candidates = itertools.chain([path], (path.with_name(f"{path.name}-{n}") for n in itertools.count(1)))
+    return next(p for p in candidates if not p.exists())
+
+
+@dataclass
+class Audit:
+    """What the check of a data folder found.
+
+    Args:
+        paths: The volumes, sorted.
+        volumes: float32 tensor (N, 1, Z, X, Y) in [0, 1], or None without the cache.
+        affine: The affine that most volumes have, (4, 4), mm.
+        digest: SHA-256 over the contents of all volumes.
+        summary: Lines for a person to read.
+    """
+
+    paths: list
+    volumes: torch.Tensor | None
+    affine: np.ndarray
+    digest: str
+    summary: list
+
+
+def audit_volumes(folder, shape, batch_size=1, keep=True):
+    """Read every volume of a folder once, check it, and keep it if asked.
+
+    Args:
+        folder: Folder of NIfTI files.
+        shape: Expected shape (X, Y, Z), voxels.
+        batch_size: Fewest volumes that training needs.
+        keep: Keep the decoded volumes in memory.
+
+    Returns:
+        Audit.
+
+    Raises:
+        ValueError: One line for every file that cannot be used, or what is wrong with the folder.
+    """
+    paths = find_volumes(folder)
+    size = (len(paths), 1, shape[2], shape[0], shape[1])
+    check_memory(4 * math.prod(size), keep)
+    volumes = torch.empty(size) if keep else None
+
+    def check(index):
+        try:
+            volume, image = read_volume(paths[index], shape)
+        except ValueError as error:
+            return f"{paths[index]} {error}"
+        if keep:
+            volumes[index] = torch.from_numpy(volume)
+        spacing = tuple(np.round(nib.affines.voxel_sizes(image.affine), 3))
+        return (
+            hashlib.sha256(volume).hexdigest(),
+            spacing,
+            "".join(nib.aff2axcodes(image.affine)),
+            image.affine,
+        )
+
+    with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
+        found = list(tqdm(pool.map(check, range(len(paths))), "Checking volumes", len(paths), leave=False))
+    problems = [f for f in found if isinstance(f, str)]
+    good = [(path, *f) for path, f in zip(paths, found, strict=True) if not isinstance(f, str)]
+    problems += duplicates_among([(path, digest) for path, digest, *_ in good])
+    if problems:
+        more = [f"... and {len(problems) - MAX_FILES_NAMED} more"] if len(problems) > MAX_FILES_NAMED else []
+        listed = "\n  ".join(problems[:MAX_FILES_NAMED] + more)
+        raise ValueError(
+            f"{len(problems)} of the {len(paths)} volumes in {folder} cannot be used:\n  {listed}"
+        )
+    if len(paths) < batch_size:
+        raise ValueError(
+            f"{folder} holds {len(paths)} volumes, fewer than a batch of {batch_size}: "
+            f"add volumes or set --batch_size {len(paths)}."
+        )
+    affines = Counter(tuple(np.round(affine, 4).ravel()) for *_, affine in good)
+    return Audit(
+        paths=paths,
+        volumes=volumes,
+        affine=np.reshape(affines.most_common(1)[0][0], (4, 4)),
+        digest=hashlib.sha256("".join(digest for _, digest, *_ in good).encode()).hexdigest(),
+        summary=summarize(folder, shape, good),
+    )
+
+
+def check_memory(needed, keep):
+    """Raise a ValueError if caching `needed` bytes cannot fit into this machine's memory."""
+    if keep and hasattr(os, "sysconf"):
+        total = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+        if needed > 0.9 * total:
+            raise ValueError(
+                f"The decoded volumes need {needed / 2**30:.1f} GiB, this machine has "
+                f"{total / 2**30:.1f}: use --cache none."
+            )
+
+
+def duplicates_among(digests):
+    """Lines that name every file whose voxels equal an earlier file's; `digests` are (path, digest) pairs."""
+    first = {}
+    for path, digest in digests:
+        first.setdefault(digest, path)
+    return [
+        f"{path} has the same voxels as {first[digest]}: remove one"
+        for path, digest in digests
+        if path != first[digest]
+    ]
+
+
+def summarize(folder, shape, good):
+    """Lines on number, shape, spacing and orientation of checked volumes; more than one kind is a warning."""
+    spacings = Counter(spacing for _, _, spacing, _, _ in good)
+    orientations = Counter(orientation for _, _, _, orientation, _ in good)
+    lines = [f"{len(good)} volumes of {by(shape)} voxels in {folder}"]
+    lines.append("spacing (mm): " + ", ".join(f"{by(s)} ({n})" for s, n in spacings.most_common(5)))
+    lines.append("orientation: " + ", ".join(f"{o} ({n})" for o, n in orientations.most_common(5)))
+    if len(spacings) > 1:
+        lines.append(f"warning: {len(spacings)} different spacings; the model knows voxels, not mm.")
+    if len(orientations) > 1:
+        lines.append("warning: volumes of different orientation; the model will mix them up. Reorient them.")
+    return lines
+
+
+class VolumeDataset(Dataset):
+    """Training volumes; an item is asked for by (index, flip), so that who reads it changes nothing.
+
+    Shapes: (index, flip) -> (1, Z, X, Y) float32 in [0, 1], index
+    """
+
+    def __init__(self, audit):
+        self.paths = audit.paths
+        self.volumes = audit.volumes
+
+    def __len__(self):
+        return len(self.paths)
+
+    def __getitem__(self, key):
+        index, flip = key
+        if self.volumes is not None:
+            volume = self.volumes[index]
+        else:
+            volume = torch.from_numpy(read_volume(self.paths[index])[0])
+        return (volume.flip(LEFT_RIGHT) if flip else volume), index
+
+
+LEFT_RIGHT = -2  # axis H of (..., D, H, W): the NIfTI array's first axis
+
+
+class SeededBatches(Sampler):
+    """Endless batches of (index, flip), a function of seed and batch number; an epoch repeats no volume.
+
+    Args:
+        length: Volumes in the data set.
+        batch_size: Volumes in a batch; the rest of an epoch is dropped.
+        flip_prob: Probability of a left-right flip.
+        key: Seed of the order, a tuple of integers >= 0.
+        start: Number of the first batch, counted from the start of the training.
+    """
+
+    def __init__(self, length, batch_size, flip_prob, key, start=0):
+        self.length, self.batch_size, self.flip_prob, self.key, self.start = (
+            length,
+            batch_size,
+            flip_prob,
+            key,
+            start,
+        )
+
+    def __iter__(self):
+        per_epoch = self.length // self.batch_size
+        for number in itertools.count(self.start):
+            epoch, batch = divmod(number, per_epoch)
+            if batch == 0 or number == self.start:
+                order = host_random(*self.key, STREAM_ORDER, epoch).permutation(self.length)
+            flips = host_random(*self.key, STREAM_FLIP, number).random(self.batch_size) < self.flip_prob
+            chosen = order[batch * self.batch_size : (batch + 1) * self.batch_size]
+            yield list(zip(chosen.tolist(), flips.tolist(), strict=True))
+
+
+def ignore_interrupts(_):
+    """Leave Ctrl-C to the main process: a decoding worker must not die of it."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+
+
+def make_loader(dataset, batches, num_workers, device):
+    """Iterator of (volumes (B, 1, Z, X, Y), indices (B,)) in the order of `batches`."""
+    if num_workers is None:
+        num_workers = 0 if dataset.volumes is not None else min(4, os.cpu_count() or 1)
+    return iter(
+        DataLoader(
+            dataset,
+            batch_sampler=batches,
+            num_workers=num_workers,
+            pin_memory=device.type == "cuda",
+            worker_init_fn=ignore_interrupts,
+        )
+    )
+
+
+# ╔══════════════════════════════════════════════════════════════════════════════════════════════════════════╗
+# ║ Differentiable augmentation                                                                              ║
+# ╚══════════════════════════════════════════════════════════════════════════════════════════════════════════╝
+
+
+def diff_augment(volumes, types, rng):
+    """Augment a micro-batch with gradients (DiffAugment, Zhao et al. 2020, arXiv:2006.10738, Sec. 3).
+
+    Args:
+        volumes: (B, 1, D, H, W).
+        types: Names out of AUGMENTATIONS, applied in this order.
+        rng: numpy Generator; every volume gets its own draw.
+    """
+    for name in types:
+        volumes = AUGMENTATIONS[name](volumes, rng)
+    return volumes
+
+
+def translate(volumes, rng, ratio=0.125):
+    """Shift every volume by up to `ratio` of each axis, in whole voxels; zeros enter."""
+    sizes = volumes.shape[2:]
+    reach = [int(size * ratio + 0.5) for size in sizes]
+    shifts = [rng.integers(-r, r + 1, len(volumes)) for r in reach]
+    return shift_volumes(volumes, np.stack(shifts, axis=1))
+
+
+def shift_volumes(volumes, shifts):
+    """Move volume b by shifts[b] = (d, h, w) voxels; zeros enter, and shift 0 is the identity."""
+    if not np.any(shifts):
+        return volumes
+    reach = np.abs(shifts).max(axis=0)
+    padded = F.pad(volumes, [int(r) for r in reach[::-1] for _ in range(2)])
+    moved = []
+    for volume, shift in zip(padded, shifts, strict=True):
+        window = (
+            slice(int(r - s), int(r - s) + n) for r, s, n in zip(reach, shift, volumes.shape[2:], strict=True)
+        )
+        moved.append(volume[(slice(None), *window)])
+    return torch.stack(moved)
+
+
+def cutout(volumes, rng, ratio=0.5):
+    """Set a box of `ratio` of each edge to zero, at a random place that may lie partly outside."""
+    inside = volumes.new_ones(())
+    for axis, size in enumerate(volumes.shape[2:], start=2):
+        box = int(size * ratio + 0.5)
+        start = rng.integers(0, size + 1 - box % 2, len(volumes)) - box // 2
+        start = torch.from_numpy(start).to(volumes.device).view(-1, 1)
+        position = torch.arange(size, device=volumes.device)
+        covered = (position >= start) & (position < start + box)  # (B, size)
+        shape = [len(volumes), 1, 1, 1, 1]
+        shape[axis] = size
+        inside = inside * covered.view(shape)
+    return volumes * (1 - inside).to(volumes.dtype)
+
+
+def contrast(volumes, rng):
+    """Scale every volume about its mean by a factor in [0.5, 1.5)."""
+    factor = torch.from_numpy(rng.random(len(volumes)) + 0.5).to(volumes).view(-1, 1, 1, 1, 1)
+    mean = volumes.mean(dim=(1, 2, 3, 4), keepdim=True)
+    return (volumes - mean) * factor + mean
+
+
+AUGMENTATIONS = {"translation": translate, "cutout": cutout, "contrast": contrast}
+
+
+# ╔══════════════════════════════════════════════════════════════════════════════════════════════════════════╗
+# ║ Layers                                                                                                   ║
+# ╚══════════════════════════════════════════════════════════════════════════════════════════════════════════╝
+
+
+def leaky_relu():
+    """The networks' only nonlinearity: LeakyReLU of slope 0.2, no gain."""
+    return nn.LeakyReLU(0.2)
+
+
+class Smoothing(torch.autograd.Function):
+    """[1, 2, 1] / 4 along three axes with replicated borders, as shifted sums: no kernel of 27 taps.
+
+    With such borders the filter is a symmetric matrix, so it is its own gradient, of any order.
+    """
+
+    @staticmethod
+    def forward(ctx, x):
+        for axis in (2, 3, 4):
+            last = x.shape[axis] - 1
+            y = x * 0.5
+            for to, source, length in ((1, 0, last), (0, 1, last), (0, 0, 1), (last, last, 1)):
+                y.narrow(axis, to, length).add_(x.narrow(axis, source, length), alpha=0.25)
+            x = y
+        return x
+
+    @staticmethod
+    def backward(ctx, gradient):
+        return Smoothing.apply(gradient)
+
+
+class Blur(nn.Module):
+    """Low-pass filter: the outer product of [1, 2, 1] three times, normalised to sum 1, replicated borders.
+
+    Shapes: (B, C, D, H, W) -> (B, C, D, H, W)
+    """
+
+    def __init__(self):
+        super().__init__()
+        self.register_buffer("f", torch.tensor([1.0, 2.0, 1.0]))  # as in the original's state dict
+
+    def forward(self, x):
+        return Smoothing.apply(x)
+
+
+class MappingLinear(nn.Module):
+    """Linear layer whose weight and bias are multiplied by `lr_mul`, with N(0, 1) weights.
+
+    Differs from the paper: no 1 / sqrt(fan_in).
+
+    Shapes: (B, in) -> (B, out)
+    """
+
+    def __init__(self, in_features, out_features, lr_mul=0.1):
+        super().__init__()
+        self.weight = nn.Parameter(torch.randn(out_features, in_features))
+        self.bias = nn.Parameter(torch.zeros(out_features))
+        self.lr_mul = lr_mul
+
+    def forward(self, x):
+        return F.linear(x, self.weight * self.lr_mul, self.bias * self.lr_mul)
+
+
+class StyleLinear(nn.Linear):
+    """Affine map from w to one layer's style ("A" in StyleGAN2's Fig. 2), in float32 under autocast too."""
+
+    def forward(self, w):
+        with torch.autocast(w.device.type, enabled=False):
+            return super().forward(w.float())
+
+
+class Conv3DMod(nn.Module):
+    """Modulated 3D convolution (Karras et al. 2020, arXiv:1912.04958, Sec. 2.2).
+
+    The style scales the input channels of the kernel; demodulation restores unit norm per output channel:
+
+        w'[o,i,k]  = s[i] * w[o,i,k]
+        w''[o,i,k] = w'[o,i,k] / sqrt(sum_ik w'[o,i,k]^2 + eps)
+
+    Computed by scaling the channels of x before and after one convolution that the whole batch shares;
+    sum_ik w'^2 = sum_i s[i]^2 * sum_k w[o,i,k]^2 needs no kernel per sample.
+
+    Differs from the paper: s = 1 + style, as in lucidrains/stylegan2-pytorch, so that a zero style leaves the
+    kernel as it is.
+
+    Shapes:
+        x:      (B, C_in, D, H, W)
+        style:  (B, C_in)
+        return: (B, C_out, D, H, W)
+    """
+
+    def __init__(self, in_channels, out_channels, kernel_size, demodulate=True, eps=1e-8):
+        super().__init__()
+        self.weight = nn.Parameter(torch.empty(out_channels, in_channels, *3 * [kernel_size]))
+        nn.init.kaiming_normal_(self.weight, a=0, mode="fan_in", nonlinearity="leaky_relu")
+        self.padding = kernel_size // 2
+        self.demodulate = demodulate
+        self.eps = eps
+
+    def forward(self, x, style):
+        s = 1 + style
+        if not self.demodulate:
+            return F.conv3d(x * as_channels(s, x), self.weight, padding=self.padding)
+        with torch.autocast(x.device.type, enabled=False):  # a sum of squares overflows float16
+            kernel_power = self.weight.float().square().sum(dim=(2, 3, 4))  # (C_out, C_in)
+            norm = (s.square() @ kernel_power.T + self.eps).rsqrt()  # (B, C_out)
+            largest = s.detach().abs().amax(dim=1, keepdim=True).clamp_min(self.eps)  # keeps float16 in range
+        x = F.conv3d(x * as_channels(s / largest, x), self.weight, padding=self.padding)
+        return x * as_channels(norm * largest, x)
+
+
+def reliably(layer, x):
+    """layer(x), without autocast where the CPU's bfloat16 convolution is wrong.
+
+    On a CPU, PyTorch 2.15.0 returns garbage as the weight gradient of a bfloat16 3x3x3 convolution over 2
+    slices. Layers that small cost next to nothing in float32.
+    """
+    if x.device.type != "cpu" or x.shape[2] > 2:
+        return layer(x)
+    with torch.autocast("cpu", enabled=False):
+        return layer(x.to(torch.promote_types(x.dtype, torch.float32)))
+
+
+def as_channels(values, x):
+    """(B, C) or (C,) values as factors or terms for the channels of x (B, C, D, H, W), in x's dtype."""
+    return values.to(x.dtype).view(*values.shape, 1, 1, 1)
+
+
+def add_noise(x, noise, layer):
+    """x + Linear(1, C)(noise), without building the (B, D, H, W, C) tensor.
+
+    Shapes:
+        x:      (B, C, D, H, W)
+        noise:  (B, 1, D, H, W)
+        return: (B, C, D, H, W)
+    """
+    return torch.addcmul(
+        x + as_channels(layer.bias, x), noise.to(x.dtype), as_channels(layer.weight.squeeze(1), x)
+    )
+
+
+# ╔══════════════════════════════════════════════════════════════════════════════════════════════════════════╗
+# ║ Networks                                                                                                 ║
+# ╚══════════════════════════════════════════════════════════════════════════════════════════════════════════╝
+
+
+def growth_schedule(image_size, image_depth):
+    """Factors (d, h, w) by which the generator's blocks enlarge their input: every axis not yet at its size.
+
+    (128, 32) -> (1, 1, 1), then (2, 2, 2) three times, then (1, 2, 2) twice: 4 voxels grow to 32 x 128 x 128.
+    """
+    check_networks(image_size, image_depth)
+    sizes, target, factors = (4, 4, 4), (image_depth, image_size, image_size), [(1, 1, 1)]
+    while sizes != target:
+        factors.append(tuple(2 if size < end else 1 for size, end in zip(sizes, target, strict=True)))
+        sizes = tuple(size * factor for size, factor in zip(sizes, factors[-1], strict=True))
+    return factors
+
+
+def shrink_schedule(image_size, image_depth):
+    """Strides (d, h, w) of the discriminator's blocks: every axis above 2 is halved, until all are 2."""
+    check_networks(image_size, image_depth)
+    sizes, strides = (image_depth, image_size, image_size), []
+    while max(sizes) > 2:
+        strides.append(tuple(2 if size > 2 else 1 for size in sizes))
+        sizes = tuple(size // stride for size, stride in zip(sizes, strides[-1], strict=True))
+    return strides
+
+
+def initialize(module):
+    """Kaiming-normal weights of a convolution or linear layer, as published; biases as PyTorch has them."""
+    if isinstance(module, nn.Conv3d | nn.Linear):
+        nn.init.kaiming_normal_(module.weight, a=0, mode="fan_in", nonlinearity="leaky_relu")
+
+
+class StyleVectorizer(nn.Module):
+    """Mapping network: z to the intermediate latent w (StyleGAN2, Fig. 2).
+
+    Shapes: z (B, latent_dim) -> w (B, latent_dim)
+    """
+
+    def __init__(self, latent_dim=LATENT_DIM, style_depth=STYLE_DEPTH, lr_mlp=0.1):
+        super().__init__()
+        layers = [(MappingLinear(latent_dim, latent_dim, lr_mlp), leaky_relu()) for _ in range(style_depth)]
+        self.net = nn.Sequential(*itertools.chain(*layers))
+
+    def forward(self, z):
+        return self.net(F.normalize(z, dim=1))
+
+
+class ToGrayscale(nn.Module):
+    """Grey volume of one block, added to the enlarged grey volume of the block before.
+
+    Shapes:
+        x:        (B, C, D, H, W)
+        previous: (B, 1, D, H, W) or None
+        w:        (B, latent_dim)
+        return:   (B, 1, D', H', W'), enlarged unless this is the last block
+    """
+
+    def __init__(self, latent_dim, channels, enlarge):
+        super().__init__()
+        self.to_style = StyleLinear(latent_dim, channels)
+        self.conv = Conv3DMod(channels, 1, kernel_size=1, demodulate=False)
+        self.upsample = nn.Sequential(upsampling(enlarge), Blur()) if enlarge else None
+
+    def forward(self, x, previous, w):
+        x = self.conv(x, self.to_style(w))
+        if previous is not None:
+            x = x + previous
+        return x if self.upsample is None else self.upsample(x)
+
+
+def upsampling(factors):
+    """Trilinear enlargement by (d, h, w) factors."""
+    return nn.Upsample(scale_factor=tuple(map(float, factors)), mode="trilinear", align_corners=False)
+
+
+class GeneratorBlock(nn.Module):
+    """Enlarge, then twice: modulated convolution, noise, LeakyReLU.
+
+    Shapes:
+        x:        (B, C_in, D, H, W)
+        grey:     (B, 1, D', H', W') or None, at this block's size
+        w:        (B, latent_dim)
+        noise:    (B, >= D', >= H', >= W', 1), its first corner is used
+        return:   (B, C_out, D', H', W'), grey volume at the next block's size
+    """
+
+    def __init__(self, latent_dim, in_channels, out_channels, enlarge, enlarge_next):
+        super().__init__()
+        self.upsample = upsampling(enlarge) if max(enlarge) > 1 else None
+        self.to_style1 = StyleLinear(latent_dim, in_channels)
+        self.to_noise1 = nn.Linear(1, out_channels)
+        self.conv1 = Conv3DMod(in_channels, out_channels, kernel_size=3)
+        self.to_style2 = StyleLinear(latent_dim, out_channels)
+        self.to_noise2 = nn.Linear(1, out_channels)
+        self.conv2 = Conv3DMod(out_channels, out_channels, kernel_size=3)
+        self.activation = leaky_relu()
+        self.to_grayscale = ToGrayscale(latent_dim, out_channels, enlarge_next)
+
+    def forward(self, x, grey, w, noise):
+        if self.upsample is not None:
+            x = self.upsample(x)
+        d, h, w_axis = x.shape[2:]
+        noise = noise[:, :d, :h, :w_axis].movedim(-1, 1)  # (B, 1, D', H', W')
+        x = self.activation(add_noise(self.conv1(x, self.to_style1(w)), noise, self.to_noise1))
+        x = self.activation(add_noise(self.conv2(x, self.to_style2(w)), noise, self.to_noise2))
+        return x, self.to_grayscale(x, grey, w)
+
+
+class Generator(nn.Module):
+    """Synthesis network: styles and noise to volumes.
+
+    Shapes:
+        styles: (B, num_layers, latent_dim), one w for each block
+        noise:  (B, >= Z, >= S, >= S, 1), uniform in [0, 1); the original's cube (B, S, S, S, 1) is accepted
+        return: (B, 1, Z, S, S), not clamped
+    """
+
+    def __init__(self, image_size, image_depth, latent_dim=LATENT_DIM, network_capacity=8, fmap_max=512):
+        super().__init__()
+        factors = growth_schedule(image_size, image_depth)
+        self.image_size, self.image_depth, self.latent_dim = image_size, image_depth, latent_dim
+        self.num_layers = len(factors)
+        widths = [min(fmap_max, network_capacity * 2 ** (i + 1)) for i in reversed(range(self.num_layers))]
+        self.initial_block = nn.Parameter(torch.randn(1, widths[0], 4, 4, 4))
+        self.initial_conv = nn.Conv3d(widths[0], widths[0], 3, padding=1)
+        self.blocks = nn.ModuleList(
+            GeneratorBlock(latent_dim, *channels, enlarge, enlarge_next)
+            for channels, enlarge, enlarge_next in zip(
+                itertools.pairwise([widths[0], *widths]), factors, [*factors[1:], None], strict=True
+            )
+        )
+        self.apply(initialize)
+        for block in self.blocks:
+            for layer in (block.to_noise1, block.to_noise2):
+                nn.init.zeros_(layer.weight)
+                nn.init.zeros_(layer.bias)
+
+    def forward(self, styles, noise):
+        x = self.initial_conv(self.initial_block.expand(len(styles), -1, -1, -1, -1))
+        grey = None
+        for w, block in zip(styles.unbind(dim=1), self.blocks, strict=True):
+            x, grey = block(x, grey, w, noise)
+        return grey
+
+
+class DiscriminatorBlock(nn.Module):
+    """Residual block: two convolutions and a strided one, beside a strided 1x1x1 convolution.
+
+    Shapes: (B, C_in, D, H, W) -> (B, C_out, D / stride, H / stride, W / stride)
+    """
+
+    def __init__(self, in_channels, out_channels, stride, downsample=True):
+        super().__init__()
+        self.conv_res = nn.Conv3d(in_channels, out_channels, 1, stride=stride)
+        self.net = nn.Sequential(
+            nn.Conv3d(in_channels, out_channels, 3, padding=1),
+            leaky_relu(),
+            nn.Conv3d(out_channels, out_channels, 3, padding=1),
+            leaky_relu(),
+        )
+        self.downsample = None
+        if downsample:
+            self.downsample = nn.Sequential(
+                Blur(), nn.Conv3d(out_channels, out_channels, 3, padding=1, stride=stride)
+            )
+
+    def forward(self, x):
+        skip = self.conv_res(x)
+        x = self.net(x)
+        if self.downsample is not None:
+            x = self.downsample(x)
+        return (x + skip) / math.sqrt(2)
+
+
+class Discriminator(nn.Module):
+    """Residual discriminator; training drives its output to -1 for real volumes and to +1 for generated ones.
+
+    The last block keeps its size while its skip has stride (1, 2, 2), so a (2, 1, 1) skip is broadcast over
+    (2, 2, 2). Kept, because released checkpoints were trained with it.
+
+    Shapes: volumes (B, 1, Z, S, S) -> logits (B,), quantize_loss (1,)
+    """
+
+    def __init__(self, image_size, image_depth, network_capacity=8, fmap_max=512):
+        super().__init__()
+        strides = shrink_schedule(image_size, image_depth)
+        widths = [1, *(min(fmap_max, 4 * network_capacity * 2**i) for i in range(len(strides) + 1))]
+        self.blocks = nn.ModuleList(
+            DiscriminatorBlock(*channels, stride, downsample=i < len(strides))
+            for i, (channels, stride) in enumerate(
+                zip(itertools.pairwise(widths), [*strides, (1, 2, 2)], strict=True)
+            )
+        )
+        self.final_conv = nn.Conv3d(widths[-1], widths[-1], 3, padding=1)
+        self.to_logit = nn.Linear(8 * widths[-1], 1)
+        self.apply(initialize)
+
+    def forward(self, volumes):
+        x = volumes
+        for block in self.blocks:
+            x = reliably(block, x)
+        x = reliably(self.final_conv, x)
+        logits = self.to_logit(x.flatten(1)).squeeze(1)
+        return logits, logits.new_zeros(1)
+
+
+class AugmentedDiscriminator(nn.Module):
+    """D behind differentiable augmentation; the whole micro-batch is augmented or none of it.
+
+    Shapes: volumes (B, 1, Z, S, S) -> logits (B,), quantize_loss (1,)
+    """
+
+    def __init__(self, D):
+        super().__init__()
+        self.D = D
+
+    def forward(self, volumes, prob=0.0, types=(), rng=None):
+        if prob and rng.random() < prob:
+            if rng.random() < 0.5:
+                volumes = volumes.flip(LEFT_RIGHT)
+            volumes = diff_augment(volumes, types, rng)
+        return self.D(volumes)
+
+
+class StyleGAN2(nn.Module):
+    """The trained networks: S and G, the discriminator D, the averages SE and GE, and D_aug around D."""
+
+    def __init__(
+        self,
+        image_size,
+        image_depth=32,
+        latent_dim=LATENT_DIM,
+        style_depth=STYLE_DEPTH,
+        network_capacity=8,
+        fmap_max=512,
+        lr_mlp=0.1,
+    ):
+        super().__init__()
+        size = {"image_size": image_size, "image_depth": image_depth}
+        width = {"network_capacity": network_capacity, "fmap_max": fmap_max}
+        self.S = StyleVectorizer(latent_dim, style_depth, lr_mlp)
+        self.G = Generator(**size, latent_dim=latent_dim, **width)
+        self.D = Discriminator(**size, **width)
+        self.SE = StyleVectorizer(latent_dim, style_depth, lr_mlp)
+        self.GE = Generator(**size, latent_dim=latent_dim, **width)
+        self.D_aug = AugmentedDiscriminator(self.D)
+        self.SE.requires_grad_(False)
+        self.GE.requires_grad_(False)
+        self.copy_to_averages()
+
+    def averages(self):
+        """Parameters of (SE, GE) and of (S, G), two lists in the same order."""
+        return [*self.SE.parameters(), *self.GE.parameters()], [*self.S.parameters(), *self.G.parameters()]
+
+    @torch.no_grad()
+    def copy_to_averages(self):
+        """SE and GE become copies of S and G."""
+        self.SE.load_state_dict(self.S.state_dict())
+        self.GE.load_state_dict(self.G.state_dict())
+
+    @torch.no_grad()
+    def update_averages(self):
+        """One step of the exponential moving averages: SE, GE <- 0.995 * (SE, GE) + 0.005 * (S, G)."""
+        average, current = self.averages()
+        torch._foreach_lerp_(average, current, 1 - AVERAGE_DECAY)
+
+
+def count_parameters(module):
+    """Number of weights of a network."""
+    return sum(p.numel() for p in module.parameters())
+
+
+# ╔══════════════════════════════════════════════════════════════════════════════════════════════════════════╗
+# ║ Losses and regularisers                                                                                  ║
+# ╚══════════════════════════════════════════════════════════════════════════════════════════════════════════╝
+
+
+def hinge_loss(real_logits, fake_logits):
+    """D's hinge loss, mean(relu(1 + D(real))) + mean(relu(1 - D(fake))): real is driven to -1, fake to +1.
+
+    Shapes: (B,), (B,) -> scalar
+    """
+    return F.relu(1 + real_logits).mean() + F.relu(1 - fake_logits).mean()
+
+
+def relativistic(real_logits, fake_logits):
+    """Logits relative to the mean of the other kind (relativistic average, arXiv:1807.00734, Sec. 4.2).
+
+    Shapes: (B,), (B,) -> (B,), (B,)
+    """
+    return real_logits - fake_logits.mean(), fake_logits - real_logits.mean()
+
+
+def dual_contrastive_loss(t1, t2):
+    """Tell each of one kind from all of the other, both ways (Yu et al. 2021, arXiv:2103.09742, Eq. 3 and 4).
+
+        mean_i -log softmax([t1_i, t2_1, ..., t2_N])_1  +  mean_j -log softmax([-t2_j, -t1_1, ..., -t1_N])_1
+
+    D minimises it for (real, fake), G for (fake, real).
+
+    Shapes: (N,), (M,) -> scalar
+    """
+
+    def half(one, others):
+        logits = torch.cat([one[:, None], others.expand(len(one), -1)], dim=1)  # (N, 1 + M)
+        return (logits.logsumexp(dim=1) - one).mean()
+
+    return half(t1, t2) + half(-t2, -t1)
+
+
+def most_real(fake_logits, epochs, gamma, frac):
+    """The share max(gamma^epochs, frac) of logits that are most real, so lowest (arXiv:2002.06224, Sec. 3).
+
+    Shapes: (B,) -> (k,)
+    """
+    k = math.ceil(len(fake_logits) * max(gamma**epochs, frac))
+    return fake_logits.topk(k, largest=False).values
+
+
+def gradient_penalty(volumes, logits, weight=10.0):
+    """Pull the norm of the discriminator's input gradient to 1 (arXiv:1704.00028, Eq. 3).
+
+        weight * mean_b (||dD(x_b)/dx_b||_2 - 1)^2
+
+    Differs from the paper: taken at the real volumes, not between real and fake ones.
+
+    Shapes: (B, 1, D, H, W), (B,) -> scalar
+    """
+    (gradient,) = torch.autograd.grad(logits.float().sum(), volumes, create_graph=True)
+    return weight * (gradient.flatten(1).norm(dim=1) - 1).square().mean()
+
+
+def path_lengths(styles, volumes, y):
+    """Length of the volumes' change per change of style (arXiv:1912.04958, Sec. 3.2).
+
+        sqrt(mean over layers of sum over latent of (d(y . G(w)) / dw)^2), y = N(0, 1) / N^(1/3), N voxels
+
+    Differs from the paper: the scale N^(1/3) in place of N^(1/2).
+
+    Shapes: styles (B, L, latent), volumes (B, 1, D, H, W), y standard normal like volumes -> (B,)
+    """
+    scale = math.prod(volumes.shape[2:]) ** (1 / 3)
+    (gradient,) = torch.autograd.grad((volumes * (y / scale)).sum(), styles, create_graph=True)
+    return gradient.square().sum(dim=2).mean(dim=1).sqrt()
+
+
+# ╔══════════════════════════════════════════════════════════════════════════════════════════════════════════╗
+# ║ Latents and styles                                                                                       ║
+# ╚══════════════════════════════════════════════════════════════════════════════════════════════════════════╝
+
+
+def host_random(*key):
+    """numpy Generator for decisions on the host, seeded by a tuple of integers >= 0."""
+    return np.random.default_rng(key)
+
+
+def device_random(device, *key):
+    """torch Generator on `device`, seeded by a tuple of integers >= 0."""
+    seed = int(np.random.SeedSequence(key).generate_state(1, np.uint64)[0] >> 1)
+    return torch.Generator(device).manual_seed(seed)
+
+
+def volume_inputs(seed, latent_dim, shape):
+    """Latent and noise of the volume with this seed, drawn on the CPU: the same on every device.
+
+    Shapes: z (latent_dim,), noise (D, H, W, 1)
+    """
+    generator = torch.Generator().manual_seed(seed)
+    z = torch.randn(latent_dim, generator=generator)
+    return z, torch.rand(*shape, 1, generator=generator)
+
+
+def batch_inputs(seeds, latent_dim, shape):
+    """`volume_inputs` of several seeds. Shapes: z (B, latent_dim), noise (B, D, H, W, 1)"""
+    z, noise = zip(*(volume_inputs(seed, latent_dim, shape) for seed in seeds), strict=True)
+    return torch.stack(z), torch.stack(noise)
+
+
+def mix_styles(w1, w2, layers, crossover):
+    """Styles with w1 in the first `crossover` blocks and w2 in the rest.
+
+    Shapes: (B, latent), (B, latent) -> (B, layers, latent)
+    """
+    first = torch.arange(layers, device=w1.device) < crossover
+    return torch.where(first[None, :, None], w1[:, None], w2[:, None])
+
+
+def same_style(w, layers):
+    """One w for all blocks. Shapes: (B, latent) -> (B, layers, latent)"""
+    return w[:, None].expand(-1, layers, -1)
+
+
+@torch.no_grad()
+def truncation_center(mapping, latent_dim, device, seed=0):
+    """Mean of w over seeded latents, the centre of truncation. Shapes: -> (1, latent_dim)"""
+    z = torch.randn(TRUNCATION_SAMPLES, latent_dim, generator=torch.Generator().manual_seed(seed))
+    return mapping(z.to(device)).mean(dim=0, keepdim=True)
+
+
+def truncate(w, center, psi):
+    """Truncation trick, center + psi * (w - center) (arXiv:1812.04948, Appendix B)."""
+    return center + psi * (w - center)
+
+
+def slerp(low, high, t):
+    """Spherical interpolation between two latents. Shapes: (latent,), (latent,), t in [0, 1] -> (latent,)"""
+    angle = torch.arccos((F.normalize(low, dim=-1) * F.normalize(high, dim=-1)).sum(-1).clamp(-1, 1))
+    if angle.sin().abs() < 1e-6:  # parallel: the straight line is the same
+        return torch.lerp(low, high, t)
+    return (torch.sin((1 - t) * angle) * low + torch.sin(t * angle) * high) / angle.sin()
+
+
+# ╔══════════════════════════════════════════════════════════════════════════════════════════════════════════╗
+# ║ Pictures                                                                                                 ║
+# ╚══════════════════════════════════════════════════════════════════════════════════════════════════════════╝
+
+
+def axial_pictures(volumes, affine):
+    """Middle axial slice and axial maximum-intensity projection, in radiological view.
+
+    Anterior is up and the patient's right is on the left, whatever the sign of the affine's axes.
+
+    Shapes: (N, 1, Z, X, Y) in [0, 1] -> two arrays (N, rows, columns) uint8
+    """
+    volumes = np.asarray(volumes)[:, 0]
+    if affine[0][0] > 0:
+        volumes = volumes[:, :, ::-1]
+    if affine[1][1] > 0:
+        volumes = volumes[:, :, :, ::-1]
+    planes = volumes[:, volumes.shape[1] // 2], volumes.max(axis=1)
+    return [np.rint(plane.clip(0, 1).swapaxes(1, 2) * 255).astype(np.uint8) for plane in planes]
+
+
+def tile(pictures, columns):
+    """Pictures in rows of `columns`, a one-pixel gap between them. Shapes: (N, h, w) -> (H, W)"""
+    rows = -(-len(pictures) // columns)
+    padded = np.pad(pictures, ((0, rows * columns - len(pictures)), (0, 1), (0, 1)), constant_values=64)
+    return rearrange(padded, "(r c) h w -> (r h) (c w)", r=rows)
+
+
+def contact_sheet(volumes, affine, columns):
+    """Axial slices on the left, their projections on the right. Shapes: (N, 1, Z, X, Y) -> (H, W)"""
+    left, right = (tile(p, columns) for p in axial_pictures(volumes, affine))
+    gap = np.full((len(left), 8), 255, np.uint8)
+    return np.concatenate([left, gap, right], axis=1)
+
+
+def save_picture(picture, path, smallest=384):
+    """Write a grey picture as PNG, small ones enlarged without interpolation so that voxels stay visible."""
+    image = Image.fromarray(picture)
+    factor = -(-smallest // min(image.size))
+    if factor > 1:
+        image = image.resize((image.width * factor, image.height * factor), Image.Resampling.NEAREST)
+    with atomic_path(path) as part:
+        image.save(part)
+
+
+def save_gif(pictures, path, seconds_per_frame=0.08):
+    """Write pictures (N, H, W) uint8 as an endless GIF."""
+    first, *rest = [Image.fromarray(p) for p in pictures]
+    with atomic_path(path) as part:
+        first.save(part, save_all=True, append_images=rest, duration=int(1000 * seconds_per_frame), loop=0)
+
+
+# ╔══════════════════════════════════════════════════════════════════════════════════════════════════════════╗
+# ║ Checkpoints                                                                                              ║
+# ╚══════════════════════════════════════════════════════════════════════════════════════════════════════════╝
+
+
+def checkpoint_numbers(folder):
+    """Sorted numbers n of the files model_<n>.pt in a folder."""
+    numbers = (p.stem.removeprefix("model_") for p in Path(folder).glob("model_*.pt"))
+    return sorted(int(n) for n in numbers if n.isdigit())
+
+
+def find_checkpoint(folder, load_from=-1):
+    """Path of checkpoint number `load_from` in a run's folder, the newest for -1.
+
+    Raises:
+        ValueError: There is no such checkpoint; the text lists those there are.
+    """
+    numbers = checkpoint_numbers(folder)
+    if not numbers:
+        raise ValueError(f"There is no checkpoint model_<n>.pt in {folder}: train first, or correct --name.")
+    if load_from != -1 and load_from not in numbers:
+        there = ", ".join(map(str, numbers))
+        raise ValueError(f"There is no model_{load_from}.pt in {folder}. --load_from can be {there}.")
+    return Path(folder) / f"model_{numbers[-1] if load_from == -1 else load_from}.pt"
+
+
+def read_checkpoint(path):
+    """Read a checkpoint onto the CPU, with `weights_only=True`, and strip `module.` from its tensors' names.
+
+    Raises:
+        ValueError: The file is missing, damaged or not a checkpoint of this program or the original.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise ValueError(f"{path} does not exist: give the path of a checkpoint model_<n>.pt.")
+    try:
+        state = torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
+    except Exception as error:  # torch.load raises pickle, zip, runtime and key errors on damaged files
+        raise ValueError(f"{path} cannot be read as a checkpoint ({type(error).__name__}).") from None
+    if not isinstance(state, dict) or "GAN" not in state:
+        raise ValueError(f"{path} is not a 3D StyleGAN2 checkpoint: it has no entry 'GAN'.")
+    state["GAN"] = {name.removeprefix("module."): tensor for name, tensor in state["GAN"].items()}
+    return state
+
+
+def network_settings(state, path):
+    """Keyword arguments of `StyleGAN2` for a checkpoint; those of an original follow from its tensors.
+
+    No tensor's shape depends on the depth, so a checkpoint that does not state it gets the published one,
+    with a notice: 32 slices, or 4 for the variant of 256 voxels.
+
+    Raises:
+        ValueError: The tensors are not those of a 3D StyleGAN2.
+    """
+    if "config" in state:
+        return {name: state["config"][name] for name in (*NETWORK_SETTINGS, "latent_dim", "style_depth")}
+    shapes = {name: tuple(tensor.shape) for name, tensor in state["GAN"].items()}
+    try:
+        blocks = sum(name.startswith("G.blocks.") and name.endswith(".conv1.weight") for name in shapes)
+        narrowest = shapes[f"G.blocks.{blocks - 1}.conv2.weight"][0]  # 2 * network_capacity, at most fmap_max
+        widest = max(shapes[f"D.blocks.{i}.conv_res.weight"][0] for i in range(blocks + 1))
+        latent_dim = shapes["S.net.0.weight"][1]
+    except KeyError as error:
+        raise ValueError(f"{path} is not a 3D StyleGAN2 checkpoint: it has no tensor {error}.") from None
+    image_size = 2 ** (blocks + 1)
+    settings = {
+        "image_size": image_size,
+        "image_depth": min(image_size, 4 if image_size == 256 else 32),
+        "network_capacity": narrowest // 2,
+        "fmap_max": widest,
+        "lr_mlp": 0.1,
+        "latent_dim": latent_dim,
+        "style_depth": sum(n.startswith("S.net.") and n.endswith(".weight") for n in shapes),
+    }
+    beside = Path(path).parent / ".config.json"
+    stated = json.loads(beside.read_text()) if beside.is_file() else {}
+    settings.update({k: stated[k] for k in ("image_depth", "lr_mlp") if k in stated})
+    if "image_depth" not in stated:
+        print(f"{path} does not state its depth: taken as {settings['image_depth']} slices, as published.")
+    return settings
+
+
+def load_networks(module, state_dict, path):
+    """Load a state dict strictly, and say in one line what does not fit."""
+    try:
+        module.load_state_dict(state_dict)
+    except RuntimeError as error:
+        first = " ".join(str(error).splitlines()[1].split())
+        raise ValueError(f"{path} does not fit the networks of this run: {first}") from None
+
+
+def save_checkpoint(state, path):
+    """Write a checkpoint so that the file at `path` is always a whole one, the former or the new."""
+    Path(path).parent.mkdir(parents=True, exist_ok=True)
+    with atomic_path(path) as part:
+        torch.save(state, part)
+
+
+# ╔══════════════════════════════════════════════════════════════════════════════════════════════════════════╗
+# ║ Memory                                                                                                   ║
+# ╚══════════════════════════════════════════════════════════════════════════════════════════════════════════╝
+
+
+class AllocationTracker(TorchDispatchMode):
+    """Bytes of all tensors alive, and their peak, while the mode is on.
+
+    With fake tensors nothing is allocated: a step of any size is followed in seconds.
+    """
+
+    def __init__(self):
+        super().__init__()
+        self.bytes = self.peak = 0
+        self.known = WeakIdKeyDictionary()
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        result = func(*args, **(kwargs or {}))
+        for tensor in tree_leaves(result):
+            if isinstance(tensor, torch.Tensor):
+                self.count(tensor.untyped_storage())
+        return result
+
+    def count(self, storage):
+        """Add a storage that was not seen before; it is subtracted when it is freed."""
+        if storage in self.known:
+            return
+        size = storage.nbytes()
+        self.known[storage] = size
+        weakref.finalize(storage, self.free, size)
+        self.bytes += size
+        self.peak = max(self.peak, self.bytes)
+
+    def free(self, size):
+        """Subtract a storage that is gone."""
+        self.bytes -= size
+
+
+def predict_peak_memory(config):
+    """Peak bytes of the worst steps on the CPU, {phase: bytes}, found on fake tensors."""
+    config = replace(config, device="cpu")
+    tracker = AllocationTracker()
+    with FakeTensorMode(), tracker:
+        trainer = Trainer(config)
+        trainer.loader = itertools.repeat((torch.empty(config.batch_size, 1, *config.shape), torch.zeros(1)))
+        peaks = {}
+        for phase, run in trainer.rehearsals():
+            tracker.peak = tracker.bytes
+            run()
+            peaks[phase] = tracker.peak
+    return peaks
+
+
+def measure_peak_memory(trainer):
+    """Peak bytes of the worst steps on the GPU, {phase: bytes}, found by running each once without an update.
+
+    Raises:
+        ValueError: A step does not fit into the GPU's memory.
+    """
+    peaks = {}
+    for phase, run in trainer.rehearsals():
+        torch.cuda.reset_peak_memory_stats(trainer.device)
+        try:
+            run()
+        except torch.OutOfMemoryError:
+            total = torch.cuda.get_device_properties(trainer.device).total_memory / 2**30
+            raise ValueError(
+                f"The step with {phase} does not fit into the {total:.1f} GiB of {trainer.device}: lower "
+                f"--batch_size and raise --gradient_accumulate_every by the same factor."
+            ) from None
+        peaks[phase] = torch.cuda.max_memory_allocated(trainer.device)
+    torch.cuda.empty_cache()
+    return peaks
+
+
+# ╔══════════════════════════════════════════════════════════════════════════════════════════════════════════╗
+# ║ Trainer                                                                                                  ║
+# ╚══════════════════════════════════════════════════════════════════════════════════════════════════════════╝
+
+
+class NanException(ValueError):
+    """A loss or a weight is not finite."""
+
+
+@contextlib.contextmanager
+def interruptions():
+    """List of the signals (SIGTERM, Ctrl-C) that have arrived; a second Ctrl-C aborts."""
+    received = []
+
+    def remember(number, _):
+        if received and number == signal.SIGINT:
+            raise KeyboardInterrupt
+        received.append(signal.Signals(number).name)
+
+    if threading.current_thread() is not threading.main_thread():
+        yield received  # only the main thread may set handlers
+        return
+    former = {number: signal.signal(number, remember) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield received
+    finally:
+        for number, handler in former.items():
+            signal.signal(number, handler)
+
+
+class MetricsLog:
+    """metrics.csv, one row a step, and TensorBoard files if asked.
+
+    A resumed run continues the table; one with rows beyond its step is kept beside it.
+    """
+
+    COLUMNS = ("step", "D", "G", "GP", "PL", "pl_mean", "seconds", "volumes_per_second")
+
+    def __init__(self, folder, step, tensorboard=False):
+        folder.mkdir(parents=True, exist_ok=True)
+        path = folder / "metrics.csv"
+        rows = []
+        if path.exists():
+            with open(path, newline="") as file:
+                written = list(csv.DictReader(file))
+            rows = [row for row in written if row["step"].isdigit() and int(row["step"]) <= step]
+            if len(rows) < len(written):
+                shutil.move(path, next_free(folder / "metrics-superseded.csv"))
+        with atomic_path(path) as part, open(part, "w", newline="") as file:
+            table = csv.DictWriter(file, self.COLUMNS, extrasaction="ignore")
+            table.writeheader()
+            table.writerows(rows)
+        self.file = open(path, "a", newline="", buffering=1)  # noqa: SIM115  closed by close()
+        self.table = csv.DictWriter(self.file, self.COLUMNS)
+        self.board = None
+        if tensorboard:
+            from torch.utils.tensorboard import SummaryWriter
+
+            self.board = SummaryWriter(folder / "tensorboard", purge_step=step + 1)
+
+    def write(self, step, values):
+        """Append the values of one step, {column: number}."""
+        self.table.writerow({"step": step, **{name: f"{value:.6g}" for name, value in values.items()}})
+        if self.board is not None:
+            for name, value in values.items():
+                self.board.add_scalar(name, value, step)
+
+    def close(self):
+        """Write what is buffered."""
+        self.file.close()
+        if self.board is not None:
+            self.board.close()
+
+
+class Trainer:
+    """Networks, optimisers and the training loop of one run.
+
+    Building a Trainer touches neither the data nor the disk; `prepare` does, and `train` runs.
+
+    Args:
+        config: TrainConfig.
+    """
+
+    def __init__(self, config):
+        self.config = config
+        self.device = choose_device(config.device)
+        self.amp_dtype = choose_amp_dtype(config.amp_dtype, self.device)
+        torch.manual_seed(config.seed)
+        self.GAN = StyleGAN2(**config.network()).to(self.device)
+        generator_parameters = [*self.GAN.G.parameters(), *self.GAN.S.parameters()]
+        betas = (0.5, 0.9)
+        self.G_opt = torch.optim.Adam(generator_parameters, lr=config.learning_rate, betas=betas)
+        self.D_opt = torch.optim.Adam(
+            self.GAN.D.parameters(), lr=config.learning_rate * config.ttur_mult, betas=betas
+        )
+        scaled = config.fp16 and self.amp_dtype == torch.float16
+        self.scaler = torch.amp.GradScaler(self.device.type, enabled=scaled)
+        self.step = 0  # completed steps
+        self.reverts = (
+            0  # returns to a checkpoint after NaN; part of every seed, or the same NaN would come again
+        )
+        self.pl_mean = None  # running mean of the path length
+        self.audit = None
+        self.loader = None
+        self.log = None
+        self.shown = {}  # the last value of every loss
+        self.files = []  # indices of the volumes seen in this step
+
+    # ---- preparation
+
+    def prepare(self):
+        """Take up an earlier run of this name or start a new one, and open the data."""
+        config = self.config
+        if checkpoint_numbers(config.models):
+            self.load(find_checkpoint(config.models, config.load_from))
+        elif config.init_from is not None:
+            load_networks(self.GAN, read_checkpoint(config.init_from)["GAN"], config.init_from)
+        self.open_loader()
+
+    def open_loader(self):
+        """Open the endless sequence of batches at the current step."""
+        config = self.config
+        per_step = config.gradient_accumulate_every * (2 if config.dual_contrast_loss else 1)
+        dataset = VolumeDataset(self.audit)
+        key = (config.seed, self.reverts)
+        start = self.step * per_step
+        batches = SeededBatches(len(dataset), config.batch_size, config.dataset_aug_prob, key, start)
+        self.loader = make_loader(dataset, batches, config.num_workers, self.device)
+
+    def report(self):
+        """Lines that describe data, networks, device and precision."""
+        config = self.config
+        sizes = {name: count_parameters(getattr(self.GAN, name)) / 1e6 for name in "SGD"}
+        precision = str(self.amp_dtype).removeprefix("torch.") if config.fp16 else "float32"
+        epoch = len(self.audit.paths) / (config.batch_size * config.gradient_accumulate_every)
+        cached = 4 * len(self.audit.paths) * math.prod(config.shape) / 2**30 if config.cache == "ram" else 0
+        return [
+            *self.audit.summary,
+            f"decoded volumes in memory: {cached:.2f} GiB",
+            f"parameters (million): {', '.join(f'{name} {size:.1f}' for name, size in sizes.items())}",
+            f"device: {self.device}, precision: {precision}, PyTorch {torch.__version__}",
+            f"steps per epoch: {epoch:.1f}",
+        ]
+
+    def open_log(self):
+        """Open metrics.csv, and TensorBoard if asked, at the current step."""
+        if self.log is not None:
+            self.log.close()
+        self.log = MetricsLog(self.config.results, self.step, self.config.log)
+
+    # ---- one step
+
+    def autocast(self, enabled=True):
+        """Mixed precision if the run uses it and `enabled`."""
+        return torch.autocast(self.device.type, self.amp_dtype, enabled=enabled and self.config.fp16)
+
+    def random(self, stream, micro):
+        """Host and device generators of one micro-batch."""
+        key = (self.config.seed, self.reverts, stream, self.step, micro)
+        return host_random(*key), device_random(self.device, *key)
+
+    def sample_inputs(self, rng, generator):
+        """Styles, mixed with probability mixed_prob at a random block, and noise, for one micro-batch.
+
+        Shapes: styles (B, L, latent), noise (B, Z, S, S, 1)
+        """
+        batch, layers = self.config.batch_size, self.GAN.G.num_layers
+        draw = functools.partial(torch.randn, batch, LATENT_DIM, device=self.device, generator=generator)
+        noise = torch.rand(batch, *self.config.shape, 1, device=self.device, generator=generator)
+        w = self.GAN.S(draw())
+        if rng.random() >= self.config.mixed_prob:
+            return same_style(w, layers), noise
+        return mix_styles(w, self.GAN.S(draw()), layers, int(rng.integers(layers))), noise
+
+    def next_real(self):
+        """The next micro-batch of real volumes. Shapes: -> (B, 1, D, H, W)"""
+        volumes, indices = next(self.loader)
+        self.files.append(indices)
+        return volumes.to(self.device, non_blocking=True)
+
+    def judge(self, volumes, rng):
+        """Logits of augmented volumes, float32. Shapes: (B, 1, D, H, W) -> (B,)"""
+        logits, _ = self.GAN.D_aug(volumes, self.config.aug_prob, self.config.aug_types, rng)
+        return logits.float()
+
+    def discriminator_loss(self, real_logits, fake_logits):
+        """The loss that the run's options choose for D. Shapes: (B,), (B,) -> scalar"""
+        if self.config.rel_disc_loss:
+            real_logits, fake_logits = relativistic(real_logits, fake_logits)
+        loss = dual_contrastive_loss if self.config.dual_contrast_loss else hinge_loss
+        return loss(real_logits, fake_logits)
+
+    def generator_loss(self, fake_logits, rng):
+        """The loss that the run's options choose for G. Shapes: (B,) -> scalar"""
+        config = self.config
+        if config.top_k_training:
+            epochs = self.step * config.batch_size * config.gradient_accumulate_every / len(self.audit.paths)
+            fake_logits = most_real(
+                fake_logits, epochs, config.generator_top_k_gamma, config.generator_top_k_frac
+            )
+        if not config.dual_contrast_loss:
+            return fake_logits.mean()
+        with torch.no_grad(), self.autocast():
+            real_logits = self.judge(self.next_real(), rng)
+        return dual_contrastive_loss(fake_logits, real_logits)
+
+    def accumulate_discriminator(self, regularize, micro_batches):
+        """Gradients of D; the penalty and the forward pass under it are computed in float32."""
+        losses = defaultdict(float)
+        for micro in range(micro_batches):
+            rng, generator = self.random(STREAM_D, micro)
+            with torch.no_grad():
+                styles, noise = self.sample_inputs(rng, generator)
+                with self.autocast():
+                    fake = self.GAN.G(styles, noise)
+            real = self.next_real().requires_grad_(regularize)
+            with self.autocast(enabled=not regularize):
+                real_logits = self.judge(real, rng)
+            with self.autocast():
+                fake_logits = self.judge(fake, rng)
+            loss = self.discriminator_loss(real_logits, fake_logits)
+            losses["D"] += loss.detach() / micro_batches
+            if regularize:
+                penalty = gradient_penalty(real, real_logits)
+                losses["GP"] += penalty.detach() / micro_batches
+                loss = loss + penalty
+            self.scaler.scale(loss / micro_batches).backward()
+        return losses
+
+    def accumulate_generator(self, regularize, micro_batches):
+        """Gradients of G and S; path lengths and the volumes under them are computed in float32."""
+        losses = defaultdict(float)
+        self.GAN.D.requires_grad_(False)
+        for micro in range(micro_batches):
+            rng, generator = self.random(STREAM_G, micro)
+            styles, noise = self.sample_inputs(rng, generator)
+            with self.autocast(enabled=not regularize):
+                fake = self.GAN.G(styles, noise)
+            with self.autocast():
+                fake_logits = self.judge(fake, rng)
+            loss = self.generator_loss(fake_logits, rng)
+            losses["G"] += loss.detach() / micro_batches
+            if regularize:
+                y = torch.randn(fake.shape, device=self.device, generator=generator)
+                lengths = path_lengths(styles, fake, y)
+                losses["pl_length"] += lengths.detach().mean() / micro_batches
+                if self.pl_mean is not None:
+                    penalty = (lengths - self.pl_mean).square().mean()
+                    losses["PL"] += penalty.detach() / micro_batches
+                    loss = loss + penalty
+            self.scaler.scale(loss / micro_batches).backward()
+        self.GAN.D.requires_grad_(True)
+        return losses
+
+    def discriminator_step(self):
+        """One update of D; returns its losses."""
+        regularize = self.step % GRADIENT_PENALTY_EVERY == 0
+        losses = self.accumulate_discriminator(regularize, self.config.gradient_accumulate_every)
+        self.scaler.step(self.D_opt)
+        self.D_opt.zero_grad(set_to_none=True)
+        return losses
+
+    def generator_step(self):
+        """One update of G and S, and of the running mean of the path length; returns their losses."""
+        regularize = (
+            not self.config.no_pl_reg and self.step > PATH_LENGTH_AFTER and self.step % PATH_LENGTH_EVERY == 0
+        )
+        losses = self.accumulate_generator(regularize, self.config.gradient_accumulate_every)
+        self.scaler.step(self.G_opt)
+        self.G_opt.zero_grad(set_to_none=True)
+        if regularize:
+            length = losses.pop("pl_length").item()
+            former = length if self.pl_mean is None else self.pl_mean
+            self.pl_mean = PATH_LENGTH_DECAY * former + (1 - PATH_LENGTH_DECAY) * length
+            losses["pl_mean"] = torch.tensor(self.pl_mean)
+        return losses
+
+    def update_averages(self):
+        """SE and GE follow S and G: copies at first, moving averages later."""
+        if self.step > AVERAGE_AFTER and self.step % AVERAGE_EVERY == 0:
+            self.GAN.update_averages()
+        if self.step <= AVERAGE_COPY_UNTIL and self.step % AVERAGE_COPY_EVERY == 2:
+            self.GAN.copy_to_averages()
+
+    def train_step(self):
+        """One update of every network; returns {name: value} of the losses.
+
+        Raises:
+            NanException: A loss is not finite; the run is back at its last checkpoint.
+        """
+        self.files.clear()
+        losses = self.discriminator_step()
+        losses |= self.generator_step()
+        self.scaler.update()
+        self.update_averages()
+        values = {name: float(loss) for name, loss in losses.items()}
+        broken = [name for name, value in values.items() if not math.isfinite(value)]
+        if broken:
+            self.revert(f"{' and '.join(broken)} {'is' if len(broken) == 1 else 'are'} not finite")
+        self.step += 1
+        return values
+
+    def rehearsals(self):
+        """Pairs of a phase's name and a function that runs its heaviest work once, without an update."""
+        micro_batches = min(
+            2, self.config.gradient_accumulate_every
+        )  # the second one finds gradients in memory
+        trained = [*self.GAN.S.parameters(), *self.GAN.G.parameters(), *self.GAN.D.parameters()]
+        moments = [torch.zeros_like(p) for p in trained for _ in range(2)]  # what Adam will hold
+        pl_mean, self.pl_mean = self.pl_mean, 0.0
+
+        def discriminator():
+            self.accumulate_discriminator(True, micro_batches)
+            self.D_opt.zero_grad(set_to_none=True)
+
+        def generator():
+            self.accumulate_generator(not self.config.no_pl_reg, micro_batches)
+            self.G_opt.zero_grad(set_to_none=True)
+
+        yield "gradient penalty", discriminator
+        yield "generator" if self.config.no_pl_reg else "path length", generator
+        yield (
+            "preview",
+            lambda: self.preview_chunk(self.GAN.GE, self.sample_inputs(*self.random(STREAM_G, 0))),
+        )
+        self.pl_mean = pl_mean
+        del moments
+
+    # ---- the whole run
+
+    def train(self):
+        """Train until num_train_steps, a signal or too many NaN; saves before it returns."""
+        config = self.config
+        self.open_log()
+        if self.step == 0:
+            self.save()
+            self.preview()
+        progress = {
+            "initial": self.step,
+            "total": config.num_train_steps,
+            "unit": "step",
+            "dynamic_ncols": True,
+        }
+        quiet = 0.5 if sys.stderr.isatty() else 30  # seconds between lines when the bar goes to a file
+        with interruptions() as received, tqdm(**progress, mininterval=quiet) as self.bar:
+            while self.step < config.num_train_steps and not received:
+                retry_call(
+                    self.train_to_checkpoint,
+                    [received],
+                    exceptions=NanException,
+                    tries=1 + NAN_REVERTS,
+                    logger=None,
+                )
+        self.log.close()
+        if received:
+            print(f"{received[0]}: saved after step {self.step}. The same command continues the run.")
+
+    def train_to_checkpoint(self, received):
+        """Train until the next checkpoint is due, or a signal has been received, and save."""
+        config = self.config
+        while True:
+            start = time.perf_counter()
+            values = self.train_step()
+            values["seconds"] = time.perf_counter() - start
+            values["volumes_per_second"] = (
+                config.batch_size * config.gradient_accumulate_every / values["seconds"]
+            )
+            self.log.write(self.step, values)
+            self.show(values)
+            if self.step % config.save_every == 0 or self.step == config.num_train_steps or received:
+                self.save()
+                self.preview_if_due()
+                return
+            self.preview_if_due()
+
+    def show(self, values):
+        """Progress bar: the last value of every loss, and volumes per second."""
+        self.shown |= values
+        text = {name: f"{self.shown[name]:.3g}" for name in ("D", "G", "GP", "PL") if name in self.shown}
+        self.bar.set_postfix(text | {"volumes/s": f"{values['volumes_per_second']:.3g}"}, refresh=False)
+        self.bar.update(self.step - self.bar.n)
+
+    def revert(self, reason):
+        """Go back to the last checkpoint, with other random numbers, and raise a NanException."""
+        seen = sorted(set(torch.cat(self.files).tolist())) if self.files else []
+        files = ", ".join(str(self.audit.paths[i]) for i in seen[:MAX_FILES_NAMED])
+        last = find_checkpoint(self.config.models)
+        message = (
+            f"{reason} in step {self.step}; went back to {last} {self.reverts + 1} times. "
+            f"Volumes of the step: {files}. Try a lower --learning_rate or --fp16 False."
+        )
+        reverts = self.reverts + 1
+        self.load(last)
+        self.reverts = reverts
+        self.open_loader()
+        self.open_log()
+        self.bar.write(message)
+        self.bar.n = self.step
+        self.bar.refresh()
+        raise NanException(message)
+
+    # ---- previews
+
+    def preview_if_due(self):
+        """Preview every evaluate_every steps, and every 100 steps in the beginning."""
+        early = self.step < PREVIEW_EARLY_UNTIL and self.step % PREVIEW_EVERY_EARLY == 0
+        if early or self.step % self.config.evaluate_every == 0:
+            self.preview()
+
+    @torch.no_grad()
+    def preview_chunk(self, synthesis, inputs):
+        """Volumes in [0, 1] from (styles, noise). Shapes: -> (B, 1, Z, X, Y) float32 on the CPU"""
+        styles, noise = (t.to(self.device) for t in inputs)
+        with self.autocast():
+            volumes = synthesis(styles, noise)
+        return volumes.float().clamp(0, 1).cpu()
+
+    @torch.no_grad()
+    def preview_volumes(self, mapping, synthesis, mixed=False):
+        """The preview's volumes, a batch at a time, of seeds seed, seed + 1, ...; a mixed one has the first
+        half of its blocks from its row's latent and the rest from its column's.
+
+        Shapes: -> (num_image_tiles^2, 1, Z, X, Y)
+        """
+        config, tiles, layers = self.config, self.config.num_image_tiles, synthesis.num_layers
+        seeds = range(config.seed, config.seed + tiles**2)
+        center = truncation_center(mapping, LATENT_DIM, self.device, config.seed)
+        chunks = []
+        for start in range(0, tiles**2, config.batch_size):
+            chosen = seeds[start : start + config.batch_size]
+            z, noise = batch_inputs(chosen, LATENT_DIM, config.shape)
+            w = truncate(mapping(z.to(self.device)), center, config.trunc_psi)
+            styles = same_style(w, layers)
+            if mixed:
+                cells = np.arange(start, start + len(chosen))
+                edge, _ = batch_inputs(seeds[:tiles], LATENT_DIM, (1, 1, 1))
+                edge = truncate(mapping(edge.to(self.device)), center, config.trunc_psi)
+                styles = mix_styles(edge[cells // tiles], edge[cells % tiles], layers, layers // 2)
+            chunks.append(self.preview_chunk(synthesis, (styles, noise)))
+        return torch.cat(chunks)
+
+    def preview(self):
+        """Write sheets of axial slices and projections (G, GE, mixed styles by GE), and a NIfTI of GE."""
+        GAN, folder = self.GAN, self.config.results / "previews"
+        folder.mkdir(parents=True, exist_ok=True)
+        affine = self.audit.affine
+        sheets = {"G": (GAN.S, GAN.G), "GE": (GAN.SE, GAN.GE), "mixed": (GAN.SE, GAN.GE, True)}
+        for name, networks in sheets.items():
+            volumes = self.preview_volumes(*networks)
+            sheet = contact_sheet(volumes, affine, self.config.num_image_tiles)
+            save_picture(sheet, folder / f"{self.step:06d}-{name}.png")
+            if self.log.board is not None:
+                self.log.board.add_image(f"previews/{name}", sheet[None], self.step)
+            if name == "GE":
+                save_nifti(volumes[0], affine, folder / f"{self.step:06d}-GE.nii.gz")
+
+    # ---- checkpoints
+
+    def save(self):
+        """Write all that the run needs to continue exactly; remove checkpoints beyond keep_checkpoints."""
+        config = self.config
+        if not all(p.isfinite().all() for p in self.GAN.parameters()):
+            self.revert("a weight is not finite")
+        state = {
+            "GAN": self.GAN.state_dict(),
+            "G_opt": self.G_opt.state_dict(),
+            "D_opt": self.D_opt.state_dict(),
+            "scaler": self.scaler.state_dict(),
+            "step": self.step,
+            "reverts": self.reverts,
+            "pl_mean": self.pl_mean,
+            "random": {"cpu": torch.get_rng_state()},
+            "truncation_center": {
+                name: truncation_center(getattr(self.GAN, name), LATENT_DIM, self.device, config.seed).cpu()
+                for name in ("S", "SE")
+            },
+            "config": {**asdict(config), "latent_dim": LATENT_DIM, "style_depth": STYLE_DEPTH},
+            "affine": self.audit.affine.tolist(),
+            "data_digest": self.audit.digest,
+            "format_version": FORMAT_VERSION,
+            "version": __version__,
+        }
+        if self.device.type == "cuda":
+            state["random"]["cuda"] = torch.cuda.get_rng_state(self.device)
+        save_checkpoint(state, config.models / f"model_{self.step // config.save_every}.pt")
+        with atomic_path(config.models / ".config.json") as part:
+            part.write_text(json.dumps(state["config"], indent=1))
+        if config.keep_checkpoints is not None:
+            for number in checkpoint_numbers(config.models)[: -config.keep_checkpoints]:
+                (config.models / f"model_{number}.pt").unlink()
+
+    def load(self, path):
+        """Take up a checkpoint; from an original, weights alone, the optimisers start anew."""
+        state = read_checkpoint(path)
+        load_networks(self.GAN, state["GAN"], path)
+        if "step" not in state:
+            self.step = int(path.stem.removeprefix("model_")) * self.config.save_every
+            print(f"{path} holds weights alone: continuing at step {self.step} with new optimisers.")
+            return
+        if state["format_version"] > FORMAT_VERSION:
+            raise ValueError(
+                f"{path} was written by version {state['version']} in format {state['format_version']}; "
+                f"this is {__version__} with format {FORMAT_VERSION}: update the program."
+            )
+        for optimizer, saved in ((self.G_opt, state["G_opt"]), (self.D_opt, state["D_opt"])):
+            rate = optimizer.param_groups[0]["lr"]
+            optimizer.load_state_dict(saved)
+            optimizer.param_groups[0]["lr"] = rate  # the flag's, also when it was changed
+        if self.scaler.is_enabled() and state["scaler"]:
+            self.scaler.load_state_dict(state["scaler"])
+        self.step, self.reverts, self.pl_mean = state["step"], state["reverts"], state["pl_mean"]
+        torch.set_rng_state(state["random"]["cpu"])
+        if self.device.type == "cuda" and "cuda" in state["random"]:
+            torch.cuda.set_rng_state(state["random"]["cuda"], self.device)
+        if state["data_digest"] != self.audit.digest:
+            print(f"The volumes in {self.config.data} are not those that {path} was trained on.")
+
+
+# ╔══════════════════════════════════════════════════════════════════════════════════════════════════════════╗
+# ║ Inference                                                                                                ║
+# ╚══════════════════════════════════════════════════════════════════════════════════════════════════════════╝
+
+
+class ModelLoader:
+    """A trained generator, ready to use.
+
+    Args:
+        base_dir: Folder that holds models/<name>/model_<n>.pt.
+        name: Name of the run.
+        load_from: Number n of the checkpoint, -1 for the newest.
+        device: auto, cpu, cuda or cuda:<n>.
+        checkpoint: Path of a checkpoint file, in place of base_dir, name and load_from.
+        use_average: Take the averaged networks SE and GE; False takes S and G.
+
+    Raises:
+        ValueError: There is no such checkpoint, or it cannot be used.
+    """
+
+    def __init__(
+        self, base_dir=".", name="default", load_from=-1, device="auto", checkpoint=None, use_average=True
+    ):
+        path = checkpoint or find_checkpoint(Path(base_dir) / "models" / name, load_from)
+        state = read_checkpoint(path)
+        settings = network_settings(state, path)
+        mapping = {name: settings.pop(name) for name in ("style_depth", "lr_mlp")}
+        self.path = Path(path)
+        self.device = choose_device(device)
+        self.latent_dim = settings["latent_dim"]
+        self.shape = (settings["image_depth"], settings["image_size"], settings["image_size"])
+        self.step = state.get("step")
+        self.affine = np.array(state.get("affine", np.eye(4)))
+        self.S = StyleVectorizer(self.latent_dim, **mapping)
+        self.G = Generator(**settings)
+        self.average = "SE", "GE"
+        names = ("SE", "GE") if use_average else ("S", "G")
+        for module, prefix in zip((self.S, self.G), names, strict=True):
+            tensors = {
+                n.removeprefix(f"{prefix}."): t for n, t in state["GAN"].items() if n.startswith(f"{prefix}.")
+            }
+            load_networks(module, tensors, path)
+            module.requires_grad_(False).eval().to(self.device)
+        center = state.get("truncation_center", {}).get(names[0])
+        if center is None:
+            center = truncation_center(self.S, self.latent_dim, self.device)
+        self.truncation_center = center.to(self.device)
+
+    @torch.no_grad()
+    def noise_to_styles(self, z, trunc_psi=None):
+        """w of latents, truncated towards the mean style if asked. Shapes: (B, latent) -> (B, latent)"""
+        w = self.S(z.to(self.device))
+        return w if trunc_psi is None else truncate(w, self.truncation_center, trunc_psi)
+
+    def styles_to_images(self, w):
+        """Volumes in [0, 1] with fresh noise. Shapes: (B, latent) or (B, L, latent) -> (B, 1, Z, S, S)"""
+        return self.styles_to_images_ext_noise(w, torch.rand(len(w), *self.shape, 1, device=self.device))
+
+    @torch.no_grad()
+    def styles_to_images_ext_noise(self, w, noise):
+        """Volumes in [0, 1] with given noise.
+
+        Shapes: w (B, latent) or (B, L, latent), noise (B, >= Z, >= S, >= S, 1) -> (B, 1, Z, S, S)
+        """
+        w = w.to(self.device)
+        styles = w if w.ndim == 3 else same_style(w, self.G.num_layers)
+        return self.G(styles, noise.to(self.device)).clamp(0, 1)
+
+
+def open_generator(config):
+    """ModelLoader of the run's checkpoint, and a new folder for what it generates."""
+    path = find_checkpoint(config.models, config.load_from)
+    model = ModelLoader(device=config.device, checkpoint=path, use_average=config.use_average)
+    if config.use_average and model.step is not None and model.step < AVERAGE_AFTER:
+        last_copy = (model.step - 3) // AVERAGE_COPY_EVERY * AVERAGE_COPY_EVERY + 3 if model.step > 2 else 0
+        print(
+            f"The average is a copy of the generator after step {last_copy}; "
+            f"--use_average False takes the current one."
+        )
+    return model
+
+
+def generate_volumes(config):
+    """`--generate`: volumes of seeds seed, seed + 1, ..., each as NIfTI and PNG, and a contact sheet.
+
+    Returns:
+        The new folder with the files.
+    """
+    model = open_generator(config)
+    folder = next_free(config.results / f"generated-{model.path.stem}")
+    folder.mkdir(parents=True)
+    seeds = range(config.seed, config.seed + config.num_generate)
+    shown = []
+    with tqdm(total=len(seeds), desc="Generating", unit="volume") as bar:
+        for start in range(0, len(seeds), config.batch_size):
+            chosen = seeds[start : start + config.batch_size]
+            z, noise = batch_inputs(chosen, model.latent_dim, model.shape)
+            volumes = model.styles_to_images_ext_noise(
+                model.noise_to_styles(z, config.trunc_psi), noise
+            ).cpu()
+            for seed, volume in zip(chosen, volumes, strict=True):
+                save_nifti(volume, model.affine, folder / f"seed{seed:06d}.nii.gz")
+                save_picture(contact_sheet(volume[None], model.affine, 1), folder / f"seed{seed:06d}.png")
+            shown.extend(volumes[: config.num_image_tiles**2 - len(shown)])
+            bar.update(len(chosen))
+    columns = min(config.num_image_tiles, math.ceil(math.sqrt(len(shown))))
+    save_picture(contact_sheet(torch.stack(shown), model.affine, columns), folder / "contact_sheet.png")
+    print(f"{len(seeds)} volumes and their pictures are in {folder}")
+    return folder
+
+
+def generate_interpolation(config):
+    """`--generate_interpolation`: from the latent of seed to that of seed + 1, with the noise of seed.
+
+    Every frame is a NIfTI volume, and a PNG too with --save_frames; one GIF shows axial slice and projection.
+
+    Returns:
+        The new folder with the files.
+    """
+    model = open_generator(config)
+    folder = next_free(config.results / f"interpolation-{model.path.stem}")
+    folder.mkdir(parents=True)
+    z, noise = batch_inputs((config.seed, config.seed + 1), model.latent_dim, model.shape)
+    positions = torch.linspace(0, 1, config.interpolation_num_steps)
+    pictures = []
+    for frame, t in enumerate(tqdm(positions, "Interpolating", unit="volume")):
+        w = model.noise_to_styles(slerp(z[0], z[1], t)[None], config.trunc_psi)
+        volume = model.styles_to_images_ext_noise(w, noise[:1]).cpu()
+        save_nifti(volume[0], model.affine, folder / f"frame{frame:04d}.nii.gz")
+        pictures.append(contact_sheet(volume, model.affine, 1))
+        if config.save_frames:
+            save_picture(pictures[-1], folder / f"frame{frame:04d}.png")
+    save_gif(pictures, folder / "interpolation.gif")
+    print(f"{len(positions)} volumes and a GIF are in {folder}")
+    return folder
+
+
+# ╔══════════════════════════════════════════════════════════════════════════════════════════════════════════╗
+# ║ Entry points                                                                                             ║
+# ╚══════════════════════════════════════════════════════════════════════════════════════════════════════════╝
+
+
+def adopt_settings(config, checkpoint):
+    """The configuration with a checkpoint's network sizes in place of defaults; others are refused."""
+    state = read_checkpoint(checkpoint)
+    stored = network_settings(state, checkpoint)
+    if "config" not in state:
+        stored.pop("image_depth" if config.image_depth != TrainConfig.image_depth else "", None)
+        stored["lr_mlp"] = config.lr_mlp
+    adopted = {}
+    for name in NETWORK_SETTINGS:
+        asked, there = getattr(config, name), stored.get(name, getattr(config, name))
+        if asked != there and asked != getattr(TrainConfig, name):
+            raise ValueError(
+                f"--{name} is {asked}, but {checkpoint} has {there}: give the same, another --name, or --new."
+            )
+        if asked != there:
+            adopted[name] = there
+    if adopted:
+        print(f"Taken from {checkpoint}: " + ", ".join(f"{name} {value}" for name, value in adopted.items()))
+    former = state.get("config", {})
+    changed = [n for n in RESUMED_SETTINGS if n in former and former[n] != getattr(config, n)]
+    for name in changed:
+        print(
+            f"--{name} was {former[name]} when {checkpoint} was written and is {getattr(config, name)} now."
+        )
+    return replace(config, **adopted)
+
+
+# Settings that change what a continued run computes.
+RESUMED_SETTINGS = (
+    *("batch_size", "gradient_accumulate_every", "learning_rate", "ttur_mult", "mixed_prob", "no_pl_reg"),
+    *(
+        "rel_disc_loss",
+        "dual_contrast_loss",
+        "top_k_training",
+        "generator_top_k_gamma",
+        "generator_top_k_frac",
+    ),
+    *("aug_prob", "aug_types", "dataset_aug_prob", "fp16", "amp_dtype", "seed", "save_every"),
+)
+
+
+def move_aside(config):
+    """`--new`: rename the folders of an earlier run of this name."""
+    for folder in (config.models, config.results):
+        if folder.exists():
+            aside = next_free(folder.with_name(f"{folder.name}.earlier"))
+            folder.rename(aside)
+            print(f"The earlier run's {folder} is now {aside}.")
+
+
+def set_aside_later_checkpoints(config):
+    """`--load_from`: move later checkpoints to a folder of their own, so that none is overwritten."""
+    later = [n for n in checkpoint_numbers(config.models) if n > config.load_from]
+    if config.load_from == -1 or not later:
+        return
+    aside = next_free(config.models / f"after-model_{config.load_from}")
+    aside.mkdir()
+    for number in later:
+        (config.models / f"model_{number}.pt").rename(aside / f"model_{number}.pt")
+    print(f"{len(later)} later checkpoints are now in {aside}.")
+
+
+def print_report(trainer, peaks):
+    """Print the audit, sizes and peak memory."""
+    print("\n".join(trainer.report()))
+    for phase, peak in peaks.items():
+        print(f"peak memory, {phase}: {peak / 2**30:.2f} GiB")
+
+
+def train_from_folder(config):
+    """Check everything, then train, or stop after the checks with `--dry_run`.
+
+    Args:
+        config: TrainConfig.
+
+    Returns:
+        The Trainer, at its last step.
+
+    Raises:
+        ValueError: Data or settings cannot be used; nothing has been written.
+    """
+    resumed = checkpoint_numbers(config.models) and not config.new
+    if resumed and config.init_from is not None:
+        raise ValueError(
+            f"--init_from starts a new run, but {config.models} has one: use --new or another --name."
+        )
+    source = find_checkpoint(config.models, config.load_from) if resumed else config.init_from
+    if source is not None:
+        config = adopt_settings(config, source)
+    device = choose_device(config.device)
+    shape = (config.image_size, config.image_size, config.image_depth)
+    audit = audit_volumes(
+        config.data, shape, config.batch_size, keep=config.cache == "ram" and not config.dry_run
+    )
+    if config.calculate_fid_every is not None:
+        print("Warning: no metrics are computed during training: MedicalNet/evaluation.py is not there yet.")
+    trainer = Trainer(config)
+    trainer.audit = audit
+    if config.dry_run:
+        print("\n".join(f"{name}: {value}" for name, value in asdict(config).items()))
+    if device.type == "cuda":
+        zeros = torch.zeros(config.batch_size, 1, *config.shape)
+        trainer.loader = itertools.repeat((zeros, torch.zeros(1, dtype=torch.int64)))
+        print_report(trainer, measure_peak_memory(trainer))
+    else:
+        print_report(trainer, predict_peak_memory(config) if config.dry_run else {})
+    if config.dry_run:
+        return trainer
+    if config.new:
+        move_aside(config)
+    set_aside_later_checkpoints(config)
+    trainer.prepare()
+    if trainer.step >= config.num_train_steps:
+        print(f"{config.models} is at step {trainer.step} already: raise --num_train_steps to train on.")
+        return trainer
+    trainer.train()
+    print(f"Checkpoints are in {config.models}, previews and metrics.csv in {config.results}.")
+    return trainer
+
+
+def main(argv=None):
+    """The command line: train, or generate from a trained model."""
+    config = parse_cli(TrainConfig, argv)
+    with one_line_errors():
+        if config.generate_interpolation:
+            generate_interpolation(config)
+        elif config.generate:
+            generate_volumes(config)
+        else:
+            train_from_folder(config)
+
+
+if __name__ == "__main__":
+    main()
