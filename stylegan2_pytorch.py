@@ -33,6 +33,7 @@ import contextlib
 import csv
 import functools
 import hashlib
+import inspect
 import itertools
 import json
 import math
@@ -349,10 +350,11 @@ def parse_cli(config_class, argv=None):
     """Build `config_class` from flags, and exit on an unknown flag or a wrong value before any work."""
     built = []
 
-    @functools.wraps(config_class, updated=())
     def build(**flags):
         built.append(config_class(**flags))
 
+    build.__doc__ = config_class.__doc__
+    build.__signature__ = inspect.signature(config_class)
     keep_text = {f.name: str for f in fields(config_class) if f.type in (str, str | None)}
     fire.decorators.SetParseFns(**keep_text)(build)  # else `--name 20240101_1` becomes a number
     with one_line_errors():
@@ -693,6 +695,7 @@ def make_loader(dataset, batches, num_workers, device):
             num_workers=num_workers,
             pin_memory=device.type == "cuda",
             worker_init_fn=ignore_interrupts,
+            generator=torch.Generator(),  # else opening a loader would advance the global random state
         )
     )
 
@@ -1631,7 +1634,9 @@ class Trainer:
         self.device = choose_device(config.device)
         self.amp_dtype = choose_amp_dtype(config.amp_dtype, self.device)
         torch.manual_seed(config.seed)
-        self.GAN = StyleGAN2(**config.network()).to(self.device)
+        self.GAN = StyleGAN2(**config.network())
+        if self.device.type != "cpu":  # fake tensors, of `predict_peak_memory`, cannot be moved
+            self.GAN.to(self.device)
         generator_parameters = [*self.GAN.G.parameters(), *self.GAN.S.parameters()]
         betas = (0.5, 0.9)
         self.G_opt = torch.optim.Adam(generator_parameters, lr=config.learning_rate, betas=betas)

@@ -376,9 +376,9 @@ def grid_axes(shape):
 def render_vessels(tree, shape):
     """Flow signal, its partial volume and the labels, on a grid, from the distance to the centrelines.
 
-    With d the distance to the nearest centreline and r its radius, the signal of laminar flow falls to the wall
-    as 0.55 + 0.45 (1 - (d / r)^2), a parabola, damped because inflow saturates; a voxel of edge h is filled to
-    0.5 - (d - r) / h, between 0 and 1.
+    With d the distance to the nearest centreline and r its radius, the signal of laminar flow falls to the
+    wall as 0.55 + 0.45 (1 - (d / r)^2), a parabola, damped because inflow saturates; a voxel of edge h is
+    filled to 0.5 - (d - r) / h, between 0 and 1.
 
     Returns:
         signal, filled: float32 (X, Y, Z); label: uint8 (X, Y, Z), for voxels whose centre is inside a vessel.

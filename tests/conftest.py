@@ -1,0 +1,72 @@
+"""What the tests share: small volumes, small configurations, and one runner for command lines."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import nibabel as nib
+import numpy as np
+import pytest
+import torch
+
+from stylegan2_pytorch import TrainConfig
+
+ROOT = Path(__file__).parent.parent
+SMALL = {"image_size": 8, "image_depth": 4, "network_capacity": 2, "fmap_max": 16}
+
+
+def pytest_configure():
+    """One thread for each of the two workers: they share two cores."""
+    torch.set_num_threads(1)
+
+
+def write_volume(path, array, affine=None):
+    """Write a NIfTI file and return its path."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    nib.save(nib.Nifti1Image(array, np.diag([0.6, 0.6, 0.8, 1]) if affine is None else affine), path)
+    return path
+
+
+def random_array(seed, shape=(8, 8, 4)):
+    """float32 array of uniform random numbers."""
+    return np.random.default_rng(seed).random(shape, dtype=np.float32)
+
+
+@pytest.fixture
+def data(tmp_path):
+    """Folder of six random volumes of 8 x 8 x 4 voxels."""
+    for n in range(6):
+        write_volume(tmp_path / "data" / f"v{n}.nii.gz", random_array(n))
+    return tmp_path / "data"
+
+
+@pytest.fixture
+def make_config(tmp_path, data):
+    """Function that builds the configuration of a tiny run in the test's folder."""
+
+    def build(**settings):
+        tiny = {"batch_size": 2, "gradient_accumulate_every": 2, "num_image_tiles": 1, "device": "cpu"}
+        folders = {"results_dir": str(tmp_path / "results"), "models_dir": str(tmp_path / "models")}
+        return TrainConfig(**{**SMALL, **tiny, **folders, "data": str(data), "name": "t", **settings})
+
+    return build
+
+
+def run_script(script, *arguments, cwd=ROOT, timeout=300):
+    """Run one of the project's scripts as a user does; returns the completed process, with text output."""
+    return subprocess.run(
+        [sys.executable, str(ROOT / script), *map(str, arguments)],
+        cwd=cwd,
+        capture_output=True,
+        text=True,
+        timeout=timeout,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+    )
+
+
+def tiny_flags(data, folder, **settings):
+    """Command-line flags of a tiny run."""
+    flags = {**SMALL, "batch_size": 2, "gradient_accumulate_every": 1, "num_image_tiles": 1, "device": "cpu"}
+    flags |= {"data": data, "results_dir": folder / "results", "models_dir": folder / "models", "name": "t"}
+    return [part for name, value in (flags | settings).items() for part in (f"--{name}", value)]

@@ -1,0 +1,185 @@
+"""Volumes in and out, the audit of a folder, and the order of samples."""
+
+import gzip
+import itertools
+
+import nibabel as nib
+import numpy as np
+import pytest
+import torch
+
+import stylegan2_pytorch as sg
+from tests.conftest import random_array, write_volume
+
+SHAPE = (8, 8, 4)
+
+
+def test_nifti_round_trip_keeps_axes_affine_and_says_synthetic(tmp_path):
+    volume = random_array(0, (1, 4, 8, 6))  # (1, Z, X, Y)
+    affine = np.array([[0, -0.6, 0, 9], [0.5, 0, 0.1, -3], [0, 0.05, 0.8, 7], [0, 0, 0, 1]])
+    sg.save_nifti(volume, affine, tmp_path / "v.nii.gz")
+    image = nib.load(tmp_path / "v.nii.gz")
+    assert image.shape == (8, 6, 4) and image.get_data_dtype() == np.float32
+    np.testing.assert_array_equal(np.asarray(image.dataobj)[1, 2, 3], volume[0, 3, 1, 2])
+    np.testing.assert_allclose(image.affine, affine, atol=1e-6)
+    assert image.header["descrip"].item().startswith(b"SYNTHETIC")
+    assert image.header["sform_code"] > 0 and image.header["qform_code"] > 0
+    assert list(tmp_path.iterdir()) == [tmp_path / "v.nii.gz"]
+
+
+def test_read_volume_scales_to_0_1_and_orders_axes(tmp_path):
+    array = np.arange(8 * 8 * 4, dtype=np.int16).reshape(SHAPE) - 50
+    volume, _ = sg.read_volume(write_volume(tmp_path / "v.nii", array), SHAPE)
+    assert volume.shape == (1, 4, 8, 8) and volume.dtype == np.float32
+    np.testing.assert_allclose(volume[0, 3, 1, 2], (array[1, 2, 3] + 50) / 255, rtol=1e-6)
+
+
+def truncated_gz(path):
+    whole = write_volume(path, random_array(1)).read_bytes()
+    path.write_bytes(whole[: len(whole) // 2])
+
+
+def truncated_nii(path):
+    whole = write_volume(path.with_suffix("").with_suffix(".nii"), random_array(1))
+    whole.write_bytes(whole.read_bytes()[:-100])
+
+
+def with_value(value):
+    array = random_array(1)
+    array[2, 3, 1] = value
+    return array
+
+
+def rgb(path):
+    dtype = np.dtype([("R", "u1"), ("G", "u1"), ("B", "u1")])
+    nib.save(nib.Nifti1Image(np.zeros(SHAPE, dtype), np.eye(4)), path)
+
+
+def singular(path):
+    raw = bytearray(gzip.decompress(write_volume(path, random_array(1)).read_bytes()))
+    raw[296:312] = bytes(16)  # srow_y, the second row of the sform
+    path.write_bytes(gzip.compress(raw))
+
+
+BAD_FILES = {
+    "truncated .nii.gz": (truncated_gz, "cannot be read"),
+    "truncated .nii": (truncated_nii, "cannot be read"),
+    "text named .nii.gz": (lambda p: p.write_text("not an image"), "cannot be read"),
+    "empty file": (lambda p: p.write_bytes(b""), "cannot be read"),
+    "text in gzip": (lambda p: p.write_bytes(gzip.compress(b"text" * 999)), "cannot be read"),
+    "wrong shape": (
+        lambda p: write_volume(p, random_array(1, (8, 8, 5))),
+        "8 x 8 x 5 voxels, expected 8 x 8 x 4",
+    ),
+    "4D": (lambda p: write_volume(p, random_array(1, (8, 8, 4, 2))), "is 4D (8, 8, 4, 2), expected 3D"),
+    "2D": (lambda p: write_volume(p, random_array(1, (8, 8))), "is 2D"),
+    "NaN": (lambda p: write_volume(p, with_value(np.nan)), "NaN or Inf in 1 of 256 voxels"),
+    "Inf": (lambda p: write_volume(p, with_value(-np.inf)), "NaN or Inf in 1 of 256 voxels"),
+    "constant": (lambda p: write_volume(p, np.full(SHAPE, 7, np.float32)), "is constant (every voxel 7)"),
+    "RGB": (rgb, "expected one number per voxel"),
+    "complex": (
+        lambda p: write_volume(p, random_array(1).astype(np.complex64)),
+        "expected one number per voxel",
+    ),
+    "duplicate": (lambda p: write_volume(p, random_array(3)), "has the same voxels as"),
+    "affine": (
+        lambda p: write_volume(p, random_array(1), np.diag([1.0, 0, 1, 1])),
+        "affine that is singular",
+    ),
+}
+
+
+@pytest.mark.parametrize("kind", BAD_FILES)
+def test_audit_names_the_bad_file_and_the_remedy(data, kind):
+    spoil, text = BAD_FILES[kind]
+    spoil(data / "z_bad.nii.gz")
+    with pytest.raises(ValueError, match="1 of the 7 volumes") as error:
+        sg.audit_volumes(data, SHAPE)
+    lines = str(error.value).splitlines()
+    assert len(lines) == 2 and "z_bad.nii" in lines[1] and text in lines[1]
+
+
+def test_audit_names_every_bad_file(data):
+    for n in range(60):
+        (data / f"w{n}.nii.gz").write_bytes(b"")
+    with pytest.raises(ValueError, match="60 of the 66") as error:
+        sg.audit_volumes(data, SHAPE)
+    assert len(str(error.value).splitlines()) == 1 + sg.MAX_FILES_NAMED + 1
+    assert "... and 10 more" in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("make", "text"),
+    [
+        (lambda p: None, "does not exist"),
+        (lambda p: p.write_text(""), "is a file"),
+        (lambda p: p.mkdir(), "holds no .nii or .nii.gz file"),
+    ],
+    ids=["missing", "file", "empty"],
+)
+def test_wrong_folder(tmp_path, make, text):
+    make(tmp_path / "folder")
+    with pytest.raises(ValueError, match=text):
+        sg.audit_volumes(tmp_path / "folder", SHAPE)
+
+
+def test_too_few_volumes(data):
+    with pytest.raises(ValueError, match=r"6 volumes, fewer than a batch of 8.*--batch_size 6"):
+        sg.audit_volumes(data, SHAPE, batch_size=8)
+
+
+def test_a_cache_larger_than_memory_is_refused():
+    with pytest.raises(ValueError, match="--cache none"):
+        sg.check_memory(1 << 50, keep=True)
+    sg.check_memory(1 << 50, keep=False)
+
+
+def test_audit_finds_the_majority_affine_and_warns_of_mixtures(data):
+    write_volume(data / "z.nii.gz", random_array(99), np.diag([-0.5, 0.5, 1, 1]))
+    audit = sg.audit_volumes(data, SHAPE)
+    np.testing.assert_allclose(audit.affine, np.diag([0.6, 0.6, 0.8, 1]), atol=1e-4)
+    text = "\n".join(audit.summary)
+    assert "7 volumes of 8 x 8 x 4 voxels" in text and "RAS (6), LAS (1)" in text
+    assert "warning: 2 different spacings" in text and "different orientation" in text
+
+
+def batches_of(start, count, key=(1, 0)):
+    return list(itertools.islice(sg.SeededBatches(7, 2, 0.5, key, start), count))
+
+
+def test_order_depends_on_seed_and_number_alone():
+    whole = batches_of(0, 20)
+    assert batches_of(11, 9) == whole[11:]
+    assert batches_of(0, 20, key=(2, 0)) != whole
+    epochs = [[index for batch in whole[e : e + 3] for index, _ in batch] for e in (0, 3, 6)]
+    assert all(len(set(epoch)) == 6 for epoch in epochs) and epochs[0] != epochs[1]
+    flips = [flip for batch in batches_of(0, 500) for _, flip in batch]
+    assert 0.45 < np.mean(flips) < 0.55
+
+
+@pytest.mark.parametrize(("keep", "workers"), [(True, 0), (True, 2), (False, 0), (False, 2)])
+def test_every_way_of_loading_gives_the_same_volumes(data, keep, workers):
+    def take(keep, workers):
+        audit = sg.audit_volumes(data, SHAPE, keep=keep)
+        batches = sg.SeededBatches(6, 2, 0.5, (3, 0), start=4)
+        loader = sg.make_loader(sg.VolumeDataset(audit), batches, workers, torch.device("cpu"))
+        return [next(loader) for _ in range(5)]
+
+    for (volumes, indices), (expected, order) in zip(take(keep, workers), take(True, 0), strict=True):
+        assert torch.equal(volumes, expected) and torch.equal(indices, order)
+
+
+def test_flip_is_left_right_in_the_nifti_array(data):
+    dataset = sg.VolumeDataset(sg.audit_volumes(data, SHAPE))
+    plain, flipped = (sg.volume_to_array(dataset[2, flip][0].numpy()) for flip in (False, True))
+    np.testing.assert_array_equal(flipped, plain[::-1])
+
+
+def test_pictures_are_radiological_whatever_the_sign_of_the_axes():
+    volume = np.zeros((1, 1, 2, 4, 6), np.float32)  # (N, 1, Z, X, Y)
+    volume[0, 0, :, -1, -1] = 1  # RAS: the last x is right, the last y is front
+    for signs in itertools.product((1, -1), (1, -1)):
+        flipped = volume[:, :, :, :: signs[0], :: signs[1]]
+        picture, projection = sg.axial_pictures(flipped, np.diag([*signs, 1, 1]))
+        assert picture.shape == projection.shape == (1, 6, 4)
+        assert picture[0, 0, 0] == 255  # right is on the left side, front is up

@@ -1,0 +1,223 @@
+"""Networks against the published model: golden values, shapes, parameter counts, and plain formulations."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+import stylegan2_pytorch as sg
+from tests.golden.fill import fill_state_dict
+
+GOLDEN = Path(__file__).parent / "golden"
+SIZES = [(4, 4), (8, 4), (8, 8), (16, 8), (32, 32), (64, 16), (64, 32), (128, 4)]
+
+
+def golden_network(name):
+    """(specification, expected arrays, StyleGAN2 with the weights of the golden values)."""
+    spec = json.loads((GOLDEN / f"network_{name}.json").read_text())
+    gan = sg.StyleGAN2(**spec["config"])
+    own = gan.state_dict()
+    shapes = {
+        n: s for n, s in spec["state_dict"].items() if not n.startswith("D_aug.") and not n.endswith(".f")
+    }
+    state = fill_state_dict(shapes)
+    state |= {n: own[n] for n in own if n.endswith(".f")}
+    state |= {n: state[n.removeprefix("D_aug.")] for n in own if n.startswith("D_aug.")}
+    gan.load_state_dict(state)
+    return spec, np.load(GOLDEN / f"network_{name}.npz"), gan
+
+
+def golden_inputs(spec):
+    """z, z2, a full cube of noise, and real volumes, as the original drew them."""
+    c, batch = spec["config"], spec["batch"]
+    s, z = c["image_size"], c["image_depth"]
+
+    def rng(name):
+        return np.random.Generator(np.random.PCG64(spec["seeds"][name]))
+
+    arrays = [rng(n).standard_normal((batch, c["latent_dim"])) for n in ("z", "z2")]
+    arrays.append(rng("noise").uniform(size=(batch, s, s, s, 1)))
+    arrays.append(rng("real").uniform(size=(batch, 1, z, s, s)))
+    return [torch.from_numpy(a.astype(np.float32)) for a in arrays]
+
+
+@pytest.mark.parametrize("name", ["32x32x32", "64x64x32"])
+def test_golden_values(name):
+    spec, expected, gan = golden_network(name)
+    z, z2, noise, real = golden_inputs(spec)
+    layers, stride = gan.G.num_layers, spec["stride"]
+    w, w2 = gan.SE(z), gan.SE(z2)
+    found = {
+        "image_ema": gan.GE(sg.same_style(w, layers), noise),
+        "image_mixed": gan.GE(sg.mix_styles(w, w2, layers, 2), noise),
+        "image_train": gan.G(sg.same_style(gan.S(z), layers), noise),
+    }
+    found = {n: v[:, :, ::stride, ::stride, ::stride] for n, v in found.items()}
+    real.requires_grad_()
+    logits, quantize_loss = gan.D(real)
+    found |= {"w": w, "logits": logits, "gradient_penalty": sg.gradient_penalty(real, logits)}
+    assert set(found) == set(expected.files) and quantize_loss.item() == 0
+    for key, value in found.items():
+        scale = max(1.0, np.ptp(expected[key]) if expected[key].ndim else abs(expected[key]))
+        assert np.abs(value.detach().numpy() - expected[key]).max() < 1e-4 * scale, key
+
+
+@pytest.mark.parametrize("name", ["32x32x32", "64x64x32"])
+def test_state_dict_has_the_originals_names_and_shapes(name):
+    spec, _, gan = golden_network(name)
+    assert {n: list(t.shape) for n, t in gan.state_dict().items()} == spec["state_dict"]
+
+
+@pytest.mark.parametrize("name", ["32x32x32", "64x64x32"])
+def test_original_checkpoint_loads_and_generates_the_same(name, tmp_path, capsys):
+    spec, expected, gan = golden_network(name)
+    state = {
+        f"module.{n}": t for n, t in gan.state_dict().items()
+    }  # as a parallel run of the original saves them
+    (tmp_path / "models" / "orig").mkdir(parents=True)
+    torch.save({"GAN": state}, tmp_path / "models" / "orig" / "model_7.pt")
+    config = {"image_size": 0, "network_capacity": 0, "transparent": False, "fq_layers": [], "lr_mlp": 0.1}
+    (tmp_path / "models" / "orig" / ".config.json").write_text(json.dumps(config))
+    model = sg.ModelLoader(base_dir=tmp_path, name="orig", device="cpu")
+    assert "does not state its depth: taken as 32" in capsys.readouterr().out
+    z, _, noise, _ = golden_inputs(spec)
+    stride = spec["stride"]
+    volumes = model.styles_to_images_ext_noise(model.noise_to_styles(z), noise)[
+        :, :, ::stride, ::stride, ::stride
+    ]
+    np.testing.assert_allclose(volumes, expected["image_ema"].clip(0, 1), atol=1e-4)
+
+
+def test_settings_follow_from_an_originals_tensors(tmp_path):
+    for settings in ({"network_capacity": 2, "fmap_max": 16}, {"network_capacity": 4, "fmap_max": 4}):
+        gan = sg.StyleGAN2(32, 32, latent_dim=16, style_depth=3, **settings)
+        found = sg.network_settings({"GAN": gan.state_dict()}, tmp_path / "model_1.pt")
+        assert found["style_depth"] == 3 and found["latent_dim"] == 16 and found["image_size"] == 32
+        again = sg.StyleGAN2(**found)
+        again.load_state_dict(gan.state_dict())
+    assert (
+        sg.network_settings({"GAN": sg.StyleGAN2(256, 4, 8, 1, 1, 4).state_dict()}, "m.pt")["image_depth"]
+        == 4
+    )
+
+
+@pytest.mark.parametrize(("size", "depth"), SIZES)
+def test_shapes(size, depth):
+    gan = sg.StyleGAN2(size, depth, latent_dim=8, style_depth=2, network_capacity=1, fmap_max=4)
+    styles = sg.same_style(gan.S(torch.randn(2, 8)), gan.G.num_layers)
+    volumes = gan.G(styles, torch.rand(2, depth, size, size, 1))
+    assert volumes.shape == (2, 1, depth, size, size)
+    assert gan.D(volumes)[0].shape == (2,)
+    assert gan.G.num_layers == np.log2(size) - 1
+
+
+def test_growth_schedule_of_the_published_size():
+    assert sg.growth_schedule(128, 32) == [(1, 1, 1)] + 3 * [(2, 2, 2)] + 2 * [(1, 2, 2)]
+    assert sg.shrink_schedule(128, 32) == 4 * [(2, 2, 2)] + 2 * [(1, 2, 2)]
+
+
+@pytest.mark.parametrize(("size", "depth"), [(48, 16), (64, 128), (64, 2), (64, 12)])
+def test_impossible_sizes_are_refused(size, depth):
+    with pytest.raises(ValueError, match="--image_"):
+        sg.growth_schedule(size, depth)
+
+
+@pytest.mark.parametrize(
+    ("capacity", "fmap_max", "millions"),
+    [(8, 256, (11.9, 22.0)), (8, 512, (30.1, 66.7)), (8, 1024, (30.1, 181.0)), (16, 1024, (116.9, 266.9))],
+    ids=["small", "medium_v1", "medium_v2", "large"],
+)
+def test_parameter_counts_of_the_published_models(capacity, fmap_max, millions):
+    with torch.device("meta"):
+        gan = sg.StyleGAN2(128, 32, network_capacity=capacity, fmap_max=fmap_max)
+    assert (
+        round(sg.count_parameters(gan.G) / 1e6, 1),
+        round(sg.count_parameters(gan.D) / 1e6, 1),
+    ) == millions
+    assert round(sg.count_parameters(gan.S) / 1e6, 1) == 2.1
+
+
+@pytest.mark.parametrize("demodulate", [True, False])
+def test_modulated_convolution_equals_one_kernel_per_sample(demodulate):
+    conv = sg.Conv3DMod(3, 5, kernel_size=3, demodulate=demodulate)
+    x, style = torch.randn(2, 3, 4, 6, 5), torch.randn(2, 3)
+    weight = conv.weight[None] * (1 + style)[:, None, :, None, None, None]  # (B, C_out, C_in, k, k, k)
+    if demodulate:
+        weight = weight / (weight.square().sum(dim=(2, 3, 4, 5), keepdim=True) + 1e-8).sqrt()
+    expected = torch.cat(
+        [F.conv3d(one[None], kernel, padding=1) for one, kernel in zip(x, weight, strict=True)]
+    )
+    torch.testing.assert_close(conv(x, style), expected, rtol=1e-5, atol=1e-5)
+
+
+def test_blur_equals_27_taps_and_is_its_own_gradient():
+    x = torch.randn(2, 3, 4, 6, 5, dtype=torch.float64, requires_grad=True)
+    f = torch.tensor([1.0, 2.0, 1.0], dtype=torch.float64)
+    kernel = torch.einsum("a,b,c->abc", f, f, f) / 64
+    padded = F.pad(x, 6 * [1], mode="replicate")
+    expected = F.conv3d(padded, kernel.expand(3, 1, 3, 3, 3), groups=3)
+    torch.testing.assert_close(sg.Blur()(x), expected)
+    small = torch.randn(1, 1, 2, 3, 2, dtype=torch.float64, requires_grad=True)
+    assert torch.autograd.gradcheck(sg.Smoothing.apply, small)
+    assert torch.autograd.gradgradcheck(sg.Smoothing.apply, small)
+
+
+def test_noise_equals_a_linear_layer_on_the_last_axis():
+    x, noise, layer = torch.randn(2, 3, 4, 5, 6), torch.rand(2, 4, 5, 6, 1), nn.Linear(1, 3)
+    expected = x + layer(noise).permute(0, 4, 1, 2, 3)
+    torch.testing.assert_close(sg.add_noise(x, noise.movedim(-1, 1), layer), expected)
+
+
+def test_only_the_first_slices_of_a_noise_cube_are_read():
+    gan = sg.StyleGAN2(16, 4, latent_dim=8, style_depth=1, network_capacity=1, fmap_max=4)
+    for block in gan.G.blocks:
+        nn.init.normal_(block.to_noise1.weight)
+    styles, cube = torch.randn(1, gan.G.num_layers, 8), torch.rand(1, 16, 16, 16, 1)
+    assert torch.equal(gan.G(styles, cube), gan.G(styles, cube[:, :4].clone()))
+
+
+def test_initial_weights():
+    torch.manual_seed(0)
+    gan = sg.StyleGAN2(16, 8, network_capacity=8, fmap_max=64)
+    block = gan.G.blocks[0]
+    for layer in (block.to_noise1, block.to_noise2):
+        assert not layer.weight.any() and not layer.bias.any()
+    for weight in (gan.D.blocks[1].net[2].weight, block.conv1.weight, block.to_style1.weight):
+        fan_in = weight[0].numel()
+        assert abs(weight.std().item() * (fan_in / 2) ** 0.5 - 1) < 0.05  # Kaiming: variance 2 / fan_in
+    assert abs(gan.S.net[0].weight.std().item() - 1) < 0.01 and not gan.S.net[0].bias.any()
+    for average, current in zip(*gan.averages(), strict=True):
+        assert torch.equal(average, current)
+
+
+def test_bfloat16_gradients_of_the_discriminator_agree_with_float32():
+    torch.manual_seed(0)
+    D = sg.Discriminator(16, 4, network_capacity=4, fmap_max=16)
+    x = torch.rand(2, 1, 4, 16, 16)
+    gradients = []
+    for enabled in (False, True):
+        D.zero_grad()
+        with torch.autocast("cpu", torch.bfloat16, enabled=enabled):
+            logits, _ = D(x)
+        logits.float().sum().backward()
+        gradients.append({n: p.grad.clone() for n, p in D.named_parameters()})
+    for name, exact in gradients[0].items():
+        assert (gradients[1][name] - exact).norm() < 0.1 * exact.norm() + 1e-3, name
+
+
+def test_float16_survives_large_styles():
+    conv = sg.Conv3DMod(4, 4, kernel_size=3).half()
+    x, style = torch.ones(1, 4, 4, 4, 4, dtype=torch.float16), torch.full((1, 4), 6e4)
+    assert conv(x, style).isfinite().all()
+
+
+def test_module_imports_without_side_effects(tmp_path, monkeypatch, capsys):
+    import importlib
+
+    monkeypatch.chdir(tmp_path)
+    importlib.reload(importlib.import_module("stylegan2_pytorch"))
+    assert capsys.readouterr().out == "" and not list(tmp_path.iterdir())

@@ -1,0 +1,423 @@
+"""Training runs: exact resuming, accumulation, averages, checkpoints, interruptions, NaN."""
+
+import csv
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pytest
+import torch
+
+import stylegan2_pytorch as sg
+from tests.conftest import ROOT, random_array, run_script, tiny_flags, write_volume
+
+OPTIONS = {
+    "plain": {},
+    "float32": {"fp16": False},
+    "no accumulation": {"gradient_accumulate_every": 1},
+    "all augmentations": {"aug_prob": 1.0, "aug_types": ("translation", "cutout", "contrast")},
+    "relativistic": {"rel_disc_loss": True},
+    "dual contrastive": {"dual_contrast_loss": True},
+    "top-k": {"top_k_training": True, "generator_top_k_gamma": 0.5},
+    "all losses": {"rel_disc_loss": True, "dual_contrast_loss": True, "top_k_training": True},
+    "no path length": {"no_pl_reg": True},
+    "no cache, two workers": {"cache": "none", "num_workers": 2},
+}
+
+
+@pytest.fixture
+def short_schedule(monkeypatch):
+    """Regularisers and averages act within a few steps."""
+    for name, value in {
+        "GRADIENT_PENALTY_EVERY": 2,
+        "PATH_LENGTH_AFTER": 0,
+        "PATH_LENGTH_EVERY": 2,
+        "AVERAGE_AFTER": 1,
+        "AVERAGE_EVERY": 1,
+        "AVERAGE_COPY_UNTIL": 1,
+    }.items():
+        monkeypatch.setattr(sg, name, value)
+
+
+def flat(tree, prefix=""):
+    """{path: leaf} of nested dictionaries and lists."""
+    if isinstance(tree, dict | list | tuple):
+        items = tree.items() if isinstance(tree, dict) else enumerate(tree)
+        return {k: v for key, value in items for k, v in flat(value, f"{prefix}/{key}").items()}
+    return {prefix: tree}
+
+
+def rows_of(config):
+    """The rows of a run's metrics.csv."""
+    with open(config.results / "metrics.csv", newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def assert_same_state(first, second, ignore=("/config/name",)):
+    a, b = flat(first), flat(second)
+    assert a.keys() == b.keys()
+    for key, value in a.items():
+        if key in ignore:
+            continue
+        same = torch.equal(value, b[key]) if isinstance(value, torch.Tensor) else value == b[key]
+        assert same, key
+
+
+@pytest.mark.parametrize("option", OPTIONS)
+def test_interrupted_run_equals_uninterrupted_run_bit_for_bit(make_config, short_schedule, option):
+    settings = OPTIONS[option]
+    whole = sg.train_from_folder(make_config(name="whole", num_train_steps=5, **settings))
+    sg.train_from_folder(make_config(name="parts", num_train_steps=2, **settings))
+    parts = sg.train_from_folder(make_config(name="parts", num_train_steps=5, **settings))
+    states = [sg.read_checkpoint(t.config.models / "model_0.pt") for t in (whole, parts)]
+    assert states[0]["step"] == 5
+    if "no_pl_reg" not in settings:
+        assert states[0]["pl_mean"] > 0
+    assert_same_state(*states)
+    tables = [rows_of(t.config) for t in (whole, parts)]
+    for rows in zip(*tables, strict=True):
+        assert all(rows[0][c] == rows[1][c] for c in ("step", "D", "G", "GP", "PL", "pl_mean"))
+
+
+def test_metrics_and_previews(make_config, short_schedule):
+    trainer = sg.train_from_folder(
+        make_config(num_train_steps=4, num_image_tiles=2, evaluate_every=2, log=True)
+    )
+    results = trainer.config.results
+    rows = rows_of(trainer.config)
+    assert [row["step"] for row in rows] == ["1", "2", "3", "4"]
+    assert all(float(row["D"]) and float(row["G"]) and float(row["volumes_per_second"]) for row in rows)
+    assert rows[0]["GP"] and not rows[1]["GP"] and rows[2]["GP"]
+    names = sorted(p.name for p in (results / "previews").iterdir())
+    each = ("GE.nii.gz", "GE.png", "G.png", "mixed.png")
+    assert names == sorted(f"{step:06d}-{name}" for step in (0, 2, 4) for name in each)
+    assert list((results / "tensorboard").glob("events*"))
+
+
+def test_mixed_preview_takes_coarse_style_from_its_row_and_fine_from_its_column(make_config):
+    config = make_config(num_image_tiles=2, batch_size=3)
+    trainer = sg.Trainer(config)
+    plain = trainer.preview_volumes(trainer.GAN.SE, trainer.GAN.GE)
+    mixed = trainer.preview_volumes(trainer.GAN.SE, trainer.GAN.GE, mixed=True)
+    assert plain.shape == mixed.shape == (4, 1, 4, 8, 8)
+    assert torch.equal(mixed[0], plain[0])  # row 0, column 0: seed 0 in all blocks, the noise of seed 0
+    assert not torch.equal(mixed[1], plain[1])
+
+
+def gradients_with(make_config, batch, accumulate, inputs):
+    """Gradients of D and of G and S from four given volumes, split into micro-batches."""
+    config = make_config(batch_size=batch, gradient_accumulate_every=accumulate, aug_prob=0.0, fp16=False)
+    trainer = sg.Trainer(config)
+    real, z, noise = inputs
+    takes = {"real": 0, "fake": 0}
+
+    def part(name, tensors):
+        start = takes[name] % 4
+        takes[name] += batch
+        return [t[start : start + batch].clone() for t in tensors]
+
+    def sample(rng, generator):
+        z_part, noise_part = part("fake", (z, noise))
+        return sg.same_style(trainer.GAN.S(z_part), trainer.GAN.G.num_layers), noise_part
+
+    trainer.sample_inputs = sample
+    trainer.next_real = lambda: part("real", (real,))[0]
+    trainer.accumulate_discriminator(True, accumulate)
+    found = {n: p.grad.clone() for n, p in trainer.GAN.D.named_parameters()}
+    trainer.D_opt.zero_grad()
+    trainer.accumulate_generator(False, accumulate)
+    assert all(p.grad is None for p in trainer.GAN.D.parameters())  # none are computed in G's step
+    for module in (trainer.GAN.G, trainer.GAN.S):
+        found |= {id(module): 0} | {f"{type(module)}{n}": p.grad for n, p in module.named_parameters()}
+        found.pop(id(module))
+    return found
+
+
+def test_accumulation_1_x_4_equals_2_x_2(make_config):
+    inputs = torch.rand(4, 1, 4, 8, 8), torch.randn(4, 512), torch.rand(4, 4, 8, 8, 1)
+    one, two = (gradients_with(make_config, b, 4 // b, inputs) for b in (1, 2))
+    assert one.keys() == two.keys()
+    for name in one:
+        torch.testing.assert_close(one[name], two[name], rtol=1e-4, atol=1e-6, msg=str(name))
+
+
+def test_averages_are_copied_then_moved(make_config, monkeypatch):
+    trainer = sg.Trainer(make_config())
+    weight, average = trainer.GAN.G.initial_conv.weight, trainer.GAN.GE.initial_conv.weight
+    with torch.no_grad():
+        weight.add_(1)
+    first = average.clone()
+    for step, moved in ((1, False), (1000, False), (20000, False), (25005, False)):
+        trainer.step = step
+        trainer.update_averages()
+        assert torch.equal(average, first) != moved, step
+    trainer.step = 20010
+    trainer.update_averages()
+    torch.testing.assert_close(average, 0.995 * first + 0.005 * weight)
+    trainer.step = 1002
+    trainer.update_averages()
+    assert torch.equal(average, weight)
+
+
+def test_regularisers_come_at_their_steps(make_config):
+    trainer = sg.Trainer(make_config(gradient_accumulate_every=1))
+    trainer.loader = iter(lambda: (torch.rand(2, 1, 4, 8, 8), torch.zeros(2)), None)
+    for step, expected in ((16, {"D", "GP"}), (17, {"D"})):
+        trainer.step = step
+        assert set(trainer.discriminator_step()) == expected
+    for step, expected in (
+        (4992, {"G"}),
+        (5024, {"G", "pl_mean"}),
+        (5056, {"G", "pl_mean", "PL"}),
+        (5057, {"G"}),
+    ):
+        trainer.step = step
+        assert set(trainer.generator_step()) == expected, step
+
+
+def test_checkpoint_holds_everything_and_fits_the_original(make_config):
+    trainer = sg.train_from_folder(make_config(num_train_steps=2, save_every=1))
+    path = trainer.config.models / "model_2.pt"
+    state = torch.load(path, weights_only=True)
+    wanted = {"GAN", "G_opt", "D_opt", "scaler", "step", "reverts", "pl_mean", "random", "config", "affine"}
+    assert wanted | {"format_version", "version", "truncation_center", "data_digest"} == set(state)
+    original = sg.StyleGAN2(**trainer.config.network())
+    original.load_state_dict(state["GAN"], strict=True)
+    config = json.loads((trainer.config.models / ".config.json").read_text())
+    read_by_original = {
+        "image_size",
+        "network_capacity",
+        "fmap_max",
+        "transparent",
+        "fq_layers",
+        "fq_dict_size",
+    }
+    assert read_by_original | {"attn_layers", "no_const", "lr_mlp", "image_depth"} <= set(config)
+    np.testing.assert_allclose(state["affine"], np.diag([0.6, 0.6, 0.8, 1]), atol=1e-4)
+
+
+def test_keep_checkpoints(make_config):
+    trainer = sg.train_from_folder(make_config(num_train_steps=4, save_every=1, keep_checkpoints=2))
+    assert sg.checkpoint_numbers(trainer.config.models) == [3, 4]
+
+
+def test_load_from_keeps_the_later_checkpoints(make_config):
+    first = sg.train_from_folder(make_config(num_train_steps=3, save_every=1))
+    later = (first.config.models / "model_3.pt").read_bytes()
+    sg.train_from_folder(make_config(num_train_steps=2, save_every=1, load_from=1))
+    assert sg.checkpoint_numbers(first.config.models) == [0, 1, 2]
+    assert (first.config.models / "after-model_1" / "model_3.pt").read_bytes() == later
+    with pytest.raises(ValueError, match=r"no model_7\.pt.*can be 0, 1, 2"):
+        sg.train_from_folder(make_config(load_from=7))
+
+
+def test_new_moves_the_earlier_run_aside(make_config):
+    first = sg.train_from_folder(make_config(num_train_steps=1))
+    sg.train_from_folder(make_config(num_train_steps=1, new=True, seed=1))
+    sg.train_from_folder(make_config(num_train_steps=1, new=True, seed=2))
+    for folder in (first.config.models, first.config.results):
+        assert {p.name for p in folder.parent.iterdir()} == {"t", "t.earlier", "t.earlier-1"}
+    seeds = [
+        sg.read_checkpoint(first.config.models.parent / n / "model_0.pt")["config"]["seed"]
+        for n in ("t.earlier", "t")
+    ]
+    assert seeds == [42, 2]
+
+
+def test_init_from_starts_a_new_run_from_given_weights(make_config):
+    source = sg.train_from_folder(make_config(num_train_steps=2)).config.models / "model_0.pt"
+    config = make_config(name="tuned", num_train_steps=1, init_from=str(source), learning_rate=1e-12)
+    tuned = sg.train_from_folder(config)
+    assert tuned.step == 1
+    given = sg.read_checkpoint(source)["GAN"]["G.initial_conv.weight"]
+    torch.testing.assert_close(tuned.GAN.G.initial_conv.weight.data, given)
+    with pytest.raises(ValueError, match="--init_from starts a new run"):
+        sg.train_from_folder(config)
+
+
+def test_original_checkpoint_can_be_continued(make_config, capsys):
+    config = make_config(num_train_steps=6, save_every=5)
+    gan = sg.StyleGAN2(**config.network())
+    config.models.mkdir(parents=True)
+    torch.save({"GAN": gan.state_dict()}, config.models / "model_1.pt")
+    assert sg.train_from_folder(config).step == 6
+    assert "holds weights alone: continuing at step 5" in capsys.readouterr().out
+
+
+def test_other_sizes_than_the_runs_are_refused(make_config):
+    sg.train_from_folder(make_config(num_train_steps=1))
+    with pytest.raises(ValueError, match=r"--network_capacity is 4, but .* has 2"):
+        sg.train_from_folder(make_config(num_train_steps=2, network_capacity=4))
+
+
+def test_sizes_left_out_are_taken_from_the_run(make_config, capsys):
+    sg.train_from_folder(make_config(num_train_steps=1))
+    defaults = {
+        n: getattr(sg.TrainConfig, n) for n in ("image_size", "image_depth", "network_capacity", "fmap_max")
+    }
+    assert sg.train_from_folder(make_config(num_train_steps=2, **defaults)).step == 2
+    assert "image_size 8, image_depth 4, network_capacity 2, fmap_max 16" in capsys.readouterr().out
+
+
+def test_changed_settings_and_data_are_reported(make_config, data, capsys):
+    sg.train_from_folder(make_config(num_train_steps=1))
+    write_volume(data / "another.nii.gz", random_array(77))
+    sg.train_from_folder(make_config(num_train_steps=2, learning_rate=1e-3))
+    text = capsys.readouterr().out
+    assert "--learning_rate was 0.0001" in text and "is 0.001 now" in text and "are not those" in text
+
+
+def test_finished_run_says_so(make_config, capsys):
+    sg.train_from_folder(make_config(num_train_steps=1))
+    sg.train_from_folder(make_config(num_train_steps=1))
+    assert "is at step 1 already: raise --num_train_steps" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(("times", "survives"), [(3, True), (4, False)])
+def test_nan_goes_back_to_the_checkpoint_at_most_three_times(make_config, monkeypatch, times, survives):
+    config = make_config(num_train_steps=4, save_every=2)
+    seen = []
+
+    def poisoned(real_logits, fake_logits):
+        trainer_is_at = len(seen)
+        seen.append(real_logits.sum().item())
+        loss = sg.F.relu(1 + real_logits).mean() + sg.F.relu(1 - fake_logits).mean()
+        bad = poisoned.left and trainer_is_at >= 4  # in the second step
+        poisoned.left -= bool(bad)
+        return loss * float("nan") if bad else loss
+
+    poisoned.left = times
+    monkeypatch.setattr(sg, "hinge_loss", poisoned)
+    monkeypatch.setattr(
+        sg.Trainer, "generator_loss", lambda self, logits, rng: torch.nan_to_num(logits).mean()
+    )
+    if survives:
+        trainer = sg.train_from_folder(config)
+        assert trainer.step == 4 and trainer.reverts >= 2
+        assert all(p.isfinite().all() for p in trainer.GAN.parameters())
+        rows = rows_of(config)
+        assert [row["step"] for row in rows] == ["1", "2", "3", "4"]
+    else:
+        poisoned.left = 99
+        with pytest.raises(sg.NanException, match=r"D is not finite.*v\d\.nii\.gz.*--learning_rate"):
+            sg.train_from_folder(config)
+
+
+def test_rehearsals_leave_no_trace(make_config):
+    config = make_config(num_train_steps=1)
+    trainer = sg.Trainer(config)
+    before = {n: t.clone() for n, t in trainer.GAN.state_dict().items()}
+    trainer.loader = iter(lambda: (torch.rand(2, 1, 4, 8, 8), torch.zeros(2)), None)
+    for _, run in trainer.rehearsals():
+        run()
+    assert all(torch.equal(t, before[n]) for n, t in trainer.GAN.state_dict().items())
+    assert trainer.pl_mean is None and trainer.step == 0
+    assert all(p.grad is None for p in trainer.GAN.parameters())
+
+
+def test_allocation_tracker_counts_what_lives():
+    with sg.AllocationTracker() as memory:
+        a = torch.zeros(1000)
+        b = a + 1
+        del a
+        c = b.view(10, 100) * 2  # a view is no memory
+    assert memory.bytes == 4 * 2000 and memory.peak == 4 * 2000
+    del b, c
+    assert memory.bytes == 0
+
+
+def test_kill_during_a_save_leaves_the_last_checkpoint(data, tmp_path):
+    flags = tiny_flags(data, tmp_path, num_train_steps=2, save_every=9)
+    assert run_script("stylegan2_pytorch.py", *flags).returncode == 0
+    program = f"""
+import os, signal, sys, torch
+sys.path.insert(0, {str(ROOT)!r})
+import stylegan2_pytorch as sg
+write = torch.save
+def half(state, path):
+    write(state, path)
+    os.truncate(path, os.path.getsize(path) // 2)
+    os.kill(os.getpid(), signal.SIGKILL)
+torch.save = half
+sg.main({[*map(str, tiny_flags(data, tmp_path, num_train_steps=4, save_every=9))]!r})
+"""
+    killed = subprocess.run([sys.executable, "-c", program], capture_output=True, timeout=300)
+    assert killed.returncode == -signal.SIGKILL
+    checkpoint = tmp_path / "models" / "t" / "model_0.pt"
+    assert sg.read_checkpoint(checkpoint)["step"] == 2
+    flags = tiny_flags(data, tmp_path, num_train_steps=4, save_every=9)
+    assert run_script("stylegan2_pytorch.py", *flags).returncode == 0
+    assert sg.read_checkpoint(checkpoint)["step"] == 4
+    assert [p.name for p in sorted(checkpoint.parent.iterdir())] == [".config.json", "model_0.pt"]
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_signals_save_and_exit_cleanly(data, tmp_path, number):
+    flags = tiny_flags(data, tmp_path, num_train_steps=100000, save_every=100000)
+    run = subprocess.Popen(
+        [sys.executable, ROOT / "stylegan2_pytorch.py", *map(str, flags)],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+        text=True,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+    )
+    table = tmp_path / "results" / "t" / "metrics.csv"
+    deadline = time.monotonic() + 120
+    while not (table.exists() and len(table.read_text().splitlines()) > 3):
+        assert run.poll() is None and time.monotonic() < deadline
+        time.sleep(0.1)
+    run.send_signal(number)
+    text, _ = run.communicate(timeout=60)
+    assert run.returncode == 0 and "The same command continues the run" in text
+    step = sg.read_checkpoint(tmp_path / "models" / "t" / "model_0.pt")["step"]
+    assert step == len(table.read_text().splitlines()) - 1
+
+
+def test_model_loader_and_generation(make_config):
+    config = make_config(num_train_steps=2)
+    sg.train_from_folder(config)
+    model = sg.ModelLoader(base_dir=config.results.parent.parent, name="t", device="cpu")
+    z = torch.randn(2, 512)
+    w = model.noise_to_styles(z, trunc_psi=0.5)
+    center = sg.read_checkpoint(model.path)["truncation_center"]["SE"]
+    torch.testing.assert_close(w, center + 0.5 * (model.noise_to_styles(z) - center))
+    volumes = model.styles_to_images(w)
+    assert volumes.shape == (2, 1, 4, 8, 8) and volumes.min() >= 0 and volumes.max() <= 1
+    noise = torch.rand(2, 8, 8, 8, 1)
+    assert torch.equal(
+        model.styles_to_images_ext_noise(w, noise), model.styles_to_images_ext_noise(w, noise[:, :4])
+    )
+    current = sg.ModelLoader(checkpoint=model.path, device="cpu", use_average=False)
+    assert not torch.equal(current.G.initial_conv.weight, model.G.initial_conv.weight)
+
+
+def test_generate_writes_volumes_with_the_training_sets_affine(make_config):
+    sg.train_from_folder(make_config(num_train_steps=1))
+    config = make_config(num_generate=5, image_size=128, image_depth=32, num_image_tiles=2, seed=7)
+    folder = sg.generate_volumes(config)
+    names = sorted(p.name for p in folder.iterdir())
+    assert names == [
+        "contact_sheet.png",
+        *(f"seed{n:06d}.{e}" for n in range(7, 12) for e in ("nii.gz", "png")),
+    ]
+    image = sg.nib.load(folder / "seed000009.nii.gz")
+    assert image.shape == (8, 8, 4)
+    np.testing.assert_allclose(image.affine, np.diag([0.6, 0.6, 0.8, 1]), atol=1e-4)
+    again = sg.generate_volumes(make_config(num_generate=1, seed=9, batch_size=1))
+    assert again.name == f"{folder.name}-1"  # nothing is overwritten
+    alone = sg.nib.load(again / "seed000009.nii.gz")
+    np.testing.assert_allclose(alone.get_fdata(), image.get_fdata(), atol=1e-5)  # rounding in another batch
+
+
+def test_generate_interpolation_writes_every_frame_and_a_gif(make_config):
+    sg.train_from_folder(make_config(num_train_steps=1))
+    folder = sg.generate_interpolation(make_config(interpolation_num_steps=4, save_frames=True))
+    names = sorted(p.name for p in folder.iterdir())
+    assert names == [*(f"frame{n:04d}.{e}" for n in range(4) for e in ("nii.gz", "png")), "interpolation.gif"]
+    assert sg.Image.open(folder / "interpolation.gif").n_frames == 4
+    first, last = (sg.read_volume(folder / f"frame000{n}.nii.gz")[0] for n in (0, 3))
+    assert np.abs(first - last).max() > 1e-4
