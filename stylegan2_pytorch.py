@@ -419,6 +419,13 @@ def find_volumes(folder):
     return paths
 
 
+# What nibabel raises for damaged files.
+UNREADABLE = (
+    *(OSError, EOFError, ValueError, zlib.error),
+    *(nib.filebasedimages.ImageFileError, nib.spatialimages.HeaderDataError),
+)
+
+
 def read_volume(path, shape=None):
     """Read one NIfTI volume and scale it to [0, 1] by its own minimum and maximum.
 
@@ -435,7 +442,7 @@ def read_volume(path, shape=None):
     try:
         image = nib.load(path)
         array = image.get_fdata(dtype=np.float32, caching="unchanged") if is_grey(image) else None
-    except (OSError, EOFError, ValueError, zlib.error, nib.filebasedimages.ImageFileError) as error:
+    except UNREADABLE as error:
         reason = " ".join(str(error).split()) or type(error).__name__
         raise ValueError(f"cannot be read ({reason}): copy it again or remove it") from None
     if array is None:

@@ -280,10 +280,8 @@ def draw_points(rng):
             points[name, side] = np.array(position) * (mirror, 1, 1) + jitter
     for name, position in MIDLINE.items():
         points[name, ""] = np.array(position) + rng.normal(0, (1.0, 0.8, 0.5))
-    for side in "RL":  # the two sides of the Acom must not cross
-        points["acom_side", side][0] = math.copysign(
-            max(1.2, abs(points["acom_side", side][0])), 1 if side == "R" else -1
-        )
+    for side, mirror in (("R", 1), ("L", -1)):  # the Acom, between the two A1, has a length
+        points["acom_side", side][0] = mirror * max(1.8, mirror * points["acom_side", side][0])
     return {key: rotation @ (scale * p) + shift for key, p in points.items()}
 
 
@@ -381,7 +379,8 @@ def render_vessels(tree, shape):
     filled to 0.5 - (d - r) / h, between 0 and 1.
 
     Returns:
-        signal, filled: float32 (X, Y, Z); label: uint8 (X, Y, Z), for voxels whose centre is inside a vessel.
+        signal, filled: float32 (X, Y, Z).
+        label: uint8 (X, Y, Z), for voxels whose centre is inside a vessel or which a thin vessel crosses.
     """
     points, radius, flow, label = tree.joined()
     spacing = FIELD_OF_VIEW / shape
@@ -402,7 +401,8 @@ def render_vessels(tree, shape):
     filled = np.clip(0.5 - depth / spacing.mean(), 0, 1)
     relative = np.clip(1 + depth / radius[nearest], 0, 1)
     signal = flow[nearest] * (0.55 + 0.45 * (1 - relative**2))
-    return signal, filled, np.where(depth <= 0, label[nearest], 0)
+    crossed = spacing.mean() / 2 - radius[nearest]  # a vessel thinner than a voxel keeps its label
+    return signal, filled, np.where(depth <= np.maximum(0, crossed), label[nearest], 0)
 
 
 def voxels_near(points, reach, shape):

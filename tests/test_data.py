@@ -82,10 +82,7 @@ BAD_FILES = {
         "expected one number per voxel",
     ),
     "duplicate": (lambda p: write_volume(p, random_array(3)), "has the same voxels as"),
-    "affine": (
-        lambda p: write_volume(p, random_array(1), np.diag([1.0, 0, 1, 1])),
-        "affine that is singular",
-    ),
+    "affine": (singular, "affine that is singular"),
 }
 
 

@@ -1,0 +1,241 @@
+"""The command line as a user meets it: flags, messages, the README's commands, the set-up files."""
+
+import re
+import shlex
+import subprocess
+import sys
+from dataclasses import fields
+from pathlib import Path
+
+import pytest
+
+import stylegan2_pytorch as sg
+from tests.conftest import ROOT, run_script, tiny_flags
+
+try:
+    import tomllib
+except ModuleNotFoundError:  # Python 3.10
+    from pip._vendor import tomli as tomllib
+
+README = (ROOT / "README.md").read_text()
+
+# The published options with their published values, a flag written with - where the authors' command has one.
+PUBLISHED = """
+--name cow --results_dir ./results --models_dir ./models --new False --load_from -1 --image-size 128
+--network_capacity 8 --fmap_max 512 --batch-size 8 --gradient-accumulate-every 4 --num_train_steps 100000
+--learning-rate 1e-4 --lr-mlp 0.1 --ttur_mult 1.5 --rel_disc_loss False --num_workers None --save_every 3000
+--evaluate_every 3000 --generate False --num_generate 1 --generate_interpolation False
+--interpolation_num_steps 100 --save_frames False --num_image_tiles 8 --trunc_psi 1 --mixed_prob 0.9
+--fp16 True --no_pl_reg False --cl_reg False --fq_layers [] --fq_dict_size 256 --attn_layers [] --no_const False
+--aug-prob 0.5 --aug-types [translation,cutout] --top_k_training False --generator_top_k_gamma 0.99
+--generator_top_k_frac 0.5 --dual_contrast_loss False --dataset_aug_prob 0.5 --multi_gpus False
+--calculate_fid_every 3000 --calculate_fid_num_images 1782 --clear_fid_cache False --seed 42 --log False
+--transparent False
+"""
+
+
+def test_published_flags_are_the_defaults():
+    config = sg.parse_cli(sg.TrainConfig, shlex.split(PUBLISHED))
+    expected = sg.TrainConfig(name="cow", calculate_fid_every=3000)
+    assert config == expected
+
+
+def test_dash_equals_underscore_and_texts_stay_texts():
+    argv = [
+        "--name",
+        "20240101_1",
+        "--data",
+        "007",
+        "--image-size=64",
+        "--fp16",
+        "False",
+        "--num-workers",
+        "3",
+    ]
+    config = sg.parse_cli(sg.TrainConfig, argv)
+    assert (config.name, config.data, config.image_size) == ("20240101_1", "007", 64)
+    assert config.fp16 is False and config.num_workers == 3
+
+
+@pytest.mark.parametrize(
+    "text", ["[translation,contrast]", "translation,contrast", "['translation','contrast']"]
+)
+def test_lists_can_be_written_in_every_way(text):
+    assert sg.parse_cli(sg.TrainConfig, ["--aug_types", text]).aug_types == ("translation", "contrast")
+
+
+WRONG_FLAGS = {
+    "misspelt flag": (["--learning-rat", "1e-3"], "learning-rat"),
+    "false in small letters": (["--fp16=false"], "--fp16 must be True or False, got 'false'."),
+    "text for a number": (["--batch_size", "eight"], "--batch_size must be a whole number, got 'eight'."),
+    "fraction for a whole number": (["--batch_size", "2.5"], "--batch_size must be a whole number, got 2.5."),
+    "zero": (["--save_every", "0"], "--save_every must be greater than 0, got 0."),
+    "probability": (["--aug_prob", "50"], "--aug_prob must be between 0 and 1, got 50.0."),
+    "psi": (["--trunc_psi", "1.5"], "--trunc_psi must be between 0 and 1, got 1.5."),
+    "size": (["--image_size", "100"], "--image_size must be a power of two, at least 4 voxels, got 100."),
+    "depth": (["--image_size", "16"], "--image_depth 32 is larger than --image_size 16"),
+    "augmentation": (["--aug_types", "[rotation]"], "--aug_types must be translation or cutout or contrast"),
+    "device": (["--device", "gpu"], "--device must be auto, cpu, cuda or cuda:<n>, got 'gpu'."),
+    "absent GPU": (
+        ["--device", "cuda:99", "--data", "sample_data", "--image_size", "64"],
+        "--device cuda:99 is not",
+    ),
+    "precision": (["--amp_dtype", "fp8"], "--amp_dtype must be auto or float16 or bfloat16, got 'fp8'."),
+    "cache": (["--cache", "disk"], "--cache must be ram or none, got 'disk'."),
+    "name": (["--name", "a/b"], "--name must be the name of a folder, without a path, got 'a/b'."),
+    "seed": (["--seed", "-1"], "--seed must be 0 or more, got -1."),
+    "new and load_from": (["--new", "--load_from", "3"], "--new starts afresh and --load_from continues"),
+    "attention": (
+        ["--attn_layers", "[1,2]"],
+        "--attn_layers is not available: this version has no attention",
+    ),
+    "quantisation": (["--fq_layers", "1"], "--fq_layers is not available"),
+    "contrastive": (["--cl_reg"], "--cl_reg is not available"),
+    "no_const": (["--no_const"], "--no_const is not available"),
+    "multi_gpus": (["--multi_gpus"], "--multi_gpus is not available"),
+    "transparent": (["--transparent"], "--transparent is not available: a one-channel volume has no alpha"),
+    "nothing to generate from": (
+        ["--generate", "--name", "nobody"],
+        "There is no checkpoint model_<n>.pt in",
+    ),
+    "no data": (["--data", "nowhere"], "--data nowhere does not exist"),
+    "not a checkpoint": (
+        ["--data", "sample_data", "--init_from", "README.md"],
+        "README.md cannot be read as a check",
+    ),
+}
+
+
+@pytest.mark.parametrize("kind", WRONG_FLAGS)
+def test_wrong_flags_get_one_line_and_stop(kind, monkeypatch, tmp_path, capsys):
+    flags, text = WRONG_FLAGS[kind]
+    monkeypatch.chdir(ROOT)
+    folders = ["--results_dir", str(tmp_path / "r"), "--models_dir", str(tmp_path / "m")]
+    with pytest.raises(SystemExit) as stop:
+        sg.main([*flags, *folders])
+    message = stop.value.code if isinstance(stop.value.code, str) else capsys.readouterr().err
+    assert stop.value.code != 0 and text in message
+    assert kind == "misspelt flag" or len(message.splitlines()) == 1
+    assert not list(tmp_path.iterdir())
+
+
+def test_misspelt_flag_stops_before_training():
+    run = run_script("stylegan2_pytorch.py", "--learning-rat", "1e-3")
+    assert run.returncode != 0 and "learning-rat" in run.stderr
+
+
+def test_errors_have_no_traceback_and_a_non_zero_exit(tmp_path):
+    run = run_script("stylegan2_pytorch.py", "--data", tmp_path)
+    assert run.returncode == 1
+    assert (
+        run.stderr.splitlines()[-1]
+        == f"Error: --data {tmp_path} holds no .nii or .nii.gz file (0 other files)."
+    )
+    assert "Traceback" not in run.stderr
+
+
+def test_help_explains_every_flag():
+    run = run_script("stylegan2_pytorch.py", "--help")
+    text = run.stdout + run.stderr
+    documented = set(re.findall(r"^ {8}(\w+): ", sg.TrainConfig.__doc__, re.MULTILINE))
+    assert documented == {f.name for f in fields(sg.TrainConfig)}
+    for field in fields(sg.TrainConfig):
+        assert re.search(
+            rf"--{field.name}=.*\n.*Type.*\n\s+Default: {re.escape(repr(field.default))}", text
+        ), field.name
+
+
+def test_every_default_is_a_valid_setting():
+    assert sg.TrainConfig() == sg.parse_cli(sg.TrainConfig, [])
+
+
+def test_dry_run_of_the_published_command(tmp_path):
+    sg_phantoms = tmp_path / "phantoms"
+    run_script("sample_data/phantom.py", "--output", sg_phantoms, "--num", 8, "--image_size", 128)
+    run = run_script(
+        "stylegan2_pytorch.py", *shlex.split(PUBLISHED), "--data", sg_phantoms, "--dry_run", cwd=tmp_path
+    )
+    assert run.returncode == 0, run.stderr
+    for text in (
+        "8 volumes of 128 x 128 x 32 voxels",
+        "S 2.1, G 30.1, D 66.7",
+        "batch_size: 8",
+        "no metrics are computed",
+    ):
+        assert text in run.stdout
+    peaks = [float(gib) for gib in re.findall(r"peak memory, [\w ]+: ([\d.]+) GiB", run.stdout)]
+    assert len(peaks) == 3 and 1 < max(peaks) < 100
+    assert [p.name for p in tmp_path.iterdir()] == ["phantoms"]
+
+
+def test_train_and_generate_by_command_line(data, tmp_path):
+    flags = tiny_flags(data, tmp_path, num_train_steps=2)
+    assert run_script("stylegan2_pytorch.py", *flags).returncode == 0
+    run = run_script("stylegan2_pytorch.py", *flags, "--generate", "--num_generate", 2)
+    folder = tmp_path / "results" / "t" / "generated-model_0"
+    assert run.returncode == 0 and f"2 volumes and their pictures are in {folder}" in run.stdout
+    assert len(list(folder.glob("*.nii.gz"))) == 2
+
+
+def test_bundled_data_trains_with_the_commands_of_the_readme():
+    commands = readme_commands("stylegan2_pytorch.py")
+    assert len(commands) >= 4
+    for command in commands:
+        sg.parse_cli(sg.TrainConfig, command)
+
+
+def readme_commands(script):
+    """Arguments of every call of a script in the README's code blocks."""
+    blocks = re.findall(r"```(?:bash|sh)?\n(.*?)```", README, re.DOTALL)
+    lines = [line for block in blocks for line in block.replace("\\\n", " ").splitlines()]
+    calls = [shlex.split(line, comments=True) for line in lines]
+    return [call[call.index(script) + 1 :] for call in calls if script in call]
+
+
+def test_every_command_in_the_readme_parses(monkeypatch):
+    monkeypatch.syspath_prepend(ROOT / "sample_data")
+    import phantom
+
+    for command in readme_commands("sample_data/phantom.py"):
+        sg.parse_cli(phantom.PhantomConfig, command)
+    targets = set(re.findall(r"^(\w+):", (ROOT / "Makefile").read_text(), re.MULTILINE))
+    used = set(re.findall(r"`?make (\w+)`?", README))
+    assert used and used <= targets
+    for path in re.findall(r"\]\(([\w./-]+)\)", README):
+        assert (ROOT / path).exists(), path
+
+
+def test_set_up_files_agree():
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    names = [re.match(r"[\w-]+", d)[0].lower() for d in project["dependencies"]]
+    environment = (ROOT / "environment.yml").read_text()
+    makefile = (ROOT / "Makefile").read_text()
+    assert project["requires-python"] == ">=3.10" and "torch>=2.6" in project["dependencies"]
+    assert "python=3.11" in environment and "-e .[test]" in environment and '".[test]"' in makefile
+    for name in names:  # pyproject.toml is the only list
+        assert not re.search(rf"^\s*- {name}\b", environment, re.MULTILINE), name
+        assert name not in makefile.split(), name
+        assert re.search(rf"\b{name}\b", README, re.IGNORECASE), f"{name} is not in the README's list"
+    assert "Python 3.10" in README and "torch 2.6" in README
+    assert (ROOT / ".ci" / "run").read_text().strip().splitlines()[-1] == "make test"
+
+
+def test_imports_are_dependencies():
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    names = {re.match(r"[\w-]+", d)[0].lower() for d in project["dependencies"]}
+    modules = {"PIL": "pillow"}
+    for script in ("stylegan2_pytorch.py", "sample_data/phantom.py"):
+        imported = re.findall(r"^(?:import|from) (\w+)", (ROOT / script).read_text(), re.MULTILINE)
+        third_party = {m for m in imported if m not in sys.stdlib_module_names and m != "stylegan2_pytorch"}
+        assert {modules.get(m, m) for m in third_party} <= names
+
+
+def test_nothing_generated_is_tracked():
+    if not (ROOT / ".git").exists():
+        pytest.skip("not a git checkout")
+    tracked = subprocess.run(
+        ["git", "ls-files"], cwd=ROOT, capture_output=True, text=True, check=True
+    ).stdout.split()
+    nifti = [p for p in tracked if p.endswith((".nii", ".nii.gz"))]
+    assert all(Path(p).parent.name == "sample_data" for p in nifti)
+    assert not [p for p in tracked if p.startswith((".venv", "demo/", "results/", "models/"))]
