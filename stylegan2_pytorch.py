@@ -38,6 +38,7 @@ import itertools
 import json
 import math
 import os
+import pickle
 import shutil
 import signal
 import sys
@@ -247,6 +248,11 @@ class TrainConfig:
         """Shape (D, H, W) of a volume inside the networks, voxels."""
         return (self.image_depth, self.image_size, self.image_size)
 
+    @property
+    def chosen_depth(self):
+        """The depth if another than the default was asked for, else None."""
+        return None if self.image_depth == TrainConfig.image_depth else self.image_depth
+
     def network(self):
         """Keyword arguments of `StyleGAN2` for this run."""
         return {name: getattr(self, name) for name in NETWORK_SETTINGS}
@@ -267,22 +273,33 @@ UNAVAILABLE = {
     "multi_gpus": "this version trains on one device",
     "transparent": "a one-channel volume has no alpha channel",
 }
-POSITIVE = (
-    *("network_capacity", "fmap_max", "lr_mlp", "batch_size", "gradient_accumulate_every", "num_train_steps"),
-    *("learning_rate", "ttur_mult", "save_every", "evaluate_every", "num_image_tiles", "fq_dict_size"),
-    *("keep_checkpoints", "calculate_fid_every", "calculate_fid_num_images", "num_generate"),
+POSITIVE = [
+    "network_capacity",
+    "fmap_max",
+    "lr_mlp",
+    "batch_size",
+    "gradient_accumulate_every",
+    "num_train_steps",
+    "learning_rate",
+    "ttur_mult",
+    "save_every",
+    "keep_checkpoints",
+    "evaluate_every",
+    "num_image_tiles",
+    "num_generate",
     "interpolation_num_steps",
-)
-PROBABILITIES = (
-    *(
-        "mixed_prob",
-        "aug_prob",
-        "dataset_aug_prob",
-        "generator_top_k_gamma",
-        "generator_top_k_frac",
-        "trunc_psi",
-    ),
-)
+    "fq_dict_size",
+    "calculate_fid_every",
+    "calculate_fid_num_images",
+]
+PROBABILITIES = [
+    "mixed_prob",
+    "aug_prob",
+    "dataset_aug_prob",
+    "generator_top_k_gamma",
+    "generator_top_k_frac",
+    "trunc_psi",
+]
 
 
 def typed_value(field, value):
@@ -1417,7 +1434,7 @@ def read_checkpoint(path):
         raise ValueError(f"{path} does not exist: give the path of a checkpoint model_<n>.pt.")
     try:
         state = torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
-    except Exception as error:  # torch.load raises pickle, zip, runtime and key errors on damaged files
+    except (OSError, EOFError, KeyError, RuntimeError, ValueError, pickle.UnpicklingError) as error:
         raise ValueError(f"{path} cannot be read as a checkpoint ({type(error).__name__}).") from None
     if not isinstance(state, dict) or "GAN" not in state:
         raise ValueError(f"{path} is not a 3D StyleGAN2 checkpoint: it has no entry 'GAN'.")
@@ -1425,11 +1442,11 @@ def read_checkpoint(path):
     return state
 
 
-def network_settings(state, path):
+def network_settings(state, path, image_depth=None):
     """Keyword arguments of `StyleGAN2` for a checkpoint; those of an original follow from its tensors.
 
-    No tensor's shape depends on the depth, so a checkpoint that does not state it gets the published one,
-    with a notice: 32 slices, or 4 for the variant of 256 voxels.
+    No tensor's shape depends on the depth, so a checkpoint that does not state it gets `image_depth`, or the
+    published one, with a notice: 32 slices, or 4 for the variant of 256 voxels.
 
     Raises:
         ValueError: The tensors are not those of a 3D StyleGAN2.
@@ -1447,7 +1464,7 @@ def network_settings(state, path):
     image_size = 2 ** (blocks + 1)
     settings = {
         "image_size": image_size,
-        "image_depth": min(image_size, 4 if image_size == 256 else 32),
+        "image_depth": image_depth or min(image_size, 4 if image_size == 256 else 32),
         "network_capacity": narrowest // 2,
         "fmap_max": widest,
         "lr_mlp": 0.1,
@@ -1457,8 +1474,11 @@ def network_settings(state, path):
     beside = Path(path).parent / ".config.json"
     stated = json.loads(beside.read_text()) if beside.is_file() else {}
     settings.update({k: stated[k] for k in ("image_depth", "lr_mlp") if k in stated})
-    if "image_depth" not in stated:
-        print(f"{path} does not state its depth: taken as {settings['image_depth']} slices, as published.")
+    if image_depth is None and "image_depth" not in stated:
+        print(
+            f"{path} does not state its depth: taken as {settings['image_depth']} slices, as published. "
+            f"--image_depth takes another."
+        )
     return settings
 
 
@@ -1516,12 +1536,13 @@ class AllocationTracker(TorchDispatchMode):
         self.bytes -= size
 
 
-def predict_peak_memory(config):
+def predict_peak_memory(config, audit):
     """Peak bytes of the worst steps on the CPU, {phase: bytes}, found on fake tensors."""
     config = replace(config, device="cpu")
     tracker = AllocationTracker()
     with FakeTensorMode(), tracker:
         trainer = Trainer(config)
+        trainer.audit = audit
         trainer.loader = itertools.repeat((torch.empty(config.batch_size, 1, *config.shape), torch.zeros(1)))
         peaks = {}
         for phase, run in trainer.rehearsals():
@@ -1943,17 +1964,15 @@ class Trainer:
         files = ", ".join(str(self.audit.paths[i]) for i in seen[:MAX_FILES_NAMED])
         last = find_checkpoint(self.config.models)
         message = (
-            f"{reason} in step {self.step}; went back to {last} {self.reverts + 1} times. "
-            f"Volumes of the step: {files}. Try a lower --learning_rate or --fp16 False."
+            f"{reason} in step {self.step}; the run went back to {last}. Volumes of the step: {files}. "
+            f"If it happens again, try a lower --learning_rate or --fp16 False."
         )
         reverts = self.reverts + 1
         self.load(last)
         self.reverts = reverts
         self.open_loader()
         self.open_log()
-        self.bar.write(message)
-        self.bar.n = self.step
-        self.bar.refresh()
+        tqdm.write(message, file=sys.stderr)
         raise NanException(message)
 
     # ---- previews
@@ -2088,17 +2107,25 @@ class ModelLoader:
         device: auto, cpu, cuda or cuda:<n>.
         checkpoint: Path of a checkpoint file, in place of base_dir, name and load_from.
         use_average: Take the averaged networks SE and GE; False takes S and G.
+        image_depth: Axial slices, for a checkpoint of the original that does not state them.
 
     Raises:
         ValueError: There is no such checkpoint, or it cannot be used.
     """
 
     def __init__(
-        self, base_dir=".", name="default", load_from=-1, device="auto", checkpoint=None, use_average=True
+        self,
+        base_dir=".",
+        name="default",
+        load_from=-1,
+        device="auto",
+        checkpoint=None,
+        use_average=True,
+        image_depth=None,
     ):
         path = checkpoint or find_checkpoint(Path(base_dir) / "models" / name, load_from)
         state = read_checkpoint(path)
-        settings = network_settings(state, path)
+        settings = network_settings(state, path, image_depth)
         mapping = {name: settings.pop(name) for name in ("style_depth", "lr_mlp")}
         self.path = Path(path)
         self.device = choose_device(device)
@@ -2108,7 +2135,6 @@ class ModelLoader:
         self.affine = np.array(state.get("affine", np.eye(4)))
         self.S = StyleVectorizer(self.latent_dim, **mapping)
         self.G = Generator(**settings)
-        self.average = "SE", "GE"
         names = ("SE", "GE") if use_average else ("S", "G")
         for module, prefix in zip((self.S, self.G), names, strict=True):
             tensors = {
@@ -2145,7 +2171,12 @@ class ModelLoader:
 def open_generator(config):
     """ModelLoader of the run's checkpoint, and a new folder for what it generates."""
     path = find_checkpoint(config.models, config.load_from)
-    model = ModelLoader(device=config.device, checkpoint=path, use_average=config.use_average)
+    model = ModelLoader(
+        device=config.device,
+        checkpoint=path,
+        use_average=config.use_average,
+        image_depth=config.chosen_depth,
+    )
     if config.use_average and model.step is not None and model.step < AVERAGE_AFTER:
         last_copy = (model.step - 3) // AVERAGE_COPY_EVERY * AVERAGE_COPY_EVERY + 3 if model.step > 2 else 0
         print(
@@ -2218,13 +2249,10 @@ def generate_interpolation(config):
 def adopt_settings(config, checkpoint):
     """The configuration with a checkpoint's network sizes in place of defaults; others are refused."""
     state = read_checkpoint(checkpoint)
-    stored = network_settings(state, checkpoint)
-    if "config" not in state:
-        stored.pop("image_depth" if config.image_depth != TrainConfig.image_depth else "", None)
-        stored["lr_mlp"] = config.lr_mlp
+    stored = network_settings(state, checkpoint, config.chosen_depth)
     adopted = {}
     for name in NETWORK_SETTINGS:
-        asked, there = getattr(config, name), stored.get(name, getattr(config, name))
+        asked, there = getattr(config, name), stored[name]
         if asked != there and asked != getattr(TrainConfig, name):
             raise ValueError(
                 f"--{name} is {asked}, but {checkpoint} has {there}: give the same, another --name, or --new."
@@ -2291,7 +2319,7 @@ def train_from_folder(config):
         config: TrainConfig.
 
     Returns:
-        The Trainer, at its last step.
+        The Trainer, at its last step; after a dry run on the CPU one of fake tensors.
 
     Raises:
         ValueError: Data or settings cannot be used; nothing has been written.
@@ -2311,7 +2339,9 @@ def train_from_folder(config):
     )
     if config.calculate_fid_every is not None:
         print("Warning: no metrics are computed during training: MedicalNet/evaluation.py is not there yet.")
-    trainer = Trainer(config)
+    predict = config.dry_run and device.type == "cpu"
+    with FakeTensorMode() if predict else contextlib.nullcontext():
+        trainer = Trainer(config)
     trainer.audit = audit
     if config.dry_run:
         print("\n".join(f"{name}: {value}" for name, value in asdict(config).items()))
@@ -2320,7 +2350,7 @@ def train_from_folder(config):
         trainer.loader = itertools.repeat((zeros, torch.zeros(1, dtype=torch.int64)))
         print_report(trainer, measure_peak_memory(trainer))
     else:
-        print_report(trainer, predict_peak_memory(config) if config.dry_run else {})
+        print_report(trainer, predict_peak_memory(config, audit) if predict else {})
     if config.dry_run:
         return trainer
     if config.new:

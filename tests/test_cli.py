@@ -26,11 +26,11 @@ PUBLISHED = """
 --learning-rate 1e-4 --lr-mlp 0.1 --ttur_mult 1.5 --rel_disc_loss False --num_workers None --save_every 3000
 --evaluate_every 3000 --generate False --num_generate 1 --generate_interpolation False
 --interpolation_num_steps 100 --save_frames False --num_image_tiles 8 --trunc_psi 1 --mixed_prob 0.9
---fp16 True --no_pl_reg False --cl_reg False --fq_layers [] --fq_dict_size 256 --attn_layers [] --no_const False
---aug-prob 0.5 --aug-types [translation,cutout] --top_k_training False --generator_top_k_gamma 0.99
---generator_top_k_frac 0.5 --dual_contrast_loss False --dataset_aug_prob 0.5 --multi_gpus False
---calculate_fid_every 3000 --calculate_fid_num_images 1782 --clear_fid_cache False --seed 42 --log False
---transparent False
+--fp16 True --no_pl_reg False --cl_reg False --fq_layers [] --fq_dict_size 256 --attn_layers []
+--no_const False --aug-prob 0.5 --aug-types [translation,cutout] --top_k_training False
+--generator_top_k_gamma 0.99 --generator_top_k_frac 0.5 --dual_contrast_loss False --dataset_aug_prob 0.5
+--multi_gpus False --calculate_fid_every 3000 --calculate_fid_num_images 1782 --clear_fid_cache False
+--seed 42 --log False --transparent False
 """
 
 

@@ -11,6 +11,7 @@ import time
 import numpy as np
 import pytest
 import torch
+from torch._subclasses.fake_tensor import FakeTensor
 
 import stylegan2_pytorch as sg
 from tests.conftest import ROOT, random_array, run_script, tiny_flags, write_volume
@@ -328,6 +329,61 @@ def test_allocation_tracker_counts_what_lives():
     assert memory.bytes == 4 * 2000 and memory.peak == 4 * 2000
     del b, c
     assert memory.bytes == 0
+
+
+def test_dry_run_writes_nothing_and_allocates_nothing_large(make_config, tmp_path, capsys):
+    everything = {"rel_disc_loss": True, "dual_contrast_loss": True, "top_k_training": True, "dry_run": True}
+    trainer = sg.train_from_folder(make_config(network_capacity=64, fmap_max=4096, **everything))
+    assert isinstance(trainer.GAN.G.initial_block.data, FakeTensor)
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["data"]
+    text = capsys.readouterr().out
+    for line in (
+        "fmap_max: 4096",
+        "parameters (million)",
+        "peak memory, path length",
+        "peak memory, preview",
+    ):
+        assert line in text
+
+
+def test_predicted_memory_grows_with_the_batch(make_config):
+    audit = sg.audit_volumes(make_config().data, (8, 8, 4))
+    small, large = (sg.predict_peak_memory(make_config(batch_size=b), audit) for b in (1, 6))
+    fixed = 4 * sg.count_parameters(sg.StyleGAN2(**make_config().network()))
+    assert small.keys() == {"gradient penalty", "path length", "preview"}
+    assert all(fixed / 2 < small[phase] < large[phase] for phase in small)
+
+
+@pytest.mark.parametrize(
+    ("spoil", "text"),
+    [
+        (lambda p: p.write_bytes(p.read_bytes()[:-500]), "cannot be read as a checkpoint"),
+        (lambda p: p.write_bytes(b"garbage"), "cannot be read as a checkpoint"),
+        (lambda p: p.write_bytes(b""), "cannot be read as a checkpoint"),
+        (lambda p: torch.save({"state_dict": {}}, p), "it has no entry 'GAN'"),
+        (lambda p: torch.save({"GAN": {"weight": torch.zeros(1)}}, p), "is not a 3D StyleGAN2 checkpoint"),
+    ],
+    ids=["truncated", "garbage", "empty", "another program's", "another network's"],
+)
+def test_damaged_checkpoints_are_named(make_config, spoil, text):
+    config = make_config(num_train_steps=1)
+    path = sg.train_from_folder(config).config.models / "model_0.pt"
+    spoil(path)
+    with pytest.raises(ValueError, match=text) as error:
+        sg.train_from_folder(make_config(num_train_steps=2))
+    assert str(path) in str(error.value) and "\n" not in str(error.value)
+
+
+def test_checkpoint_of_a_newer_program_is_refused(make_config):
+    path = sg.train_from_folder(make_config(num_train_steps=1)).config.models / "model_0.pt"
+    torch.save(torch.load(path, weights_only=True) | {"format_version": 99, "version": "9.0"}, path)
+    with pytest.raises(ValueError, match=r"written by version 9\.0 in format 99.*update"):
+        sg.train_from_folder(make_config(num_train_steps=2))
+
+
+def test_float16_on_the_cpu_trains_with_a_scaler(make_config):
+    trainer = sg.train_from_folder(make_config(num_train_steps=2, amp_dtype="float16"))
+    assert trainer.scaler.is_enabled() and trainer.step == 2
 
 
 def test_kill_during_a_save_leaves_the_last_checkpoint(data, tmp_path):
