@@ -21,8 +21,8 @@ $(DEMO)/phantoms/variants.csv: | install
 
 # Small enough for two CPU cores; past step 1002, where the averaged generator is a copy of the trained one.
 DEMO_RUN := --name demo --results_dir $(DEMO)/results --models_dir $(DEMO)/models
-DEMO_MODEL := --image_size 32 --image_depth 8 --network_capacity 8 --fmap_max 64
-DEMO_TRAINING := --batch_size 4 --gradient_accumulate_every 1 --learning_rate 5e-4 --num_train_steps 1100 \
+DEMO_MODEL := --image_size 32 --image_depth 8 --network_capacity 4 --fmap_max 64
+DEMO_TRAINING := --batch_size 8 --gradient_accumulate_every 1 --learning_rate 5e-4 --num_train_steps 1100 \
 	--save_every 500 --num_image_tiles 4
 
 demo: install $(DEMO)/phantoms/variants.csv
