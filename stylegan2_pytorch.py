@@ -1674,9 +1674,7 @@ class Trainer:
         scaled = config.fp16 and self.amp_dtype == torch.float16
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=scaled)
         self.step = 0  # completed steps
-        self.reverts = (
-            0  # returns to a checkpoint after NaN; part of every seed, or the same NaN would come again
-        )
+        self.reverts = 0  # returns to a checkpoint after NaN; part of every seed, lest the NaN come again
         self.pl_mean = None  # running mean of the path length
         self.audit = None
         self.loader = None

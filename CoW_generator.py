@@ -1,0 +1,698 @@
+"""Generate volumes from a trained 3D StyleGAN2, each re-creatable from the file beside it.
+
+    python CoW_generator.py                                  the settings below
+    python CoW_generator.py --mode interpolation --seeds 3,8 --steps 30
+    python CoW_generator.py --recreate demo/generated/normal/seed000042.json
+
+Edit the settings below, or pass them as flags: a flag wins. Sections: settings, configuration, recipes, modes,
+rendering, pictures, projection, entry points.
+
+A volume is a function of its recipe (which style, which noise, which truncation) and of the checkpoint. A mode is
+a list of recipes; one loop renders them, in batches of any size, on any number of processes.
+"""
+
+import contextlib
+import errno
+import hashlib
+import itertools
+import json
+import math
+import os
+import platform
+import shutil
+import sys
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, fields
+from pathlib import Path
+
+import nibabel as nib
+import numpy as np
+import torch
+import torch.nn.functional as F
+from PIL import Image
+from tqdm import tqdm
+
+import stylegan2_pytorch as sg
+
+# ╔══════════════════════════════════════════════════════════════════════════════════════════════════════════╗
+# ║ Settings                                                                                                 ║
+# ╚══════════════════════════════════════════════════════════════════════════════════════════════════════════╝
+
+mode = "normal"  # normal, stochastic_variation, interpolation, style_mixing, truncation or projection
+num_generate = 4  # volumes (normal), styles to vary or truncate, pairs to interpolate, edge of the mixing grid
+top_dir = "demo"  # folder that holds models/<model_folder_name>/model_<n>.pt
+model_folder_name = "demo"  # name of the run
+model_from_epoch = -1  # number n of the checkpoint, -1 for the newest
+truncation_psi = 1.0  # 1 is no truncation, smaller is more typical and less varied
+save_directory = "demo/generated"  # a sub-folder with the mode's name is made in it
+template_path = None  # NIfTI file whose affine the volumes get; None takes the training volumes' affine
+steps = 20  # volumes of an interpolation or of a truncation sweep
+num_stochastic_variation = 5  # noises for each style (stochastic_variation)
+interpolate_styles = False  # interpolate between styles w (linearly) rather than latents z (spherically)
+load_from_style = False  # stochastic_variation of the style in style_npy_path
+style_npy_path = None  # a *_style.npy file, as generation and projection write them
+
+
+# ╔══════════════════════════════════════════════════════════════════════════════════════════════════════════╗
+# ║ Configuration                                                                                            ║
+# ╚══════════════════════════════════════════════════════════════════════════════════════════════════════════╝
+
+
+@dataclass(kw_only=True)
+class GenerateConfig:
+    """Generate volumes from a trained 3D StyleGAN2.
+
+    Args:
+        mode: normal, stochastic_variation, interpolation, style_mixing, truncation or projection.
+        num_generate: Volumes (normal), styles to vary or truncate, pairs to interpolate, edge of the mixing grid.
+        seed: First seed; the following are seed + 1, seed + 2, ...
+        seeds: Seeds in place of seed and num_generate, for example 0-99,205.
+        top_dir: Folder that holds models/<model_folder_name>/model_<n>.pt.
+        model_folder_name: Name of the run.
+        model_from_epoch: Number n of the checkpoint, -1 for the newest.
+        checkpoint: Checkpoint file in place of the three settings before, the original's included.
+        image_depth: Axial slices, for a checkpoint of the original that does not state them.
+        use_average: Use the averaged networks SE and GE; False takes the current ones, S and G.
+        truncation_psi: Truncation psi in [0, 1]; 1 is no truncation.
+        save_directory: Folder for the results, in a sub-folder with the mode's name.
+        template_path: NIfTI file whose affine the volumes get; None takes the training volumes' affine.
+        intensity_range: Two grey values that 0 and 1 become; None keeps [0, 1].
+        steps: Volumes of an interpolation or of a truncation sweep.
+        num_stochastic_variation: Noises for each style.
+        interpolate_styles: Interpolate between styles w rather than latents z.
+        load_from_style: Vary the style in style_npy_path.
+        style_npy_path: A *_style.npy file.
+        volume_format: nii.gz or nii.
+        picture_format: png, jpg, or none for no pictures.
+        batch_size: Volumes at a time; halves itself when the memory does not hold them.
+        device: auto, cpu, cuda or cuda:<n>.
+        amp: Generate with mixed precision (bfloat16): faster, equal to about 1 % of the range only.
+        target: NIfTI volume to project (mode projection).
+        projection_steps: Steps of the projection, the last third of them with one style per block.
+        medicalnet_weights: MedicalNet ResNet-10 weights; adds its features to the loss of the projection.
+        recreate: Sidecar .json of a volume to render again and compare.
+    """
+
+    mode: str = mode
+    num_generate: int = num_generate
+    seed: int = 42
+    seeds: str | None = None
+    top_dir: str = top_dir
+    model_folder_name: str = model_folder_name
+    model_from_epoch: int = model_from_epoch
+    checkpoint: str | None = None
+    image_depth: int | None = None
+    use_average: bool = True
+    truncation_psi: float = truncation_psi
+    save_directory: str = save_directory
+    template_path: str | None = template_path
+    intensity_range: tuple | None = None
+    steps: int = steps
+    num_stochastic_variation: int = num_stochastic_variation
+    interpolate_styles: bool = interpolate_styles
+    load_from_style: bool = load_from_style
+    style_npy_path: str | None = style_npy_path
+    volume_format: str = "nii.gz"
+    picture_format: str = "png"
+    batch_size: int = 8
+    device: str = "auto"
+    amp: bool = False
+    target: str | None = None
+    projection_steps: int = 600
+    medicalnet_weights: str | None = None
+    recreate: str | None = None
+
+    def __post_init__(self):
+        for field in fields(self):
+            setattr(self, field.name, sg.typed_value(field, getattr(self, field.name)))
+        for name in ("num_generate", "steps", "num_stochastic_variation", "batch_size", "projection_steps"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"--{name} must be greater than 0, got {getattr(self, name)}.")
+        if not 0 <= self.truncation_psi <= 1:
+            raise ValueError(f"--truncation_psi must be between 0 and 1, got {self.truncation_psi}.")
+        words = {"mode": tuple(MODES), "volume_format": ("nii.gz", "nii"), "picture_format": ("png", "jpg", "none")}
+        for name, known in words.items():
+            if getattr(self, name) not in known:
+                raise ValueError(f"--{name} must be {', '.join(known)}, got {getattr(self, name)!r}.")
+        sg.check_device_name(self.device)
+        if self.intensity_range is not None:
+            low_high = self.intensity_range
+            if len(low_high) != 2 or not all(isinstance(v, int | float) for v in low_high) or low_high[0] >= low_high[1]:
+                raise ValueError(f"--intensity_range must be two numbers, low before high, got {low_high}.")
+        if self.load_from_style and (self.mode != "stochastic_variation" or self.style_npy_path is None):
+            raise ValueError("--load_from_style needs --mode stochastic_variation and --style_npy_path FILE.")
+        if (self.mode == "projection") != (self.target is not None):
+            raise ValueError("--mode projection needs --target FILE, the volume to project, and no other mode does.")
+        self.seed_list(1)
+
+    def seed_list(self, count):
+        """The seeds asked for: those of `seeds`, or `count` seeds from `seed` on."""
+        return parse_seeds(self.seeds) if self.seeds is not None else list(range(self.seed, self.seed + count))
+
+    @property
+    def folder(self):
+        """Folder of this mode's results."""
+        return Path(self.save_directory) / self.mode
+
+
+def parse_seeds(text):
+    """'0-3,205' -> [0, 1, 2, 3, 205]; a ValueError for anything else, or a seed twice."""
+    seeds = []
+    for part in text.replace(" ", "").strip("()[]").rstrip(",").split(","):
+        first, dash, last = part.partition("-")
+        if not first.isdigit() or (dash and not (last.isdigit() and int(first) <= int(last))):
+            raise ValueError(f"--seeds must be like 0-99,205, got {text!r}.")
+        seeds += range(int(first), int(last or first) + 1)
+    if len(set(seeds)) < len(seeds):
+        raise ValueError(f"--seeds {text} names a seed twice.")
+    return seeds
+
+
+# ╔══════════════════════════════════════════════════════════════════════════════════════════════════════════╗
+# ║ Recipes                                                                                                  ║
+# ╚══════════════════════════════════════════════════════════════════════════════════════════════════════════╝
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """All that a volume depends on beside the checkpoint, in JSON's types.
+
+    Args:
+        name: Name of its files.
+        style: Where w comes from: {seed}, {slerp: [a, b], t}, {lerp: [a, b], t}, {mix: [coarse, fine], crossover}
+            with seeds a, b, coarse and fine, or {file}.
+        noise: {seed, variation}; variation 0 is the seed's own noise.
+        truncation_psi: Truncation psi; a style from a file is used as it is.
+        position: Place in the sequence or grid, for people.
+    """
+
+    name: str
+    style: dict
+    noise: dict
+    truncation_psi: float
+    position: dict
+
+
+def style_of(recipe, model):
+    """w of every block, on the CPU. Shapes: -> (L, latent_dim)"""
+    kind, layers = recipe.style, model.G.num_layers
+
+    def w_of(z):
+        return model.noise_to_styles(z[None], recipe.truncation_psi).cpu()
+
+    def z_of(seed):
+        return sg.volume_inputs(seed, model.latent_dim, (1, 1, 1))[0]
+
+    if "file" in kind:
+        return read_style(kind["file"], model)
+    if "seed" in kind:
+        w = w_of(z_of(kind["seed"]))
+    elif "slerp" in kind:
+        low, high = map(z_of, kind["slerp"])
+        w = w_of(sg.slerp(low, high, torch.tensor(kind["t"])))
+    elif "lerp" in kind:
+        low, high = (w_of(z_of(seed)) for seed in kind["lerp"])
+        w = torch.lerp(low, high, kind["t"])
+    else:
+        coarse, fine = (w_of(z_of(seed)) for seed in kind["mix"])
+        return sg.mix_styles(coarse, fine, layers, kind["crossover"])[0]
+    return sg.same_style(w, layers)[0]
+
+
+def read_style(path, model):
+    """w of every block from a *_style.npy file of this program or the original. Shapes: -> (L, latent_dim)"""
+    try:
+        style = torch.from_numpy(np.load(path, allow_pickle=False).astype(np.float32))
+    except (OSError, ValueError, EOFError) as error:
+        raise ValueError(f"{path} cannot be read as a style ({error}).") from None
+    layers = model.G.num_layers
+    if style.shape in ((model.latent_dim,), (1, model.latent_dim)):
+        return sg.same_style(style.reshape(1, -1), layers)[0]
+    if style.shape[-2:] == (layers, model.latent_dim) and style.numel() == layers * model.latent_dim:
+        return style.reshape(layers, -1)
+    raise ValueError(
+        f"{path} has shape {tuple(style.shape)}, expected (1, {model.latent_dim}) or "
+        f"(1, {layers}, {model.latent_dim}): it belongs to another model."
+    )
+
+
+def noise_of(recipe, model):
+    """Noise of a recipe, on the CPU. Shapes: -> (Z, S, S, 1)"""
+    seed, variation = recipe.noise["seed"], recipe.noise["variation"]
+    if variation == 0:
+        return sg.volume_inputs(seed, model.latent_dim, model.shape)[1]
+    return torch.rand(*model.shape, 1, generator=sg.device_random("cpu", seed, variation))
+
+
+# ╔══════════════════════════════════════════════════════════════════════════════════════════════════════════╗
+# ║ Modes                                                                                                    ║
+# ╚══════════════════════════════════════════════════════════════════════════════════════════════════════════╝
+
+
+def plan_normal(config, model):
+    """One volume for each seed."""
+    seeds = config.seed_list(config.num_generate)
+    return [
+        Recipe(
+            name=with_psi(f"seed{seed:06d}", config),
+            style={"seed": seed},
+            noise={"seed": seed, "variation": 0},
+            truncation_psi=config.truncation_psi,
+            position={"index": i, "of": len(seeds)},
+        )
+        for i, seed in enumerate(seeds)
+    ]
+
+
+def with_psi(name, config):
+    """A file name that says the truncation, if there is any."""
+    return name if config.truncation_psi == 1 else f"{name}_psi{config.truncation_psi:.2f}"
+
+
+def plan_stochastic_variation(config, model):
+    """For each style, several noises; the style of each seed, or that of a file."""
+    if config.load_from_style:
+        read_style(config.style_npy_path, model)
+        name = Path(config.style_npy_path).stem.removesuffix("_style")
+        sources = [(name, {"file": str(Path(config.style_npy_path).resolve())}, config.seed_list(1)[0])]
+    else:
+        seeds = config.seed_list(config.num_generate)
+        sources = [(with_psi(f"seed{seed:06d}", config), {"seed": seed}, seed) for seed in seeds]
+    return [
+        Recipe(
+            name=f"{name}_noise{variation:03d}",
+            style=style,
+            noise={"seed": seed, "variation": variation},
+            truncation_psi=config.truncation_psi,
+            position={"series": name, "index": variation, "of": config.num_stochastic_variation},
+        )
+        for name, style, seed in sources
+        for variation in range(config.num_stochastic_variation)
+    ]
+
+
+def plan_interpolation(config, model):
+    """From each seed to the next, with the noise of the first: spherical in z, or linear in w."""
+    kind = "lerp" if config.interpolate_styles else "slerp"
+    seeds = config.seed_list(config.num_generate + 1)
+    if len(seeds) < 2 or config.steps < 2:
+        raise ValueError("--mode interpolation needs at least two seeds and --steps 2.")
+    recipes = []
+    for a, b in itertools.pairwise(seeds):
+        series = with_psi(f"{kind}{a:06d}-{b:06d}", config)
+        for i, t in enumerate(np.linspace(0, 1, config.steps)):
+            recipes.append(
+                Recipe(
+                    name=f"{series}_frame{i:04d}",
+                    style={kind: [a, b], "t": float(t)},
+                    noise={"seed": a, "variation": 0},
+                    truncation_psi=config.truncation_psi,
+                    position={"series": series, "index": i, "of": config.steps},
+                )
+            )
+    return recipes
+
+
+def plan_style_mixing(config, model):
+    """A grid: the row's seed gives the first half of the blocks their style, the column's seed the others."""
+    seeds = config.seed_list(config.num_generate)
+    crossover = model.G.num_layers // 2
+    return [
+        Recipe(
+            name=with_psi(f"coarse{row:06d}_fine{column:06d}", config),
+            style={"mix": [row, column], "crossover": crossover},
+            noise={"seed": row, "variation": 0},
+            truncation_psi=config.truncation_psi,
+            position={"row": i, "column": j, "of": len(seeds)},
+        )
+        for i, row in enumerate(seeds)
+        for j, column in enumerate(seeds)
+    ]
+
+
+def plan_truncation(config, model):
+    """For each seed, truncation from psi = 0, the mean style, to psi = 1, no truncation."""
+    values = np.linspace(0, 1, config.steps) if config.steps > 1 else [config.truncation_psi]
+    return [
+        Recipe(
+            name=f"seed{seed:06d}_psi{psi:.3f}",
+            style={"seed": seed},
+            noise={"seed": seed, "variation": 0},
+            truncation_psi=float(psi),
+            position={"series": f"seed{seed:06d}", "index": i, "of": len(values)},
+        )
+        for seed in config.seed_list(config.num_generate)
+        for i, psi in enumerate(values)
+    ]
+
+
+# ╔══════════════════════════════════════════════════════════════════════════════════════════════════════════╗
+# ║ Rendering                                                                                                ║
+# ╚══════════════════════════════════════════════════════════════════════════════════════════════════════════╝
+
+
+def open_model(config):
+    """ModelLoader of the checkpoint, on this process's device."""
+    path = config.checkpoint
+    if path is None:
+        path = sg.find_checkpoint(Path(config.top_dir) / "models" / config.model_folder_name, config.model_from_epoch)
+    device = config.device
+    if device == "auto" and torch.cuda.is_available():
+        device = f"cuda:{os.environ.get('LOCAL_RANK', 0)}"
+    depth = config.image_depth
+    return sg.ModelLoader(checkpoint=path, device=device, use_average=config.use_average, image_depth=depth)
+
+
+def file_hash(path):
+    """SHA-256 of a file."""
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest() if sys.version_info >= (3, 11) else chunked(file)
+
+
+def chunked(file):
+    """SHA-256 of an open file, for Python 3.10."""
+    digest = hashlib.sha256()
+    while block := file.read(1 << 20):
+        digest.update(block)
+    return digest.hexdigest()
+
+
+@torch.no_grad()
+def render(recipes, model, amp=False):
+    """Volumes of some recipes, in one batch. Shapes: -> (B, 1, Z, S, S) float32 in [0, 1], on the CPU"""
+    styles = torch.stack([style_of(recipe, model) for recipe in recipes])
+    noise = torch.stack([noise_of(recipe, model) for recipe in recipes])
+    with torch.autocast(model.device.type, torch.bfloat16, enabled=amp):
+        volumes = model.styles_to_images_ext_noise(styles, noise)
+    return volumes.float().cpu(), styles, noise
+
+
+def render_all(recipes, model, batch_size, amp=False):
+    """Yield (recipe, volume, style, noise) for all recipes, in batches that halve when the memory is too small."""
+    done = 0
+    while done < len(recipes):
+        batch = recipes[done : done + batch_size]
+        try:
+            volumes, styles, noise = render(batch, model, amp)
+        except (torch.OutOfMemoryError, RuntimeError) as error:
+            if "memory" not in str(error) or batch_size == 1:
+                raise
+            batch_size //= 2
+            tqdm.write(f"Out of memory: going on with --batch_size {batch_size}.", file=sys.stderr)
+            continue
+        yield from zip(batch, volumes, styles, noise, strict=True)
+        done += len(batch)
+
+
+class Writer:
+    """Writes each volume with its sidecar, arrays and picture, or finds that they are there already.
+
+    Args:
+        config: GenerateConfig.
+        model: ModelLoader.
+        affine: Affine of the volumes, (4, 4), mm.
+    """
+
+    def __init__(self, config, model, affine):
+        self.config, self.affine = config, affine
+        self.arrays = config.folder / "style_and_noise"
+        self.common = {
+            "synthetic": True,
+            "mode": config.mode,
+            "checkpoint": {
+                "path": str(model.path),
+                "sha256": file_hash(model.path),
+                "step": model.step,
+                "networks": "SE, GE" if config.use_average else "S, G",
+            },
+            "model": model.settings,
+            "intensity_range": config.intensity_range and list(config.intensity_range),
+            "affine": np.asarray(affine, dtype=float).tolist(),
+            "precision": "bfloat16" if config.amp else "float32",
+        }
+
+    def path(self, recipe, suffix):
+        """Path of one of a recipe's files."""
+        return self.config.folder / f"{recipe.name}.{suffix}"
+
+    def is_complete(self, recipe):
+        """True if the volume is there, rendered from the same recipe by the same checkpoint.
+
+        Raises:
+            ValueError: A volume of this name was made otherwise.
+        """
+        sidecar = self.path(recipe, "json")
+        if not sidecar.exists():
+            return False
+        there = json.loads(sidecar.read_text())
+        wanted = self.common | {"recipe": recipe.__dict__}
+        different = [key for key in wanted if there.get(key) != wanted[key] and key != "model"]
+        if different:
+            raise ValueError(
+                f"{sidecar} was made with another {' and '.join(different)}: choose another --save_directory."
+            )
+        return self.path(recipe, self.config.volume_format).exists()
+
+    def write(self, recipe, volume, style, noise):
+        """Write all files of one volume, the sidecar last: where it is, the volume is complete."""
+        config = self.config
+        same = bool((style == style[0]).all())
+        self.save_array(recipe, "style", (style[:1] if same else style[None]).numpy())
+        self.save_array(recipe, "noise", noise[None].numpy())
+        volume = volume.numpy()
+        scaled = volume
+        if config.intensity_range is not None:
+            low, high = config.intensity_range
+            scaled = low + volume * (high - low)
+        sg.save_nifti(scaled, self.affine, self.path(recipe, config.volume_format))
+        if config.picture_format != "none":
+            sg.save_picture(six_views(volume, self.affine), self.path(recipe, config.picture_format), smallest=1)
+        details = {
+            "file": self.path(recipe, config.volume_format).name,
+            "seed": recipe.noise["seed"],
+            "truncation_psi": recipe.truncation_psi,
+            "position": recipe.position,
+            "recipe": recipe.__dict__,
+            "volume_sha256": hashlib.sha256(volume.tobytes()).hexdigest(),
+            "style": f"style_and_noise/{recipe.name}_style.npy",
+            "noise": f"style_and_noise/{recipe.name}_noise.npy",
+            "versions": versions(),
+        }
+        with sg.atomic_path(self.path(recipe, "json")) as part:
+            part.write_text(json.dumps(self.common | details, indent=1))
+
+    def save_array(self, recipe, kind, array):
+        """Write a style or noise array."""
+        with sg.atomic_path(self.arrays / f"{recipe.name}_{kind}.npy") as part:
+            np.save(part, array)
+
+
+def versions():
+    """Versions of what rendered a volume."""
+    return {
+        "stylegan2_pytorch": sg.__version__,
+        "torch": torch.__version__,
+        "numpy": np.__version__,
+        "nibabel": nib.__version__,
+        "python": platform.python_version(),
+    }
+
+
+def choose_affine(config, model):
+    """Affine of the template, or of the training volumes; another shape of the template is only warned of."""
+    if config.template_path is None:
+        return model.affine
+    try:
+        image = nib.load(config.template_path)
+    except sg.UNREADABLE as error:
+        raise ValueError(f"--template_path {config.template_path} cannot be read ({error}).") from None
+    shape = (model.shape[1], model.shape[2], model.shape[0])
+    if image.shape[:3] != shape:
+        print(
+            f"Warning: {config.template_path} has {sg.by(image.shape)} voxels, the volumes {sg.by(shape)}: "
+            f"its affine is taken, its shape is not."
+        )
+    return image.affine
+
+
+def check_space(config, model, count):
+    """Raise a ValueError if the disk cannot hold `count` volumes with their noise."""
+    needed = 2.2 * 4 * math.prod(model.shape) * count
+    free = shutil.disk_usage(config.folder).free
+    if needed > free:
+        raise ValueError(
+            f"{count} volumes need about {needed / 2**30:.1f} GiB, and {config.folder} has {free / 2**30:.1f} free."
+        )
+
+
+def generate_recipes(config, model, recipes):
+    """Render all recipes that are not there yet, and write them while the next are rendered."""
+    rank, ranks = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
+    affine = choose_affine(config, model)
+    (config.folder / "style_and_noise").mkdir(parents=True, exist_ok=True)
+    writer = Writer(config, model, affine)
+    missing = [recipe for recipe in recipes if not writer.is_complete(recipe)]
+    if rank == 0 and len(missing) < len(recipes):
+        print(f"{len(recipes) - len(missing)} volumes are there already.")
+    check_space(config, model, len(missing))
+    mine = recipes_of_rank(missing, rank, ranks)
+    with ThreadPoolExecutor(2) as pool, tqdm(total=len(mine), unit="volume", disable=rank > 0) as bar:
+        pending = []
+        try:
+            for item in render_all(mine, model, config.batch_size, config.amp):
+                pending.append(pool.submit(writer.write, *item))
+                bar.update(1)
+                while len(pending) > 2 * config.batch_size:
+                    pending.pop(0).result()
+            for task in pending:
+                task.result()
+        except OSError as error:
+            pool.shutdown(cancel_futures=True)
+            if error.errno == errno.ENOSPC:
+                raise ValueError(f"The disk of {config.folder} is full: the volumes so far are complete.") from None
+            raise
+    return affine
+
+
+def recipes_of_rank(recipes, rank, ranks):
+    """The share of one process: every volume belongs to exactly one."""
+    return recipes[rank::ranks]
+
+
+@contextlib.contextmanager
+def process_group():
+    """Under torchrun, a group of processes to wait for each other in; yields True for the first process."""
+    if "WORLD_SIZE" not in os.environ:
+        yield True
+        return
+    torch.distributed.init_process_group("gloo")
+    try:
+        yield torch.distributed.get_rank() == 0
+    finally:
+        torch.distributed.destroy_process_group()
+
+
+# ╔══════════════════════════════════════════════════════════════════════════════════════════════════════════╗
+# ║ Pictures                                                                                                 ║
+# ╚══════════════════════════════════════════════════════════════════════════════════════════════════════════╝
+
+
+def plane_views(volume, affine):
+    """Middle planes and maximum-intensity projections in radiological view, with square pixels.
+
+    Args:
+        volume: (1, Z, X, Y) in [0, 1].
+        affine: (4, 4), mm.
+
+    Returns:
+        Six arrays (rows, columns) uint8: axial, coronal and sagittal plane, then the three projections.
+    """
+    image = nib.Nifti1Image(np.asarray(sg.volume_to_array(volume), dtype=np.float32), affine)
+    image = nib.as_closest_canonical(image)
+    array, spacing = np.asarray(image.dataobj), image.header.get_zooms()
+    views = []
+    for reduce in (lambda a, axis: np.take(a, a.shape[axis] // 2, axis), np.max):
+        for axis in (2, 1, 0):  # axial, coronal, sagittal
+            plane = reduce(array, axis=axis)[::-1, ::-1].T  # right and front are on the left, top is up
+            height, width = (spacing[a] for a in (2, 1) if a != axis), (spacing[a] for a in (0, 1) if a != axis)
+            views.append(square_pixels(plane, next(height), next(width), min(spacing)))
+    return views
+
+
+def square_pixels(plane, height, width, size):
+    """uint8 picture of a plane of pixels `height` x `width` mm, resampled to `size` mm."""
+    picture = Image.fromarray(np.rint(np.clip(plane, 0, 1) * 255).astype(np.uint8))
+    rows, columns = round(plane.shape[0] * height / size), round(plane.shape[1] * width / size)
+    return np.asarray(picture.resize((columns, rows), Image.Resampling.BILINEAR))
+
+
+def six_views(volume, affine, smallest=256):
+    """Three planes above their three projections, enlarged to at least `smallest` pixels of the axial plane."""
+    views = plane_views(volume, affine)
+    factor = max(1, -(-smallest // views[0].shape[0]))
+    views = [np.kron(v, np.ones((factor, factor), np.uint8)) for v in views]
+    rows = [np.concatenate([on_canvas(v, views[0].shape[0]) for v in row], axis=1) for row in (views[:3], views[3:])]
+    return np.concatenate(rows, axis=0)
+
+
+def on_canvas(picture, height):
+    """A picture in the middle of a dark strip of the given height, with a margin of 4 pixels."""
+    space = max(0, height - picture.shape[0])
+    return np.pad(picture, ((4 + space // 2, 4 + space - space // 2), (4, 4)), constant_values=24)
+
+
+def read_series(config, recipes):
+    """Volumes of some recipes, from their files. Shapes: -> (N, 1, Z, X, Y) in [0, 1]"""
+    low, high = config.intensity_range or (0, 1)
+    volumes = []
+    for recipe in recipes:
+        image = nib.load(config.folder / f"{recipe.name}.{config.volume_format}")
+        array = image.get_fdata(dtype=np.float32)
+        volumes.append(sg.array_to_volume((array - low) / (high - low)))
+    return np.stack(volumes)
+
+
+def by_series(recipes):
+    """{series: recipes in their order}."""
+    groups = {}
+    for recipe in recipes:
+        groups.setdefault(recipe.position.get("series", "all"), []).append(recipe)
+    return groups
+
+
+def picture_sheet(config, recipes, affine):
+    """normal and style_mixing: a contact sheet of axial slices and projections (at most 64 volumes)."""
+    columns = recipes[0].position["of"] if config.mode == "style_mixing" else math.ceil(math.sqrt(min(64, len(recipes))))
+    shown = recipes if config.mode == "style_mixing" else recipes[:64]
+    sheet = sg.contact_sheet(read_series(config, shown), affine, columns)
+    sg.save_picture(sheet, config.folder / f"contact_sheet.{config.picture_format}")
+
+
+def picture_series(config, recipes, affine):
+    """Sequences: two GIFs each, of the axial middle slice and projection; what else the mode shows of them."""
+    for series, members in by_series(recipes).items():
+        volumes = read_series(config, members)
+        views = [plane_views(volume, affine) for volume in volumes]
+        for name, index in (("axial", 0), ("axial_mip", 3)):
+            frames = [enlarged(v[index]) for v in views]
+            sg.save_gif(frames, config.folder / f"{series}_{name}.gif", 0.3 if len(frames) < 10 else 0.1)
+        sheet = sg.contact_sheet(volumes, affine, min(len(volumes), 10))
+        sg.save_picture(sheet, config.folder / f"{series}_sheet.{config.picture_format}")
+        if config.mode == "stochastic_variation":
+            picture_deviation(config, series, volumes, affine)
+        if config.mode == "interpolation":
+            largest, mean = smoothness(volumes)
+            print(f"{series}: smoothness {largest / mean:.2f} (largest step / mean step)")
+            figures = {"largest_step": largest, "mean_step": mean, "smoothness": largest / mean}
+            with sg.atomic_path(config.folder / f"{series}_smoothness.json") as part:
+                part.write_text(json.dumps(figures, indent=1))
+
+
+def enlarged(picture, smallest=256):
+    """A picture with every pixel repeated so that it is at least `smallest` pixels high."""
+    factor = max(1, -(-smallest // picture.shape[0]))
+    return np.kron(picture, np.ones((factor, factor), np.uint8))
+
+
+def picture_deviation(config, series, volumes, affine):
+    """Voxel-wise standard deviation over the noises: a NIfTI, and a picture scaled to its maximum."""
+    deviation = volumes.std(axis=0)
+    sg.save_nifti(deviation, affine, config.folder / f"{series}_deviation.{config.volume_format}")
+    scaled = deviation / max(deviation.max(), 1e-12)
+    sg.save_picture(six_views(scaled, affine), config.folder / f"{series}_deviation.{config.picture_format}", 1)
+
+
+def smoothness(volumes):
+    """Largest and mean root-mean-square step between neighbours of a sequence (N, 1, Z, X, Y)."""
+    steps = np.sqrt(np.square(np.diff(volumes, axis=0)).mean(axis=(1, 2, 3, 4)))
+    return float(steps.max()), max(float(steps.mean()), 1e-12)
+
+
+MODES = {
+    "normal": (plan_normal, picture_sheet),
+    "stochastic_variation": (plan_stochastic_variation, picture_series),
+    "interpolation": (plan_interpolation, picture_series),
+    "style_mixing": (plan_style_mixing, picture_sheet),
+    "truncation": (plan_truncation, picture_series),
+    "projection": (None, None),
+}

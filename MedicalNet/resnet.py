@@ -1,0 +1,90 @@
+"""MedicalNet's 3D ResNet-10 as a feature extractor (Chen, Ma and Zheng 2019, arXiv:1904.00625).
+
+Names of the tensors are those of the published weights `resnet_10_23dataset.pth`, so that they load as they are.
+"""
+
+import pickle
+from pathlib import Path
+
+import torch
+from torch import nn
+
+
+class BasicBlock(nn.Module):
+    """Two 3x3x3 convolutions with batch normalisation beside an identity or a strided 1x1x1 convolution.
+
+    Shapes: (B, C_in, D, H, W) -> (B, C_out, D / stride, H / stride, W / stride)
+    """
+
+    def __init__(self, in_channels, channels, stride=1, dilation=1):
+        super().__init__()
+        spread = {"padding": dilation, "dilation": dilation, "bias": False}
+        self.conv1 = nn.Conv3d(in_channels, channels, 3, stride=stride, **spread)
+        self.bn1 = nn.BatchNorm3d(channels)
+        self.conv2 = nn.Conv3d(channels, channels, 3, **spread)
+        self.bn2 = nn.BatchNorm3d(channels)
+        self.relu = nn.ReLU(inplace=True)
+        self.downsample = None
+        if stride > 1 or in_channels != channels:
+            shortcut = nn.Conv3d(in_channels, channels, 1, stride=stride, bias=False)
+            self.downsample = nn.Sequential(shortcut, nn.BatchNorm3d(channels))
+
+    def forward(self, x):
+        skip = x if self.downsample is None else self.downsample(x)
+        x = self.relu(self.bn1(self.conv1(x)))
+        return self.relu(self.bn2(self.conv2(x)) + skip)
+
+
+class ResNet10(nn.Module):
+    """ResNet-10 with dilated last stages, its last feature map averaged over all voxels.
+
+    Shapes: volume (B, 1, X, Y, Z) -> features (B, 512)
+    """
+
+    def __init__(self):
+        super().__init__()
+        self.conv1 = nn.Conv3d(1, 64, 7, stride=2, padding=3, bias=False)
+        self.bn1 = nn.BatchNorm3d(64)
+        self.relu = nn.ReLU(inplace=True)
+        self.maxpool = nn.MaxPool3d(3, stride=2, padding=1)
+        self.layer1 = nn.Sequential(BasicBlock(64, 64))
+        self.layer2 = nn.Sequential(BasicBlock(64, 128, stride=2))
+        self.layer3 = nn.Sequential(BasicBlock(128, 256, dilation=2))
+        self.layer4 = nn.Sequential(BasicBlock(256, 512, dilation=4))
+
+    def forward(self, x):
+        x = self.maxpool(self.relu(self.bn1(self.conv1(x))))
+        x = self.layer4(self.layer3(self.layer2(self.layer1(x))))
+        return x.mean(dim=(2, 3, 4))
+
+
+def resnet10(weights=None):
+    """The feature extractor, in evaluation mode.
+
+    Args:
+        weights: Path of `resnet_10_23dataset.pth`, or None for random weights.
+
+    Raises:
+        ValueError: The file is missing, damaged, or holds another network.
+    """
+    network = ResNet10()
+    if weights is not None:
+        network.load_state_dict(read_weights(weights, network.state_dict()))
+    return network.eval()
+
+
+def read_weights(path, expected):
+    """Tensors of a MedicalNet file by the names of `expected`, without `module.` and segmentation layers."""
+    path = Path(path)
+    if not path.is_file():
+        raise ValueError(f"MedicalNet weights {path} do not exist: give the path of resnet_10_23dataset.pth.")
+    try:
+        state = torch.load(path, map_location="cpu", weights_only=True)
+    except (OSError, EOFError, KeyError, RuntimeError, ValueError, pickle.UnpicklingError) as error:
+        raise ValueError(f"MedicalNet weights {path} cannot be read ({type(error).__name__}).") from None
+    state = state.get("state_dict", state) if isinstance(state, dict) else {}
+    state = {name.removeprefix("module."): tensor for name, tensor in state.items()}
+    for name, tensor in expected.items():
+        if name not in state or state[name].shape != tensor.shape:
+            raise ValueError(f"MedicalNet weights {path} are not those of ResNet-10: {name} is missing or different.")
+    return {name: state[name] for name in expected}
