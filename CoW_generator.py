@@ -4,11 +4,11 @@
     python CoW_generator.py --mode interpolation --seeds 3,8 --steps 30
     python CoW_generator.py --recreate demo/generated/normal/seed000042.json
 
-Edit the settings below, or pass them as flags: a flag wins. Sections: settings, configuration, recipes, modes,
-rendering, pictures, projection, entry points.
+Edit the settings below, or pass them as flags: a flag wins. Sections: settings, configuration, recipes,
+modes, rendering, pictures, projection, entry points.
 
-A volume is a function of its recipe (which style, which noise, which truncation) and of the checkpoint. A mode is
-a list of recipes; one loop renders them, in batches of any size, on any number of processes.
+A volume is a function of its recipe (which style, which noise, which truncation) and of the checkpoint. A
+mode is a list of recipes; one loop renders them, in batches of any size, on any number of processes.
 """
 
 import contextlib
@@ -22,7 +22,7 @@ import platform
 import shutil
 import sys
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 
 import nibabel as nib
@@ -39,7 +39,9 @@ import stylegan2_pytorch as sg
 # ╚══════════════════════════════════════════════════════════════════════════════════════════════════════════╝
 
 mode = "normal"  # normal, stochastic_variation, interpolation, style_mixing, truncation or projection
-num_generate = 4  # volumes (normal), styles to vary or truncate, pairs to interpolate, edge of the mixing grid
+num_generate = (
+    4  # volumes (normal), styles to vary or truncate, pairs to interpolate, edge of the mixing grid
+)
 top_dir = "demo"  # folder that holds models/<model_folder_name>/model_<n>.pt
 model_folder_name = "demo"  # name of the run
 model_from_epoch = -1  # number n of the checkpoint, -1 for the newest
@@ -64,7 +66,7 @@ class GenerateConfig:
 
     Args:
         mode: normal, stochastic_variation, interpolation, style_mixing, truncation or projection.
-        num_generate: Volumes (normal), styles to vary or truncate, pairs to interpolate, edge of the mixing grid.
+        num_generate: Volumes (normal), styles to vary or truncate, pairs to interpolate, edge of the grid.
         seed: First seed; the following are seed + 1, seed + 2, ...
         seeds: Seeds in place of seed and num_generate, for example 0-99,205.
         top_dir: Folder that holds models/<model_folder_name>/model_<n>.pt.
@@ -130,24 +132,36 @@ class GenerateConfig:
                 raise ValueError(f"--{name} must be greater than 0, got {getattr(self, name)}.")
         if not 0 <= self.truncation_psi <= 1:
             raise ValueError(f"--truncation_psi must be between 0 and 1, got {self.truncation_psi}.")
-        words = {"mode": tuple(MODES), "volume_format": ("nii.gz", "nii"), "picture_format": ("png", "jpg", "none")}
+        words = {
+            "mode": tuple(MODES),
+            "volume_format": ("nii.gz", "nii"),
+            "picture_format": ("png", "jpg", "none"),
+        }
         for name, known in words.items():
             if getattr(self, name) not in known:
                 raise ValueError(f"--{name} must be {', '.join(known)}, got {getattr(self, name)!r}.")
         sg.check_device_name(self.device)
         if self.intensity_range is not None:
             low_high = self.intensity_range
-            if len(low_high) != 2 or not all(isinstance(v, int | float) for v in low_high) or low_high[0] >= low_high[1]:
+            if (
+                len(low_high) != 2
+                or not all(isinstance(v, int | float) for v in low_high)
+                or low_high[0] >= low_high[1]
+            ):
                 raise ValueError(f"--intensity_range must be two numbers, low before high, got {low_high}.")
         if self.load_from_style and (self.mode != "stochastic_variation" or self.style_npy_path is None):
             raise ValueError("--load_from_style needs --mode stochastic_variation and --style_npy_path FILE.")
         if (self.mode == "projection") != (self.target is not None):
-            raise ValueError("--mode projection needs --target FILE, the volume to project, and no other mode does.")
+            raise ValueError(
+                "--mode projection needs --target FILE, the volume to project, and no other mode does."
+            )
         self.seed_list(1)
 
     def seed_list(self, count):
         """The seeds asked for: those of `seeds`, or `count` seeds from `seed` on."""
-        return parse_seeds(self.seeds) if self.seeds is not None else list(range(self.seed, self.seed + count))
+        return (
+            parse_seeds(self.seeds) if self.seeds is not None else list(range(self.seed, self.seed + count))
+        )
 
     @property
     def folder(self):
@@ -179,9 +193,9 @@ class Recipe:
 
     Args:
         name: Name of its files.
-        style: Where w comes from: {seed}, {slerp: [a, b], t}, {lerp: [a, b], t}, {mix: [coarse, fine], crossover}
-            with seeds a, b, coarse and fine, or {file}.
-        noise: {seed, variation}; variation 0 is the seed's own noise.
+        style: Where w comes from: {seed}, {slerp: [a, b], t}, {lerp: [a, b], t}, or {file}, or
+            {mix: [coarse, fine], crossover}; a, b, coarse and fine are seeds.
+        noise: {seed, variation}, where variation 0 is the seed's own noise, or {file}.
         truncation_psi: Truncation psi; a style from a file is used as it is.
         position: Place in the sequence or grid, for people.
     """
@@ -238,6 +252,8 @@ def read_style(path, model):
 
 def noise_of(recipe, model):
     """Noise of a recipe, on the CPU. Shapes: -> (Z, S, S, 1)"""
+    if "file" in recipe.noise:
+        return torch.from_numpy(np.load(recipe.noise["file"], allow_pickle=False))[0]
     seed, variation = recipe.noise["seed"], recipe.noise["variation"]
     if variation == 0:
         return sg.volume_inputs(seed, model.latent_dim, model.shape)[1]
@@ -355,7 +371,9 @@ def open_model(config):
     """ModelLoader of the checkpoint, on this process's device."""
     path = config.checkpoint
     if path is None:
-        path = sg.find_checkpoint(Path(config.top_dir) / "models" / config.model_folder_name, config.model_from_epoch)
+        path = sg.find_checkpoint(
+            Path(config.top_dir) / "models" / config.model_folder_name, config.model_from_epoch
+        )
     device = config.device
     if device == "auto" and torch.cuda.is_available():
         device = f"cuda:{os.environ.get('LOCAL_RANK', 0)}"
@@ -366,7 +384,9 @@ def open_model(config):
 def file_hash(path):
     """SHA-256 of a file."""
     with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest() if sys.version_info >= (3, 11) else chunked(file)
+        return (
+            hashlib.file_digest(file, "sha256").hexdigest() if sys.version_info >= (3, 11) else chunked(file)
+        )
 
 
 def chunked(file):
@@ -382,13 +402,16 @@ def render(recipes, model, amp=False):
     """Volumes of some recipes, in one batch. Shapes: -> (B, 1, Z, S, S) float32 in [0, 1], on the CPU"""
     styles = torch.stack([style_of(recipe, model) for recipe in recipes])
     noise = torch.stack([noise_of(recipe, model) for recipe in recipes])
+    twice = 2 if len(recipes) == 1 else 1  # a batch of one has kernels of its own, which round differently
     with torch.autocast(model.device.type, torch.bfloat16, enabled=amp):
-        volumes = model.styles_to_images_ext_noise(styles, noise)
-    return volumes.float().cpu(), styles, noise
+        volumes = model.styles_to_images_ext_noise(
+            styles.repeat(twice, 1, 1), noise.repeat(twice, 1, 1, 1, 1)
+        )
+    return volumes[: len(recipes)].float().cpu(), styles, noise
 
 
 def render_all(recipes, model, batch_size, amp=False):
-    """Yield (recipe, volume, style, noise) for all recipes, in batches that halve when the memory is too small."""
+    """Yield (recipe, volume, style, noise) for all recipes; batches halve when the memory is too small."""
     done = 0
     while done < len(recipes):
         batch = recipes[done : done + batch_size]
@@ -466,10 +489,12 @@ class Writer:
             scaled = low + volume * (high - low)
         sg.save_nifti(scaled, self.affine, self.path(recipe, config.volume_format))
         if config.picture_format != "none":
-            sg.save_picture(six_views(volume, self.affine), self.path(recipe, config.picture_format), smallest=1)
+            sg.save_picture(
+                six_views(volume, self.affine), self.path(recipe, config.picture_format), smallest=1
+            )
         details = {
             "file": self.path(recipe, config.volume_format).name,
-            "seed": recipe.noise["seed"],
+            "seed": recipe.noise.get("seed"),
             "truncation_psi": recipe.truncation_psi,
             "position": recipe.position,
             "recipe": recipe.__dict__,
@@ -521,7 +546,8 @@ def check_space(config, model, count):
     free = shutil.disk_usage(config.folder).free
     if needed > free:
         raise ValueError(
-            f"{count} volumes need about {needed / 2**30:.1f} GiB, and {config.folder} has {free / 2**30:.1f} free."
+            f"{count} volumes need about {needed / 2**30:.1f} GiB, and the disk of {config.folder} has "
+            f"{free / 2**30:.1f} free: choose another --save_directory."
         )
 
 
@@ -549,7 +575,9 @@ def generate_recipes(config, model, recipes):
         except OSError as error:
             pool.shutdown(cancel_futures=True)
             if error.errno == errno.ENOSPC:
-                raise ValueError(f"The disk of {config.folder} is full: the volumes so far are complete.") from None
+                raise ValueError(
+                    f"The disk of {config.folder} is full: the volumes so far are complete."
+                ) from None
             raise
     return affine
 
@@ -594,7 +622,10 @@ def plane_views(volume, affine):
     for reduce in (lambda a, axis: np.take(a, a.shape[axis] // 2, axis), np.max):
         for axis in (2, 1, 0):  # axial, coronal, sagittal
             plane = reduce(array, axis=axis)[::-1, ::-1].T  # right and front are on the left, top is up
-            height, width = (spacing[a] for a in (2, 1) if a != axis), (spacing[a] for a in (0, 1) if a != axis)
+            height, width = (
+                (spacing[a] for a in (2, 1) if a != axis),
+                (spacing[a] for a in (0, 1) if a != axis),
+            )
             views.append(square_pixels(plane, next(height), next(width), min(spacing)))
     return views
 
@@ -607,11 +638,14 @@ def square_pixels(plane, height, width, size):
 
 
 def six_views(volume, affine, smallest=256):
-    """Three planes above their three projections, enlarged to at least `smallest` pixels of the axial plane."""
+    """Three planes above their projections, enlarged until the axial plane has `smallest` rows."""
     views = plane_views(volume, affine)
     factor = max(1, -(-smallest // views[0].shape[0]))
     views = [np.kron(v, np.ones((factor, factor), np.uint8)) for v in views]
-    rows = [np.concatenate([on_canvas(v, views[0].shape[0]) for v in row], axis=1) for row in (views[:3], views[3:])]
+    rows = [
+        np.concatenate([on_canvas(v, views[0].shape[0]) for v in row], axis=1)
+        for row in (views[:3], views[3:])
+    ]
     return np.concatenate(rows, axis=0)
 
 
@@ -642,14 +676,18 @@ def by_series(recipes):
 
 def picture_sheet(config, recipes, affine):
     """normal and style_mixing: a contact sheet of axial slices and projections (at most 64 volumes)."""
-    columns = recipes[0].position["of"] if config.mode == "style_mixing" else math.ceil(math.sqrt(min(64, len(recipes))))
+    columns = (
+        recipes[0].position["of"]
+        if config.mode == "style_mixing"
+        else math.ceil(math.sqrt(min(64, len(recipes))))
+    )
     shown = recipes if config.mode == "style_mixing" else recipes[:64]
     sheet = sg.contact_sheet(read_series(config, shown), affine, columns)
     sg.save_picture(sheet, config.folder / f"contact_sheet.{config.picture_format}")
 
 
 def picture_series(config, recipes, affine):
-    """Sequences: two GIFs each, of the axial middle slice and projection; what else the mode shows of them."""
+    """Sequences: a GIF of the axial middle slice, one of the projection, and what else the mode shows."""
     for series, members in by_series(recipes).items():
         volumes = read_series(config, members)
         views = [plane_views(volume, affine) for volume in volumes]
@@ -679,7 +717,9 @@ def picture_deviation(config, series, volumes, affine):
     deviation = volumes.std(axis=0)
     sg.save_nifti(deviation, affine, config.folder / f"{series}_deviation.{config.volume_format}")
     scaled = deviation / max(deviation.max(), 1e-12)
-    sg.save_picture(six_views(scaled, affine), config.folder / f"{series}_deviation.{config.picture_format}", 1)
+    sg.save_picture(
+        six_views(scaled, affine), config.folder / f"{series}_deviation.{config.picture_format}", 1
+    )
 
 
 def smoothness(volumes):
@@ -696,3 +736,284 @@ MODES = {
     "truncation": (plan_truncation, picture_series),
     "projection": (None, None),
 }
+
+
+# ╔══════════════════════════════════════════════════════════════════════════════════════════════════════════╗
+# ║ Projection                                                                                               ║
+# ╚══════════════════════════════════════════════════════════════════════════════════════════════════════════╝
+
+STYLE_SAMPLES = 10000  # latents whose styles give the start and the scale of the search
+LEARNING_RATE = 0.1
+RAMP_UP, RAMP_DOWN = 0.05, 0.25  # shares of the steps in which the learning rate rises and falls
+STYLE_NOISE, STYLE_NOISE_UNTIL = 0.05, 0.75  # exploration: of the styles' deviation, and its end
+NOISE_WEIGHT = 1.0  # of the regularisation of the noise, against an L1 in [0, 1]
+NOISE_MEAN, NOISE_DEVIATION = 0.5, 12**-0.5  # of U[0, 1), which the generator was trained with
+
+
+def regularity_of_noise(noise):
+    """Correlation of a noise map with itself, shifted by one voxel, at several resolutions.
+
+    Low for white noise, so that the image is not written into the noise (arXiv:1912.04958, Appendix D). In
+    3D: three axes in place of two, pooled to 4 voxels in place of 8 pixels.
+
+    Shapes: (1, 1, D, H, W), zero mean and unit variance -> scalar
+    """
+    total = 0.0
+    while True:
+        for axis in (2, 3, 4):
+            total = total + (noise * noise.roll(1, dims=axis)).mean().square()
+        if min(noise.shape[2:]) <= 4:
+            return total
+        noise = F.avg_pool3d(noise, 2) * 8**0.5  # the mean of 8 has an eighth of the variance
+
+
+def multiscale_l1(volume, target):
+    """Mean absolute difference at full, half and quarter resolution, summed.
+
+    Shapes: (1, 1, D, H, W), (1, 1, D, H, W) -> scalar
+    """
+    total = F.l1_loss(volume, target)
+    for size in (2, 4):
+        total = total + F.l1_loss(F.avg_pool3d(volume, size), F.avg_pool3d(target, size))
+    return total
+
+
+def feature_loss(weights, target):
+    """Function that gives the mean squared difference of MedicalNet features to those of `target`."""
+    from MedicalNet.resnet import resnet10
+
+    network = resnet10(weights).requires_grad_(False).to(target.device)
+
+    def features(
+        volume,
+    ):  # (1, 1, Z, X, Y) -> (1, 512), standardised by the voxels above 0, array order (X, Y, Z)
+        inside = volume[volume > 0]
+        return network(((volume - inside.mean()) / inside.std()).permute(0, 1, 3, 4, 2))
+
+    wanted = features(target)
+    return lambda volume: F.mse_loss(features(volume), wanted)
+
+
+def learning_rate_at(t):
+    """Learning rate at share t of the steps: rises linearly, stays, falls as a cosine (Appendix D)."""
+    ramp = min(1.0, (1 - t) / RAMP_DOWN)
+    return LEARNING_RATE * (0.5 - 0.5 * math.cos(math.pi * ramp)) * min(1.0, t / RAMP_UP)
+
+
+def search(model, target, steps, seed=0, features=None):
+    """Style and noise whose volume is nearest to a target (StyleGAN2, arXiv:1912.04958, Appendix D).
+
+    Differs from the paper: L1 at three resolutions in place of LPIPS, MedicalNet features if weights are
+    given; the last third of the steps has one style per block; all blocks share one noise, as G has it.
+
+    Args:
+        model: ModelLoader.
+        target: (1, 1, Z, S, S) in [0, 1], on the model's device.
+        steps: Number of steps.
+        seed: Seed of the start and of the exploration.
+        features: Further loss, a function of the volume.
+
+    Returns:
+        styles (L, latent_dim), noise (Z, S, S, 1), both on the CPU, and rows (step, l1, loss) of the curve.
+    """
+    generator = sg.device_random("cpu", seed)
+    w = model.noise_to_styles(torch.randn(STYLE_SAMPLES, model.latent_dim, generator=generator))
+    center = w.mean(dim=0, keepdim=True)
+    deviation = (w - center).square().sum(dim=1).mean().sqrt()
+    style = center.clone().requires_grad_()
+    noise = torch.randn(1, 1, *model.shape, generator=generator).to(model.device).requires_grad_()
+    layers, curve = model.G.num_layers, []
+    optimizer = torch.optim.Adam([style, noise], betas=(0.9, 0.999))
+    for step in tqdm(range(steps), "Projecting", unit="step"):
+        t = step / steps
+        if step == 2 * steps // 3:  # from one style for all blocks to one for each
+            style = sg.same_style(style.detach(), layers).clone().requires_grad_()
+            optimizer = torch.optim.Adam([style, noise], betas=(0.9, 0.999))
+        for group in optimizer.param_groups:
+            group["lr"] = learning_rate_at(t + 1 / steps)
+        strength = deviation * STYLE_NOISE * max(0.0, 1 - t / STYLE_NOISE_UNTIL) ** 2
+        explored = style + strength * torch.randn(style.shape, generator=generator).to(style.device)
+        styles = explored if explored.ndim == 3 else sg.same_style(explored, layers)
+        volume = model.G(styles, as_uniform(noise))
+        loss = multiscale_l1(volume, target) + NOISE_WEIGHT * regularity_of_noise(noise)
+        if features is not None:
+            loss = loss + features(volume)
+        optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        optimizer.step()
+        with torch.no_grad():
+            noise.sub_(noise.mean()).div_(noise.std())
+        curve.append((step, F.l1_loss(volume.detach(), target).item(), loss.item()))
+    styles = style if style.ndim == 3 else sg.same_style(style, layers)
+    return styles.detach()[0].cpu(), as_uniform(noise).detach()[0].cpu(), curve
+
+
+def as_uniform(noise):
+    """The generator's noise from a map of unit variance. Shapes: (1, 1, D, H, W) -> (1, D, H, W, 1)"""
+    return NOISE_MEAN + NOISE_DEVIATION * noise.movedim(1, -1)
+
+
+def project(config, model):
+    """mode projection: reconstruction, style and noise files, figure, curve and picture of the target.
+
+    Returns:
+        Final mean absolute difference in [0, 1].
+    """
+    shape = (model.shape[1], model.shape[2], model.shape[0])
+    try:
+        target, image = sg.read_volume(config.target, shape)
+    except ValueError as error:
+        raise ValueError(f"{config.target} {error}") from None
+    name = f"{Path(config.target).name.removesuffix('.gz').removesuffix('.nii')}_projection"
+    arrays = config.folder / "style_and_noise"
+    arrays.mkdir(parents=True, exist_ok=True)
+    if (config.folder / f"{name}.json").exists():
+        raise ValueError(f"{config.folder / name}.json is there already: choose another --save_directory.")
+    goal = torch.from_numpy(target)[None].to(model.device)
+    features = feature_loss(config.medicalnet_weights, goal) if config.medicalnet_weights else None
+    styles, noise, curve = search(model, goal, config.projection_steps, config.seed, features)
+    files = {kind: arrays / f"{name}_{kind}.npy" for kind in ("style", "noise")}
+    np.save(files["style"], styles[None].numpy())
+    np.save(files["noise"], noise[None].numpy())
+    recipe = Recipe(
+        name=name,
+        style={"file": str(files["style"].resolve())},
+        noise={"file": str(files["noise"].resolve())},
+        truncation_psi=1.0,
+        position={"target": str(config.target), "target_sha256": file_hash(config.target)},
+    )
+    (volume,), _, _ = render([recipe], model)
+    affine = image.affine if config.template_path is None else choose_affine(config, model)
+    Writer(config, model, affine).write(recipe, volume, styles, noise)
+    l1 = F.l1_loss(volume, torch.from_numpy(target)).item()
+    with sg.atomic_path(config.folder / f"{name}_curve.csv") as part:
+        part.write_text("step,l1,loss\n" + "".join(f"{s},{a:.6g},{b:.6g}\n" for s, a, b in curve))
+    if config.picture_format != "none":
+        difference = np.abs(volume.numpy() - target)
+        rows = [six_views(v, affine) for v in (target, volume.numpy(), difference)]
+        sg.save_picture(
+            np.concatenate(rows, axis=1), config.folder / f"{name}_target_result_difference.png", 1
+        )
+        sg.save_picture(plot_curve([row[1] for row in curve]), config.folder / f"{name}_curve.png", 1)
+    print(f"mean absolute difference {l1:.4f} (of the range 0 to 1); the files are in {config.folder}")
+    return l1
+
+
+def plot_curve(values, width=640, height=360):
+    """Picture (height, width) of a curve on a logarithmic scale, with a line at every power of ten."""
+    from PIL import ImageDraw
+
+    image = Image.new("L", (width, height), 255)
+    draw = ImageDraw.Draw(image)
+    logs = np.log10(np.maximum(values, 1e-8))
+    low, high = math.floor(logs.min()), math.ceil(logs.max())
+    for power in range(low, high + 1):
+        y = height - 20 - (power - low) / max(1, high - low) * (height - 40)
+        draw.line([(50, y), (width - 10, y)], fill=200)
+        draw.text((5, y - 6), f"1e{power}", fill=0)
+    x = np.linspace(50, width - 10, len(logs))
+    y = height - 20 - (logs - low) / max(1, high - low) * (height - 40)
+    draw.line(list(zip(x.tolist(), y.tolist(), strict=True)), fill=0, width=2)
+    draw.text(
+        (50, height - 15), f"mean absolute difference over {len(logs)} steps, last {values[-1]:.4f}", fill=0
+    )
+    return np.asarray(image)
+
+
+# ╔══════════════════════════════════════════════════════════════════════════════════════════════════════════╗
+# ║ Entry points                                                                                             ║
+# ╚══════════════════════════════════════════════════════════════════════════════════════════════════════════╝
+
+
+def recreate(config):
+    """`--recreate`: render a volume again from its sidecar and say whether it is identical.
+
+    Returns:
+        Largest difference of a voxel, in [0, 1].
+
+    Raises:
+        ValueError: The checkpoint is another, or the volume differs by more than rounding.
+    """
+    sidecar = Path(config.recreate)
+    try:
+        details = json.loads(sidecar.read_text())
+        recipe, wanted = Recipe(**details["recipe"]), details["checkpoint"]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise ValueError(f"--recreate {sidecar} cannot be read as a volume's sidecar ({error}).") from None
+    path = Path(config.checkpoint or wanted["path"])
+    if not path.is_file():
+        raise ValueError(f"{path} does not exist: give the checkpoint of {sidecar} with --checkpoint.")
+    if file_hash(path) != wanted["sha256"]:
+        raise ValueError(
+            f"{path} is not the checkpoint that {sidecar} was made with (SHA-256 {wanted['sha256'][:12]}..., "
+            f"step {wanted['step']}): give that with --checkpoint."
+        )
+    average = wanted["networks"] == "SE, GE"
+    depth = details["model"]["image_depth"]
+    model = sg.ModelLoader(checkpoint=path, device=config.device, use_average=average, image_depth=depth)
+    if "file" in recipe.style:  # the sidecar's own copy, wherever the folder is now
+        recipe = replace(recipe, style={"file": str(sidecar.parent / details["style"])})
+    if "file" in recipe.noise:
+        recipe = replace(recipe, noise={"file": str(sidecar.parent / details["noise"])})
+    (volume,), _, _ = render([recipe], model, amp=details["precision"] == "bfloat16")
+    low, high = details["intensity_range"] or (0, 1)
+    stored = nib.load(sidecar.parent / details["file"]).get_fdata(dtype=np.float32)
+    difference = float(np.abs(sg.volume_to_array(volume.numpy()) - (stored - low) / (high - low)).max())
+    if hashlib.sha256(volume.numpy().tobytes()).hexdigest() == details["volume_sha256"] and difference < 1e-5:
+        print(f"{details['file']}: identical")
+    elif difference < 1e-2 if details["precision"] == "bfloat16" else difference < 1e-4:
+        print(f"{details['file']}: equal up to rounding, largest difference {difference:.1e}")
+    else:
+        raise ValueError(
+            f"{details['file']} differs from what its sidecar describes, by up to {difference:.3g}."
+        )
+    return difference
+
+
+def generate(config):
+    """Run one mode of a GenerateConfig.
+
+    Returns:
+        Folder with the files.
+
+    Raises:
+        ValueError: The settings, the checkpoint, the template or earlier files do not fit.
+    """
+    if config.mode == "projection":
+        project(config, open_model(config))
+        return config.folder
+    plan, picture = MODES[config.mode]
+    with process_group() as first:
+        model = open_model(config)
+        recipes = plan(config, model)
+        affine = generate_recipes(config, model, recipes)
+        if torch.distributed.is_initialized():
+            torch.distributed.barrier()
+        if first and config.picture_format != "none":
+            picture(config, recipes, affine)
+        if first:
+            print(f"{len(recipes)} volumes are in {config.folder}")
+    return config.folder
+
+
+def join_pairs(argv):
+    """`--intensity_range LO HI` as one word, which Fire would take for two."""
+    argv = list(argv)
+    for i, word in enumerate(argv[:-2]):
+        if word.replace("-", "_") == "__intensity_range":
+            return [*argv[: i + 1], f"({argv[i + 1]},{argv[i + 2]})", *argv[i + 3 :]]
+    return argv
+
+
+def main(argv=None):
+    """The command line."""
+    config = sg.parse_cli(GenerateConfig, join_pairs(sys.argv[1:] if argv is None else argv))
+    with sg.one_line_errors():
+        if config.recreate is not None:
+            recreate(config)
+        else:
+            generate(config)
+
+
+if __name__ == "__main__":
+    main()

@@ -354,13 +354,18 @@ def check_choices(config):
         for word in value if isinstance(value, tuple) else (value,):
             if word not in words:
                 raise ValueError(f"--{name} must be {' or '.join(words)}, got {word!r}.")
-    kind, _, index = config.device.partition(":")
-    if config.device not in ("auto", "cpu", "cuda") and not (kind == "cuda" and index.isdigit()):
-        raise ValueError(f"--device must be auto, cpu, cuda or cuda:<n>, got {config.device!r}.")
+    check_device_name(config.device)
     if not config.name or config.name in (".", "..") or {"/", "\\"} & set(config.name):
         raise ValueError(f"--name must be the name of a folder, without a path, got {config.name!r}.")
     if config.new and config.load_from != -1:
         raise ValueError("--new starts afresh and --load_from continues: give one of them.")
+
+
+def check_device_name(name):
+    """Raise a ValueError unless a name is auto, cpu, cuda or cuda:<n>."""
+    kind, _, index = name.partition(":")
+    if name not in ("auto", "cpu", "cuda") and not (kind == "cuda" and index.isdigit()):
+        raise ValueError(f"--device must be auto, cpu, cuda or cuda:<n>, got {name!r}.")
 
 
 def parse_cli(config_class, argv=None):
@@ -853,12 +858,21 @@ class MappingLinear(nn.Module):
         return F.linear(x, self.weight * self.lr_mul, self.bias * self.lr_mul)
 
 
+def product_dtype():
+    """Type for small matrix products: float64 without gradients, so that batches do not change a volume.
+
+    The rounding of a float32 product changes with its number of rows.
+    """
+    return torch.float32 if torch.is_grad_enabled() else torch.float64
+
+
 class StyleLinear(nn.Linear):
-    """Affine map from w to one layer's style ("A" in StyleGAN2's Fig. 2), in float32 under autocast too."""
+    """Affine map from w to one layer's style ("A" in StyleGAN2's Fig. 2), never in half precision."""
 
     def forward(self, w):
+        dtype = product_dtype()
         with torch.autocast(w.device.type, enabled=False):
-            return super().forward(w.float())
+            return F.linear(w.to(dtype), self.weight.to(dtype), self.bias.to(dtype)).float()
 
 
 class Conv3DMod(nn.Module):
@@ -894,8 +908,9 @@ class Conv3DMod(nn.Module):
         if not self.demodulate:
             return F.conv3d(x * as_channels(s, x), self.weight, padding=self.padding)
         with torch.autocast(x.device.type, enabled=False):  # a sum of squares overflows float16
-            kernel_power = self.weight.float().square().sum(dim=(2, 3, 4))  # (C_out, C_in)
-            norm = (s.square() @ kernel_power.T + self.eps).rsqrt()  # (B, C_out)
+            dtype = product_dtype()
+            kernel_power = self.weight.float().square().sum(dim=(2, 3, 4)).to(dtype)  # (C_out, C_in)
+            norm = (s.to(dtype).square() @ kernel_power.T + self.eps).rsqrt().float()  # (B, C_out)
             largest = s.detach().abs().amax(dim=1, keepdim=True).clamp_min(self.eps)  # keeps float16 in range
         x = F.conv3d(x * as_channels(s / largest, x), self.weight, padding=self.padding)
         return x * as_channels(norm * largest, x)
@@ -1380,10 +1395,10 @@ def contact_sheet(volumes, affine, columns):
     return np.concatenate([left, gap, right], axis=1)
 
 
-def save_picture(picture, path, smallest=384):
-    """Write a grey picture as PNG, small ones enlarged without interpolation so that voxels stay visible."""
+def save_picture(picture, path, smallest=512):
+    """Write a grey picture; a small one is enlarged to `smallest` pixels without interpolation."""
     image = Image.fromarray(picture)
-    factor = -(-smallest // min(image.size))
+    factor = -(-smallest // max(image.size))
     if factor > 1:
         image = image.resize((image.width * factor, image.height * factor), Image.Resampling.NEAREST)
     with atomic_path(path) as part:
@@ -2123,7 +2138,8 @@ class ModelLoader:
     ):
         path = checkpoint or find_checkpoint(Path(base_dir) / "models" / name, load_from)
         state = read_checkpoint(path)
-        settings = network_settings(state, path, image_depth)
+        self.settings = network_settings(state, path, image_depth)
+        settings = dict(self.settings)
         mapping = {name: settings.pop(name) for name in ("style_depth", "lr_mlp")}
         self.path = Path(path)
         self.device = choose_device(device)

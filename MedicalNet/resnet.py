@@ -1,6 +1,6 @@
 """MedicalNet's 3D ResNet-10 as a feature extractor (Chen, Ma and Zheng 2019, arXiv:1904.00625).
 
-Names of the tensors are those of the published weights `resnet_10_23dataset.pth`, so that they load as they are.
+The tensors have the names of the published weights `resnet_10_23dataset.pth`, so that they load as they are.
 """
 
 import pickle
@@ -86,5 +86,7 @@ def read_weights(path, expected):
     state = {name.removeprefix("module."): tensor for name, tensor in state.items()}
     for name, tensor in expected.items():
         if name not in state or state[name].shape != tensor.shape:
-            raise ValueError(f"MedicalNet weights {path} are not those of ResNet-10: {name} is missing or different.")
+            raise ValueError(
+                f"MedicalNet weights {path} are not those of ResNet-10: {name} is missing or different."
+            )
     return {name: state[name] for name in expected}

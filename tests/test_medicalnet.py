@@ -18,7 +18,9 @@ def test_golden_features():
     network = resnet10()
     assert {n: list(t.shape) for n, t in network.state_dict().items()} == shapes
     network.load_state_dict(fill_state_dict(shapes))
-    volumes = [np.random.Generator(np.random.PCG64(seed)).standard_normal((1, 1, 64, 64, 32)) for seed in (0, 1)]
+    volumes = [
+        np.random.Generator(np.random.PCG64(seed)).standard_normal((1, 1, 64, 64, 32)) for seed in (0, 1)
+    ]
     with torch.no_grad():
         features = network(torch.from_numpy(np.concatenate(volumes).astype(np.float32)))
     np.testing.assert_allclose(features, np.load(GOLDEN / "metrics.npz")["features"], rtol=1e-4, atol=1e-4)
@@ -26,7 +28,9 @@ def test_golden_features():
 
 def test_weights_of_a_parallel_segmentation_network_load(tmp_path):
     source = resnet10()
-    state = {f"module.{n}": t for n, t in source.state_dict().items()} | {"module.conv_seg.0.weight": torch.ones(2)}
+    state = {f"module.{n}": t for n, t in source.state_dict().items()} | {
+        "module.conv_seg.0.weight": torch.ones(2)
+    }
     torch.save({"state_dict": state}, tmp_path / "w.pth")
     loaded = resnet10(tmp_path / "w.pth").state_dict()
     assert all(torch.equal(t, loaded[n]) for n, t in source.state_dict().items())

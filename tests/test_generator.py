@@ -1,0 +1,443 @@
+"""CoW_generator.py: every mode's files, one seed one volume, re-creation, geometry, messages."""
+
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import nibabel as nib
+import numpy as np
+import pytest
+import SimpleITK
+import torch
+from PIL import Image
+
+import CoW_generator as cow
+import stylegan2_pytorch as sg
+from tests.conftest import ROOT, SMALL, random_array, run_script, tiny_flags, write_volume
+
+OBLIQUE = np.array([[-0.5, 0.1, 0, 9], [0.1, 0.5, 0.05, -3], [0, -0.06, 0.8, 7], [0, 0, 0, 1]])
+
+
+@pytest.fixture(scope="module")
+def home(tmp_path_factory):
+    """Folder with a trained tiny model in demo/models/demo."""
+    folder = tmp_path_factory.mktemp("home")
+    for n in range(4):
+        write_volume(folder / "data" / f"v{n}.nii.gz", random_array(n))
+    flags = tiny_flags(folder / "data", folder / "demo", name="demo", num_train_steps=3, learning_rate=0.01)
+    sg.main([str(f) for f in flags])
+    return folder
+
+
+@pytest.fixture
+def make(home, tmp_path, monkeypatch):
+    """Function that generates with the tiny model, into the test's folder, and returns the mode's folder."""
+    monkeypatch.chdir(home)
+
+    def run(**settings):
+        return cow.generate(
+            cow.GenerateConfig(**{"save_directory": str(tmp_path), "device": "cpu", **settings})
+        )
+
+    return run
+
+
+def names(folder, suffix=""):
+    return sorted(p.name for p in folder.iterdir() if p.is_file() and p.name.endswith(suffix))
+
+
+def voxels(path):
+    return nib.load(path).get_fdata(dtype=np.float32)
+
+
+VOLUMES = {
+    "normal": ["seed000042", "seed000043"],
+    "stochastic_variation": [f"seed00004{s}_noise00{v}" for s in (2, 3) for v in range(3)],
+    "interpolation": [f"slerp00004{s}-00004{s + 1}_frame000{f}" for s in (2, 3) for f in range(4)],
+    "style_mixing": [f"coarse00004{r}_fine00004{c}" for r in (2, 3) for c in (2, 3)],
+    "truncation": [f"seed00004{s}_psi{p}" for s in (2, 3) for p in ("0.000", "0.333", "0.667", "1.000")],
+}
+SEQUENCE = ["{}_axial.gif", "{}_axial_mip.gif", "{}_sheet.png"]
+PICTURES = {
+    "normal": ["contact_sheet.png"],
+    "stochastic_variation": [
+        f.format(f"seed00004{s}")
+        for s in (2, 3)
+        for f in (*SEQUENCE, "{}_deviation.png", "{}_deviation.nii.gz")
+    ],
+    "interpolation": [
+        f.format(f"slerp00004{s}-00004{s + 1}") for s in (2, 3) for f in (*SEQUENCE, "{}_smoothness.json")
+    ],
+    "style_mixing": ["contact_sheet.png"],
+    "truncation": [f.format(f"seed00004{s}") for s in (2, 3) for f in SEQUENCE],
+}
+
+
+@pytest.mark.parametrize("mode", VOLUMES)
+def test_every_mode_writes_its_files(make, mode):
+    folder = make(mode=mode, num_generate=2, steps=4, num_stochastic_variation=3)
+    expected = [f"{name}.{suffix}" for name in VOLUMES[mode] for suffix in ("nii.gz", "json", "png")]
+    assert names(folder) == sorted(expected + PICTURES[mode])
+    arrays = [f"{name}_{kind}.npy" for name in VOLUMES[mode] for kind in ("style", "noise")]
+    assert names(folder / "style_and_noise") == sorted(arrays)
+    for name in VOLUMES[mode]:
+        image = nib.load(folder / f"{name}.nii.gz")
+        assert image.shape == (8, 8, 4) and image.get_data_dtype() == np.float32
+        assert image.header["descrip"].item().startswith(b"SYNTHETIC")
+        assert np.load(folder / "style_and_noise" / f"{name}_noise.npy").shape == (1, 4, 8, 8, 1)
+        details = json.loads((folder / f"{name}.json").read_text())
+        assert (
+            details["synthetic"] is True and details["mode"] == mode and details["file"] == f"{name}.nii.gz"
+        )
+    for gif in folder.glob("*.gif"):
+        assert Image.open(gif).n_frames == (3 if mode == "stochastic_variation" else 4)
+
+
+def test_sidecar_describes_the_volume(make):
+    folder = make(num_generate=1, truncation_psi=0.7)
+    details = json.loads((folder / "seed000042_psi0.70.json").read_text())
+    assert details["seed"] == 42 and details["truncation_psi"] == 0.7
+    assert details["checkpoint"]["step"] == 3 and details["checkpoint"]["networks"] == "SE, GE"
+    assert re.fullmatch("[0-9a-f]{64}", details["checkpoint"]["sha256"])
+    assert details["model"] == {**SMALL, "lr_mlp": 0.1, "latent_dim": 512, "style_depth": 8}
+    assert {"torch", "numpy", "nibabel", "python", "stylegan2_pytorch"} == set(details["versions"])
+    assert np.load(folder / details["style"]).shape == (1, 512)
+
+
+@pytest.mark.parametrize("batch_size", [1, 3, 8])
+def test_one_seed_one_volume_whatever_the_batch_and_the_order(make, tmp_path, batch_size):
+    many = make(num_generate=8, batch_size=batch_size)
+    other = make(seeds="47,3,44", batch_size=2, save_directory=str(tmp_path / "other"))
+    for seed in (44, 47):
+        np.testing.assert_array_equal(*(voxels(f / f"seed0000{seed}.nii.gz") for f in (many, other)))
+
+
+def test_modes_agree_on_the_volume_of_a_seed(make):
+    plain = voxels(make(num_generate=2) / "seed000042.nii.gz")
+    same = {
+        "stochastic_variation": "seed000042_noise000",
+        "interpolation": "slerp000042-000043_frame0000",
+        "style_mixing": "coarse000042_fine000042",
+        "truncation": "seed000042_psi1.000",
+    }
+    for mode, name in same.items():
+        folder = make(mode=mode, num_generate=1, steps=3, picture_format="none")
+        np.testing.assert_allclose(voxels(folder / f"{name}.nii.gz"), plain, atol=1e-6)
+
+
+def test_noise_varies_and_style_does_not(make):
+    folder = make(mode="stochastic_variation", num_generate=1, num_stochastic_variation=3)
+    styles, noises = (
+        [np.load(folder / "style_and_noise" / f"seed000042_noise00{v}_{kind}.npy") for v in range(3)]
+        for kind in ("style", "noise")
+    )
+    assert all(np.array_equal(styles[0], s) for s in styles)
+    assert not np.array_equal(noises[0], noises[1]) and not np.array_equal(noises[1], noises[2])
+    deviation = voxels(folder / "seed000042_deviation.nii.gz")
+    volumes = np.stack([voxels(folder / f"seed000042_noise00{v}.nii.gz") for v in range(3)])
+    np.testing.assert_allclose(deviation, volumes.std(axis=0), atol=1e-6)
+    assert deviation.max() > 0
+
+
+def test_stochastic_variation_of_a_saved_style(make, tmp_path):
+    first = make(num_generate=1, truncation_psi=0.5)
+    style = first / "style_and_noise" / "seed000042_psi0.50_style.npy"
+    flags = {"mode": "stochastic_variation", "load_from_style": True, "num_stochastic_variation": 2}
+    folder = make(**flags, style_npy_path=str(style), save_directory=str(tmp_path / "vary"))
+    varied = folder / "seed000042_psi0.50_noise000.nii.gz"
+    np.testing.assert_allclose(voxels(varied), voxels(first / "seed000042_psi0.50.nii.gz"), atol=1e-6)
+
+
+def test_interpolation_of_styles_is_linear(make):
+    folder = make(
+        mode="interpolation", interpolate_styles=True, num_generate=1, steps=3, picture_format="none"
+    )
+    low, middle, high = (
+        np.load(folder / "style_and_noise" / f"lerp000042-000043_frame000{f}_style.npy") for f in range(3)
+    )
+    np.testing.assert_allclose(middle, (low + high) / 2, atol=1e-6)
+    assert not list(folder.glob("*.png")) and not list(folder.glob("*.gif"))
+
+
+def test_smoothness():
+    volumes = np.zeros((4, 1, 2, 2, 2))
+    volumes[1:] += 1
+    volumes[3:] += 2
+    assert cow.smoothness(volumes) == (2.0, 1.0)  # steps 1, 0, 2
+
+
+def test_recreate_says_identical_and_notices_changes(make, home, tmp_path, capsys):
+    folder = make(num_generate=1, intensity_range=(0, 500))
+    sidecar = folder / "seed000042.json"
+    assert cow.recreate(cow.GenerateConfig(recreate=str(sidecar), device="cpu")) < 1e-5
+    assert "seed000042.nii.gz: identical" in capsys.readouterr().out
+    changed = tmp_path / "changed.pt"
+    state = torch.load(home / "demo" / "models" / "demo" / "model_0.pt", weights_only=True)
+    torch.save(state | {"step": 4}, changed)
+    with pytest.raises(ValueError, match="is not the checkpoint that"):
+        cow.recreate(cow.GenerateConfig(recreate=str(sidecar), checkpoint=str(changed), device="cpu"))
+    image = nib.load(folder / "seed000042.nii.gz")
+    array = image.get_fdata(dtype=np.float32)
+    array[0, 0, 0] += 50
+    nib.save(nib.Nifti1Image(array, image.affine), folder / "seed000042.nii.gz")
+    with pytest.raises(ValueError, match=r"differs from what its sidecar describes, by up to 0\.1"):
+        cow.recreate(cow.GenerateConfig(recreate=str(sidecar), device="cpu"))
+    with pytest.raises(ValueError, match="cannot be read as a volume's sidecar"):
+        cow.recreate(cow.GenerateConfig(recreate=str(ROOT / "README.md")))
+
+
+def test_interrupted_generation_continues(make):
+    folder = make(num_generate=4, picture_format="none")
+    before = {n: (folder / n).stat().st_mtime_ns for n in names(folder)}
+    (folder / "seed000044.json").unlink()  # the last file of a volume
+    make(num_generate=4, picture_format="none")
+    after = {n: (folder / n).stat().st_mtime_ns for n in names(folder)}
+    assert before.keys() == after.keys()
+    assert {n for n in before if before[n] != after[n]} == {"seed000044.nii.gz", "seed000044.json"}
+
+
+def test_other_volumes_of_the_same_name_are_not_overwritten(make):
+    make(num_generate=1)
+    with pytest.raises(
+        ValueError, match=r"seed000042\.json was made with another intensity_range: choose another"
+    ):
+        make(num_generate=1, intensity_range=(0, 9))
+
+
+def test_volumes_have_the_training_affine_or_the_templates(make, tmp_path):
+    folder = make(num_generate=1)
+    np.testing.assert_allclose(
+        nib.load(folder / "seed000042.nii.gz").affine, np.diag([0.6, 0.6, 0.8, 1]), atol=1e-6
+    )
+    template = write_volume(tmp_path / "template.nii.gz", random_array(1), OBLIQUE)
+    affine = nib.load(template).affine
+    path = (
+        make(num_generate=1, template_path=str(template), save_directory=str(tmp_path / "b"))
+        / "seed000042.nii.gz"
+    )
+    image, itk = nib.load(path), SimpleITK.ReadImage(str(path))
+    assert image.header["sform_code"] > 0 and image.header["qform_code"] > 0
+    for voxel in ((0, 0, 0), (3, 5, 2), (7, 7, 3)):
+        wanted = nib.affines.apply_affine(affine, voxel)
+        np.testing.assert_allclose(nib.affines.apply_affine(image.affine, voxel), wanted, atol=1e-4)
+        point = np.array(itk.TransformIndexToPhysicalPoint(voxel)) * (-1, -1, 1)  # ITK is LPS
+        np.testing.assert_allclose(point, wanted, atol=1e-3)
+    np.testing.assert_allclose(
+        SimpleITK.GetArrayFromImage(itk).transpose(2, 1, 0), image.get_fdata(), atol=1e-6
+    )
+
+
+def test_template_of_another_shape_gives_a_warning(make, tmp_path, capsys):
+    template = write_volume(tmp_path / "t.nii.gz", random_array(1, (9, 8, 4)))
+    make(num_generate=1, template_path=str(template))
+    assert "its affine is taken, its shape is not" in capsys.readouterr().out
+
+
+def test_intensity_range_and_uncompressed_volumes(make, tmp_path):
+    plain = voxels(make(num_generate=1) / "seed000042.nii.gz")
+    folder = make(
+        num_generate=1, intensity_range=(-100, 700), volume_format="nii", save_directory=str(tmp_path / "b")
+    )
+    np.testing.assert_allclose(voxels(folder / "seed000042.nii"), -100 + 800 * plain, atol=1e-3)
+
+
+def test_memory_error_halves_the_batch(make, monkeypatch, capsys):
+    render, sizes = cow.render, []
+
+    def limited(recipes, model, amp):
+        sizes.append(len(recipes))
+        if len(recipes) > 2:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return render(recipes, model, amp)
+
+    monkeypatch.setattr(cow, "render", limited)
+    folder = make(num_generate=5, batch_size=8)
+    assert sizes == [5, 4, 2, 2, 1] or sizes == [5, 5, 2, 2, 1]
+    assert len(names(folder, ".nii.gz")) == 5
+    assert "going on with --batch_size 2" in capsys.readouterr().err
+
+
+def test_full_disk_is_said(make, monkeypatch):
+    with monkeypatch.context() as patch:
+        patch.setattr(cow.shutil, "disk_usage", lambda p: shutil._ntuple_diskusage(10, 10, 0))
+        with pytest.raises(ValueError, match=r"2 volumes need about .* has 0\.0 free"):
+            make(num_generate=2)
+
+    def full(volume, affine, path):
+        raise OSError(cow.errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(sg, "save_nifti", full)
+    with pytest.raises(ValueError, match=r"is full: the volumes so far are complete"):
+        make(num_generate=2)
+
+
+def test_mixed_precision_is_close(make, tmp_path):
+    plain = voxels(make(num_generate=1) / "seed000042.nii.gz")
+    folder = make(num_generate=1, amp=True, save_directory=str(tmp_path / "b"))
+    assert np.abs(voxels(folder / "seed000042.nii.gz") - plain).max() < 0.1
+    assert json.loads((folder / "seed000042.json").read_text())["precision"] == "bfloat16"
+
+
+def test_originals_checkpoint(make, tmp_path):
+    gan = sg.StyleGAN2(**SMALL)
+    torch.save({"GAN": gan.state_dict()}, tmp_path / "model_5.pt")
+    folder = make(checkpoint=str(tmp_path / "model_5.pt"), image_depth=4, num_generate=1)
+    assert nib.load(folder / "seed000042.nii.gz").shape == (8, 8, 4)
+
+
+def test_projection_finds_a_volume_that_the_model_made(make, tmp_path, capsys):
+    target = make(num_generate=1, seed=5) / "seed000005.nii.gz"
+    l1 = cow.search(*search_arguments(target, steps=2))[2][0][1]
+    folder = make(mode="projection", target=str(target), projection_steps=120)
+    assert names(folder) == sorted(
+        f"seed000005_projection{end}"
+        for end in ("_curve.csv", "_curve.png", "_target_result_difference.png", ".json", ".nii.gz", ".png")
+    )
+    final = float(re.search(r"mean absolute difference ([\d.]+)", capsys.readouterr().out)[1])
+    assert final < l1 / 2
+    style = folder / "style_and_noise" / "seed000005_projection_style.npy"
+    assert np.load(style).shape == (1, 2, 512)
+    flags = {"mode": "stochastic_variation", "load_from_style": True, "num_stochastic_variation": 2}
+    varied = make(**flags, style_npy_path=str(style), save_directory=str(tmp_path / "vary"))
+    assert len(names(varied, "noise001.nii.gz")) == 1
+    cow.recreate(cow.GenerateConfig(recreate=str(folder / "seed000005_projection.json"), device="cpu"))
+    assert "projection.nii.gz: identical" in capsys.readouterr().out
+    with pytest.raises(ValueError, match="is there already"):
+        make(mode="projection", target=str(target))
+
+
+def search_arguments(target, steps):
+    model = sg.ModelLoader(base_dir="demo", name="demo", device="cpu")
+    return {
+        "model": model,
+        "target": torch.from_numpy(sg.read_volume(target)[0])[None],
+        "steps": steps,
+    }.values()
+
+
+def test_projection_with_medicalnet_features(make, tmp_path):
+    from MedicalNet.resnet import resnet10
+
+    torch.save({"state_dict": resnet10().state_dict()}, tmp_path / "w.pth")
+    target = make(num_generate=1) / "seed000042.nii.gz"
+    goal = torch.from_numpy(sg.read_volume(target)[0])[None]
+    loss = cow.feature_loss(tmp_path / "w.pth", goal)
+    assert loss(goal).item() == 0 and loss(goal.flip(2)).item() > 0
+    flags = {"mode": "projection", "target": str(target), "projection_steps": 3}
+    make(**flags, medicalnet_weights=str(tmp_path / "w.pth"))
+    with pytest.raises(ValueError, match="MedicalNet weights nowhere do not exist"):
+        make(**flags, medicalnet_weights="nowhere", save_directory=str(tmp_path / "b"))
+
+
+def test_noise_regularity():
+    white = torch.randn(1, 1, 16, 32, 32, generator=torch.Generator().manual_seed(0))
+    smooth = sg.Blur()(white)
+    smooth = (smooth - smooth.mean()) / smooth.std()
+    assert cow.regularity_of_noise(white) < 0.02 < 1 < cow.regularity_of_noise(smooth)
+    assert cow.regularity_of_noise(torch.ones(1, 1, 4, 4, 4)).item() == 3  # three axes, each fully correlated
+
+
+def test_plane_views_are_radiological_with_square_pixels():
+    volume = np.zeros((1, 4, 8, 6), np.float32)  # (1, Z, X, Y)
+    volume[0, -1, -1, -1] = 1  # RAS: right, front, top
+    views = cow.plane_views(volume, np.diag([0.5, 0.5, 1.0, 1]))
+    assert [v.shape for v in views] == 2 * [(6, 8), (8, 8), (8, 6)]
+    assert all(v[0, 0] > 0 for v in views[3:])
+    flipped = cow.plane_views(volume[:, :, ::-1], np.diag([-0.5, 0.5, 1.0, 1]))
+    assert all(np.array_equal(a, b) for a, b in zip(views, flipped, strict=True))
+
+
+@pytest.mark.parametrize(
+    ("text", "seeds"), [("5", [5]), ("0-3,205", [0, 1, 2, 3, 205]), ("(7, 9)", [7, 9]), ("3-3", [3])]
+)
+def test_seeds(text, seeds):
+    assert cow.parse_seeds(text) == seeds
+
+
+WRONG = {
+    "mode": (["--mode", "normel"], "--mode must be normal, stochastic_variation, interpolation"),
+    "psi": (["--truncation_psi", "1.2"], "--truncation_psi must be between 0 and 1, got 1.2."),
+    "seeds": (["--seeds", "3-1"], "--seeds must be like 0-99,205"),
+    "seeds twice": (["--seeds", "3,1-4"], "names a seed twice"),
+    "format": (["--volume_format", "mgz"], "--volume_format must be nii.gz, nii, got 'mgz'."),
+    "range": (["--intensity_range", "9", "3"], "--intensity_range must be two numbers, low before high"),
+    "style": (["--load_from_style"], "--load_from_style needs --mode stochastic_variation"),
+    "no target": (["--mode", "projection"], "--mode projection needs --target FILE"),
+    "missing checkpoint number": (
+        ["--model_from_epoch", "8"],
+        "no model_8.pt in demo/models/demo. --load_from can be 0",
+    ),
+    "missing run": (["--model_folder_name", "x"], "There is no checkpoint model_<n>.pt in demo/models/x"),
+    "missing file": (["--checkpoint", "x.pt"], "x.pt does not exist"),
+    "template": (["--template_path", "x.nii"], "--template_path x.nii cannot be read"),
+    "target": (["--mode", "projection", "--target", "x.nii"], "x.nii cannot be read"),
+    "steps": (["--mode", "interpolation", "--steps", "1"], "--mode interpolation needs at least two seeds"),
+    "style file": (
+        ["--mode", "stochastic_variation", "--load_from_style", "--style_npy_path", "data/v0.nii.gz"],
+        "data/v0.nii.gz cannot be read as a style",
+    ),
+}
+
+
+@pytest.mark.parametrize("kind", WRONG)
+def test_mistakes_get_one_line(home, monkeypatch, tmp_path, kind):
+    flags, text = WRONG[kind]
+    monkeypatch.chdir(home)
+    with pytest.raises(SystemExit) as stop:
+        cow.main([*flags, "--save_directory", str(tmp_path), "--device", "cpu"])
+    assert text in str(stop.value.code) and len(str(stop.value.code).splitlines()) == 1
+    assert not list(tmp_path.rglob("*.nii*"))
+
+
+def test_style_of_another_model_is_refused(make, tmp_path):
+    np.save(tmp_path / "s_style.npy", np.zeros((1, 77), np.float32))
+    with pytest.raises(ValueError, match=r"has shape \(1, 77\), expected \(1, 512\) or"):
+        make(mode="stochastic_variation", load_from_style=True, style_npy_path=str(tmp_path / "s_style.npy"))
+
+
+def test_edited_mode_works_and_a_flag_wins(home, tmp_path):
+    script = (ROOT / "CoW_generator.py").read_text()
+    edited, count = re.subn(r'^mode = "normal"', 'mode = "truncation"', script, flags=re.MULTILINE)
+    assert count == 1
+    (tmp_path / "edited.py").write_text(edited.replace("\nsteps = 20", "\nsteps = 2"))
+    common = ["--num_generate", "1", "--device", "cpu", "--save_directory", tmp_path / "out"]
+    for flags in ([], ["--mode", "normal"]):
+        command = [sys.executable, tmp_path / "edited.py", *common, *flags]
+        run = subprocess.run(command, cwd=home, capture_output=True, text=True, timeout=300)
+        assert run.returncode == 0, run.stderr
+    assert names(tmp_path / "out" / "truncation", ".nii.gz") == [
+        "seed000042_psi0.000.nii.gz",
+        "seed000042_psi1.000.nii.gz",
+    ]
+    assert names(tmp_path / "out" / "normal", ".nii.gz") == ["seed000042.nii.gz"]
+
+
+def test_two_processes_write_the_same_files_as_one(home, make, tmp_path):
+    one = make(mode="interpolation", num_generate=1, steps=5)
+    command = [Path(sys.executable).parent / "torchrun", "--nproc_per_node", "2", ROOT / "CoW_generator.py"]
+    flags = ["--mode", "interpolation", "--num_generate", "1", "--steps", "5", "--device", "cpu"]
+    flags += ["--save_directory", str(tmp_path / "two")]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    run = subprocess.run(
+        [*command, *flags], cwd=home, capture_output=True, text=True, timeout=300, env=environment
+    )
+    assert run.returncode == 0, run.stderr
+    two = tmp_path / "two" / "interpolation"
+    assert names(one) == names(two)
+    for path in one.rglob("*"):
+        if path.is_file() and path.suffix not in (".json", ".gif"):
+            assert path.read_bytes() == (two / path.relative_to(one)).read_bytes(), path.name
+
+
+def test_out_of_the_box(home, tmp_path):
+    copy = tmp_path / "demo"
+    shutil.copytree(home / "demo", copy)
+    run = run_script("CoW_generator.py", cwd=tmp_path)
+    assert run.returncode == 0, run.stderr
+    assert len(names(copy / "generated" / "normal", ".nii.gz")) == 4
+    misspelt = run_script("CoW_generator.py", "--steeps", "3", cwd=tmp_path)
+    assert misspelt.returncode != 0 and "steeps" in misspelt.stderr
