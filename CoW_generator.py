@@ -784,11 +784,13 @@ def feature_loss(weights, target):
 
     network = resnet10(weights).requires_grad_(False).to(target.device)
 
-    def features(
-        volume,
-    ):  # (1, 1, Z, X, Y) -> (1, 512), standardised by the voxels above 0, array order (X, Y, Z)
-        inside = volume[volume > 0]
-        return network(((volume - inside.mean()) / inside.std()).permute(0, 1, 3, 4, 2))
+    def features(volume):  # (1, 1, Z, X, Y) -> (1, 512), standardised by the voxels above 0
+        inside = volume > 0
+        count = inside.sum().clamp_min(2)
+        mean = (volume * inside).sum() / count
+        variance = ((volume - mean) * inside).square().sum() / (count - 1)
+        standard = (volume - mean) / (variance + 1e-8).sqrt()
+        return network(standard.permute(0, 1, 3, 4, 2))  # array order (X, Y, Z)
 
     wanted = features(target)
     return lambda volume: F.mse_loss(features(volume), wanted)

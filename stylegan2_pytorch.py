@@ -1353,7 +1353,9 @@ def truncate(w, center, psi):
 
 
 def slerp(low, high, t):
-    """Spherical interpolation between two latents. Shapes: (latent,), (latent,), t in [0, 1] -> (latent,)"""
+    """Spherical interpolation, exact at its ends. Shapes: (latent,), (latent,), t in [0, 1] -> (latent,)"""
+    if t in (0, 1):
+        return high if t else low
     angle = torch.arccos((F.normalize(low, dim=-1) * F.normalize(high, dim=-1)).sum(-1).clamp(-1, 1))
     if angle.sin().abs() < 1e-6:  # parallel: the straight line is the same
         return torch.lerp(low, high, t)
