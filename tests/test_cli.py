@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+import CoW_generator as cow
 import stylegan2_pytorch as sg
 from tests.conftest import ROOT, run_script, tiny_flags
 
@@ -198,6 +199,10 @@ def test_every_command_in_the_readme_parses(monkeypatch):
 
     for command in readme_commands("sample_data/phantom.py"):
         sg.parse_cli(phantom.PhantomConfig, command)
+    generator_commands = readme_commands("CoW_generator.py")
+    assert {
+        config.mode for config in (sg.parse_cli(cow.GenerateConfig, c) for c in generator_commands)
+    } == set(cow.MODES)
     targets = set(re.findall(r"^(\w+):", (ROOT / "Makefile").read_text(), re.MULTILINE))
     used = set(re.findall(r"`?make (\w+)`?", README))
     assert used and used <= targets
@@ -223,10 +228,15 @@ def test_set_up_files_agree():
 def test_imports_are_dependencies():
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     names = {re.match(r"[\w-]+", d)[0].lower() for d in project["dependencies"]}
-    modules = {"PIL": "pillow"}
-    for script in ("stylegan2_pytorch.py", "sample_data/phantom.py"):
+    modules, ours = {"PIL": "pillow"}, {"stylegan2_pytorch", "MedicalNet"}
+    for script in (
+        "stylegan2_pytorch.py",
+        "CoW_generator.py",
+        "MedicalNet/resnet.py",
+        "sample_data/phantom.py",
+    ):
         imported = re.findall(r"^(?:import|from) (\w+)", (ROOT / script).read_text(), re.MULTILINE)
-        third_party = {m for m in imported if m not in sys.stdlib_module_names and m != "stylegan2_pytorch"}
+        third_party = {m for m in imported if m not in sys.stdlib_module_names and m not in ours}
         assert {modules.get(m, m) for m in third_party} <= names
 
 
