@@ -559,16 +559,16 @@ def generate_recipes(config, model, recipes):
     affine = choose_affine(config, model)
     (config.folder / "style_and_noise").mkdir(parents=True, exist_ok=True)
     writer = Writer(config, model, affine)
-    missing = [recipe for recipe in recipes if not writer.is_complete(recipe)]
-    if rank == 0 and len(missing) < len(recipes):
-        print(f"{len(recipes) - len(missing)} volumes are there already.")
-    check_space(config, model, len(missing))
+    mine = recipes[rank::ranks]  # shared out before looking at files that another process may be writing
+    missing = [recipe for recipe in mine if not writer.is_complete(recipe)]
+    if len(missing) < len(mine):
+        print(f"{len(mine) - len(missing)} volumes are there already.")
+    check_space(config, model, ranks * len(missing))
     batch_size = config.batch_size or (2 if model.device.type == "cpu" else 8)
-    mine = recipes_of_rank(missing, rank, ranks)
-    with ThreadPoolExecutor(2) as pool, tqdm(total=len(mine), unit="volume", disable=rank > 0) as bar:
+    with ThreadPoolExecutor(2) as pool, tqdm(total=len(missing), unit="volume", disable=rank > 0) as bar:
         pending = []
         try:
-            for item in render_all(mine, model, batch_size, config.amp):
+            for item in render_all(missing, model, batch_size, config.amp):
                 pending.append(pool.submit(writer.write, *item))
                 bar.update(1)
                 while len(pending) > 2 * batch_size:
@@ -583,11 +583,6 @@ def generate_recipes(config, model, recipes):
                 ) from None
             raise
     return affine
-
-
-def recipes_of_rank(recipes, rank, ranks):
-    """The share of one process: every volume belongs to exactly one."""
-    return recipes[rank::ranks]
 
 
 @contextlib.contextmanager

@@ -32,6 +32,7 @@ NeuroImage 304 (2024) 120936).
 import contextlib
 import csv
 import functools
+import gzip
 import hashlib
 import inspect
 import itertools
@@ -490,6 +491,17 @@ def read_volume(path, shape=None):
     return volume, image
 
 
+def check_gzip(path):
+    """Raise a ValueError if a .gz file is damaged; nibabel stops reading before the checksum at its end."""
+    if path.name.lower().endswith(".gz"):
+        try:
+            with gzip.open(path) as file:
+                while file.read(1 << 20):
+                    pass
+        except (OSError, EOFError, zlib.error) as error:
+            raise ValueError(f"cannot be read ({error}): copy it again or remove it") from None
+
+
 def is_grey(image):
     """True if a nibabel image holds one real number per voxel."""
     return image.get_data_dtype().names is None and image.get_data_dtype().kind != "c"
@@ -575,6 +587,7 @@ def audit_volumes(folder, shape, batch_size=1, keep=True):
 
     def check(index):
         try:
+            check_gzip(paths[index])
             volume, image = read_volume(paths[index], shape)
         except ValueError as error:
             return f"{paths[index]} {error}"
@@ -1441,7 +1454,11 @@ def find_checkpoint(folder, load_from=-1):
     """
     numbers = checkpoint_numbers(folder)
     if not numbers:
-        raise ValueError(f"There is no checkpoint model_<n>.pt in {folder}: train first, or correct --name.")
+        runs = sorted(p.name for p in Path(folder).parent.glob("*") if checkpoint_numbers(p))
+        there = f" (there are runs {', '.join(runs)})" if runs else ""
+        raise ValueError(
+            f"There is no checkpoint model_<n>.pt in {folder}: train first, or correct its name{there}."
+        )
     if load_from != -1 and load_from not in numbers:
         there = ", ".join(map(str, numbers))
         raise ValueError(f"There is no model_{load_from}.pt in {folder}. --load_from can be {there}.")

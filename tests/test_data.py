@@ -39,6 +39,16 @@ def truncated_gz(path):
     path.write_bytes(whole[: len(whole) // 2])
 
 
+def without_checksum(path):
+    path.write_bytes(write_volume(path, random_array(1)).read_bytes()[:-3])
+
+
+def corrupted(path):
+    raw = bytearray(write_volume(path, random_array(1)).read_bytes())
+    raw[600:620] = bytes(20)  # nibabel alone reads other voxels without a word
+    path.write_bytes(raw)
+
+
 def truncated_nii(path):
     whole = write_volume(path.with_suffix("").with_suffix(".nii"), random_array(1))
     whole.write_bytes(whole.read_bytes()[:-100])
@@ -63,6 +73,8 @@ def singular(path):
 
 BAD_FILES = {
     "truncated .nii.gz": (truncated_gz, "cannot be read"),
+    "gzip cut at its end": (without_checksum, "cannot be read"),
+    "gzip with wrong bytes": (corrupted, "cannot be read"),
     "truncated .nii": (truncated_nii, "cannot be read"),
     "text named .nii.gz": (lambda p: p.write_text("not an image"), "cannot be read"),
     "empty file": (lambda p: p.write_bytes(b""), "cannot be read"),

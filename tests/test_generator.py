@@ -255,6 +255,16 @@ def test_intensity_range_and_uncompressed_volumes(make, tmp_path):
     np.testing.assert_allclose(voxels(folder / "seed000042.nii"), -100 + 800 * plain, atol=1e-3)
 
 
+def test_intensity_range_takes_two_words():
+    assert cow.join_pairs(["--intensity-range", "-5", "1.5", "--amp"]) == [
+        "--intensity-range",
+        "(-5,1.5)",
+        "--amp",
+    ]
+    config = sg.parse_cli(cow.GenerateConfig, cow.join_pairs(["--intensity_range", "0", "900"]))
+    assert config.intensity_range == (0, 900)
+
+
 def test_memory_error_halves_the_batch(make, monkeypatch, capsys):
     render, sizes = cow.render, []
 
@@ -381,7 +391,7 @@ WRONG = {
         ["--model_from_epoch", "8"],
         "no model_8.pt in demo/models/demo. --load_from can be 0",
     ),
-    "missing run": (["--model_folder_name", "x"], "There is no checkpoint model_<n>.pt in demo/models/x"),
+    "missing run": (["--model_folder_name", "x"], "correct its name (there are runs demo)."),
     "missing file": (["--checkpoint", "x.pt"], "x.pt does not exist"),
     "template": (["--template_path", "x.nii"], "--template_path x.nii cannot be read"),
     "target": (["--mode", "projection", "--target", "x.nii"], "x.nii cannot be read"),
