@@ -1920,9 +1920,8 @@ class Trainer:
 
     def rehearsals(self):
         """Pairs of a phase's name and a function that runs its heaviest work once, without an update."""
-        micro_batches = min(
-            2, self.config.gradient_accumulate_every
-        )  # the second one finds gradients in memory
+        # The second micro-batch finds the gradients of the first in memory.
+        micro_batches = min(2, self.config.gradient_accumulate_every)
         trained = [*self.GAN.S.parameters(), *self.GAN.G.parameters(), *self.GAN.D.parameters()]
         moments = [torch.zeros_like(p) for p in trained for _ in range(2)]  # what Adam will hold
         pl_mean, self.pl_mean = self.pl_mean, 0.0
@@ -1935,12 +1934,12 @@ class Trainer:
             self.accumulate_generator(not self.config.no_pl_reg, micro_batches)
             self.G_opt.zero_grad(set_to_none=True)
 
+        def preview():
+            self.preview_chunk(self.GAN.GE, self.sample_inputs(*self.random(STREAM_G, 0)))
+
         yield "gradient penalty", discriminator
         yield "generator" if self.config.no_pl_reg else "path length", generator
-        yield (
-            "preview",
-            lambda: self.preview_chunk(self.GAN.GE, self.sample_inputs(*self.random(STREAM_G, 0))),
-        )
+        yield "preview", preview
         self.pl_mean = pl_mean
         del moments
 
@@ -1953,14 +1952,9 @@ class Trainer:
         if self.step == 0:
             self.save()
             self.preview()
-        progress = {
-            "initial": self.step,
-            "total": config.num_train_steps,
-            "unit": "step",
-            "dynamic_ncols": True,
-        }
+        progress = {"initial": self.step, "total": config.num_train_steps, "dynamic_ncols": True}
         quiet = 0.5 if sys.stderr.isatty() else 30  # seconds between lines when the bar goes to a file
-        with interruptions() as received, tqdm(**progress, mininterval=quiet) as self.bar:
+        with interruptions() as received, tqdm(**progress, unit="step", mininterval=quiet) as self.bar:
             while self.step < config.num_train_steps and not received:
                 retry_call(
                     self.train_to_checkpoint,
@@ -2213,10 +2207,7 @@ def open_generator(config):
     """ModelLoader of the run's checkpoint, and a new folder for what it generates."""
     path = find_checkpoint(config.models, config.load_from)
     model = ModelLoader(
-        device=config.device,
-        checkpoint=path,
-        use_average=config.use_average,
-        image_depth=config.chosen_depth,
+        device=config.device, checkpoint=path, use_average=config.use_average, image_depth=config.chosen_depth
     )
     if config.use_average and model.step is not None and model.step < AVERAGE_AFTER:
         last_copy = (model.step - 3) // AVERAGE_COPY_EVERY * AVERAGE_COPY_EVERY + 3 if model.step > 2 else 0
