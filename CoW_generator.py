@@ -385,17 +385,10 @@ def open_model(config):
 
 def file_hash(path):
     """SHA-256 of a file."""
-    with open(path, "rb") as file:
-        return (
-            hashlib.file_digest(file, "sha256").hexdigest() if sys.version_info >= (3, 11) else chunked(file)
-        )
-
-
-def chunked(file):
-    """SHA-256 of an open file, for Python 3.10."""
     digest = hashlib.sha256()
-    while block := file.read(1 << 20):
-        digest.update(block)
+    with open(path, "rb") as file:
+        while block := file.read(1 << 20):
+            digest.update(block)
     return digest.hexdigest()
 
 
@@ -469,9 +462,15 @@ class Writer:
         sidecar = self.path(recipe, "json")
         if not sidecar.exists():
             return False
-        there = json.loads(sidecar.read_text())
-        wanted = self.common | {"recipe": recipe.__dict__}
-        different = [key for key in wanted if there.get(key) != wanted[key] and key != "model"]
+        there, wanted = (
+            {
+                "checkpoint": [details["checkpoint"][key] for key in ("sha256", "networks")],
+                "recipe": [details["recipe"][key] for key in ("style", "noise", "truncation_psi")],
+                **{key: details[key] for key in ("affine", "intensity_range", "precision")},
+            }
+            for details in (json.loads(sidecar.read_text()), self.common | {"recipe": recipe.__dict__})
+        )
+        different = [key for key in wanted if there[key] != wanted[key]]
         if different:
             raise ValueError(
                 f"{sidecar} was made with another {' and '.join(different)}: choose another --save_directory."
@@ -1016,11 +1015,14 @@ def join_pairs(argv):
 def main(argv=None):
     """The command line."""
     config = sg.parse_cli(GenerateConfig, join_pairs(sys.argv[1:] if argv is None else argv))
-    with sg.one_line_errors():
-        if config.recreate is not None:
-            recreate(config)
-        else:
-            generate(config)
+    try:
+        with sg.one_line_errors():
+            if config.recreate is not None:
+                recreate(config)
+            else:
+                generate(config)
+    except KeyboardInterrupt:
+        raise SystemExit("Interrupted. The same command continues; complete volumes are kept.") from None
 
 
 if __name__ == "__main__":

@@ -210,6 +210,12 @@ def test_interrupted_generation_continues(make):
     assert {n for n in before if before[n] != after[n]} == {"seed000044.nii.gz", "seed000044.json"}
 
 
+def test_a_series_can_be_extended(make, capsys):
+    make(num_generate=2, picture_format="none")
+    folder = make(num_generate=3, batch_size=1, picture_format="none")
+    assert len(names(folder, ".nii.gz")) == 3 and "2 volumes are there already" in capsys.readouterr().out
+
+
 def test_other_volumes_of_the_same_name_are_not_overwritten(make):
     make(num_generate=1)
     with pytest.raises(
