@@ -22,7 +22,7 @@ import platform
 import shutil
 import sys
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import nibabel as nib
@@ -58,6 +58,9 @@ style_npy_path = None  # a *_style.npy file, as generation and projection write 
 # ╔══════════════════════════════════════════════════════════════════════════════════════════════════════════╗
 # ║ Configuration                                                                                            ║
 # ╚══════════════════════════════════════════════════════════════════════════════════════════════════════════╝
+
+
+FORMATS = {"volume_format": ("nii.gz", "nii"), "picture_format": ("png", "jpg", "none")}
 
 
 @dataclass(kw_only=True)
@@ -127,22 +130,7 @@ class GenerateConfig:
     recreate: str | None = None
 
     def __post_init__(self):
-        for field in fields(self):
-            setattr(self, field.name, sg.typed_value(field, getattr(self, field.name)))
-        for name in ("num_generate", "steps", "num_stochastic_variation", "batch_size", "projection_steps"):
-            if getattr(self, name) is not None and getattr(self, name) < 1:
-                raise ValueError(f"--{name} must be greater than 0, got {getattr(self, name)}.")
-        if not 0 <= self.truncation_psi <= 1:
-            raise ValueError(f"--truncation_psi must be between 0 and 1, got {self.truncation_psi}.")
-        words = {
-            "mode": tuple(MODES),
-            "volume_format": ("nii.gz", "nii"),
-            "picture_format": ("png", "jpg", "none"),
-        }
-        for name, known in words.items():
-            if getattr(self, name) not in known:
-                raise ValueError(f"--{name} must be {', '.join(known)}, got {getattr(self, name)!r}.")
-        sg.check_device_name(self.device)
+        sg.check_fields(self, {"mode": MODES, **FORMATS})
         if self.intensity_range is not None:
             low_high = self.intensity_range
             if (

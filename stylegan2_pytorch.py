@@ -102,6 +102,23 @@ STREAM_ORDER, STREAM_FLIP, STREAM_D, STREAM_G = range(4)
 # ╚══════════════════════════════════════════════════════════════════════════════════════════════════════════╝
 
 
+NETWORK_SETTINGS = ("image_size", "image_depth", "network_capacity", "fmap_max", "lr_mlp")
+CHOICES = {
+    "cache": ("ram", "none"),
+    "amp_dtype": ("auto", "float16", "bfloat16"),
+    "aug_types": ("translation", "cutout", "contrast"),
+}
+UNAVAILABLE = {
+    "cl_reg": "this version has no contrastive regularisation",
+    "fq_layers": "this version has no feature quantisation",
+    "fq_dict_size": "this version has no feature quantisation",
+    "attn_layers": "this version has no attention",
+    "no_const": "this version keeps the learned constant",
+    "multi_gpus": "this version trains on one device",
+    "transparent": "a one-channel volume has no alpha channel",
+}
+
+
 @dataclass(kw_only=True)
 class TrainConfig:
     """Train a 3D StyleGAN2 on a folder of NIfTI volumes, or generate from a trained one.
@@ -225,11 +242,12 @@ class TrainConfig:
     dry_run: bool = False
 
     def __post_init__(self):
-        for field in fields(self):
-            setattr(self, field.name, typed_value(field, getattr(self, field.name)))
-        check_ranges(self)
+        check_fields(self, CHOICES)
         check_networks(self.image_size, self.image_depth)
-        check_choices(self)
+        if self.name in ("", ".", "..") or {"/", "\\"} & set(self.name):
+            raise ValueError(f"--name must be the name of a folder, without a path, got {self.name!r}.")
+        if self.new and self.load_from != -1:
+            raise ValueError("--new starts afresh and --load_from continues: give one of them.")
         for name in UNAVAILABLE:
             if getattr(self, name) != getattr(TrainConfig, name):
                 raise ValueError(f"--{name} is not available: {UNAVAILABLE[name]}. Leave the flag out.")
@@ -259,48 +277,29 @@ class TrainConfig:
         return {name: getattr(self, name) for name in NETWORK_SETTINGS}
 
 
-NETWORK_SETTINGS = ("image_size", "image_depth", "network_capacity", "fmap_max", "lr_mlp")
-CHOICES = {
-    "cache": ("ram", "none"),
-    "amp_dtype": ("auto", "float16", "bfloat16"),
-    "aug_types": ("translation", "cutout", "contrast"),
-}
-UNAVAILABLE = {
-    "cl_reg": "this version has no contrastive regularisation",
-    "fq_layers": "this version has no feature quantisation",
-    "fq_dict_size": "this version has no feature quantisation",
-    "attn_layers": "this version has no attention",
-    "no_const": "this version keeps the learned constant",
-    "multi_gpus": "this version trains on one device",
-    "transparent": "a one-channel volume has no alpha channel",
-}
-POSITIVE = [
-    "network_capacity",
-    "fmap_max",
-    "lr_mlp",
-    "batch_size",
-    "gradient_accumulate_every",
-    "num_train_steps",
-    "learning_rate",
-    "ttur_mult",
-    "save_every",
-    "keep_checkpoints",
-    "evaluate_every",
-    "num_image_tiles",
-    "num_generate",
-    "interpolation_num_steps",
-    "fq_dict_size",
-    "calculate_fid_every",
-    "calculate_fid_num_images",
-]
-PROBABILITIES = [
-    "mixed_prob",
-    "aug_prob",
-    "dataset_aug_prob",
-    "generator_top_k_gamma",
-    "generator_top_k_frac",
-    "trunc_psi",
-]
+# Ranges of numbers, for all programs; every other number must be greater than 0.
+LEAST = {"seed": 0, "num_workers": 0, "load_from": -1, "model_from_epoch": -1}
+SHARES = {"mixed_prob", "aug_prob", "dataset_aug_prob", "trunc_psi", "truncation_psi"}
+SHARES |= {"generator_top_k_gamma", "generator_top_k_frac"}
+
+
+def check_fields(config, choices):
+    """Bring every field of a configuration into its type, or raise a ValueError that names the flag.
+
+    Args:
+        config: Dataclass; LEAST and SHARES hold the ranges of its numbers.
+        choices: {field: words it knows}.
+    """
+    for field in fields(config):
+        value = typed_value(field, getattr(config, field.name))
+        setattr(config, field.name, value)
+        if isinstance(value, int | float) and not isinstance(value, bool):
+            check_range(field.name, value)
+        for word in value if isinstance(value, tuple) else (value,):
+            if field.name in choices and word not in choices[field.name]:
+                raise ValueError(f"--{field.name} must be {' or '.join(choices[field.name])}, got {word!r}.")
+        if field.name == "device":
+            check_device_name(value)
 
 
 def typed_value(field, value):
@@ -320,20 +319,16 @@ def typed_value(field, value):
     return value
 
 
-def check_ranges(config):
+def check_range(name, value):
     """Raise a ValueError for a number outside its range."""
-    for name in POSITIVE:
-        value = getattr(config, name)
-        if value is not None and not (value > 0 and math.isfinite(value)):
-            raise ValueError(f"--{name} must be greater than 0, got {value}.")
-    for name in PROBABILITIES:
-        value = getattr(config, name)
+    if name in SHARES:
         if not 0 <= value <= 1:
             raise ValueError(f"--{name} must be between 0 and 1, got {value}.")
-    for name, least in (("seed", 0), ("num_workers", 0), ("load_from", -1)):
-        value = getattr(config, name)
-        if value is not None and value < least:
-            raise ValueError(f"--{name} must be {least} or more, got {value}.")
+    elif name in LEAST:
+        if value < LEAST[name]:
+            raise ValueError(f"--{name} must be {LEAST[name]} or more, got {value}.")
+    elif not (value > 0 and math.isfinite(value)):
+        raise ValueError(f"--{name} must be greater than 0, got {value}.")
 
 
 def check_networks(image_size, image_depth):
@@ -346,20 +341,6 @@ def check_networks(image_size, image_depth):
             f"--image_depth {image_depth} is larger than --image_size {image_size}: "
             f"choose 4 <= image_depth <= image_size."
         )
-
-
-def check_choices(config):
-    """Raise a ValueError for a word that an option does not know, or a name that is no folder name."""
-    for name, words in CHOICES.items():
-        value = getattr(config, name)
-        for word in value if isinstance(value, tuple) else (value,):
-            if word not in words:
-                raise ValueError(f"--{name} must be {' or '.join(words)}, got {word!r}.")
-    check_device_name(config.device)
-    if not config.name or config.name in (".", "..") or {"/", "\\"} & set(config.name):
-        raise ValueError(f"--name must be the name of a folder, without a path, got {config.name!r}.")
-    if config.new and config.load_from != -1:
-        raise ValueError("--new starts afresh and --load_from continues: give one of them.")
 
 
 def check_device_name(name):
@@ -2278,6 +2259,15 @@ def generate_interpolation(config):
 # ╚══════════════════════════════════════════════════════════════════════════════════════════════════════════╝
 
 
+# Settings that change what a continued run computes.
+RESUMED_SETTINGS = (
+    *("batch_size", "gradient_accumulate_every", "learning_rate", "ttur_mult", "mixed_prob", "no_pl_reg"),
+    *("rel_disc_loss", "dual_contrast_loss", "top_k_training", "generator_top_k_gamma"),
+    *("generator_top_k_frac", "aug_prob", "aug_types", "dataset_aug_prob", "fp16", "amp_dtype"),
+    *("seed", "save_every"),
+)
+
+
 def adopt_settings(config, checkpoint):
     """The configuration with a checkpoint's network sizes in place of defaults; others are refused."""
     state = read_checkpoint(checkpoint)
@@ -2300,20 +2290,6 @@ def adopt_settings(config, checkpoint):
             f"--{name} was {former[name]} when {checkpoint} was written and is {getattr(config, name)} now."
         )
     return replace(config, **adopted)
-
-
-# Settings that change what a continued run computes.
-RESUMED_SETTINGS = (
-    *("batch_size", "gradient_accumulate_every", "learning_rate", "ttur_mult", "mixed_prob", "no_pl_reg"),
-    *(
-        "rel_disc_loss",
-        "dual_contrast_loss",
-        "top_k_training",
-        "generator_top_k_gamma",
-        "generator_top_k_frac",
-    ),
-    *("aug_prob", "aug_types", "dataset_aug_prob", "fp16", "amp_dtype", "seed", "save_every"),
-)
 
 
 def move_aside(config):

@@ -23,7 +23,7 @@ from scipy.interpolate import CubicSpline
 from scipy.spatial import cKDTree
 from tqdm import tqdm
 
-from stylegan2_pytorch import by, one_line_errors, parse_cli
+from stylegan2_pytorch import by, check_fields, one_line_errors, parse_cli
 
 FIELD_OF_VIEW = np.array([79.36, 79.36, 19.84])  # mm: 128 x 128 x 32 voxels of 0.62 mm
 BASE_GRID = np.array([128, 128, 32])  # coarser volumes are means over this grid, so that they show the same
@@ -60,12 +60,7 @@ class PhantomConfig:
     dtype: str = "float32"
 
     def __post_init__(self):
-        for name in ("num", "image_size", "image_depth", "seed"):
-            value, least = getattr(self, name), {"num": 1, "seed": 0}.get(name, 4)
-            if not isinstance(value, int) or isinstance(value, bool) or value < least:
-                raise ValueError(f"--{name} must be a whole number, {least} or more, got {value!r}.")
-        if self.dtype not in INTENSITY:
-            raise ValueError(f"--dtype must be {' or '.join(INTENSITY)}, got {self.dtype!r}.")
+        check_fields(self, {"dtype": INTENSITY})
 
 
 # ╔══════════════════════════════════════════════════════════════════════════════════════════════════════════╗

@@ -385,11 +385,12 @@ def test_seeds(text, seeds):
 
 
 WRONG = {
-    "mode": (["--mode", "normel"], "--mode must be normal, stochastic_variation, interpolation"),
+    "mode": (["--mode", "normel"], "--mode must be normal or stochastic_variation or interpolation"),
     "psi": (["--truncation_psi", "1.2"], "--truncation_psi must be between 0 and 1, got 1.2."),
+    "seed": (["--seed", "-1"], "--seed must be 0 or more, got -1."),
     "seeds": (["--seeds", "3-1"], "--seeds must be like 0-99,205"),
     "seeds twice": (["--seeds", "3,1-4"], "names a seed twice"),
-    "format": (["--volume_format", "mgz"], "--volume_format must be nii.gz, nii, got 'mgz'."),
+    "format": (["--volume_format", "mgz"], "--volume_format must be nii.gz or nii, got 'mgz'."),
     "range": (["--intensity_range", "9", "3"], "--intensity_range must be two numbers, low before high"),
     "style": (["--load_from_style"], "--load_from_style needs --mode stochastic_variation"),
     "no target": (["--mode", "projection"], "--mode projection needs --target FILE"),

@@ -153,7 +153,7 @@ def test_bundled_phantoms_are_what_the_script_writes(tmp_path):
 @pytest.mark.parametrize(
     ("flags", "text"),
     [
-        (["--num", "0"], "--num must be a whole number, 1 or more, got 0"),
+        (["--num", "0"], "--num must be greater than 0, got 0."),
         (["--dtype", "int16"], "--dtype must be float32 or uint8"),
         (["--image_size", "64.5"], "--image_size must be a whole number"),
         (["--numm", "3"], "numm"),
