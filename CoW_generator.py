@@ -183,9 +183,9 @@ class Recipe:
 
     Args:
         name: Name of its files.
-        style: Where w comes from: {seed}, {slerp: [a, b], t}, {lerp: [a, b], t}, or {file}, or
+        style: Where w comes from: {seed}, {slerp: [a, b], t}, {lerp: [a, b], t}, {file, sha256} or
             {mix: [coarse, fine], crossover}; a, b, coarse and fine are seeds.
-        noise: {seed, variation}, where variation 0 is the seed's own noise, or {file}.
+        noise: {seed, variation}, where variation 0 is the seed's own noise, or {file, sha256}.
         truncation_psi: Truncation psi; a style from a file is used as it is.
         position: Place in the sequence or grid, for people.
     """
@@ -205,7 +205,7 @@ def style_of(recipe, model):
         return model.noise_to_styles(z[None], recipe.truncation_psi).cpu()
 
     def z_of(seed):
-        return sg.volume_inputs(seed, model.latent_dim, (1, 1, 1))[0]
+        return sg.latent_of(seed, model.latent_dim)
 
     if "file" in kind:
         return read_style(kind["file"], model)
@@ -238,6 +238,20 @@ def read_style(path, model):
         f"{path} has shape {tuple(style.shape)}, expected (1, {model.latent_dim}) or "
         f"(1, {layers}, {model.latent_dim}): it belongs to another model."
     )
+
+
+def file_hash(path):
+    """SHA-256 of a file."""
+    digest = hashlib.sha256()
+    with open(path, "rb") as file:
+        while block := file.read(1 << 20):
+            digest.update(block)
+    return digest.hexdigest()
+
+
+def file_source(path):
+    """Style or noise from a file, in a recipe: the file and its content."""
+    return {"file": str(Path(path).resolve()), "sha256": file_hash(path)}
 
 
 def noise_of(recipe, model):
@@ -280,7 +294,7 @@ def plan_stochastic_variation(config, model):
     if config.load_from_style:
         read_style(config.style_npy_path, model)
         name = Path(config.style_npy_path).stem.removesuffix("_style")
-        sources = [(name, {"file": str(Path(config.style_npy_path).resolve())}, config.seed_list(1)[0])]
+        sources = [(name, file_source(config.style_npy_path), config.seed_list(1)[0])]
     else:
         seeds = config.seed_list(config.num_generate)
         sources = [(with_psi(f"seed{seed:06d}", config), {"seed": seed}, seed) for seed in seeds]
@@ -371,15 +385,6 @@ def open_model(config):
     return sg.ModelLoader(checkpoint=path, device=device, use_average=config.use_average, image_depth=depth)
 
 
-def file_hash(path):
-    """SHA-256 of a file."""
-    digest = hashlib.sha256()
-    with open(path, "rb") as file:
-        while block := file.read(1 << 20):
-            digest.update(block)
-    return digest.hexdigest()
-
-
 @torch.no_grad()
 def render(recipes, model, amp=False):
     """Volumes of some recipes, in one batch. Shapes: -> (B, 1, Z, S, S) float32 in [0, 1], on the CPU"""
@@ -400,7 +405,7 @@ def render_all(recipes, model, batch_size, amp=False):
         batch = recipes[done : done + batch_size]
         try:
             volumes, styles, noise = render(batch, model, amp)
-        except (torch.OutOfMemoryError, RuntimeError) as error:
+        except RuntimeError as error:  # torch.OutOfMemoryError is one; the CPU's allocator raises a plain one
             if "memory" not in str(error) or batch_size == 1:
                 raise
             batch_size //= 2
@@ -605,13 +610,9 @@ def plane_views(volume, affine):
     array, spacing = np.asarray(image.dataobj), image.header.get_zooms()
     views = []
     for reduce in (lambda a, axis: np.take(a, a.shape[axis] // 2, axis), np.max):
-        for axis in (2, 1, 0):  # axial, coronal, sagittal
+        for axis, across, up in ((2, 0, 1), (1, 0, 2), (0, 1, 2)):  # axial, coronal, sagittal
             plane = reduce(array, axis=axis)[::-1, ::-1].T  # right and front are on the left, top is up
-            height, width = (
-                (spacing[a] for a in (2, 1) if a != axis),
-                (spacing[a] for a in (0, 1) if a != axis),
-            )
-            views.append(square_pixels(plane, next(height), next(width), min(spacing)))
+            views.append(square_pixels(plane, spacing[up], spacing[across], min(spacing)))
     return views
 
 
@@ -622,11 +623,21 @@ def square_pixels(plane, height, width, size):
     return np.asarray(picture.resize((columns, rows), Image.Resampling.BILINEAR))
 
 
+def factor_to(smallest, picture):
+    """Whole number by which a picture must grow to have at least `smallest` rows."""
+    return max(1, -(-smallest // picture.shape[0]))
+
+
+def enlarged(picture, factor):
+    """A picture with every pixel repeated `factor` times along both axes."""
+    return np.kron(picture, np.ones((factor, factor), np.uint8))
+
+
 def six_views(volume, affine, smallest=256):
     """Three planes above their projections, enlarged until the axial plane has `smallest` rows."""
     views = plane_views(volume, affine)
-    factor = max(1, -(-smallest // views[0].shape[0]))
-    views = [np.kron(v, np.ones((factor, factor), np.uint8)) for v in views]
+    factor = factor_to(smallest, views[0])
+    views = [enlarged(view, factor) for view in views]
     rows = [
         np.concatenate([on_canvas(v, views[0].shape[0]) for v in row], axis=1)
         for row in (views[:3], views[3:])
@@ -661,12 +672,9 @@ def by_series(recipes):
 
 def picture_sheet(config, recipes, affine):
     """normal and style_mixing: a contact sheet of axial slices and projections (at most 64 volumes)."""
-    columns = (
-        recipes[0].position["of"]
-        if config.mode == "style_mixing"
-        else math.ceil(math.sqrt(min(64, len(recipes))))
-    )
-    shown = recipes if config.mode == "style_mixing" else recipes[:64]
+    grid = config.mode == "style_mixing"
+    shown = recipes if grid else recipes[:64]
+    columns = recipes[0].position["of"] if grid else math.ceil(math.sqrt(len(shown)))
     sheet = sg.contact_sheet(read_series(config, shown), affine, columns)
     sg.save_picture(sheet, config.folder / f"contact_sheet.{config.picture_format}")
 
@@ -677,7 +685,7 @@ def picture_series(config, recipes, affine):
         volumes = read_series(config, members)
         views = [plane_views(volume, affine) for volume in volumes]
         for name, index in (("axial", 0), ("axial_mip", 3)):
-            frames = [enlarged(v[index]) for v in views]
+            frames = [enlarged(v[index], factor_to(256, v[index])) for v in views]
             sg.save_gif(frames, config.folder / f"{series}_{name}.gif", 0.3 if len(frames) < 10 else 0.1)
         sheet = sg.contact_sheet(volumes, affine, min(len(volumes), 10))
         sg.save_picture(sheet, config.folder / f"{series}_sheet.{config.picture_format}")
@@ -689,12 +697,6 @@ def picture_series(config, recipes, affine):
             figures = {"largest_step": largest, "mean_step": mean, "smoothness": largest / mean}
             with sg.atomic_path(config.folder / f"{series}_smoothness.json") as part:
                 part.write_text(json.dumps(figures, indent=1))
-
-
-def enlarged(picture, smallest=256):
-    """A picture with every pixel repeated so that it is at least `smallest` pixels high."""
-    factor = max(1, -(-smallest // picture.shape[0]))
-    return np.kron(picture, np.ones((factor, factor), np.uint8))
 
 
 def picture_deviation(config, series, volumes, affine):
@@ -868,15 +870,16 @@ def project(config, model):
     np.save(files["noise"], noise[None].numpy())
     recipe = Recipe(
         name=name,
-        style={"file": str(files["style"].resolve())},
-        noise={"file": str(files["noise"].resolve())},
+        style=file_source(files["style"]),
+        noise=file_source(files["noise"]),
         truncation_psi=1.0,
-        position={"target": str(config.target), "target_sha256": file_hash(config.target)},
+        position={},
     )
     other = replace(recipe, noise={"seed": config.seed, "variation": 1})
     (volume, with_other_noise), _, _ = render([recipe, other], model)
     l1, l1_other = (F.l1_loss(v, torch.from_numpy(target)).item() for v in (volume, with_other_noise))
-    recipe.position.update(l1=l1, l1_with_other_noise=l1_other)
+    source = {"target": str(config.target), "target_sha256": file_hash(config.target)}
+    recipe = replace(recipe, position={**source, "l1": l1, "l1_with_other_noise": l1_other})
     affine = image.affine if config.template_path is None else choose_affine(config, model)
     Writer(config, model, affine).write(recipe, volume, styles, noise)
     with sg.atomic_path(config.folder / f"{name}_curve.csv") as part:
@@ -885,9 +888,13 @@ def project(config, model):
         difference = np.abs(volume.numpy() - target)
         rows = [six_views(v, affine) for v in (target, volume.numpy(), difference)]
         sg.save_picture(
-            np.concatenate(rows, axis=1), config.folder / f"{name}_target_result_difference.png", 1
+            np.concatenate(rows, axis=1),
+            config.folder / f"{name}_target_result_difference.{config.picture_format}",
+            1,
         )
-        sg.save_picture(plot_curve([row[1] for row in curve]), config.folder / f"{name}_curve.png", 1)
+        sg.save_picture(
+            plot_curve([row[1] for row in curve]), config.folder / f"{name}_curve.{config.picture_format}", 1
+        )
     print(
         f"mean absolute difference {l1:.4f} of the range, with another noise {l1_other:.4f}: {config.folder}"
     )

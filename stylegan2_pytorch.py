@@ -444,7 +444,7 @@ def read_volume(path, shape=None):
         ValueError: The file cannot be used; the text says what was found, what is expected and what to do.
     """
     try:
-        image = nib.load(path)
+        image = load_nifti(Path(path))
         array = image.get_fdata(dtype=np.float32, caching="unchanged") if is_grey(image) else None
     except UNREADABLE as error:
         reason = " ".join(str(error).split()) or type(error).__name__
@@ -472,15 +472,18 @@ def read_volume(path, shape=None):
     return volume, image
 
 
-def check_gzip(path):
-    """Raise a ValueError if a .gz file is damaged; nibabel stops reading before the checksum at its end."""
-    if path.name.lower().endswith(".gz"):
-        try:
-            with gzip.open(path) as file:
-                while file.read(1 << 20):
-                    pass
-        except (OSError, EOFError, zlib.error) as error:
-            raise ValueError(f"cannot be read ({error}): copy it again or remove it") from None
+def load_nifti(path):
+    """nibabel image of a NIfTI-1 or NIfTI-2 file.
+
+    A .gz is decompressed as a whole: nibabel would stop before the checksum at its end, and miss damage.
+    """
+    if not path.name.lower().endswith(".gz"):
+        return nib.load(path)
+    raw = gzip.decompress(path.read_bytes())
+    kinds = [k for k in (nib.Nifti2Image, nib.Nifti1Image) if k.header_class.may_contain_header(raw[:540])]
+    if not kinds:
+        raise ValueError("no NIfTI header" if raw else "it is empty")
+    return kinds[0].from_bytes(raw)
 
 
 def is_grey(image):
@@ -568,7 +571,6 @@ def audit_volumes(folder, shape, batch_size=1, keep=True):
 
     def check(index):
         try:
-            check_gzip(paths[index])
             volume, image = read_volume(paths[index], shape)
         except ValueError as error:
             return f"{paths[index]} {error}"
@@ -1322,6 +1324,11 @@ def volume_inputs(seed, latent_dim, shape):
     return z, torch.rand(*shape, 1, generator=generator)
 
 
+def latent_of(seed, latent_dim):
+    """The latent of `volume_inputs` alone. Shapes: -> (latent_dim,)"""
+    return volume_inputs(seed, latent_dim, (0, 0, 0))[0]
+
+
 def batch_inputs(seeds, latent_dim, shape):
     """`volume_inputs` of several seeds. Shapes: z (B, latent_dim), noise (B, D, H, W, 1)"""
     z, noise = zip(*(volume_inputs(seed, latent_dim, shape) for seed in seeds), strict=True)
@@ -2015,19 +2022,17 @@ class Trainer:
         """
         config, tiles, layers = self.config, self.config.num_image_tiles, synthesis.num_layers
         seeds = range(config.seed, config.seed + tiles**2)
+        z = torch.stack([latent_of(seed, LATENT_DIM) for seed in seeds]).to(self.device)
         center = truncation_center(mapping, LATENT_DIM, self.device, config.seed)
+        w = truncate(mapping(z), center, config.trunc_psi)
+        cells = np.arange(len(seeds))
+        rows_and_columns = w[cells // tiles], w[cells % tiles]
+        styles = mix_styles(*rows_and_columns, layers, layers // 2) if mixed else same_style(w, layers)
         chunks = []
-        for start in range(0, tiles**2, config.batch_size):
-            chosen = seeds[start : start + config.batch_size]
-            z, noise = batch_inputs(chosen, LATENT_DIM, config.shape)
-            w = truncate(mapping(z.to(self.device)), center, config.trunc_psi)
-            styles = same_style(w, layers)
-            if mixed:
-                cells = np.arange(start, start + len(chosen))
-                edge, _ = batch_inputs(seeds[:tiles], LATENT_DIM, (1, 1, 1))
-                edge = truncate(mapping(edge.to(self.device)), center, config.trunc_psi)
-                styles = mix_styles(edge[cells // tiles], edge[cells % tiles], layers, layers // 2)
-            chunks.append(self.preview_chunk(synthesis, (styles, noise)))
+        for start in range(0, len(seeds), config.batch_size):
+            chunk = slice(start, start + config.batch_size)
+            _, noise = batch_inputs(seeds[chunk], LATENT_DIM, config.shape)
+            chunks.append(self.preview_chunk(synthesis, (styles[chunk], noise)))
         return torch.cat(chunks)
 
     def preview(self):
@@ -2185,7 +2190,7 @@ class ModelLoader:
 
 
 def open_generator(config):
-    """ModelLoader of the run's checkpoint, and a new folder for what it generates."""
+    """ModelLoader of the run's checkpoint; says how old its average is."""
     path = find_checkpoint(config.models, config.load_from)
     model = ModelLoader(
         device=config.device, checkpoint=path, use_average=config.use_average, image_depth=config.chosen_depth

@@ -261,6 +261,26 @@ def test_intensity_range_and_uncompressed_volumes(make, tmp_path):
     np.testing.assert_allclose(voxels(folder / "seed000042.nii"), -100 + 800 * plain, atol=1e-3)
 
 
+def test_a_changed_style_file_is_noticed(make, tmp_path):
+    style = tmp_path / "s_style.npy"
+    flags = {"mode": "stochastic_variation", "load_from_style": True, "num_stochastic_variation": 1}
+    for value, error in ((0.1, None), (0.2, r"was made with another recipe")):
+        np.save(style, np.full((1, 512), value, np.float32))
+        if error is None:
+            make(**flags, style_npy_path=str(style))
+        else:
+            with pytest.raises(ValueError, match=error):
+                make(**flags, style_npy_path=str(style))
+
+
+def test_pictures_as_jpg(make, tmp_path):
+    folder = make(num_generate=2, picture_format="jpg")
+    assert names(folder, ".jpg") == ["contact_sheet.jpg", "seed000042.jpg", "seed000043.jpg"]
+    assert not names(folder, ".png") and Image.open(folder / "seed000042.jpg").format == "JPEG"
+    flags = {"mode": "projection", "target": str(folder / "seed000042.nii.gz"), "projection_steps": 2}
+    assert len(names(make(**flags, picture_format="jpg"), ".jpg")) == 3
+
+
 def test_intensity_range_takes_two_words():
     assert cow.join_pairs(["--intensity-range", "-5", "1.5", "--amp"]) == [
         "--intensity-range",

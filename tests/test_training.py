@@ -164,6 +164,18 @@ def test_averages_are_copied_then_moved(make_config, monkeypatch):
     assert torch.equal(average, weight)
 
 
+def test_learning_rates_and_style_mixing_follow_their_flags(make_config):
+    trainer = sg.Trainer(make_config(learning_rate=2e-4, ttur_mult=3.0, mixed_prob=0.0))
+    assert trainer.G_opt.param_groups[0]["lr"] == 2e-4
+    assert trainer.D_opt.param_groups[0]["lr"] == pytest.approx(6e-4)
+    mixed = {}
+    for probability in (0.0, 1.0):
+        trainer.config.mixed_prob = probability
+        drawn = [trainer.sample_inputs(*trainer.random(sg.STREAM_G, micro))[0] for micro in range(20)]
+        mixed[probability] = sum(not torch.equal(styles[:, 0], styles[:, -1]) for styles in drawn)
+    assert mixed[0.0] == 0 and 3 < mixed[1.0] < 20  # a crossover at block 0 mixes nothing
+
+
 def test_regularisers_come_at_their_steps(make_config):
     trainer = sg.Trainer(make_config(gradient_accumulate_every=1))
     trainer.loader = iter(lambda: (torch.rand(2, 1, 4, 8, 8), torch.zeros(2)), None)
