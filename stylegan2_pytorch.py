@@ -278,7 +278,7 @@ class TrainConfig:
 
 
 # Ranges of numbers, for all programs; every other number must be greater than 0.
-LEAST = {"seed": 0, "num_workers": 0, "load_from": -1, "model_from_epoch": -1}
+LEAST = {"seed": 0, "num_workers": 0, "bootstrap": 0, "load_from": -1, "model_from_epoch": -1}
 SHARES = {"mixed_prob", "aug_prob", "dataset_aug_prob", "trunc_psi", "truncation_psi"}
 SHARES |= {"generator_top_k_gamma", "generator_top_k_frac"}
 
@@ -410,16 +410,16 @@ def volume_to_array(volume):
     return rearrange(volume, "1 z x y -> x y z")
 
 
-def find_volumes(folder):
-    """Sorted paths of all NIfTI files below `folder`; a ValueError if there are none."""
+def find_volumes(folder, flag="--data"):
+    """Sorted paths of all NIfTI files below `folder`; a ValueError that names the flag if there are none."""
     folder = Path(folder)
     if not folder.is_dir():
         state = "is a file" if folder.exists() else "does not exist"
-        raise ValueError(f"--data {folder} {state}: give the folder that holds the .nii or .nii.gz volumes.")
+        raise ValueError(f"{flag} {folder} {state}: give the folder that holds the .nii or .nii.gz volumes.")
     names = [p for p in folder.rglob("*") if p.is_file() and not p.name.startswith(".")]
     paths = sorted(p for p in names if p.name.lower().endswith(NIFTI_SUFFIXES))
     if not paths:
-        raise ValueError(f"--data {folder} holds no .nii or .nii.gz file ({len(names)} other files).")
+        raise ValueError(f"{flag} {folder} holds no .nii or .nii.gz file ({len(names)} other files).")
     return paths
 
 
@@ -430,15 +430,15 @@ UNREADABLE = (
 )
 
 
-def read_volume(path, shape=None):
-    """Read one NIfTI volume and scale it to [0, 1] by its own minimum and maximum.
+def read_array(path, shape=None):
+    """Read one NIfTI volume as it is, and check that it can be used.
 
     Args:
-        path: .nii or .nii.gz file.
+        path: .nii or .nii.gz file; further axes of length 1, as in (X, Y, Z, 1), are dropped.
         shape: Expected array shape (X, Y, Z) in voxels, or None for any.
 
     Returns:
-        (volume, image): float32 array (1, Z, X, Y) in [0, 1], and the nibabel image for its affine.
+        (array, image): float32 array (X, Y, Z), and the nibabel image for its affine.
 
     Raises:
         ValueError: The file cannot be used; the text says what was found, what is expected and what to do.
@@ -451,6 +451,8 @@ def read_volume(path, shape=None):
         raise ValueError(f"cannot be read ({reason}): copy it again or remove it") from None
     if array is None:
         raise ValueError(f"holds voxels of type {image.get_data_dtype()}, expected one number per voxel")
+    while array.ndim > 3 and array.shape[-1] == 1:
+        array = array[..., 0]
     if array.ndim != 3:
         raise ValueError(f"is {array.ndim}D {array.shape}, expected 3D (X, Y, Z): extract one volume")
     if shape is not None and array.shape != tuple(shape):
@@ -463,9 +465,21 @@ def read_volume(path, shape=None):
         raise ValueError(f"has NaN or Inf in {bad} of {array.size} voxels: repair or remove it")
     if not np.isfinite(image.affine).all() or abs(np.linalg.det(image.affine[:3, :3])) < 1e-9:
         raise ValueError("has an affine that is singular or not finite: repair its header")
+    if array.min() == array.max():
+        raise ValueError(f"is constant (every voxel {array.min():g}): remove it")
+    return array, image
+
+
+def read_volume(path, shape=None):
+    """Read one NIfTI volume and scale it to [0, 1] by its own minimum and maximum.
+
+    Arguments and errors are those of `read_array`.
+
+    Returns:
+        (volume, image): float32 array (1, Z, X, Y) in [0, 1], and the nibabel image for its affine.
+    """
+    array, image = read_array(path, shape)
     low, high = array.min(), array.max()
-    if low == high:
-        raise ValueError(f"is constant (every voxel {low:g}): remove it")
     volume = np.ascontiguousarray(array_to_volume(array))
     volume -= low
     volume /= high - low
