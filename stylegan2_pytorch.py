@@ -91,6 +91,7 @@ PREVIEW_EARLY_UNTIL = 2500
 
 TRUNCATION_SAMPLES = 2000  # styles averaged for the truncation centre
 NAN_REVERTS = 3  # returns to the last checkpoint before training gives up
+FEWEST_EVALUATED = 6  # volumes in a set: more than the neighbours that precision and recall ask for
 MAX_FILES_NAMED = 50  # offending files listed in one message
 
 # Streams of random numbers: every draw is a function of (seed, reverts, stream, step, micro-batch).
@@ -107,6 +108,7 @@ CHOICES = {
     "cache": ("ram", "none"),
     "amp_dtype": ("auto", "float16", "bfloat16"),
     "aug_types": ("translation", "cutout", "contrast"),
+    "embedding": ("pretrained", "random"),
 }
 UNAVAILABLE = {
     "cl_reg": "this version has no contrastive regularisation",
@@ -172,9 +174,12 @@ class TrainConfig:
         num_image_tiles: Previews show num_image_tiles x num_image_tiles volumes.
         trunc_psi: Truncation psi of previews and generated volumes; 1 is no truncation.
         log: Write TensorBoard files beside metrics.csv.
-        calculate_fid_every: Steps between evaluations by FID, MD and AUC-PRD; None is never.
+        calculate_fid_every: Steps between evaluations by FID, MD, AUC-PRD and anatomy; None is never.
         calculate_fid_num_images: Volumes generated for such an evaluation.
         clear_fid_cache: Compute the features of the real volumes again for such an evaluation.
+        embedding: pretrained, or random: evaluate with networks without training, which need no download.
+        medicalnet_weights: File resnet_10_23dataset.pth; None takes the downloaded one, or downloads it.
+        inception_weights: File weights-inception-2015-12-05-6726825d.pth; None as above.
         generate: Generate volumes from the newest checkpoint instead of training.
         num_generate: Volumes to generate, with seeds seed, seed + 1, ...
         generate_interpolation: Generate an interpolation between two volumes instead of training.
@@ -233,6 +238,9 @@ class TrainConfig:
     calculate_fid_every: int | None = None
     calculate_fid_num_images: int = 1782
     clear_fid_cache: bool = False
+    embedding: str = "pretrained"
+    medicalnet_weights: str | None = None
+    inception_weights: str | None = None
     generate: bool = False
     num_generate: int = 1
     generate_interpolation: bool = False
@@ -248,6 +256,11 @@ class TrainConfig:
             raise ValueError(f"--name must be the name of a folder, without a path, got {self.name!r}.")
         if self.new and self.load_from != -1:
             raise ValueError("--new starts afresh and --load_from continues: give one of them.")
+        if self.calculate_fid_num_images < FEWEST_EVALUATED:
+            raise ValueError(
+                f"--calculate_fid_num_images must be {FEWEST_EVALUATED} or more, "
+                f"got {self.calculate_fid_num_images}."
+            )
         for name in UNAVAILABLE:
             if getattr(self, name) != getattr(TrainConfig, name):
                 raise ValueError(f"--{name} is not available: {UNAVAILABLE[name]}. Leave the flag out.")
@@ -1651,27 +1664,36 @@ def interruptions():
 class MetricsLog:
     """metrics.csv, one row a step, and TensorBoard files if asked.
 
-    A resumed run continues the table; one with rows beyond its step is kept beside it.
+    A resumed run continues the table, with the columns that it had; one with rows beyond its step is kept beside
+    it.
+
+    Args:
+        folder: Where to write.
+        step: The step that the run is at.
+        tensorboard: Write TensorBoard files too.
+        metrics: Names of the columns of an evaluation.
     """
 
     COLUMNS = ("step", "D", "G", "GP", "PL", "pl_mean", "seconds", "volumes_per_second")
 
-    def __init__(self, folder, step, tensorboard=False):
+    def __init__(self, folder, step, tensorboard=False, metrics=()):
         folder.mkdir(parents=True, exist_ok=True)
         path = folder / "metrics.csv"
-        rows = []
+        rows, columns = [], [*self.COLUMNS, *metrics]
         if path.exists():
             with open(path, newline="") as file:
-                written = list(csv.DictReader(file))
+                reader = csv.DictReader(file)
+                written = list(reader)
+                columns += [name for name in reader.fieldnames or () if name not in columns]
             rows = [row for row in written if row["step"].isdigit() and int(row["step"]) <= step]
             if len(rows) < len(written):
                 shutil.move(path, next_free(folder / "metrics-superseded.csv"))
         with atomic_path(path) as part, open(part, "w", newline="") as file:
-            table = csv.DictWriter(file, self.COLUMNS, extrasaction="ignore")
+            table = csv.DictWriter(file, columns, extrasaction="ignore")
             table.writeheader()
             table.writerows(rows)
         self.file = open(path, "a", newline="", buffering=1)  # noqa: SIM115  closed by close()
-        self.table = csv.DictWriter(self.file, self.COLUMNS)
+        self.table = csv.DictWriter(self.file, columns)
         self.board = None
         if tensorboard:
             from torch.utils.tensorboard import SummaryWriter
@@ -1690,6 +1712,16 @@ class MetricsLog:
         self.file.close()
         if self.board is not None:
             self.board.close()
+
+
+def append_scores(path, step, scores):
+    """Add the numbers of an evaluation to fid_scores.txt, lines of step,metric,value; later steps go."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    lines = path.read_text().splitlines()[1:] if path.exists() else []
+    lines = [line for line in lines if int(line.split(",")[0]) < step]
+    lines += [f"{step},{name},{value:.8g}" for name, value in scores.items()]
+    with atomic_path(path) as part:
+        part.write_text("\n".join(["step,metric,value", *lines, ""]))
 
 
 class Trainer:
@@ -1721,6 +1753,9 @@ class Trainer:
         self.reverts = 0  # returns to a checkpoint after NaN; part of every seed, lest the NaN come again
         self.pl_mean = None  # running mean of the path length
         self.audit = None
+        self.evaluator = None  # of MedicalNet.evaluation, with --calculate_fid_every
+        self.best = None  # the evaluation of model_best.pt: {"metric", "value", "step"}
+        self.received = []  # names of the signals that ask for an end
         self.loader = None
         self.log = None
         self.shown = {}  # the last value of every loss
@@ -1766,7 +1801,8 @@ class Trainer:
         """Open metrics.csv, and TensorBoard if asked, at the current step."""
         if self.log is not None:
             self.log.close()
-        self.log = MetricsLog(self.config.results, self.step, self.config.log)
+        metrics = () if self.evaluator is None else self.evaluator.names()
+        self.log = MetricsLog(self.config.results, self.step, self.config.log, metrics)
 
     # ---- one step
 
@@ -1941,7 +1977,15 @@ class Trainer:
 
         yield "gradient penalty", discriminator
         yield "generator" if self.config.no_pl_reg else "path length", generator
+
+        def evaluation():
+            ramp = np.linspace(0, 1, math.prod(self.config.shape), dtype=np.float32)
+            for extractor in self.evaluator.extractors:
+                extractor(volume_to_array(ramp.reshape(1, *self.config.shape)), np.eye(4))
+
         yield "preview", preview
+        if self.evaluator is not None and self.device.type == "cuda":
+            yield "evaluation", evaluation
         self.pl_mean = pl_mean
         del moments
 
@@ -1956,20 +2000,19 @@ class Trainer:
             self.preview()
         progress = {"initial": self.step, "total": config.num_train_steps, "dynamic_ncols": True}
         quiet = 0.5 if sys.stderr.isatty() else 30  # seconds between lines when the bar goes to a file
-        with interruptions() as received, tqdm(**progress, unit="step", mininterval=quiet) as self.bar:
-            while self.step < config.num_train_steps and not received:
+        with interruptions() as self.received, tqdm(**progress, unit="step", mininterval=quiet) as self.bar:
+            while self.step < config.num_train_steps and not self.received:
                 retry_call(
                     self.train_to_checkpoint,
-                    [received],
                     exceptions=NanException,
                     tries=1 + NAN_REVERTS,
                     logger=None,
                 )
         self.log.close()
-        if received:
-            print(f"{received[0]}: saved after step {self.step}. The same command continues the run.")
+        if self.received:
+            print(f"{self.received[0]}: saved after step {self.step}. The same command continues the run.")
 
-    def train_to_checkpoint(self, received):
+    def train_to_checkpoint(self):
         """Train until the next checkpoint is due, or a signal has been received, and save."""
         config = self.config
         while True:
@@ -1979,9 +2022,9 @@ class Trainer:
             values["volumes_per_second"] = (
                 config.batch_size * config.gradient_accumulate_every / values["seconds"]
             )
-            self.log.write(self.step, values)
+            self.log.write(self.step, values | self.evaluate_if_due())
             self.show(values)
-            if self.step % config.save_every == 0 or self.step == config.num_train_steps or received:
+            if self.step % config.save_every == 0 or self.step == config.num_train_steps or self.received:
                 self.save()
                 self.preview_if_due()
                 return
@@ -2064,13 +2107,60 @@ class Trainer:
             if name == "GE":
                 save_nifti(volumes[0], affine, folder / f"{self.step:06d}-GE.nii.gz")
 
+    # ---- evaluation
+
+    def evaluate_if_due(self):
+        """Every calculate_fid_every steps, {metric: value} of volumes of the averaged networks, else {}.
+
+        What fails is reported, and training goes on.
+        """
+        every, number = self.config.calculate_fid_every, self.config.calculate_fid_num_images
+        if self.evaluator is None or self.step % every:
+            return {}
+        try:
+            results, _, _ = self.evaluator(self.averaged_volumes(number), number)
+        except Exception as error:  # whatever it is, it must not end a training of days
+            reason = " ".join(str(error).split()) or type(error).__name__
+            tqdm.write(f"Step {self.step} could not be evaluated: {reason}", file=sys.stderr)
+            return {}
+        scores = {name: result["value"] for name, result in results.items()}
+        append_scores(self.config.results / "fid_scores.txt", self.step, scores)
+        self.keep_best(scores)
+        return scores
+
+    @torch.no_grad()
+    def averaged_volumes(self, number):
+        """Yield volumes of the averaged networks, of seeds seed, seed + 1, ..., as VolumeInMemory."""
+        from MedicalNet.evaluation import VolumeInMemory
+
+        config, mapping, synthesis = self.config, self.GAN.SE, self.GAN.GE
+        center = truncation_center(mapping, LATENT_DIM, self.device, config.seed)
+        for start in range(0, number, config.batch_size):
+            if self.received:
+                raise InterruptedError(f"{self.received[0]} came first")
+            seeds = range(config.seed + start, config.seed + min(start + config.batch_size, number))
+            z, noise = batch_inputs(seeds, LATENT_DIM, config.shape)
+            w = truncate(mapping(z.to(self.device)), center, config.trunc_psi)
+            volumes = self.preview_chunk(synthesis, (same_style(w, synthesis.num_layers), noise)).numpy()
+            for seed, volume in zip(seeds, volumes, strict=True):
+                array = np.ascontiguousarray(volume_to_array(volume))
+                yield VolumeInMemory(f"the volume of seed {seed}", array, self.audit.affine)
+
+    def keep_best(self, scores):
+        """Write model_best.pt if the MedicalNet distance is the lowest so far."""
+        for metric in ("MD", "FD-random-volume"):
+            if metric in scores:
+                same = self.best is not None and self.best["metric"] == metric
+                if not same or scores[metric] < self.best["value"]:
+                    self.best = {"metric": metric, "value": scores[metric], "step": self.step}
+                    save_checkpoint(self.state(), self.config.models / "model_best.pt")
+                    tqdm.write(f"Step {self.step} has the lowest {metric} so far, {scores[metric]:.5g}.")
+
     # ---- checkpoints
 
-    def save(self):
-        """Write all that the run needs to continue exactly; remove checkpoints beyond keep_checkpoints."""
+    def state(self):
+        """All that the run needs to continue exactly."""
         config = self.config
-        if not all(p.isfinite().all() for p in self.GAN.parameters()):
-            self.revert("a weight is not finite")
         state = {
             "GAN": self.GAN.state_dict(),
             "G_opt": self.G_opt.state_dict(),
@@ -2079,6 +2169,7 @@ class Trainer:
             "step": self.step,
             "reverts": self.reverts,
             "pl_mean": self.pl_mean,
+            "best": self.best,
             "random": {"cpu": torch.get_rng_state()},
             "truncation_center": {
                 name: truncation_center(getattr(self.GAN, name), LATENT_DIM, self.device, config.seed).cpu()
@@ -2092,6 +2183,14 @@ class Trainer:
         }
         if self.device.type == "cuda":
             state["random"]["cuda"] = torch.cuda.get_rng_state(self.device)
+        return state
+
+    def save(self):
+        """Write a checkpoint; remove those beyond keep_checkpoints."""
+        config = self.config
+        if not all(p.isfinite().all() for p in self.GAN.parameters()):
+            self.revert("a weight is not finite")
+        state = self.state()
         save_checkpoint(state, config.models / f"model_{self.step // config.save_every}.pt")
         with atomic_path(config.models / ".config.json") as part:
             part.write_text(json.dumps(state["config"], indent=1))
@@ -2119,6 +2218,7 @@ class Trainer:
         if self.scaler.is_enabled() and state["scaler"]:
             self.scaler.load_state_dict(state["scaler"])
         self.step, self.reverts, self.pl_mean = state["step"], state["reverts"], state["pl_mean"]
+        self.best = self.best or state.get("best")
         torch.set_rng_state(state["random"]["cpu"])
         if self.device.type == "cuda" and "cuda" in state["random"]:
             torch.cuda.set_rng_state(state["random"]["cuda"], self.device)
@@ -2327,9 +2427,30 @@ def set_aside_later_checkpoints(config):
         return
     aside = next_free(config.models / f"after-model_{config.load_from}")
     aside.mkdir()
+    kept_step = read_checkpoint(config.models / f"model_{config.load_from}.pt").get("step", 0)
+    best = config.models / "model_best.pt"
+    if best.exists() and read_checkpoint(best)["step"] > kept_step:
+        best.rename(aside / best.name)
     for number in later:
         (config.models / f"model_{number}.pt").rename(aside / f"model_{number}.pt")
     print(f"{len(later)} later checkpoints are now in {aside}.")
+
+
+def open_evaluator(config):
+    """`--calculate_fid_every`: what evaluates during training; a warning for all that cannot be had.
+
+    Weights are looked for, and downloaded, now rather than at the first evaluation.
+    """
+    from MedicalNet.evaluation import EvaluateConfig, Evaluator
+
+    settings = {
+        n: getattr(config, n) for n in ("embedding", "medicalnet_weights", "inception_weights", "device")
+    }
+    settings |= {"real": config.data, "planes": ("axial",), "bootstrap": 0, "seed": config.seed}
+    evaluator = Evaluator(EvaluateConfig(**settings, recompute=config.clear_fid_cache), optional=True)
+    for reason in evaluator.missing:
+        print(f"Warning: training without the metrics of this network. {reason}")
+    return evaluator
 
 
 def print_report(trainer, peaks):
@@ -2364,12 +2485,11 @@ def train_from_folder(config):
     audit = audit_volumes(
         config.data, shape, config.batch_size, keep=config.cache == "ram" and not config.dry_run
     )
-    if config.calculate_fid_every is not None:
-        print("Warning: no metrics are computed during training: MedicalNet/evaluation.py is not there yet.")
+    evaluator = None if config.calculate_fid_every is None else open_evaluator(config)
     predict = config.dry_run and device.type == "cpu"
     with FakeTensorMode() if predict else contextlib.nullcontext():
         trainer = Trainer(config)
-    trainer.audit = audit
+    trainer.audit, trainer.evaluator = audit, evaluator
     if config.dry_run:
         print("\n".join(f"{name}: {value}" for name, value in asdict(config).items()))
     if device.type == "cuda":

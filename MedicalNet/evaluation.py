@@ -61,6 +61,7 @@ from MedicalNet.extractors import (
     find_weights,
 )
 from stylegan2_pytorch import (
+    FEWEST_EVALUATED,
     ModelLoader,
     __version__,
     array_to_volume,
@@ -86,7 +87,6 @@ real = "demo/phantoms"  # folder of real volumes
 generated = "demo/results/demo/generated-model_2"  # folder of generated volumes
 output = "evaluation"  # new folder for the results
 
-FEWEST = 6  # volumes in a set: more than the nearest neighbours that are asked for
 GROUPS = ("fid", "md", "ms_ssim", "anatomy")
 CHOICES = {
     "metrics": GROUPS,
@@ -96,6 +96,7 @@ CHOICES = {
 }
 BETTER = {"density": "near 1", "nearest-real": "near 1", "MS-SSIM-real": "-", "MS-SSIM-generated": "as real"}
 HIGHER = {"AUC-PRD", "precision", "recall", "coverage"}
+OF_VOLUMES = ("AUC-PRD", "precision", "recall", "density", "coverage", "nearest-real")
 STREAM_PAIRS, STREAM_BOOTSTRAP, STREAM_SUBSETS, STREAM_SPLIT = range(4)
 
 
@@ -161,8 +162,8 @@ class EvaluateConfig:
         check_fields(self, CHOICES)
         if not self.metrics or not self.planes:
             raise ValueError("--metrics and --planes must each name at least one.")
-        if self.num_generated is not None and self.num_generated < FEWEST:
-            raise ValueError(f"--num_generated must be {FEWEST} or more, got {self.num_generated}.")
+        if self.num_generated is not None and self.num_generated < FEWEST_EVALUATED:
+            raise ValueError(f"--num_generated must be {FEWEST_EVALUATED} or more, got {self.num_generated}.")
 
     def cache(self):
         """The cache of features that the settings ask for."""
@@ -265,8 +266,10 @@ def list_volumes(folder, flag, cache):
         raise ValueError(
             f"{len(problems)} of the {len(paths)} volumes in {folder} cannot be used:\n  {listed}"
         )
-    if len(files) < FEWEST:
-        raise ValueError(f"{flag} {folder} holds {len(files)} volumes, at least {FEWEST} are needed.")
+    if len(files) < FEWEST_EVALUATED:
+        raise ValueError(
+            f"{flag} {folder} holds {len(files)} volumes, at least {FEWEST_EVALUATED} are needed."
+        )
     return files
 
 
@@ -582,9 +585,9 @@ def split_floor(real_set, config):
     for repeat in tqdm(range(config.real_split_repeats), "Real against real", unit="split", leave=False):
         order = host_random(config.seed, STREAM_SPLIT, repeat).permutation(len(real_set.names))
         half = len(order) // 2
-        if half < FEWEST:
+        if half < FEWEST_EVALUATED:
             raise ValueError(
-                f"--real_split needs at least {2 * FEWEST} real volumes, there are {len(order)}."
+                f"--real_split needs at least {2 * FEWEST_EVALUATED} real volumes, there are {len(order)}."
             )
         results, _ = compare(real_set.subset(order[:half]), real_set.subset(order[half : 2 * half]), silent)
         for name, result in results.items():
@@ -640,6 +643,18 @@ class Evaluator:
         self.extractors, self.weights, self.missing = build_extractors(config, optional)
         self.real_files = list_volumes(config.real, "--real", self.cache)
         self.real_set = None
+
+    def names(self):
+        """Names of the numbers that an evaluation gives."""
+        groups = {
+            "volume": ("MD", *OF_VOLUMES),
+            "axial": ("FID", "KID"),
+            "anatomy": [f"W1-{m}" for m in MEASURES],
+        }
+        groups |= {plane: (f"FID-{plane}",) for plane in PLANES if plane != "axial"}
+        found = [name for extractor in self.extractors for name in groups[extractor.name]]
+        found += ["MS-SSIM-real", "MS-SSIM-generated"] if "ms_ssim" in self.config.metrics else []
+        return [named(name, self.config.embedding) for name in found]
 
     def measure_real(self):
         """Measure the real volumes, unless that was done before."""
