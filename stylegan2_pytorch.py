@@ -1664,8 +1664,7 @@ def interruptions():
 class MetricsLog:
     """metrics.csv, one row a step, and TensorBoard files if asked.
 
-    A resumed run continues the table, with the columns that it had; one with rows beyond its step is kept beside
-    it.
+    A resumed run continues the table and keeps its columns; one with rows beyond its step is kept beside it.
 
     Args:
         folder: Where to write.
@@ -2441,15 +2440,16 @@ def open_evaluator(config):
 
     Weights are looked for, and downloaded, now rather than at the first evaluation.
     """
-    from MedicalNet.evaluation import EvaluateConfig, Evaluator
+    from MedicalNet.evaluation import EvaluateConfig, Evaluator, unpublished
 
-    settings = {
-        n: getattr(config, n) for n in ("embedding", "medicalnet_weights", "inception_weights", "device")
-    }
+    names = ("embedding", "medicalnet_weights", "inception_weights", "device")
+    settings = {name: getattr(config, name) for name in names}
     settings |= {"real": config.data, "planes": ("axial",), "bootstrap": 0, "seed": config.seed}
     evaluator = Evaluator(EvaluateConfig(**settings, recompute=config.clear_fid_cache), optional=True)
     for reason in evaluator.missing:
         print(f"Warning: training without the metrics of this network. {reason}")
+    for text in unpublished(evaluator.weights):
+        print(f"Warning: {text}.")
     return evaluator
 
 

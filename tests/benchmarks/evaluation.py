@@ -1,6 +1,6 @@
 """What the numbers of an evaluation see, and how long they take, on phantoms.
 
-    python tests/benchmarks/evaluation.py damages     a table of every number for sets that are damaged on purpose
+    python tests/benchmarks/evaluation.py damages     every number, for sets that are damaged on purpose
     python tests/benchmarks/evaluation.py speed       against slices in PNG files, one at a time
 
 Both use random networks, and print Markdown.
@@ -63,7 +63,7 @@ def damaged(array, mask, rng):
 
 
 def damages(number=64, size=64, depth=16, bootstrap=200, output=None):
-    """Compare phantoms with other phantoms, unharmed and damaged; a star marks what left the unharmed interval.
+    """Compare phantoms with others, unharmed and damaged; a star marks what left the unharmed interval.
 
     Args:
         number: Phantoms in a set.
