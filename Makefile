@@ -1,5 +1,5 @@
 # make install   create .venv and install the project with its test tools
-# make demo      train a small model on phantoms, then generate four volumes
+# make demo      train a small model on phantoms, generate 64 volumes, and evaluate them
 # make test      lint, format check and all tests
 
 PYTHON ?= python3
@@ -27,7 +27,9 @@ DEMO_TRAINING := --batch_size 8 --gradient_accumulate_every 1 --learning_rate 5e
 
 demo: install $(DEMO)/phantoms/variants.csv
 	$(BIN)/python stylegan2_pytorch.py --data $(DEMO)/phantoms $(DEMO_RUN) $(DEMO_MODEL) $(DEMO_TRAINING)
-	$(BIN)/python stylegan2_pytorch.py $(DEMO_RUN) --generate --num_generate 4
+	$(BIN)/python stylegan2_pytorch.py $(DEMO_RUN) --generate --num_generate 64
+	$(BIN)/python MedicalNet/evaluation.py --real $(DEMO)/phantoms --generated $(DEMO)/results/demo/generated-model_2 \
+		--embedding random --planes axial --output $(DEMO)/evaluation
 	@echo "Pictures of the training are in $(DEMO)/results/demo/previews"
 
 test: install

@@ -1,1 +1,1 @@
-"""MedicalNet features of volumes (Chen, Ma and Zheng 2019, arXiv:1904.00625)."""
+"""Evaluation of generated volumes, with features of MedicalNet (Chen et al. 2019, arXiv:1904.00625)."""

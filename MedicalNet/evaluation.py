@@ -18,11 +18,13 @@ meant by a name is written beside the number in metrics.json. Distances are in d
 cache in extractors.py, vessels in anatomy.py, report.html in report.py. Inputs are never written to.
 """
 
+import contextlib
 import csv
 import hashlib
 import json
+import os
 import platform
-from collections import Counter
+from collections import Counter, deque
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field, replace
 from importlib.metadata import version
@@ -310,6 +312,7 @@ class Anatomy:
     name = "anatomy"
     digest = ""
     protocol = PROTOCOL
+    on_host = True
 
     def __call__(self, array, affine):
         return measure_anatomy(array, affine)
@@ -426,35 +429,41 @@ def measure(sources, number, extractors, config, cache, title):
 
 
 def measured_ahead(sources, extractors, cache):
-    """Yield (source, {extractor: arrays}); while the networks work, a thread reads the next volume."""
+    """Yield (source, {extractor: arrays}) in order; while the networks work, threads read the next ones."""
+
+    def extract(extractor, source, array):
+        try:
+            return extractor(array, source.affine)
+        except ValueError as error:
+            raise ValueError(f"{source.name} {error}.") from None
 
     def prepare(source):
         keys = {e.name: ["features", CODE, e.name, e.protocol, e.digest, source.digest] for e in extractors}
-        known = {name: cache.get(key) for name, key in keys.items()}
-        array = source.read() if any(k is None for k in known.values()) else None
-        return source, keys, known, array
+        found = {name: cache.get(key) for name, key in keys.items()}
+        lacking = [e for e in extractors if found[e.name] is None]
+        array = source.read() if lacking else None
+        for extractor in lacking:
+            if extractor.on_host:
+                found[extractor.name] = extract(extractor, source, array)
+        return source, keys, found, lacking, array
 
-    def complete(source, keys, known, array):
-        for extractor in extractors:
-            name = extractor.name
-            if known[name] is None:
-                try:
-                    known[name] = extractor(array, source.affine)
-                except ValueError as error:
-                    raise ValueError(f"{source.name} {error}.") from None
-                if isinstance(source, VolumeFile):
-                    cache.put(keys[name], known[name])
-        return source, known
+    def complete(source, keys, found, lacking, array):
+        for extractor in lacking:
+            if not extractor.on_host:
+                found[extractor.name] = extract(extractor, source, array)
+            if isinstance(source, VolumeFile):
+                cache.put(keys[extractor.name], found[extractor.name])
+        return source, found
 
-    with ThreadPoolExecutor(1) as reader:
-        coming = None
+    workers = min(8, os.cpu_count() or 1)
+    coming = deque()
+    with ThreadPoolExecutor(workers) as pool:
         for source in sources:
-            following = reader.submit(prepare, source)
-            if coming is not None:
-                yield complete(*coming.result())
-            coming = following
-        if coming is not None:
-            yield complete(*coming.result())
+            coming.append(pool.submit(prepare, source))
+            if len(coming) > workers:
+                yield complete(*coming.popleft().result())
+        while coming:
+            yield complete(*coming.popleft().result())
 
 
 def choose_pairs(number, config):
@@ -496,7 +505,7 @@ def similarity(one, other, device, cache):
         return float(known["value"])
     volumes = [torch.from_numpy(array_to_volume(v.read())).to(device) for v in (one, other)]
     volumes = [((v - v.min()) / (v.max() - v.min()))[None] for v in volumes]
-    sigma, window, exponents = ms_ssim_settings(one.read().shape)
+    sigma, window, exponents = ms_ssim_settings(volumes[0].shape[2:][::-1])
     settings = {
         "sigma": sigma,
         "kernel_size": window,
@@ -585,10 +594,6 @@ def split_floor(real_set, config):
     for repeat in tqdm(range(config.real_split_repeats), "Real against real", unit="split", leave=False):
         order = host_random(config.seed, STREAM_SPLIT, repeat).permutation(len(real_set.names))
         half = len(order) // 2
-        if half < FEWEST_EVALUATED:
-            raise ValueError(
-                f"--real_split needs at least {2 * FEWEST_EVALUATED} real volumes, there are {len(order)}."
-            )
         results, _ = compare(real_set.subset(order[:half]), real_set.subset(order[half : 2 * half]), silent)
         for name, result in results.items():
             values.setdefault(name, []).append(result["value"])
@@ -708,6 +713,11 @@ def evaluate(config):
     from MedicalNet.report import write_report
 
     evaluator = Evaluator(config)
+    if config.real_split and len(evaluator.real_files) < 2 * FEWEST_EVALUATED:
+        raise ValueError(
+            f"--real_split needs at least {2 * FEWEST_EVALUATED} real volumes, "
+            f"there are {len(evaluator.real_files)}."
+        )
     files = list_volumes(config.generated, "--generated", evaluator.cache)
     warnings = compare_geometry(evaluator.real_files, files)
     warnings += copies(evaluator.real_files, "real") + copies(files, "generated")
@@ -723,7 +733,7 @@ def evaluate(config):
         "generated": {"folder": str(Path(config.generated).resolve()), "n": len(files)},
     }
     folder = next_free(config.output)
-    with making(folder):
+    with new_folder(folder):
         write_values(record, folder)
         write_report(
             record, numbers["curve"], (real_set, generated_set), (evaluator.real_files, files), folder
@@ -792,18 +802,15 @@ def describe(evaluator):
     }
 
 
-class making:
-    """A new folder that gets its name when the block ends without an error."""
-
-    def __init__(self, folder):
-        self.folder = folder
-
-    def __enter__(self):
-        self.folder.mkdir(parents=True)
-
-    def __exit__(self, kind, *_):
-        if kind is not None:
-            self.folder.rename(next_free(self.folder.with_name(f"{self.folder.name}-failed")))
+@contextlib.contextmanager
+def new_folder(path):
+    """A new folder; after an error in the block its name says that it is not complete."""
+    path.mkdir(parents=True)
+    try:
+        yield
+    except BaseException:
+        path.rename(next_free(path.with_name(f"{path.name}-failed")))
+        raise
 
 
 def write_values(record, folder):
@@ -890,7 +897,7 @@ def sweep(config):
     if not rows:
         raise ValueError(f"No checkpoint in {config.checkpoints} could be evaluated.")
     folder = next_free(config.output)
-    with making(folder):
+    with new_folder(folder):
         record = {"checkpoints": rows, "n_generated": size, **describe(evaluator)}
         with atomic_path(folder / "sweep.json") as part:
             part.write_text(json.dumps(record, indent=1))

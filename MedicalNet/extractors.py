@@ -6,6 +6,7 @@ Zheng 2019, arXiv:1904.00625) sees the volume as a whole. With random weights, b
 download (Naeem et al. 2020, arXiv:2002.09797, Sec. 5).
 """
 
+import contextlib
 import functools
 import hashlib
 import io
@@ -234,6 +235,17 @@ def read_inception_weights(path, expected):
 # ╚══════════════════════════════════════════════════════════════════════════════════════════════════════════╝
 
 
+@contextlib.contextmanager
+def without_tf32():
+    """Convolutions on a GPU in float32, not in TF32, PyTorch's default there."""
+    before = torch.backends.cudnn.allow_tf32
+    torch.backends.cudnn.allow_tf32 = False
+    try:
+        yield
+    finally:
+        torch.backends.cudnn.allow_tf32 = before
+
+
 class SliceFeatures:
     """Inception features of the slices of a volume in one plane.
 
@@ -248,6 +260,7 @@ class SliceFeatures:
     """
 
     dimension = 2048
+    on_host = False
 
     def __init__(self, network, digest, plane):
         self.network, self.digest, self.name = network, digest, plane
@@ -272,7 +285,8 @@ class SliceFeatures:
         slices = ((slices - low) * (255 / (high - low).clamp_min(torch.finfo(torch.float32).tiny))).round_()
         slices = ((enlarge(slices) - 128) / 128)[:, None]
         at_once = SLICES_AT_ONCE if self.device.type == "cpu" else len(slices)
-        features = torch.cat([self.network(chunk) for chunk in slices.split(at_once)])
+        with without_tf32():
+            features = torch.cat([self.network(chunk) for chunk in slices.split(at_once)])
         return {"features": features.float().cpu().numpy()}
 
 
@@ -310,6 +324,7 @@ class VolumeFeatures:
 
     name = "volume"
     dimension = 512
+    on_host = False
     protocol = (
         "whole volume, axes (X, Y, Z); standardised by mean and standard deviation of the voxels > 0; voxels "
         "equal "
@@ -326,7 +341,8 @@ class VolumeFeatures:
     def __call__(self, array, affine):
         """Shapes: (X, Y, Z) -> {"features": (1, 512) float32}"""
         volume = torch.from_numpy(standardized(array)).to(self.device)
-        return {"features": self.network(volume[None, None]).cpu().numpy()}
+        with without_tf32():
+            return {"features": self.network(volume[None, None]).cpu().numpy()}
 
 
 def standardized(array):

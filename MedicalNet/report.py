@@ -18,13 +18,20 @@ COLOURS = {"real": "#1f6f8b", "generated": "#d1603d"}
 BINS = 24  # of a histogram
 
 STYLE = """
-body { font: 15px/1.5 system-ui, sans-serif; max-width: 68rem; margin: 2rem auto; padding: 0 1rem; color:
-#222; } h1 { font-size: 1.6rem; } h2 { font-size: 1.15rem; margin-top: 2.2rem; border-bottom: 1px solid #ddd;
-} table { border-collapse: collapse; } td, th { padding: .2rem .8rem .2rem 0; text-align: left; }
-td.number { white-space: nowrap; font-variant-numeric: tabular-nums; text-align: right; } tr:nth-child(even) { background: #f6f6f4;
-} .warning { background: #fff3d6; border-left: 4px solid #e0a020; padding: .3rem .8rem; margin: .3rem 0; }
-.sheets { display: flex; flex-wrap: wrap; gap: 1.5rem; } figure { margin: 0; } figcaption { color: #555; }
-img { image-rendering: pixelated; max-width: 100%; background: #000; } svg { max-width: 100%; height: auto; }
+body { font: 15px/1.5 system-ui, sans-serif; max-width: 68rem; margin: 2rem auto; padding: 0 1rem; }
+h1, h2, table { color: #222; }
+h1 { font-size: 1.6rem; }
+h2 { font-size: 1.15rem; margin-top: 2.2rem; border-bottom: 1px solid #ddd; }
+table { border-collapse: collapse; }
+td, th { padding: .2rem .8rem .2rem 0; text-align: left; }
+td.number { white-space: nowrap; font-variant-numeric: tabular-nums; text-align: right; }
+tr:nth-child(even) { background: #f6f6f4; }
+.warning { background: #fff3d6; border-left: 4px solid #e0a020; padding: .3rem .8rem; margin: .3rem 0; }
+.sheets { display: flex; flex-wrap: wrap; gap: 1.5rem; }
+figure { margin: 0; }
+figcaption { color: #555; }
+img { image-rendering: pixelated; max-width: 100%; background: #000; }
+svg { max-width: 100%; height: auto; }
 .small { color: #555; font-size: .85rem; overflow-wrap: anywhere; }
 """
 
