@@ -30,8 +30,9 @@ def frechet_distance(mu1, sigma1, mu2, sigma2):
 
         |mu1 - mu2|^2 + tr(S1 + S2 - 2 (S1 S2)^(1/2))
 
-    The trace of the root is the sum of the roots of the eigenvalues of the symmetric R^T S2 R with R R^T =
-    S1: real and finite where the root of the product itself is not, with fewer samples than dimensions.
+    With S1 = A A^T and S2 = B B^T, by symmetric eigenvalues, the trace of the root is the sum of the singular
+    values of A^T B: real and finite where the root of the product is not, with fewer samples than dimensions,
+    and without the digits that squaring small eigenvalues would lose.
 
     Shapes: (d,), (d, d), (d,), (d, d) -> float
 
@@ -43,23 +44,15 @@ def frechet_distance(mu1, sigma1, mu2, sigma2):
         raise ValueError(f"The two Gaussians have {mu1.shape} and {mu2.shape} means, expected equal sizes.")
     if not all(np.isfinite(a).all() for a in (mu1, sigma1, mu2, sigma2)):
         raise ValueError("A mean or covariance of the features is not finite.")
-    root = square_root(sigma1)
-    cross = root.T @ sigma2 @ root
-    trace = np.sqrt(without_noise(np.linalg.eigvalsh((cross + cross.T) / 2))).sum()
+    trace = np.linalg.svd(square_root(sigma1).T @ square_root(sigma2), compute_uv=False).sum()
     return float(np.sum((mu1 - mu2) ** 2) + np.trace(sigma1) + np.trace(sigma2) - 2 * trace)
 
 
 def square_root(sigma):
-    """R with R R^T = sigma, for a symmetric matrix without negative eigenvalues. Shapes: (d, d) -> (d, r)"""
+    """R with R R^T = sigma, without the eigenvalues that rounding alone explains. Shapes: (d, d) -> (d, r)"""
     values, vectors = np.linalg.eigh((sigma + sigma.T) / 2)
-    values = without_noise(values)
-    return (vectors * np.sqrt(values))[:, values > 0]
-
-
-def without_noise(eigenvalues):
-    """Eigenvalues with those set to 0 that rounding alone explains, the negative ones among them."""
-    noise = len(eigenvalues) * np.finfo(np.float64).eps * np.abs(eigenvalues).max(initial=0)
-    return np.where(eigenvalues > noise, eigenvalues, 0)
+    kept = values > len(values) * np.finfo(np.float64).eps * np.abs(values).max(initial=0)
+    return vectors[:, kept] * np.sqrt(values[kept])
 
 
 def moments(features, counts):

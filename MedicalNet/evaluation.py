@@ -823,11 +823,10 @@ def write_values(record, folder):
         head = ["metric", "value", "low_95", "high_95", "real_split_mean", "real_split_sd"]
         table.writerow([*head, "n_real", "n_generated"])
         for name, m in metrics.items():
-            low, high = m["interval_95"] or (None, None)
-            floor = m["real_split"] or {"mean": None, "standard_deviation": None}
-            table.writerow(
-                [name, m["value"], low, high, *list(floor.values())[:2], m["n_real"], m["n_generated"]]
-            )
+            floor = m["real_split"] or {}
+            spread = (floor.get("mean"), floor.get("standard_deviation"))
+            low_high = m["interval_95"] or (None, None)
+            table.writerow([name, m["value"], *low_high, *spread, m["n_real"], m["n_generated"]])
     three = [named(name, record["embedding"]) for name in ("FID", "MD", "AUC-PRD")]
     with atomic_path(folder / "metric_values.txt") as part:
         part.write_text(

@@ -282,7 +282,7 @@ class SliceFeatures:
         places = (torch.arange(array.shape[2]) + 0.5) * array.shape[axis] / array.shape[2]
         slices = volume.index_select(axis, places.long().to(self.device)).movedim(axis, 0)
         low, high = (m.view(-1, 1, 1) for m in slices.flatten(1).aminmax(dim=1))
-        slices = ((slices - low) * (255 / (high - low).clamp_min(torch.finfo(torch.float32).tiny))).round_()
+        slices = ((slices - low) / (high - low).clamp_min(torch.finfo(torch.float32).tiny) * 255).round_()
         slices = ((enlarge(slices) - 128) / 128)[:, None]
         at_once = SLICES_AT_ONCE if self.device.type == "cpu" else len(slices)
         with without_tf32():
