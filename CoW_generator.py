@@ -240,18 +240,9 @@ def read_style(path, model):
     )
 
 
-def file_hash(path):
-    """SHA-256 of a file."""
-    digest = hashlib.sha256()
-    with open(path, "rb") as file:
-        while block := file.read(1 << 20):
-            digest.update(block)
-    return digest.hexdigest()
-
-
 def file_source(path):
     """Style or noise from a file, in a recipe: the file and its content."""
-    return {"file": str(Path(path).resolve()), "sha256": file_hash(path)}
+    return {"file": str(Path(path).resolve()), "sha256": sg.file_digest(path)}
 
 
 def noise_of(recipe, model):
@@ -432,7 +423,7 @@ class Writer:
             "mode": config.mode,
             "checkpoint": {
                 "path": str(model.path),
-                "sha256": file_hash(model.path),
+                "sha256": sg.file_digest(model.path),
                 "step": model.step,
                 "networks": "SE, GE" if config.use_average else "S, G",
             },
@@ -878,7 +869,7 @@ def project(config, model):
     other = replace(recipe, noise={"seed": config.seed, "variation": 1})
     (volume, with_other_noise), _, _ = render([recipe, other], model)
     l1, l1_other = (F.l1_loss(v, torch.from_numpy(target)).item() for v in (volume, with_other_noise))
-    source = {"target": str(config.target), "target_sha256": file_hash(config.target)}
+    source = {"target": str(config.target), "target_sha256": sg.file_digest(config.target)}
     recipe = replace(recipe, position={**source, "l1": l1, "l1_with_other_noise": l1_other})
     affine = image.affine if config.template_path is None else choose_affine(config, model)
     Writer(config, model, affine).write(recipe, volume, styles, noise)
@@ -945,7 +936,7 @@ def recreate(config):
     path = Path(config.checkpoint or wanted["path"])
     if not path.is_file():
         raise ValueError(f"{path} does not exist: give the checkpoint of {sidecar} with --checkpoint.")
-    if file_hash(path) != wanted["sha256"]:
+    if sg.file_digest(path) != wanted["sha256"]:
         raise ValueError(
             f"{path} is not the checkpoint that {sidecar} was made with (SHA-256 {wanted['sha256'][:12]}..., "
             f"step {wanted['step']}): give that with --checkpoint."

@@ -518,6 +518,15 @@ def is_grey(image):
     return image.get_data_dtype().names is None and image.get_data_dtype().kind != "c"
 
 
+def file_digest(path):
+    """SHA-256 of a file, in hexadecimal."""
+    digest = hashlib.sha256()
+    with open(path, "rb") as file:
+        while block := file.read(1 << 20):
+            digest.update(block)
+    return digest.hexdigest()
+
+
 def by(shape):
     """(128, 128, 32) -> '128 x 128 x 32'."""
     return " x ".join(f"{n:g}" for n in shape)

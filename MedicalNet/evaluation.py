@@ -59,7 +59,6 @@ from MedicalNet.extractors import (
     build_inception,
     build_medicalnet,
     default_cache,
-    file_digest,
     find_weights,
 )
 from stylegan2_pytorch import (
@@ -73,6 +72,7 @@ from stylegan2_pytorch import (
     check_fields,
     checkpoint_numbers,
     choose_device,
+    file_digest,
     find_volumes,
     host_random,
     next_free,

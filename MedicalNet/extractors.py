@@ -23,7 +23,7 @@ import torch
 from torch import nn
 
 from MedicalNet.resnet import ResNet10, read_weights
-from stylegan2_pytorch import atomic_path, host_random
+from stylegan2_pytorch import atomic_path, file_digest, host_random
 
 PLANES = {
     "sagittal": 0,
@@ -121,15 +121,6 @@ def download(published):
             f"{published.url} "
             f"on another machine and put it at {target}, or give its path with {published.flag}."
         ) from None
-
-
-def file_digest(path):
-    """SHA-256 of a file, in hexadecimal."""
-    digest = hashlib.sha256()
-    with open(path, "rb") as file:
-        while block := file.read(1 << 20):
-            digest.update(block)
-    return digest.hexdigest()
 
 
 # ╔══════════════════════════════════════════════════════════════════════════════════════════════════════════╗
