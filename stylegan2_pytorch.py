@@ -291,7 +291,15 @@ class TrainConfig:
 
 
 # Ranges of numbers, for all programs; every other number must be greater than 0.
-LEAST = {"seed": 0, "num_workers": 0, "bootstrap": 0, "load_from": -1, "model_from_epoch": -1}
+LEAST = {
+    "seed": 0,
+    "num_workers": 0,
+    "bootstrap": 0,
+    "degrees": 0,
+    "shift": 0,
+    "load_from": -1,
+    "model_from_epoch": -1,
+}
 SHARES = {"mixed_prob", "aug_prob", "dataset_aug_prob", "trunc_psi", "truncation_psi"}
 SHARES |= {"generator_top_k_gamma", "generator_top_k_frac"}
 

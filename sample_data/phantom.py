@@ -2,16 +2,19 @@
 
     python sample_data/phantom.py --output phantoms --num 64
     python sample_data/phantom.py --output phantoms --labels labels --num 64 --image_size 64 --image_depth 16
+    python sample_data/phantom.py --output heads --whole_head --num 8
 
 A parametric arterial tree in millimetres (scipy splines, radii that taper and vary), rendered from the
 distance to the centrelines: laminar flow, partial volume, tissue, cerebrospinal fluid, bias field, Rician
-noise. No patient's image is in it. Sections: configuration, anatomy, arterial tree, rendering, entry point.
+noise. No patient's image is in it. Sections: configuration, anatomy, arterial tree, rendering, whole
+heads, entry point.
 
 World coordinates are RAS in mm (x to the patient's right, y to the front, z up), with the origin between the
 carotid termini and the tip of the basilar artery, moved by WORLD_ORIGIN in the affine.
 """
 
 import csv
+import json
 import math
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -21,6 +24,7 @@ import numpy as np
 from scipy import ndimage
 from scipy.interpolate import CubicSpline
 from scipy.spatial import cKDTree
+from scipy.spatial.transform import Rotation
 from tqdm import tqdm
 
 from stylegan2_pytorch import by, check_fields, one_line_errors, parse_cli
@@ -49,6 +53,10 @@ class PhantomConfig:
         image_depth: Number of axial slices.
         seed: Seed, >= 0; phantom number n depends on the seed and n alone.
         dtype: Voxel type, float32 or uint8.
+        whole_head: Whole heads as they come from the scanner, with their poses, in place of the circle alone.
+        head_spacing: Voxel edge of whole heads in mm; None takes that of each scanner.
+        degrees: Largest rotation of a head.
+        shift: Largest shift of a head, mm.
     """
 
     output: str = "phantoms"
@@ -58,9 +66,15 @@ class PhantomConfig:
     image_depth: int = 32
     seed: int = 0
     dtype: str = "float32"
+    whole_head: bool = False
+    head_spacing: float | None = None
+    degrees: float = 15.0
+    shift: float = 15.0
 
     def __post_init__(self):
         check_fields(self, {"dtype": INTENSITY})
+        if self.whole_head and self.labels is not None:
+            raise ValueError("--labels are of volumes of the circle: leave them out with --whole_head.")
 
 
 # ╔══════════════════════════════════════════════════════════════════════════════════════════════════════════╗
@@ -126,6 +140,9 @@ MIDLINE = {
     "ba_sca": (0.1, -12.2, -2.6),
     "ba_tip": (0.0, -12.4, 0.4),
 }
+
+
+LANDMARKS = ("ica_terminus", "mca_fork", "acom_side", "pca_joint", "ba_tip")  # junctions, for registrations
 
 
 @dataclass
@@ -218,6 +235,7 @@ class Tree:
     flow: list = field(default_factory=list)
     label: list = field(default_factory=list)
     variants: dict = field(default_factory=dict)
+    landmarks: dict = field(default_factory=dict)
 
     def add(self, points, radius, flow, label):
         """Add the centreline of one vessel."""
@@ -310,6 +328,8 @@ def build_tree(rng):
     """
     tree = Tree(variants=draw_variants(rng))
     points = draw_points(rng)
+    junctions = {key: point for key, point in points.items() if key[0] in LANDMARKS}
+    tree.landmarks = {"_".join(filter(None, key)): point for key, point in junctions.items()}
     size = rng.normal(1, 0.08)  # of all the subject's arteries
     grown = {}
     segments = [(name, side, s) for name, s in PAIRED.items() for side in "RL"]
@@ -504,6 +524,138 @@ def pool_labels(label, factor):
 
 
 # ╔══════════════════════════════════════════════════════════════════════════════════════════════════════════╗
+# ║ Whole heads                                                                                              ║
+# ╚══════════════════════════════════════════════════════════════════════════════════════════════════════════╝
+
+HEAD_CENTER = np.array(
+    [0.0, -14.0, 30.0]
+)  # mm from the circle's origin to the middle of the brain (assumption)
+BRAIN_RADII = np.array([67.0, 85.0, 62.0])  # mm, half axes of the brain (assumption)
+SLAB_IN_PLANE = 200.0  # mm, field of view (assumption)
+SLAB_HEIGHT = (80.0, 110.0)  # mm, least and greatest (assumption)
+
+
+@dataclass
+class Pose:
+    """Where a head lies in the scanner: a point p of the head is at rotation @ p + shift, RAS mm."""
+
+    rotation: np.ndarray
+    shift: np.ndarray
+
+    @classmethod
+    def draw(cls, rng, degrees, mm):
+        """Random pose with an angle of up to `degrees` about a random axis and a shift of up to `mm`."""
+        axis = rng.normal(size=3)
+        rotation = Rotation.from_rotvec(axis / np.linalg.norm(axis) * np.radians(rng.uniform(0, degrees)))
+        direction = rng.normal(size=3)
+        shift = direction / np.linalg.norm(direction) * rng.uniform(0, mm)
+        return cls(rotation.as_matrix(), shift)
+
+    def matrix(self):
+        """(4, 4), head to scanner, RAS mm."""
+        matrix = np.eye(4)
+        matrix[:3, :3], matrix[:3, 3] = self.rotation, self.shift
+        return matrix
+
+
+def wave(place, direction, phase):
+    """A plane wave at points. Shapes: 3 x (X, Y, Z), direction (3,) rad per mm -> (X, Y, Z)"""
+    return np.cos(sum(p * np.float32(d) for p, d in zip(place, direction, strict=True)) + np.float32(phase))
+
+
+def render_head(place, tissue, rng):
+    """Brain, ventricles, skull, scalp, eyes and airways at points of the head.
+
+    Shapes: 3 x (X, Y, Z) mm -> (X, Y, Z) float32
+
+    Args:
+        place: Coordinates of the voxels in the head, mm from the circle.
+        tissue: Brightness of brain, in units of full flow.
+        rng: numpy Generator of the subject: no two heads have the same outline.
+    """
+    radii = BRAIN_RADII * rng.normal(1, 0.03, 3)
+    waves, phases = rng.normal(0, 1 / 45, (6, 3)), rng.uniform(0, 2 * math.pi, (6, 2))
+    bumps = 0.012 * sum(wave(place, w, p[0]) for w, p in zip(waves, phases, strict=True))
+    fine = sum(wave(place, 9 * w, p[1]) for w, p in zip(waves, phases, strict=True))
+    x, y, z = (p - c for p, c in zip(place, HEAD_CENTER, strict=True))
+    level = np.sqrt((x / radii[0]) ** 2 + (y / radii[1]) ** 2 + (z / radii[2]) ** 2) + bumps
+
+    def inside(edge, soft):
+        return np.clip((edge - level) / soft + 0.5, 0, 1)
+
+    gyri = np.clip(1 - np.abs(fine) * 1.5, 0, 1) * np.clip((level - 0.75) / 0.15, 0, 1)  # sulci
+    values = 0.85 * tissue * inside(1.24, 0.04)  # scalp
+    values = values * (1 - inside(1.15, 0.04)) + 0.18 * tissue * inside(1.15, 0.04)  # skull
+    values = values * (1 - inside(1.06, 0.03)) + 0.3 * tissue * inside(1.06, 0.03)  # fluid about the brain
+    brain = tissue * (1 + 0.03 * fine) * (1 - 0.6 * gyri)
+    values = values * (1 - inside(1.0, 0.03)) + brain * inside(1.0, 0.03)
+    for side in (1, -1):
+        horn = ellipsoid(
+            place, (side * 9, -8 + rng.normal(0, 1), 32), (5.5, 26, 8), 0.3
+        )  # lateral ventricles
+        values = values * (1 - 0.7 * horn)
+        eye = ellipsoid(place, (side * 32, 58, -4 + rng.normal(0, 1)), (12, 12, 12), 0.15)
+        values = values * (1 - eye) + 0.55 * tissue * eye
+    fissure = np.clip(1.2 - np.abs(place[0]), 0, 1) * np.clip((z - 5) / 10, 0, 1)  # between the hemispheres
+    values = values * (1 - 0.6 * fissure)
+    airway = ellipsoid(place, (0, 48, -28), (16, 26, 20), 0.2)
+    neck = np.clip((-34 - place[2]) / 4, 0, 1) * np.clip((np.hypot(place[0], place[1] + 30) - 45) / 6, 0, 1)
+    return (values * (1 - 0.95 * airway) * (1 - 0.9 * neck)).astype(np.float32)
+
+
+def make_head(seed, number, pose, spacing=None):
+    """Head `number` of a series, in a pose.
+
+    Args:
+        seed, number: As of `make_phantom`: the same numbers are the same head.
+        pose: Pose.
+        spacing: Voxel edge in mm, for all axes; None takes the scanner's.
+
+    Returns:
+        volume: float32 (X, Y, Z), 1 is full flow.
+        affine: (4, 4), voxels to scanner RAS mm.
+        landmarks: {name: junction of the circle in the scanner, RAS mm}.
+        row: Its line of variants.csv.
+    """
+    rng = np.random.default_rng((seed, number, 1))
+    tree = build_tree(rng)
+    name = list(SCANNERS)[rng.integers(len(SCANNERS))]
+    scanner = SCANNERS[name]
+    voxel = (
+        np.array([scanner.spacing[0]] * 2 + [scanner.spacing[1]]) if spacing is None else np.full(3, spacing)
+    )
+    extent = np.array([SLAB_IN_PLANE, SLAB_IN_PLANE, rng.uniform(*SLAB_HEIGHT)])
+    planned = np.array([0, -14, 8])  # the slab's centre in the head: the circle lies a little below it
+    center = pose.rotation @ planned + pose.shift + rng.normal(0, 4, 3)
+    shape = np.ceil(extent / voxel).astype(int)
+    affine = np.diag([*voxel, 1.0])
+    affine[:3, 3] = center - (shape - 1) / 2 * voxel
+    axes = [(affine[a, a] * np.arange(n) + affine[a, 3]).astype(np.float32) for a, n in enumerate(shape)]
+    grid = np.meshgrid(*axes, indexing="ij", sparse=True)
+    back = pose.rotation.T
+    place = [
+        sum(np.float32(back[a, b]) * (grid[b] - np.float32(pose.shift[b])) for b in range(3))
+        for a in range(3)
+    ]
+    volume = render_head(place, scanner.tissue, rng)
+    signal, filled, _ = render_vessels(tree, BASE_GRID)
+    voxels = [(p + e / 2) * n / e - 0.5 for p, e, n in zip(place, FIELD_OF_VIEW, BASE_GRID, strict=True)]
+    near = np.logical_and.reduce([(v > -1) & (v < n) for v, n in zip(voxels, BASE_GRID, strict=True)])
+    points = [v[near] for v in voxels]
+    share = ndimage.map_coordinates(filled, points, order=1)
+    flow = ndimage.map_coordinates(filled * signal, points, order=1)
+    volume[near] = volume[near] * (1 - share) + flow
+    field = sum(
+        wave(grid, w, p) for w, p in zip(rng.normal(0, 1 / 80, (4, 3)), rng.uniform(0, 6, 4), strict=True)
+    )
+    volume *= np.exp(np.float32(0.5 * scanner.bias) * field)
+    noise = rng.standard_normal((2, *volume.shape), dtype=np.float32) * np.float32(scanner.noise)
+    landmarks = {name: pose.rotation @ point + pose.shift for name, point in tree.landmarks.items()}
+    row = {"seed": seed, "number": number, "scanner": name, **tree.variants}
+    return np.hypot(volume + noise[0], noise[1]), affine, landmarks, row
+
+
+# ╔══════════════════════════════════════════════════════════════════════════════════════════════════════════╗
 # ║ Entry point                                                                                              ║
 # ╚══════════════════════════════════════════════════════════════════════════════════════════════════════════╝
 
@@ -566,8 +718,33 @@ def check_new(folder):
         raise ValueError(f"{folder} is in use ({others[0].name} is in it): give a new folder.")
 
 
+def generate_circles(config):
+    """Yield (volume, affine, label, row) of every volume of the circle that a PhantomConfig asks for."""
+    shape = (config.image_size, config.image_size, config.image_depth)
+    for number in range(config.num):
+        volume, label, row = make_phantom(config.seed, number, shape)
+        yield volume, phantom_affine(shape), label, row
+
+
+def generate_heads(config, poses):
+    """Yield (volume, affine, None, row) of every head, and put its pose and landmarks into `poses`."""
+    for number in range(config.num):
+        pose = Pose.draw(np.random.default_rng((config.seed, number, 2)), config.degrees, config.shift)
+        volume, affine, landmarks, row = make_head(config.seed, number, pose, config.head_spacing)
+        poses[phantom_name(number)] = {
+            "head_to_scanner": pose.matrix().round(6).tolist(),
+            "landmarks_mm": {name: point.round(4).tolist() for name, point in landmarks.items()},
+        }
+        yield volume, affine, None, row
+
+
+def phantom_name(number):
+    """File name of a phantom."""
+    return f"phantom_{number:04d}.nii.gz"
+
+
 def generate(config):
-    """Write the phantoms of a PhantomConfig, their variants.csv and, if asked, their label maps.
+    """Write the phantoms of a PhantomConfig, their variants.csv and, if asked, label maps or poses.json.
 
     Raises:
         ValueError: A folder is in use; nothing has been written.
@@ -579,14 +756,15 @@ def generate(config):
         check_new(folder)
     for folder in folders:
         folder.mkdir(parents=True, exist_ok=True)
-    shape = (config.image_size, config.image_size, config.image_depth)
-    affine, rows = phantom_affine(shape), []
-    for number in tqdm(range(config.num), "Phantoms", unit="volume"):
-        volume, label, row = make_phantom(config.seed, number, shape)
+    rows, poses = [], {}
+    phantoms = generate_heads(config, poses) if config.whole_head else generate_circles(config)
+    for number, (volume, affine, label, row) in enumerate(
+        tqdm(phantoms, "Phantoms", config.num, unit="volume")
+    ):
         volume = volume * INTENSITY[config.dtype]
         if config.dtype == "uint8":
             volume = volume.round().clip(0, 255)
-        name = f"phantom_{number:04d}.nii.gz"
+        name = phantom_name(number)
         save_image(volume.astype(config.dtype), affine, folders[0] / name, "SYNTHETIC TOF MRA phantom")
         if config.labels is not None:
             save_image(label, affine, folders[1] / name, "SYNTHETIC phantom labels, TopCoW ids")
@@ -595,7 +773,10 @@ def generate(config):
         table = csv.DictWriter(file, rows[0])
         table.writeheader()
         table.writerows(rows)
-    print(f"{config.num} phantoms of {by(shape)} voxels are in {config.output}")
+    if poses:
+        (folders[0] / "poses.json").write_text(json.dumps(poses, indent=1))
+    what = "whole heads" if config.whole_head else f"phantoms of {by(volume.shape)} voxels"
+    print(f"{config.num} {what} are in {config.output}")
 
 
 def main(argv=None):

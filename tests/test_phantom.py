@@ -1,6 +1,7 @@
 """The phantoms: reproducible, anatomically consistent with their own table, geometrically right."""
 
 import csv
+import json
 import sys
 
 import nibabel as nib
@@ -172,3 +173,57 @@ def test_a_folder_in_use_is_refused(tmp_path):
     assert before == {p: p.read_bytes() for p in (tmp_path / "v").iterdir()}
     with pytest.raises(ValueError, match="must be different folders"):
         phantom.generate(phantom.PhantomConfig(output=str(tmp_path / "x"), labels=str(tmp_path / "x")))
+
+
+# ╔══════════════════════════════════════════════════════════════════════════════════════════════════════════╗
+# ║ Whole heads                                                                                              ║
+# ╚══════════════════════════════════════════════════════════════════════════════════════════════════════════╝
+
+
+def value_at(volume, affine, point):
+    """Value of a volume at a point in mm, linearly interpolated."""
+    voxel = np.linalg.inv(affine) @ np.append(point, 1)
+    return float(ndimage.map_coordinates(volume, voxel[:3, None], order=1)[0])
+
+
+def test_landmarks_of_a_posed_head_lie_in_its_vessels():
+    pose = phantom.Pose.draw(np.random.default_rng(0), 30, 30)
+    volume, affine, landmarks, _ = phantom.make_head(0, 3, pose, spacing=0.8)
+    tissue = np.median(volume[volume > np.quantile(volume, 0.5)])
+    values = {name: value_at(volume, affine, point) for name, point in landmarks.items()}
+    assert len(landmarks) == 9
+    assert np.mean([value > 1.5 * tissue for value in values.values()]) > 0.7, (tissue, values)
+
+
+def test_a_head_in_two_poses_is_the_same_head():
+    still = phantom.Pose(np.eye(3), np.zeros(3))
+    moved = phantom.Pose.draw(np.random.default_rng(1), 20, 20)
+    assert np.allclose(moved.rotation @ moved.rotation.T, np.eye(3)) and np.linalg.det(moved.rotation) > 0
+    one, other = (phantom.make_head(0, 1, pose, spacing=2.0) for pose in (still, moved))
+    points = np.random.default_rng(2).uniform((-40, -60, -10), (40, 30, 30), (400, 3))
+    values = [
+        [value_at(volume, affine, pose.rotation @ p + pose.shift) for p in points]
+        for (volume, affine, *_), pose in ((one, still), (other, moved))
+    ]
+    assert np.corrcoef(values)[0, 1] > 0.5
+    for name, point in one[2].items():
+        np.testing.assert_allclose(other[2][name], moved.rotation @ point + moved.shift)
+
+
+def test_whole_heads_by_the_command_line(tmp_path):
+    flags = ("--whole_head", "--num", 2, "--head_spacing", 4, "--degrees", 10, "--seed", 5)
+    for folder in ("a", "b"):
+        process = run_script("sample_data/phantom.py", "--output", tmp_path / folder, *flags)
+        assert process.returncode == 0, process.stderr
+    names = sorted(p.name for p in (tmp_path / "a").iterdir())
+    assert names == ["phantom_0000.nii.gz", "phantom_0001.nii.gz", "poses.json", "variants.csv"]
+    poses = json.loads((tmp_path / "a" / "poses.json").read_text())
+    matrix = np.array(poses["phantom_0001.nii.gz"]["head_to_scanner"])
+    turned = np.degrees(np.arccos((np.trace(matrix[:3, :3]) - 1) / 2))
+    assert 0 < turned <= 10 and 0 < np.linalg.norm(matrix[:3, 3]) <= 15
+    for name in names:
+        assert (tmp_path / "a" / name).read_bytes() == (tmp_path / "b" / name).read_bytes()
+    refused = run_script(
+        "sample_data/phantom.py", "--output", tmp_path / "c", *flags, "--labels", tmp_path / "l"
+    )
+    assert refused.returncode != 0 and "leave them out with --whole_head" in refused.stderr
