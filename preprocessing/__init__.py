@@ -1,0 +1,1 @@
+"""From raw TOF MRA scans to the training folder, with ANTs."""

@@ -1,0 +1,151 @@
+"""Preprocessing: raw scans in, what is wrong with a file, DICOM."""
+
+import nibabel as nib
+import numpy as np
+import pytest
+
+from preprocessing.scans import audit_scan, convert_dicom, find_scans
+from tests.conftest import random_array
+
+SHAPE = (20, 18, 16)
+AFFINE = np.array([[-0.5, 0, 0, 40], [0, 0.6, 0, -30], [0, 0, 0.8, 10], [0, 0, 0, 1.0]])
+
+
+def write_scan(path, array=None, **header):
+    """Write a NIfTI file byte by byte as asked: fields of `header` are set after nibabel's own."""
+    array = random_array(0, SHAPE) if array is None else array
+    image = nib.Nifti1Image(array, AFFINE)
+    image.set_sform(AFFINE, code=1)
+    image.set_qform(AFFINE, code=1)
+    image.header["vox_offset"] = 352
+    for name, value in header.items():
+        image.header[name] = value
+    content = bytearray(image.header.binaryblock)
+    content += b"\0" * 4 + np.asarray(array).tobytes(order="F")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(bytes(content))
+    return path
+
+
+def turned(angle):
+    """Rows of an oblique sform."""
+    c, s = np.cos(angle), np.sin(angle)
+    matrix = AFFINE.copy()
+    matrix[:3, :3] = np.array([[c, -s, 0], [s, c, 0], [0, 0, 1]]) @ AFFINE[:3, :3]
+    return {f"srow_{axis}": matrix[i] for i, axis in enumerate("xyz")}
+
+
+def sheared(amount):
+    """Fields of a header with a sheared sform and no qform."""
+    matrix = AFFINE.copy()
+    matrix[0, 1] += amount
+    return {"qform_code": 0} | {f"srow_{axis}": matrix[i] for i, axis in enumerate("xyz")}
+
+
+def spoilt(value, count):
+    """Array with `count` voxels of another value."""
+    array = random_array(0, SHAPE)
+    array.ravel()[:count] = value
+    return array
+
+
+PIXDIM = [-1, 0.5, 0.6, 0.8, 1, 1, 1, 1]
+BAD = {
+    "all zero": ({"array": np.zeros(SHAPE, np.float32)}, "is zero everywhere"),
+    "all nan": ({"array": np.full(SHAPE, np.nan, np.float32)}, "has NaN or Inf in every voxel"),
+    "constant": ({"array": np.full(SHAPE, 7, np.int16)}, "is constant (every voxel 7)"),
+    "some nan": (
+        {"array": spoilt(np.nan, 3)},
+        "has NaN or Inf in 3 of 5760 voxels, which ITK silently reads as 0",
+    ),
+    "some inf": ({"array": spoilt(np.inf, 1)}, "has NaN or Inf in 1 of 5760 voxels"),
+    "4D, one volume": ({"array": random_array(0, (*SHAPE, 1))}, "is 4D with one volume (20, 18, 16, 1)"),
+    "4D": ({"array": random_array(0, (*SHAPE, 3))}, "is 4D with 3 volumes"),
+    "2D": ({"array": random_array(0, SHAPE[:2])}, "is 2D (20, 18), expected 3D"),
+    "5D": ({"array": random_array(0, (*SHAPE, 1, 2))}, "is 5D"),
+    "one slice": ({"array": random_array(0, (20, 18, 1))}, "has 20 x 18 x 1 voxels, expected at least 16"),
+    "tiny": ({"array": random_array(0, (8, 8, 4))}, "has 8 x 8 x 4 voxels, expected at least 16"),
+    "no form": ({"sform_code": 0, "qform_code": 0}, "has neither sform nor qform"),
+    "zero pixdim": ({"pixdim": [1, 0, *PIXDIM[2:]]}, "has pixdim 0 x 0.6 x 0.8 mm"),
+    "negative pixdim": ({"pixdim": [1, -0.5, *PIXDIM[2:]]}, "has pixdim -0.5 x 0.6 x 0.8 mm"),
+    "singular sform": ({"srow_z": [0, 0, 0, 0], "qform_code": 0}, "has a sform that is singular"),
+    "nan sform": ({"srow_x": [np.nan, 0, 0, 0], "qform_code": 0}, "has a sform that is not finite"),
+    "sheared sform": (sheared(0.01), "has a sform with sheared axes (cosine 0.017)"),
+    "sform against qform": (turned(0.05), "has a sform and a qform that place it"),
+}
+
+
+@pytest.mark.parametrize("kind", BAD)
+def test_bad_files_get_their_own_sentence(tmp_path, kind):
+    header, text = BAD[kind]
+    path = write_scan(tmp_path / "scan.nii", **header)
+    before = path.read_bytes()
+    with pytest.raises(ValueError) as error:
+        audit_scan("scan", path)
+    assert text in str(error.value) and path.read_bytes() == before
+
+
+@pytest.mark.parametrize(
+    ("content", "text"),
+    [(b"", "cannot be read"), (b"text", "cannot be read"), (b"\x1f\x8b\x08trunc", "cannot be read")],
+    ids=["empty", "text", "truncated"],
+)
+def test_unreadable_files_are_said(tmp_path, content, text):
+    path = tmp_path / ("scan.nii.gz" if content[:1] == b"\x1f" else "scan.nii")
+    path.write_bytes(content)
+    with pytest.raises(ValueError, match=text):
+        audit_scan("scan", path)
+
+
+def test_good_files_pass(tmp_path):
+    one = audit_scan("one", write_scan(tmp_path / "one.nii"))
+    assert (one.shape, one.spacing, one.orientation) == (SHAPE, (0.5, 0.6, 0.8), "LAS")
+    for header in ({"sform_code": 0}, {"qform_code": 0}, {**turned(0.3), "qform_code": 0}):
+        assert audit_scan("scan", write_scan(tmp_path / "two.nii", **header)).digest != one.digest
+    scaled = random_array(0, SHAPE).view(np.int32).astype(np.int16)
+    assert (
+        audit_scan("scan", write_scan(tmp_path / "int.nii", scaled, scl_slope=0.5, scl_inter=-3)).name
+        == "scan"
+    )
+    nib.save(nib.load(tmp_path / "one.nii"), tmp_path / "packed.nii.gz")
+    assert audit_scan("scan", tmp_path / "packed.nii.gz").shape == SHAPE
+
+
+def test_scans_are_found_flat_and_by_subject(tmp_path):
+    for name in ("a.nii", "sub-01/tof.nii", "sub-02/tof.nii", "sub-02/.hidden.nii", "notes.txt"):
+        write_scan(tmp_path / name)
+    assert sorted(find_scans(tmp_path)) == ["a", "sub-01_tof", "sub-02_tof"]
+    write_scan(tmp_path / "sub-01_tof.nii")
+    with pytest.raises(ValueError, match="would both be called sub-01_tof"):
+        find_scans(tmp_path)
+    with pytest.raises(ValueError, match="does not exist"):
+        find_scans(tmp_path / "nowhere")
+
+
+def test_a_dicom_series_keeps_place_values_and_description(tmp_path):
+    sitk = pytest.importorskip("SimpleITK")
+    array = np.arange(4 * 6 * 5, dtype=np.int16).reshape(4, 6, 5)  # (Z, Y, X)
+    for z in range(4):
+        image = sitk.GetImageFromArray(array[z : z + 1])
+        image.SetSpacing((0.5, 0.6, 0.8))
+        values = {
+            "0020|000e": "1.2.3.4",
+            "0020|000d": "1.2.3",
+            "0008|103e": "TOF 3D multi-slab",
+            "0008|0060": "MR",
+        }
+        values |= {"0020|0032": f"-10\\-20\\{30 + 0.8 * z}", "0020|0037": "1\\0\\0\\0\\1\\0"}
+        values |= {"0020|0013": str(z), "0008|0018": f"1.2.3.4.{z}", "0018|0050": "0.8"}
+        for key, value in values.items():
+            image.SetMetaData(key, value)
+        writer = sitk.ImageFileWriter()
+        writer.KeepOriginalImageUIDOn()
+        (tmp_path / "dicom" / "sub-01").mkdir(parents=True, exist_ok=True)
+        writer.SetFileName(str(tmp_path / "dicom" / "sub-01" / f"{9 - z}.dcm"))
+        writer.Execute(image)
+    (path,) = convert_dicom(tmp_path / "dicom", tmp_path / "raw")
+    assert path.name == "sub-01_TOF_3D_multi-slab.nii.gz"
+    scan = nib.load(path)
+    np.testing.assert_array_equal(np.asarray(scan.dataobj), array.transpose(2, 1, 0))
+    np.testing.assert_allclose(scan.affine @ [0, 0, 0, 1], [10, 20, 30, 1], atol=1e-4)  # LPS to RAS
+    np.testing.assert_allclose(nib.affines.voxel_sizes(scan.affine), [0.5, 0.6, 0.8], atol=1e-4)
