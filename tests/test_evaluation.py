@@ -461,6 +461,30 @@ def test_metric_values_has_three_lines_of_honest_names(report):
     assert [line.split(":")[0] for line in lines] == ["FD-random", "FD-random-volume", "AUC-PRD-random"]
 
 
+def test_given_weights_give_the_papers_names_and_are_told_apart(report, folders, tmp_path, plain_inception):
+    torch.save(plain_inception.state_dict(), tmp_path / "inception.pth")
+    torch.save(extractors.build_medicalnet(None, "cpu").state_dict(), tmp_path / "medicalnet.pth")
+    weights = {name: str(tmp_path / f"{name}.pth") for name in ("inception", "medicalnet")}
+    config = settings(
+        folders,
+        metrics=("fid", "md"),
+        planes=("axial",),
+        embedding="pretrained",
+        output=str(tmp_path / "out"),
+        **{f"{name}_weights": path for name, path in weights.items()},
+    )
+    record = evaluation.evaluate(config)
+    random = json.loads((report[1] / "metrics.json").read_text())["metrics"]
+    lines = (tmp_path / "out" / "metric_values.txt").read_text().splitlines()
+    assert [line.split(":")[0] for line in lines] == ["FID", "MD", "AUC-PRD"]
+    for name, other in (("FID", "FD-random"), ("MD", "FD-random-volume"), ("coverage", "coverage-random")):
+        assert record["metrics"][name]["value"] == pytest.approx(random[other]["value"], rel=1e-5)
+    for name, path in weights.items():
+        digest = sg.file_digest(path)
+        assert record["weights"][name] == {"file": path, "sha256": digest, "published": False}
+        assert any("are not the published" in w and digest in w for w in record["warnings"])
+
+
 def test_inputs_are_never_written(report, folders):
     assert contents(folders) == report[2]
 
