@@ -25,11 +25,8 @@ from torch import nn
 from MedicalNet.resnet import ResNet10, read_weights
 from stylegan2_pytorch import atomic_path, file_digest, host_random
 
-PLANES = {
-    "sagittal": 0,
-    "coronal": 1,
-    "axial": 2,
-}  # the axis of (X, Y, Z) that a plane's slices are taken along
+# The axis of (X, Y, Z) along which the slices of a plane follow each other.
+PLANES = {"axial": 2, "coronal": 1, "sagittal": 0}
 INCEPTION_EDGE = 299  # pixels of the network's input
 RANDOM_SEED = 0  # of the weights of `--embedding random`
 SLICES_AT_ONCE = 8  # on a CPU: more do not fit its caches
