@@ -24,6 +24,7 @@ import hashlib
 import json
 import os
 import platform
+import sys
 from collections import Counter, deque
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field, replace
@@ -128,7 +129,7 @@ class EvaluateConfig:
         inception_weights: File weights-inception-2015-12-05-6726825d.pth; None as above.
         precision: float32, or mixed: most of Inception in bfloat16, faster on processors that compute in it.
         bootstrap: Resamples of the 95 % intervals; 0 for none.
-        real_split: Compare random halves of the real volumes too, the floor that no generator can be below.
+        real_split: Compare random halves of the real volumes too: what the numbers are between equals.
         real_split_repeats: Random splits.
         num_pairs: Pairs of volumes compared by MS-SSIM, in each set.
         seed: Seed of everything random, >= 0.
@@ -182,6 +183,12 @@ def named(metric, embedding):
     if metric.startswith(("FID", "KID")):
         return metric.replace("FID", "FD-random").replace("KID", "KD-random")
     return f"{metric}-random"
+
+
+def progress(items, title, unit, total=None):
+    """Progress bar with the time left; in a log file, a line every half minute."""
+    quiet = 0.1 if sys.stderr.isatty() else 30
+    return tqdm(items, title, total, unit=unit, leave=False, mininterval=quiet)
 
 
 # ╔══════════════════════════════════════════════════════════════════════════════════════════════════════════╗
@@ -252,8 +259,8 @@ def list_volumes(folder, flag, cache):
         return VolumeFile(str(path), digest, tuple(map(int, found["shape"])), found["affine"])
 
     with ThreadPoolExecutor(8) as pool:
-        bar = {"desc": f"Checking {flag.removeprefix('--')} volumes", "unit": "volume", "leave": False}
-        found = list(tqdm(pool.map(check, paths), total=len(paths), **bar))
+        title = f"Checking {flag.removeprefix('--')} volumes"
+        found = list(progress(pool.map(check, paths), title, "volume", len(paths)))
     problems = [f for f in found if isinstance(f, str)]
     files = [f for f in found if not isinstance(f, str)]
     if files:
@@ -410,8 +417,8 @@ def measure(sources, number, extractors, config, cache, title):
     pairs = choose_pairs(number, config) if "ms_ssim" in config.metrics else None
     wanted = set() if pairs is None else set(pairs.ravel().tolist())
     names, kept, results = [], {}, {e.name: [] for e in extractors}
-    bar = {"total": number, "desc": f"Measuring {title}", "unit": "volume", "leave": False}
-    for index, (source, measured) in enumerate(tqdm(measured_ahead(sources, extractors, cache), **bar)):
+    volumes = progress(measured_ahead(sources, extractors, cache), f"Measuring {title}", "volume", number)
+    for index, (source, measured) in enumerate(volumes):
         names.append(source.name)
         for name, arrays in measured.items():
             results[name].append(arrays)
@@ -421,10 +428,8 @@ def measure(sources, number, extractors, config, cache, title):
     found = Measured(names, features, results.get("anatomy", []), pairs)
     if pairs is not None:
         device = choose_device(config.device)
-        bar = {"desc": f"MS-SSIM of {title}", "unit": "pair", "leave": False}
-        found.similarity = np.array(
-            [similarity(kept[i], kept[j], device, cache) for i, j in tqdm(pairs, **bar)]
-        )
+        shown = progress(pairs, f"MS-SSIM of {title}", "pair")
+        found.similarity = np.array([similarity(kept[i], kept[j], device, cache) for i, j in shown])
     return found
 
 
@@ -567,9 +572,7 @@ def compare(real_set, generated_set, config):
     distances = distances_between(real_set, generated_set, config)
     sizes = len(real_set.names), len(generated_set.names)
     results, curve = {}, None
-    for index, (metric, distance) in enumerate(
-        tqdm(distances.items(), "Comparing", unit="metric", leave=False)
-    ):
+    for index, (metric, distance) in enumerate(progress(distances.items(), "Comparing", "metric")):
         value = distance.exact()
         result = {"value": value, "interval_95": None, "n_real": sizes[0], "n_generated": sizes[1]}
         if config.bootstrap:
@@ -591,7 +594,7 @@ def split_floor(real_set, config):
     """{name: mean, standard deviation and n of a metric between random halves of the real set}."""
     values = {}
     silent = replace(config, bootstrap=0)
-    for repeat in tqdm(range(config.real_split_repeats), "Real against real", unit="split", leave=False):
+    for repeat in progress(range(config.real_split_repeats), "Real against real", "split"):
         order = host_random(config.seed, STREAM_SPLIT, repeat).permutation(len(real_set.names))
         half = len(order) // 2
         results, _ = compare(real_set.subset(order[:half]), real_set.subset(order[half : 2 * half]), silent)

@@ -113,20 +113,22 @@ def cell(value):
 
 
 def number_table(metrics):
-    """Every number with its interval, its floor and how to read it."""
+    """Every number with its interval, its value between two halves of the real set, and how to read it."""
+    split = any(m["real_split"] for m in metrics.values())
     rows = []
     for name, m in metrics.items():
+        label = f"{name}: {MEASURES[name[3:]]}" if name.startswith("W1-") else name
         spread = "{:.4g} to {:.4g}".format(*m["interval_95"]) if m["interval_95"] else ""
         if "standard_deviation" in m:
             spread += f" (sd {m['standard_deviation']:.3g})"
-        floor = m["real_split"]
-        halves = (
-            f"{floor['mean']:.4g} ± {floor['standard_deviation']:.2g} (n = {floor['n']})" if floor else ""
-        )
-        label = f"{name}: {MEASURES[name[3:]]}" if name.startswith("W1-") else name
-        rows.append([label, float(m["value"]), spread, halves, m["better"], m["n_real"], m["n_generated"]])
-    head = ["", "value", "95 % interval", "two halves of the real", "better", "n real", "n generated"]
-    return rows_of(head, rows)
+        halves = []
+        if split:
+            floor = m["real_split"]
+            text = "{mean:.4g} ± {standard_deviation:.2g} (n = {n})"
+            halves = [text.format(**floor) if floor else ""]
+        rows.append([label, float(m["value"]), spread, *halves, m["better"], m["n_real"], m["n_generated"]])
+    head = ["", "value", "95 % interval", *["two halves of the real"][:split], "better"]
+    return rows_of([*head, "n real", "n generated"], rows)
 
 
 def protocol_table(record):

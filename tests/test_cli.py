@@ -150,7 +150,14 @@ def test_every_default_is_a_valid_setting():
     assert sg.TrainConfig() == sg.parse_cli(sg.TrainConfig, [])
 
 
-def test_dry_run_of_the_published_command(tmp_path):
+def test_dry_run_of_the_published_command(tmp_path, tmp_path_factory, monkeypatch):
+    elsewhere = tmp_path_factory.mktemp("home")
+    for name, value in {
+        "TORCH_HOME": elsewhere,
+        "XDG_CACHE_HOME": elsewhere,
+        "https_proxy": "localhost:9",
+    }.items():
+        monkeypatch.setenv(name, str(value))  # no weights, no network
     sg_phantoms = tmp_path / "phantoms"
     run_script("sample_data/phantom.py", "--output", sg_phantoms, "--num", 8, "--image_size", 128)
     run = run_script(
@@ -161,7 +168,8 @@ def test_dry_run_of_the_published_command(tmp_path):
         "8 volumes of 128 x 128 x 32 voxels",
         "S 2.1, G 30.1, D 66.7",
         "batch_size: 8",
-        "no metrics are computed",
+        "training without the metrics of this network. The MedicalNet ResNet-10 weights are not here",
+        "training without the metrics of this network. The FID Inception weights are not here",
     ):
         assert text in run.stdout
     peaks = [float(gib) for gib in re.findall(r"peak memory, [\w ]+: ([\d.]+) GiB", run.stdout)]

@@ -197,6 +197,7 @@ def test_checkpoint_holds_everything_and_fits_the_original(make_config):
     path = trainer.config.models / "model_2.pt"
     state = torch.load(path, weights_only=True)
     wanted = {"GAN", "G_opt", "D_opt", "scaler", "step", "reverts", "pl_mean", "random", "config", "affine"}
+    wanted |= {"best"}
     assert wanted | {"format_version", "version", "truncation_center", "data_digest"} == set(state)
     original = sg.StyleGAN2(**trainer.config.network())
     original.load_state_dict(state["GAN"], strict=True)
