@@ -509,7 +509,8 @@ def similarity(one, other, device, cache):
     if known is not None:
         return float(known["value"])
     volumes = [torch.from_numpy(array_to_volume(v.read())).to(device) for v in (one, other)]
-    volumes = [((v - v.min()) / (v.max() - v.min()))[None] for v in volumes]
+    least = torch.finfo(torch.float32).tiny  # a generated volume may be constant
+    volumes = [((v - v.min()) / (v.max() - v.min()).clamp_min(least))[None] for v in volumes]
     sigma, window, exponents = ms_ssim_settings(volumes[0].shape[2:][::-1])
     settings = {
         "sigma": sigma,
@@ -891,7 +892,7 @@ def sweep(config):
         try:
             results, _, _ = evaluator(generated_by(model, size, config), size, path.name)
         except ValueError as error:
-            print(f"{path}: no numbers ({error})")
+            print(f"{path}: no numbers. {error}")
             continue
         rows.append({"checkpoint": n, "step": n if model.step is None else model.step, "metrics": results})
         best = named("MD" if "md" in config.metrics else "FID", config.embedding)

@@ -336,18 +336,15 @@ class VolumeFeatures:
 def standardized(array):
     """A volume as MedicalNet takes it: standardised by its voxels > 0, with noise where it is 0.
 
-    Shapes: (X, Y, Z) -> (X, Y, Z) float32
+    Voxels > 0 that are all equal are centred alone: what a generator makes at first has features too.
 
-    Raises:
-        ValueError: The voxels above 0 are all equal, or there are none.
+    Shapes: (X, Y, Z) -> (X, Y, Z) float32
     """
     positive = array[array > 0].astype(np.float64)
-    if positive.size < 2 or positive.std() == 0:
-        raise ValueError("has fewer than two different values above 0: MedicalNet cannot standardise it")
+    mean, deviation = (positive.mean(), positive.std() or 1) if positive.size else (0, 1)
     seed = int.from_bytes(hashlib.sha256(np.ascontiguousarray(array)).digest()[:8], "little")
     noise = host_random(seed).standard_normal(array.shape, dtype=np.float32)
-    result = ((array - positive.mean()) / positive.std()).astype(np.float32)
-    return np.where(array == 0, noise, result)
+    return np.where(array == 0, noise, ((array - mean) / deviation).astype(np.float32))
 
 
 # ╔══════════════════════════════════════════════════════════════════════════════════════════════════════════╗
