@@ -88,7 +88,7 @@ def write_report(record, curve, measured, files, folder):
         protocol=protocol_table(record),
     )
     with atomic_path(folder / "report.html") as part:
-        part.write_text(page)
+        part.write_text(page, encoding="utf-8")
 
 
 # ╔══════════════════════════════════════════════════════════════════════════════════════════════════════════╗

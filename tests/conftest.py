@@ -59,7 +59,7 @@ def run_script(script, *arguments, cwd=ROOT, timeout=300):
         [sys.executable, str(ROOT / script), *map(str, arguments)],
         cwd=cwd,
         capture_output=True,
-        text=True,
+        encoding="utf-8",
         timeout=timeout,
         env={**os.environ, "OMP_NUM_THREADS": "1"},
     )

@@ -18,7 +18,7 @@ try:
 except ModuleNotFoundError:  # Python 3.10
     from pip._vendor import tomli as tomllib
 
-README = (ROOT / "README.md").read_text()
+README = (ROOT / "README.md").read_text(encoding="utf-8")
 
 # The published options with their published values, a flag written with - where the authors' command has one.
 PUBLISHED = """
@@ -252,7 +252,7 @@ def test_nothing_generated_is_tracked():
     if not (ROOT / ".git").exists():
         pytest.skip("not a git checkout")
     tracked = subprocess.run(
-        ["git", "ls-files"], cwd=ROOT, capture_output=True, text=True, check=True
+        ["git", "ls-files"], cwd=ROOT, capture_output=True, encoding="utf-8", check=True
     ).stdout.split()
     nifti = [p for p in tracked if p.endswith((".nii", ".nii.gz"))]
     assert all(Path(p).parent.name == "sample_data" for p in nifti)

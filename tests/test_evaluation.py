@@ -494,7 +494,7 @@ def test_inputs_are_never_written(report, folders):
 
 def test_report_shows_every_number_and_picture_without_a_network(report):
     _, folder, _ = report
-    page = (folder / "report.html").read_text()
+    page = (folder / "report.html").read_text(encoding="utf-8")
     metrics = json.loads((folder / "metrics.json").read_text())["metrics"]
     for name, result in metrics.items():
         assert name in page and f"{float(result['value']):.5g}" in page

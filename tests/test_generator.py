@@ -454,7 +454,7 @@ def test_edited_mode_works_and_a_flag_wins(home, tmp_path):
     common = ["--num_generate", "1", "--device", "cpu", "--save_directory", tmp_path / "out"]
     for flags in ([], ["--mode", "normal"]):
         command = [sys.executable, tmp_path / "edited.py", *common, *flags]
-        run = subprocess.run(command, cwd=home, capture_output=True, text=True, timeout=300)
+        run = subprocess.run(command, cwd=home, capture_output=True, encoding="utf-8", timeout=300)
         assert run.returncode == 0, run.stderr
     assert names(tmp_path / "out" / "truncation", ".nii.gz") == [
         "seed000042_psi0.000.nii.gz",
@@ -470,7 +470,7 @@ def test_two_processes_write_the_same_files_as_one(home, make, tmp_path):
     flags += ["--save_directory", str(tmp_path / "two")]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     run = subprocess.run(
-        [*command, *flags], cwd=home, capture_output=True, text=True, timeout=300, env=environment
+        [*command, *flags], cwd=home, capture_output=True, encoding="utf-8", timeout=300, env=environment
     )
     assert run.returncode == 0, run.stderr
     two = tmp_path / "two" / "interpolation"

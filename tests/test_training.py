@@ -431,7 +431,7 @@ def test_signals_save_and_exit_cleanly(data, tmp_path, number):
         [sys.executable, ROOT / "stylegan2_pytorch.py", *map(str, flags)],
         stdout=subprocess.PIPE,
         stderr=subprocess.DEVNULL,
-        text=True,
+        encoding="utf-8",
         env={**os.environ, "OMP_NUM_THREADS": "1"},
     )
     table = tmp_path / "results" / "t" / "metrics.csv"
