@@ -143,7 +143,7 @@ def protocol_table(record):
 
 def write_table(path, head, rows):
     """A CSV file."""
-    with atomic_path(path) as part, open(part, "w", newline="") as file:
+    with atomic_path(path) as part, open(part, "w", newline="", encoding="utf-8") as file:
         table = csv.writer(file)
         table.writerow(head)
         table.writerows(rows)
