@@ -1,11 +1,17 @@
-"""Preprocessing: raw scans in, what is wrong with a file, DICOM."""
+"""Preprocessing: what is wrong with a raw scan, DICOM, registration."""
+
+import sys
 
 import nibabel as nib
 import numpy as np
 import pytest
 
+from preprocessing import registration
 from preprocessing.scans import audit_scan, convert_dicom, find_scans
-from tests.conftest import random_array
+from tests.conftest import ROOT, random_array
+
+sys.path.insert(0, str(ROOT / "sample_data"))
+import phantom
 
 SHAPE = (20, 18, 16)
 AFFINE = np.array([[-0.5, 0, 0, 40], [0, 0.6, 0, -30], [0, 0, 0.8, 10], [0, 0, 0, 1.0]])
@@ -149,3 +155,76 @@ def test_a_dicom_series_keeps_place_values_and_description(tmp_path):
     np.testing.assert_array_equal(np.asarray(scan.dataobj), array.transpose(2, 1, 0))
     np.testing.assert_allclose(scan.affine @ [0, 0, 0, 1], [10, 20, 30, 1], atol=1e-4)  # LPS to RAS
     np.testing.assert_allclose(nib.affines.voxel_sizes(scan.affine), [0.5, 0.6, 0.8], atol=1e-4)
+
+
+# ╔══════════════════════════════════════════════════════════════════════════════════════════════════════════╗
+# ║ Registration                                                                                             ║
+# ╚══════════════════════════════════════════════════════════════════════════════════════════════════════════╝
+
+
+def head(number, degrees, shift, seed=0, spacing=2.0):
+    """ANTs image of a phantom head in a random pose, and its landmarks in RAS mm."""
+    volume, affine, landmarks, _ = phantom.make_head(
+        0, number, phantom.Pose.draw(np.random.default_rng(seed), degrees, shift), spacing
+    )
+    flip = np.diag([-1.0, -1.0, 1.0])  # RAS to LPS
+    image = registration.import_ants().from_numpy(
+        volume, origin=tuple(flip @ affine[:3, 3]), spacing=tuple(np.diag(affine)[:3]), direction=flip
+    )
+    return image, landmarks
+
+
+def errors(matrix, one, other):
+    """Distances of the landmarks of one head, carried over, from those of the other, mm."""
+    return [np.linalg.norm((matrix @ np.append(one[name], 1))[:3] - other[name]) for name in one]
+
+
+def test_transforms_survive_the_file(tmp_path):
+    matrix = phantom.Pose.draw(np.random.default_rng(0), 40, 30).matrix()
+    matrix[:3, :3] *= 1.1
+    registration.write_transform(matrix, tmp_path / "t.mat")
+    np.testing.assert_allclose(registration.read_transform(tmp_path / "t.mat"), matrix, atol=1e-6)
+
+
+def test_resampling_carries_a_landmark_to_its_place():
+    (fixed, here), (moving, there) = head(0, 0, 0), head(0, 25, 20, seed=1)
+    to_moving = phantom.Pose.draw(np.random.default_rng(1), 25, 20).matrix()
+    assert max(errors(to_moving, here, there)) < 1e-6
+    warped = registration.resample(moving, fixed, to_moving)
+    inside = registration.resample(moving.new_image_like(np.ones(moving.shape, np.float32)), fixed, to_moving)
+    both = inside.numpy() > 0.99
+    assert np.corrcoef(fixed.numpy()[both], warped.numpy()[both])[0, 1] > 0.8
+
+
+@pytest.mark.parametrize(("degrees", "shift", "seed"), [(25, 25, 3), (60, 60, 4)])
+def test_a_posed_head_is_registered(degrees, shift, seed):
+    (fixed, here), (moving, there) = head(0, 0, 0), head(0, degrees, shift, seed)
+    found = registration.align(fixed, moving)
+    assert found.nmi > registration.NMI_GATE
+    assert max(errors(found.matrix, here, there)) < 0.5
+    again = registration.align(fixed, moving)
+    assert np.array_equal(found.matrix, again.matrix)
+
+
+def test_the_gate_tells_a_wrong_registration():
+    (fixed, _), (moving, _) = head(0, 0, 0), head(1, 20, 20, seed=5)
+    right = phantom.Pose.draw(np.random.default_rng(5), 20, 20).matrix()
+    turned = right @ phantom.Pose(phantom.rotation_matrix(0, 0, np.radians(25)), np.zeros(3)).matrix()
+    away = right.copy()
+    away[0, 3] += 150
+    values = [registration.normalized_mutual_information(fixed, moving, m) for m in (right, turned, away)]
+    assert values[0] > registration.NMI_GATE > values[1] > values[2] == 1
+
+
+def test_a_second_look_at_the_region_mends_what_is_wrong_there():
+    (fixed, here), (moving, there) = head(0, 0, 0, spacing=1.25), head(0, 10, 10, seed=6, spacing=1.25)
+    start = phantom.Pose.draw(np.random.default_rng(6), 10, 10).matrix()
+    start[:3, 3] += (1.5, -2.0, 1.0)
+    box = np.zeros(fixed.shape, np.float32)
+    corner = np.array([-40.0, -45, -14]), np.array([40.0, 35, 14])  # RAS mm, about the circle
+    lps = [np.asarray(fixed.origin) * (-1, -1, 1), np.asarray(fixed.spacing)]
+    low, high = (np.round((c - lps[0]) / lps[1]).astype(int) for c in corner)
+    box[tuple(slice(max(a, 0), b) for a, b in zip(low, high, strict=True))] = 1
+    before = errors(start, here, there)
+    after = errors(registration.look_again(fixed, moving, start, fixed.new_image_like(box)), here, there)
+    assert min(before) > 2.5 and max(after) < 0.5, (before, after)
