@@ -16,7 +16,7 @@ Sections of this file, in order:
     pictures                          preview grids and GIFs
     checkpoints                       writing, finding and reading them, the originals' included
     memory                            the peak of the worst step, measured or predicted
-    trainer                           the training step, logs, previews, resuming
+    trainer                           the training step, logs, previews, evaluation, resuming
     inference                         ModelLoader, generation
     entry points                      what the command line calls
 
@@ -2147,7 +2147,7 @@ class Trainer:
     @torch.no_grad()
     def averaged_volumes(self, number):
         """Yield volumes of the averaged networks, of seeds seed, seed + 1, ..., as VolumeInMemory."""
-        from MedicalNet.evaluation import VolumeInMemory
+        from MedicalNet.evaluation import in_memory
 
         config, mapping, synthesis = self.config, self.GAN.SE, self.GAN.GE
         center = truncation_center(mapping, LATENT_DIM, self.device, config.seed)
@@ -2158,9 +2158,7 @@ class Trainer:
             z, noise = batch_inputs(seeds, LATENT_DIM, config.shape)
             w = truncate(mapping(z.to(self.device)), center, config.trunc_psi)
             volumes = self.preview_chunk(synthesis, (same_style(w, synthesis.num_layers), noise)).numpy()
-            for seed, volume in zip(seeds, volumes, strict=True):
-                array = np.ascontiguousarray(volume_to_array(volume))
-                yield VolumeInMemory(f"the volume of seed {seed}", array, self.audit.affine)
+            yield from in_memory(seeds, volumes, self.audit.affine)
 
     def keep_best(self, scores):
         """Write model_best.pt if the MedicalNet distance is the lowest so far."""

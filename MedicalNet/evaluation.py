@@ -234,6 +234,14 @@ class VolumeInMemory:
         return self.array
 
 
+def in_memory(seeds, volumes, affine):
+    """Yield generated volumes, (B, 1, Z, X, Y), as VolumeInMemory."""
+    for seed, volume in zip(seeds, volumes, strict=True):
+        yield VolumeInMemory(
+            f"the volume of seed {seed}", np.ascontiguousarray(volume_to_array(volume)), affine
+        )
+
+
 def list_volumes(folder, flag, cache):
     """Check every volume of a folder, by its content if that was checked before.
 
@@ -693,8 +701,8 @@ class Evaluator:
             sigma, window, exponents = ms_ssim_settings(self.real_files[0].shape)
             lines["ms_ssim"] = (
                 f"volumes scaled to [0, 1] by their own minimum and maximum; Gaussian window of {window} "
-                f"voxels, "
-                f"sigma {sigma:g}; {len(exponents)} scales; {self.config.num_pairs} random pairs at most"
+                f"voxels, sigma {sigma:g}; {len(exponents)} scales; "
+                f"{self.config.num_pairs} random pairs at most"
             )
         if "md" in self.config.metrics:
             lines["AUC-PRD"] = "MiniBatchKMeans of both sets, 10 clusters, n_init 10; 10 runs; 1001 angles"
@@ -855,9 +863,7 @@ def generated_by(model, number, config):
         z, noise = batch_inputs(seeds, model.latent_dim, model.shape)
         styles = model.noise_to_styles(z, config.trunc_psi)
         volumes = model.styles_to_images_ext_noise(styles, noise).cpu().numpy()
-        for seed, volume in zip(seeds, volumes, strict=True):
-            array = np.ascontiguousarray(volume_to_array(volume))
-            yield VolumeInMemory(f"the volume of seed {seed}", array, model.affine)
+        yield from in_memory(seeds, volumes, model.affine)
 
 
 def sweep(config):

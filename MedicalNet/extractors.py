@@ -12,7 +12,6 @@ import hashlib
 import io
 import json
 import os
-import pickle
 import urllib.error
 import zipfile
 from dataclasses import dataclass
@@ -115,8 +114,8 @@ def download(published):
         reason = " ".join(str(error).split())
         raise ValueError(
             f"The {published.title} weights are not here and cannot be downloaded ({reason}): get "
-            f"{published.url} "
-            f"on another machine and put it at {target}, or give its path with {published.flag}."
+            f"{published.url} on another machine and put it at {target}, or give its path with "
+            f"{published.flag}."
         ) from None
 
 
@@ -147,8 +146,7 @@ def build_medicalnet(path, device):
 
 
 def build_inception(path, device, mixed=False):
-    """FID's Inception up to its 2048 pooled features, made fast: for grey slices, without batch
-    normalisation.
+    """FID's Inception up to its 2048 pooled features, for grey slices, without batch normalisation: fast.
 
     What it computes is unchanged but for rounding: a batch normalisation with fixed statistics is part of the
     convolution before it, and a kernel that sees the same slice in three channels is the sum over them.
@@ -174,7 +172,8 @@ def build_inception(path, device, mixed=False):
     if path is None:
         randomly(extractor)
     else:
-        nn.Module.load_state_dict(extractor, read_inception_weights(path, extractor.state_dict()))
+        state = read_weights(path, extractor.state_dict(), "Inception", "FID")
+        nn.Module.load_state_dict(extractor, state)
     for module in extractor.modules():
         if hasattr(module, "bn"):
             module.conv = fuse_conv_bn_eval(module.conv, module.bn)
@@ -201,21 +200,6 @@ class ToBFloat16(nn.Module):
 def convolve_and_rectify(convolution, x):
     """ReLU of a convolution, in place."""
     return torch.relu_(convolution(x))
-
-
-def read_inception_weights(path, expected):
-    """Tensors of an Inception file; a ValueError if it is damaged or holds another network."""
-    try:
-        state = torch.load(path, map_location="cpu", weights_only=True)
-    except (OSError, EOFError, KeyError, RuntimeError, ValueError, pickle.UnpicklingError) as error:
-        raise ValueError(f"Inception weights {path} cannot be read ({type(error).__name__}).") from None
-    for name, tensor in expected.items():
-        if not isinstance(state, dict) or name not in state or state[name].shape != tensor.shape:
-            raise ValueError(
-                f"Inception weights {path} are not those of FID: {name} is missing or different; "
-                f"{PUBLISHED['inception'].url} has them."
-            )
-    return {name: state[name] for name in expected}
 
 
 # ╔══════════════════════════════════════════════════════════════════════════════════════════════════════════╗
@@ -256,9 +240,8 @@ class SliceFeatures:
         mixed = any(p.dtype == torch.bfloat16 for p in network.parameters())
         self.protocol = (
             f"{plane} slices, {'all' if plane == 'axial' else 'as many as axial ones, evenly spread'}; each "
-            f"scaled "
-            f"by its own minimum and maximum to 8 bit, rounded; grey as RGB; resized to 299 x 299 as in "
-            f"TensorFlow 1; Inception 2015-12-05, pool3, 2048 features; "
+            f"scaled by its own minimum and maximum to 8 bit, rounded; grey as RGB; resized to 299 x 299 as "
+            f"in TensorFlow 1; Inception 2015-12-05, pool3, 2048 features; "
             f"{'mixed bfloat16' if mixed else 'float32'}"
         )
 
@@ -315,10 +298,8 @@ class VolumeFeatures:
     on_host = False
     protocol = (
         "whole volume, axes (X, Y, Z); standardised by mean and standard deviation of the voxels > 0; voxels "
-        "equal "
-        "to 0 replaced by N(0, 1) noise, seeded by the volume's content; MedicalNet ResNet-10 (23 data "
-        "sets), last "
-        "feature map averaged to 512 features; float32"
+        "equal to 0 replaced by N(0, 1) noise, seeded by the volume's content; MedicalNet ResNet-10 (23 data "
+        "sets), last feature map averaged to 512 features; float32"
     )
 
     def __init__(self, network, digest):

@@ -73,20 +73,29 @@ def resnet10(weights=None):
     return network.eval()
 
 
-def read_weights(path, expected):
-    """Tensors of a MedicalNet file by the names of `expected`, without `module.` and segmentation layers."""
+def read_weights(path, expected, title="MedicalNet", network="ResNet-10"):
+    """Tensors of a file of weights by the names of `expected`, without `module.` and whatever else is there.
+
+    Args:
+        path: The file; it is read without running pickled code.
+        expected: State dict of the network that they are for.
+        title, network: What the errors call them.
+
+    Raises:
+        ValueError: The file is missing, damaged, or holds another network.
+    """
     path = Path(path)
     if not path.is_file():
-        raise ValueError(f"MedicalNet weights {path} do not exist: give the path of resnet_10_23dataset.pth.")
+        raise ValueError(f"{title} weights {path} do not exist: give the path of the published file.")
     try:
         state = torch.load(path, map_location="cpu", weights_only=True)
     except (OSError, EOFError, KeyError, RuntimeError, ValueError, pickle.UnpicklingError) as error:
-        raise ValueError(f"MedicalNet weights {path} cannot be read ({type(error).__name__}).") from None
+        raise ValueError(f"{title} weights {path} cannot be read ({type(error).__name__}).") from None
     state = state.get("state_dict", state) if isinstance(state, dict) else {}
     state = {name.removeprefix("module."): tensor for name, tensor in state.items()}
     for name, tensor in expected.items():
         if name not in state or state[name].shape != tensor.shape:
             raise ValueError(
-                f"MedicalNet weights {path} are not those of ResNet-10: {name} is missing or different."
+                f"{title} weights {path} are not those of {network}: {name} is missing or different."
             )
     return {name: state[name] for name in expected}

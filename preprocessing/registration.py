@@ -52,10 +52,10 @@ class Registered:
     start: str
 
 
-def at_spacing(image, mm, mask=False):
-    """An ANTs image resampled to isotropic voxels of `mm`."""
+def at_spacing(image, mm):
+    """An ANTs image resampled linearly to isotropic voxels of `mm`."""
     ants = import_ants()
-    return ants.resample_image(image, (mm, mm, mm), use_voxels=False, interp_type=1 if mask else 0)
+    return ants.resample_image(image, (mm, mm, mm), use_voxels=False, interp_type=0)
 
 
 def register(fixed, moving, dof=6, iterations=(500, 250, 100), shrink=(4, 2, 1), initial=None, mask=None):
