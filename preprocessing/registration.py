@@ -8,13 +8,14 @@ ANTs is LPS, nibabel RAS: matrices here are RAS, and only world coordinates are 
 """
 
 import itertools
-import os
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 from scipy import ndimage
+
+from preprocessing.images import LPS_RAS, SEED, grid_of, import_ants
 
 COARSE_MM = 2.0  # spacing of the registration
 START_MM = 4.0  # spacing of the trial starts
@@ -24,17 +25,8 @@ NMI_GATE = 1.15  # phantom heads: 1.17 to 1.7 when right, at most 1.14 when 10 d
 NMI_BINS = 32
 NMI_SMOOTHING = 1.0  # voxels at 2 mm; without it, noise hides the difference
 LEAST_OVERLAP = 0.3  # of the template, below which two images tell nothing
+FARTHEST_LOOK_MM = 15.0  # by which the second look may move the middle of the region
 TYPES = {6: "Rigid", 12: "Affine"}
-SEED = 1
-
-
-def import_ants():
-    """ANTs with one thread: with more, the same registration gives other numbers."""
-    os.environ["ITK_GLOBAL_DEFAULT_NUMBER_OF_THREADS"] = "1"
-    os.environ["ANTS_RANDOM_SEED"] = str(SEED)
-    import ants
-
-    return ants
 
 
 @dataclass
@@ -102,9 +94,6 @@ def chained(paths):
     return matrix
 
 
-LPS_RAS = np.diag([-1.0, -1.0, 1.0, 1.0])
-
-
 def read_transform(path):
     """(4, 4) matrix of an ITK affine .mat file, RAS: points of the fixed image to those of the moving one."""
     ants = import_ants()
@@ -130,17 +119,20 @@ def write_transform(matrix, path):
     ants.write_transform(transform, str(path))
 
 
-def normalized_mutual_information(fixed, moving, matrix):
+def normalized_mutual_information(fixed, moving, matrix, mask=None):
     """(H(a) + H(b)) / H(a, b) of two images under a transform, where they overlap (Studholme et al. 1999).
 
     Args:
         fixed, moving: ANTs images.
         matrix: (4, 4), points of `fixed` to points of `moving`, RAS.
+        mask: (X, Y, Z) bool, the voxels of `fixed` that count; None is all.
     """
     warped = resample(moving, fixed, matrix).numpy()
-    covered = moving.new_image_like(np.ones(moving.shape, np.float32))
-    both = resample(covered, fixed, matrix).numpy() > 0.99
-    if both.mean() < LEAST_OVERLAP:
+    both = covered_by(moving, fixed, matrix)
+    if mask is None:
+        mask = np.ones(fixed.shape, bool)
+    both &= mask
+    if both.sum() < LEAST_OVERLAP * mask.sum():
         return 1.0
     a, b = (ndimage.gaussian_filter(v, NMI_SMOOTHING)[both] for v in (fixed.numpy(), warped))
     edges = [np.linspace(*np.percentile(v, (0.5, 99.5)), NMI_BINS + 1) for v in (a, b)]
@@ -150,6 +142,18 @@ def normalized_mutual_information(fixed, moving, matrix):
     joint /= joint.sum()
     together = entropy(joint)
     return float((entropy(joint.sum(axis=1)) + entropy(joint.sum(axis=0))) / together) if together else 1.0
+
+
+def covered_by(moving, fixed, matrix):
+    """Voxels of an ANTs image that lie inside another. Shapes: -> (X, Y, Z) bool, on the grid of `fixed`"""
+    grid, other = grid_of(fixed), grid_of(moving)
+    to_moving = np.linalg.inv(other.affine) @ matrix @ grid.affine
+    inside = np.ones(fixed.shape, bool)
+    axes = np.meshgrid(*map(np.arange, fixed.shape), indexing="ij", sparse=True)
+    for row, edge in zip(to_moving[:3], moving.shape, strict=True):
+        place = row[3] + sum(factor * axis for factor, axis in zip(row, axes, strict=False))
+        inside &= (place >= 0) & (place <= edge - 1)
+    return inside
 
 
 def entropy(shares):
@@ -223,9 +227,23 @@ def look_again(fixed, moving, matrix, box):
         box: ANTs image on the grid of `fixed`, 1 inside the box.
 
     Returns:
-        (4, 4) matrix.
+        (4, 4) matrix; `matrix` itself if the box is not more alike, or moved by more than FARTHEST_LOOK_MM.
     """
     pair = [at_spacing(image, REGION_MM) for image in (fixed, moving)]
     ants = import_ants()
     mask = ants.resample_image_to_target(box, pair[0], interp_type="nearestNeighbor")
-    return register(*pair, 6, iterations=(200, 100), shrink=(2, 1), initial=matrix, mask=mask)
+    found = register(*pair, 6, iterations=(200, 100), shrink=(2, 1), initial=matrix, mask=mask)
+    seen = mask.numpy() > 0
+    before, after = (normalized_mutual_information(*pair, m, seen) for m in (matrix, found))
+    middle = grid_of(pair[0]).affine @ [*np.argwhere(seen).mean(axis=0), 1]
+    moved = np.linalg.norm(((found - matrix) @ middle)[:3])
+    return found if after > before and moved <= FARTHEST_LOOK_MM else matrix
+
+
+def unbiased(image):
+    """An ANTs image without its bias field, which N4 (Tustison et al. 2010) finds on a shrunken copy."""
+    ants = import_ants()
+    small = at_spacing(image, START_MM)
+    field = ants.n4_bias_field_correction(small, mask=ants.get_mask(small), return_bias_field=True)
+    whole = ants.resample_image_to_target(field, image, interp_type="linear").numpy()
+    return image.new_image_like(image.numpy() / np.maximum(whole, 0.1 * field.mean()))

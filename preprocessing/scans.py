@@ -6,18 +6,33 @@ apart; a file that is wrong is named, with the remedy, and left alone.
 
 import gzip
 import hashlib
+import io
+import os
 import re
+from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
 import nibabel as nib
 import numpy as np
+from tqdm import tqdm
 
-from stylegan2_pytorch import NIFTI_SUFFIXES, UNREADABLE, by, is_grey, load_nifti
+from stylegan2_pytorch import (
+    NIFTI_SUFFIXES,
+    UNREADABLE,
+    atomic_path,
+    by,
+    duplicates_among,
+    is_grey,
+    load_nifti,
+)
 
 SMALLEST_EDGE = 16  # voxels; a registration of less succeeds and means nothing
 GEOMETRY_TOLERANCE = 0.1  # mm, between the corners of the volume as sform and qform place them
 SHEAR_TOLERANCE = 1e-4  # of the cosine between two axes; ITK refuses more
+SLICE_TOLERANCE = 0.02  # of the distance between two slices
+NOT_DICOM = (*NIFTI_SUFFIXES, ".json", ".csv", ".tsv", ".txt", ".bval", ".bvec", ".mat", ".png", ".md")
 HEADER_SIZE = 540  # bytes of a NIfTI-2 header, the longer of the two
 
 
@@ -29,6 +44,7 @@ class Scan:
         name: Name of its outputs.
         path: NIfTI file.
         digest: SHA-256 of the file.
+        content: SHA-256 of voxels and geometry.
         shape: Voxels.
         spacing: mm.
         orientation: Axis codes, for example LAS.
@@ -37,6 +53,7 @@ class Scan:
     name: str
     path: Path
     digest: str
+    content: str
     shape: tuple
     spacing: tuple
     orientation: str
@@ -94,12 +111,15 @@ def audit_scan(name, path):
     check_values(array)
     spacing = tuple(float(s) for s in nib.affines.voxel_sizes(image.affine).round(4))
     orientation = "".join(nib.aff2axcodes(image.affine))
-    return Scan(name, path, hashlib.sha256(content).hexdigest(), image.shape, spacing, orientation)
+    voxels = hashlib.sha256(array.tobytes() + image.affine.tobytes()).hexdigest()
+    digest = hashlib.sha256(content).hexdigest()
+    return Scan(name, path, digest, voxels, image.shape, spacing, orientation)
 
 
 def raw_header(content):
     """Header of a NIfTI file as it was written, before nibabel repairs it."""
-    head = gzip.decompress(content)[:HEADER_SIZE] if content[:2] == b"\x1f\x8b" else content[:HEADER_SIZE]
+    file = io.BytesIO(content)
+    head = (gzip.GzipFile(fileobj=file) if content[:2] == b"\x1f\x8b" else file).read(HEADER_SIZE)
     kinds = (nib.Nifti2Header, nib.Nifti1Header)
     kind = next(k for k in kinds if k.may_contain_header(head))
     size = kind.template_dtype.itemsize
@@ -183,37 +203,142 @@ def check_values(array):
         raise ValueError(f"is {found}: export it again or remove it")
 
 
-def convert_dicom(folder, output):
+def convert_dicom(folder, output, wanted=None):
     """Convert every DICOM series below a folder to one NIfTI file each.
 
     Args:
         folder: Folder with DICOM files, in any order and depth.
         output: Folder for <patient folder>_<series description>.nii.gz; files that are there are kept.
+        wanted: Text that the description of a series must contain; None takes all.
 
     Returns:
-        Paths of the NIfTI files.
+        (paths of the NIfTI files, {name: what is wrong with a series that was not converted}).
     """
+    folder = Path(folder)
+    files = [p for p in folder.rglob("*") if p.is_file() and not p.name.startswith(".")]
+    places = sorted({p.parent for p in files if not p.name.lower().endswith(NOT_DICOM)})
+    if not places:
+        return [], {}
     import SimpleITK as sitk
 
-    written = []
-    folders = sorted({p.parent for p in Path(folder).rglob("*") if p.is_file()})
-    for place in folders:
+    written, problems = [], {}
+    for place in places:
         for series in sitk.ImageSeriesReader.GetGDCMSeriesIDs(str(place)):
             files = sitk.ImageSeriesReader.GetGDCMSeriesFileNames(str(place), series)
-            reader = sitk.ImageFileReader()
-            reader.SetFileName(files[0])
-            reader.ReadImageInformation()
-            has = reader.HasMetaDataKey("0008|103e")
-            description = reader.GetMetaData("0008|103e").strip() if has else series
-            relative = "_".join(place.relative_to(folder).parts)
-            name = re.sub(r"[^\w.-]+", "_", "_".join(part for part in (relative, description) if part))
+            slices = [dicom_header(path) for path in files]
+            description = slices[0].get("0008|103e", series)
+            if wanted is not None and wanted.lower() not in description.lower():
+                continue
+            parts = (*place.relative_to(folder).parts, description)
+            name = re.sub(r"[^\w.-]+", "_", "_".join(parts))
             path = Path(output) / f"{name}.nii.gz"
             if path in written:  # two series of one description
-                path = path.with_name(f"{name}_{series.rsplit('.', 1)[-1]}.nii.gz")
-            if not path.exists():
-                path.parent.mkdir(parents=True, exist_ok=True)
-                part = path.with_name(f".part-{path.name}")
-                sitk.WriteImage(sitk.ReadImage(files), str(part))
-                part.replace(path)
-            written.append(path)
-    return written
+                name = f"{name}_{series.rsplit('.', 1)[-1]}"
+                path = path.with_name(f"{name}.nii.gz")
+            try:
+                check_slices(slices)
+                if not path.exists():
+                    path.parent.mkdir(parents=True, exist_ok=True)
+                    with atomic_path(path) as part:
+                        sitk.WriteImage(sitk.ReadImage(files), str(part))
+                written.append(path)
+            except (ValueError, RuntimeError) as error:
+                problems[name] = " ".join(str(error).split())
+    return written, problems
+
+
+def dicom_header(path):
+    """{tag: text} of a DICOM file."""
+    import SimpleITK as sitk
+
+    reader = sitk.ImageFileReader()
+    reader.SetFileName(str(path))
+    reader.ReadImageInformation()
+    return {key: reader.GetMetaData(key).strip() for key in reader.GetMetaDataKeys()}
+
+
+def check_slices(slices):
+    """Raise a ValueError unless the slices of a DICOM series lie at even distances.
+
+    Args:
+        slices: {tag: text} of every slice, in order; a file with several slices is not checked.
+    """
+    if len(slices) < 3 or any("0020|0032" not in s or "0020|0037" not in s for s in slices):
+        return
+    places = np.array([[float(n) for n in s["0020|0032"].split("\\")] for s in slices])
+    rows, columns = np.array([float(n) for n in slices[0]["0020|0037"].split("\\")]).reshape(2, 3)
+    gaps = np.diff(places @ np.cross(rows, columns))
+    if np.ptp(gaps) > SLICE_TOLERANCE * np.abs(gaps).max():
+        raise ValueError(
+            f"has slices {np.abs(gaps).min():.3g} to {np.abs(gaps).max():.3g} mm apart, expected one "
+            f"distance: slices are missing or of several series; export it again"
+        )
+
+
+def collect(data, output, series=None):
+    """Every scan of a data folder: NIfTI files, and those that DICOM series are converted to.
+
+    Args:
+        data: Folder of scans.
+        output: Folder of the results; converted scans go to converted/ in it.
+        series: Text that the description of a DICOM series must contain.
+
+    Returns:
+        ({name: path}, {name: what is wrong with a DICOM series}).
+
+    Raises:
+        ValueError: There are none, two have one name, or one folder lies in the other.
+    """
+    folder, source = Path(output).resolve(), Path(data).resolve()
+    if source == folder or source in folder.parents or folder in source.parents:
+        raise ValueError(f"--output {output} and --data {data} lie in each other: give folders apart.")
+    scans = find_scans(data)
+    converted, problems = convert_dicom(data, Path(output) / "converted", series)
+    for path in converted:
+        name = path.name.removesuffix(".nii.gz")
+        if name in scans:
+            raise ValueError(f"A DICOM series and {scans[name]} would both be called {name}: rename one.")
+        scans[name] = path
+    if not scans and not problems:
+        raise ValueError(f"--data {data} holds no .nii or .nii.gz file and no DICOM series.")
+    return scans, problems
+
+
+def audit(named):
+    """Check every scan.
+
+    Args:
+        named: {name: path}.
+
+    Returns:
+        ([Scan], {name: reason}): what can be used, and what is wrong with the others, copies included.
+    """
+
+    def check(item):
+        try:
+            return audit_scan(*item)
+        except ValueError as error:
+            return item[0], str(error)
+
+    with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
+        found = list(tqdm(pool.map(check, named.items()), "Checking scans", len(named), leave=False))
+    problems = dict(f for f in found if isinstance(f, tuple))
+    scans = [f for f in found if not isinstance(f, tuple)]
+    for line in duplicates_among([(s.name, s.content) for s in scans]):
+        name, text = line.split(" ", 1)
+        problems[name] = text
+    return [s for s in scans if s.name not in problems], problems
+
+
+def summary(scans):
+    """Lines on the shapes, spacings and orientations of the scans."""
+    lines = [f"{len(scans)} scans can be used"]
+    for title, values in (
+        ("voxels", [by(s.shape) for s in scans]),
+        ("spacing (mm)", [by(s.spacing) for s in scans]),
+        ("orientation", [s.orientation for s in scans]),
+    ):
+        counts = Counter(values).most_common()
+        shown = ", ".join(f"{value} ({number})" for value, number in counts[:5])
+        lines.append(f"{title}: {shown}" + (f" and {len(counts) - 5} more" if len(counts) > 5 else ""))
+    return lines

@@ -47,7 +47,7 @@ class PhantomConfig:
 
     Args:
         output: New folder for the volumes phantom_<number>.nii.gz and variants.csv.
-        labels: New folder for label maps (TopCoW ids); None writes none.
+        labels: New folder for label maps (TopCoW ids), or, of whole heads, brain masks; None writes none.
         num: Number of phantoms.
         image_size: In-plane edge in voxels; the field of view is always 79.36 x 79.36 x 19.84 mm.
         image_depth: Number of axial slices.
@@ -73,8 +73,6 @@ class PhantomConfig:
 
     def __post_init__(self):
         check_fields(self, {"dtype": INTENSITY})
-        if self.whole_head and self.labels is not None:
-            raise ValueError("--labels are of volumes of the circle: leave them out with --whole_head.")
 
 
 # ╔══════════════════════════════════════════════════════════════════════════════════════════════════════════╗
@@ -457,16 +455,34 @@ def render_tissue(rng, shape, brain):
     axes = grid_axes(shape)
     straight = np.meshgrid(*axes, indexing="ij", sparse=True)
     place = [a + 1.6 * smooth_field(rng, axes, (7, 7, 3)) for a in straight]  # no outline is the same twice
-    x, y, z = place
     drop = rng.normal(0, 0.8)
     folds = smooth_field(rng, axes, (14, 14, 5))
     central = ellipsoid(place, (0, 0, 0), (22, 26, 14), softness=0.4)
-    fluid = 0.8 * np.exp(-((folds / 0.16) ** 2)) * (1 - central)  # sulci: where a smooth field changes sign
+    sulci = 0.8 * np.exp(-((folds / 0.16) ** 2)) * (1 - central)  # where a smooth field changes sign
+    cisterns, bone = skull_base(place, drop)
+    fluid = np.maximum(sulci, cisterns)
+    texture = 1 + 0.05 * smooth_field(rng, axes, (6, 6, 3)) + 0.03 * folds
+    values = brain * texture * (1 - 0.72 * fluid)
+    return (values * (1 - bone) + 0.25 * brain * bone * (1 + 0.3 * folds)).astype(np.float32)
+
+
+def skull_base(place, drop):
+    """Cisterns and fissures about the circle, and the bone below it, as shares of a voxel.
+
+    Args:
+        place: Coordinates x, y and z, mm; arrays that broadcast.
+        drop: By how much the interpeduncular cistern and the sphenoid lie higher, mm.
+
+    Returns:
+        (fluid, bone) at these places.
+    """
+    x, y, z = place
     angle = np.arctan2(y - 1, x)
     star = 13 + 2.2 * np.cos(5 * (angle - math.pi / 2))  # the suprasellar cistern is a five-pointed star
     cistern = np.clip((star - np.hypot(x, y - 1)) / 2 + 0.5, 0, 1) * np.clip((9 - np.abs(z + 1)) / 3, 0, 1)
-    fluid = np.maximum(fluid, cistern)
-    fluid = np.maximum(fluid, ellipsoid(place, (0, -10, -3 + drop), (8, 4.5, 14)))  # interpeduncular cistern
+    fluid = np.maximum(
+        cistern, ellipsoid(place, (0, -10, -3 + drop), (8, 4.5, 14))
+    )  # interpeduncular cistern
     stem = np.hypot(x / 15.5, (y + 23) / 11.5)
     fluid = np.maximum(
         fluid, np.clip(1.4 - np.abs(stem - 1.08) * 13, 0, 1)
@@ -479,9 +495,7 @@ def render_tissue(rng, shape, brain):
     fluid = np.maximum(fluid, 0.8 * between * np.clip((z + 3) / 3, 0, 1))
     bone = ellipsoid(place, (0, 14, -13 + drop), (15, 13, 8.5), 0.2)  # sphenoid and its sinus
     bone = np.maximum(bone, ellipsoid(place, (0, -4, -14), (9, 5, 7), 0.25))  # dorsum sellae and clivus
-    texture = 1 + 0.05 * smooth_field(rng, axes, (6, 6, 3)) + 0.03 * folds
-    values = brain * texture * (1 - 0.72 * fluid)
-    return (values * (1 - bone) + 0.25 * brain * bone * (1 + 0.3 * folds)).astype(np.float32)
+    return fluid, bone
 
 
 def render_phantom(tree, scanner, shape, rng):
@@ -531,6 +545,7 @@ HEAD_CENTER = np.array(
     [0.0, -14.0, 30.0]
 )  # mm from the circle's origin to the middle of the brain (assumption)
 BRAIN_RADII = np.array([67.0, 85.0, 62.0])  # mm, half axes of the brain (assumption)
+NEAR = (45.0, 45.0, 24.0)  # mm about the circle where cisterns and skull base are drawn
 SLAB_IN_PLANE = 200.0  # mm, field of view (assumption)
 SLAB_HEIGHT = (80.0, 110.0)  # mm, least and greatest (assumption)
 
@@ -566,7 +581,7 @@ def wave(place, direction, phase):
 def render_head(place, tissue, rng):
     """Brain, ventricles, skull, scalp, eyes and airways at points of the head.
 
-    Shapes: 3 x (X, Y, Z) mm -> (X, Y, Z) float32
+    Shapes: 3 x (X, Y, Z) mm -> values (X, Y, Z) float32, brain (X, Y, Z) uint8: 1 in the brain
 
     Args:
         place: Coordinates of the voxels in the head, mm from the circle.
@@ -598,9 +613,15 @@ def render_head(place, tissue, rng):
         values = values * (1 - eye) + 0.55 * tissue * eye
     fissure = np.clip(1.2 - np.abs(place[0]), 0, 1) * np.clip((z - 5) / 10, 0, 1)  # between the hemispheres
     values = values * (1 - 0.6 * fissure)
+    near = np.logical_and.reduce([np.abs(p) < edge for p, edge in zip(place, NEAR, strict=True)])
+    inner = [p[near] for p in place]
+    bent = [p + 1.6 * wave(inner, waves[i], phases[i, 0]) for i, p in enumerate(inner)]
+    fluid, bone = skull_base(bent, rng.normal(0, 0.8))
+    values[near] = values[near] * (1 - 0.72 * fluid) * (1 - bone) + 0.25 * tissue * bone
     airway = ellipsoid(place, (0, 48, -28), (16, 26, 20), 0.2)
     neck = np.clip((-34 - place[2]) / 4, 0, 1) * np.clip((np.hypot(place[0], place[1] + 30) - 45) / 6, 0, 1)
-    return (values * (1 - 0.95 * airway) * (1 - 0.9 * neck)).astype(np.float32)
+    values = values * (1 - 0.95 * airway) * (1 - 0.9 * neck)
+    return values.astype(np.float32), ((level < 1) & (airway < 0.5) & (neck < 0.5)).astype(np.uint8)
 
 
 def make_head(seed, number, pose, spacing=None):
@@ -613,6 +634,7 @@ def make_head(seed, number, pose, spacing=None):
 
     Returns:
         volume: float32 (X, Y, Z), 1 is full flow.
+        brain: uint8 (X, Y, Z), 1 in the brain.
         affine: (4, 4), voxels to scanner RAS mm.
         landmarks: {name: junction of the circle in the scanner, RAS mm}.
         row: Its line of variants.csv.
@@ -637,7 +659,7 @@ def make_head(seed, number, pose, spacing=None):
         sum(np.float32(back[a, b]) * (grid[b] - np.float32(pose.shift[b])) for b in range(3))
         for a in range(3)
     ]
-    volume = render_head(place, scanner.tissue, rng)
+    volume, brain = render_head(place, scanner.tissue, rng)
     signal, filled, _ = render_vessels(tree, BASE_GRID)
     voxels = [(p + e / 2) * n / e - 0.5 for p, e, n in zip(place, FIELD_OF_VIEW, BASE_GRID, strict=True)]
     near = np.logical_and.reduce([(v > -1) & (v < n) for v, n in zip(voxels, BASE_GRID, strict=True)])
@@ -652,7 +674,7 @@ def make_head(seed, number, pose, spacing=None):
     noise = rng.standard_normal((2, *volume.shape), dtype=np.float32) * np.float32(scanner.noise)
     landmarks = {name: pose.rotation @ point + pose.shift for name, point in tree.landmarks.items()}
     row = {"seed": seed, "number": number, "scanner": name, **tree.variants}
-    return np.hypot(volume + noise[0], noise[1]), affine, landmarks, row
+    return np.hypot(volume + noise[0], noise[1]), brain, affine, landmarks, row
 
 
 # ╔══════════════════════════════════════════════════════════════════════════════════════════════════════════╗
@@ -727,15 +749,15 @@ def generate_circles(config):
 
 
 def generate_heads(config, poses):
-    """Yield (volume, affine, None, row) of every head, and put its pose and landmarks into `poses`."""
+    """Yield (volume, affine, brain mask, row) of every head; its pose and landmarks go into `poses`."""
     for number in range(config.num):
         pose = Pose.draw(np.random.default_rng((config.seed, number, 2)), config.degrees, config.shift)
-        volume, affine, landmarks, row = make_head(config.seed, number, pose, config.head_spacing)
+        volume, brain, affine, landmarks, row = make_head(config.seed, number, pose, config.head_spacing)
         poses[phantom_name(number)] = {
             "head_to_scanner": pose.matrix().round(6).tolist(),
             "landmarks_mm": {name: point.round(4).tolist() for name, point in landmarks.items()},
         }
-        yield volume, affine, None, row
+        yield volume, affine, brain, row
 
 
 def phantom_name(number):
@@ -767,7 +789,8 @@ def generate(config):
         name = phantom_name(number)
         save_image(volume.astype(config.dtype), affine, folders[0] / name, "SYNTHETIC TOF MRA phantom")
         if config.labels is not None:
-            save_image(label, affine, folders[1] / name, "SYNTHETIC phantom labels, TopCoW ids")
+            what = "brain mask" if config.whole_head else "labels, TopCoW ids"
+            save_image(label, affine, folders[1] / name, f"SYNTHETIC phantom {what}")
         rows.append({"file": name, **row})
     with open(folders[0] / "variants.csv", "w", newline="") as file:
         table = csv.DictWriter(file, rows[0])

@@ -1,5 +1,6 @@
-"""Preprocessing: what is wrong with a raw scan, DICOM, registration."""
+"""Preprocessing, its parts: what is wrong with a raw scan, DICOM, geometry, registration."""
 
+import re
 import sys
 
 import nibabel as nib
@@ -7,7 +8,8 @@ import numpy as np
 import pytest
 
 from preprocessing import registration
-from preprocessing.scans import audit_scan, convert_dicom, find_scans
+from preprocessing.images import Grid, check_bounds, crop_or_pad, fitted, grid_of, read_image, to_ants
+from preprocessing.scans import audit, audit_scan, collect, convert_dicom, find_scans
 from tests.conftest import ROOT, random_array
 
 sys.path.insert(0, str(ROOT / "sample_data"))
@@ -149,12 +151,97 @@ def test_a_dicom_series_keeps_place_values_and_description(tmp_path):
         (tmp_path / "dicom" / "sub-01").mkdir(parents=True, exist_ok=True)
         writer.SetFileName(str(tmp_path / "dicom" / "sub-01" / f"{9 - z}.dcm"))
         writer.Execute(image)
-    (path,) = convert_dicom(tmp_path / "dicom", tmp_path / "raw")
+    ((path,), problems) = convert_dicom(tmp_path / "dicom", tmp_path / "raw")
+    assert not problems
+    assert convert_dicom(tmp_path / "dicom", tmp_path / "raw", "tof") == ([path], {})
+    assert convert_dicom(tmp_path / "dicom", tmp_path / "raw", "T2") == ([], {})
     assert path.name == "sub-01_TOF_3D_multi-slab.nii.gz"
     scan = nib.load(path)
     np.testing.assert_array_equal(np.asarray(scan.dataobj), array.transpose(2, 1, 0))
     np.testing.assert_allclose(scan.affine @ [0, 0, 0, 1], [10, 20, 30, 1], atol=1e-4)  # LPS to RAS
     np.testing.assert_allclose(nib.affines.voxel_sizes(scan.affine), [0.5, 0.6, 0.8], atol=1e-4)
+    (tmp_path / "dicom" / "sub-01" / "8.dcm").unlink()
+    found, problems = convert_dicom(tmp_path / "dicom", tmp_path / "again")
+    assert not found and not list(tmp_path.glob("again/*"))
+    assert "has slices 0.8 to 1.6 mm apart" in problems["sub-01_TOF_3D_multi-slab"]
+
+
+def test_copies_are_found_by_content_and_folders_kept_apart(tmp_path):
+    image = nib.load(write_scan(tmp_path / "raw" / "a.nii"))
+    nib.save(image, tmp_path / "raw" / "b.nii.gz")
+    write_scan(tmp_path / "raw" / "c.nii", random_array(1, SHAPE))
+    named, problems = collect(tmp_path / "raw", tmp_path / "out")
+    assert sorted(named) == ["a", "b", "c"] and not problems
+    scans, problems = audit(named)
+    assert [s.name for s in scans] == ["a", "c"]
+    assert problems == {"b": "has the same voxels as a: remove one"}
+    for output in (tmp_path, tmp_path / "raw", tmp_path / "raw" / "out"):
+        with pytest.raises(ValueError, match="lie in each other"):
+            collect(tmp_path / "raw", output)
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(ValueError, match="and no DICOM series"):
+        collect(tmp_path / "empty", tmp_path / "out")
+
+
+# ╔══════════════════════════════════════════════════════════════════════════════════════════════════════════╗
+# ║ Geometry                                                                                                 ║
+# ╚══════════════════════════════════════════════════════════════════════════════════════════════════════════╝
+
+
+def oblique(shift=(3.0, -7.0, 11.0)):
+    """An affine with turned axes, one of them flipped, mm."""
+    matrix = phantom.Pose.draw(np.random.default_rng(2), 40, 0).matrix() @ np.diag([-0.5, 0.6, 0.8, 1])
+    matrix[:3, 3] = shift
+    return matrix
+
+
+def test_ants_images_lie_where_the_file_says(tmp_path):
+    affine = oblique()
+    nib.save(nib.Nifti1Image(random_array(0, SHAPE), affine), tmp_path / "scan.nii.gz")
+    for canonical in (True, False):
+        image = read_image(tmp_path / "scan.nii.gz", canonical)
+        grid = grid_of(image)
+        stored = np.linalg.inv(affine) @ grid.affine @ [4, 5, 6, 1]  # stored voxel of voxel (4, 5, 6)
+        index = tuple(np.rint(stored[:3]).astype(int))
+        assert image.numpy()[4, 5, 6] == random_array(0, SHAPE)[index]
+        assert canonical == ("".join(nib.aff2axcodes(grid.affine)) == "RAS")
+    np.testing.assert_allclose(grid.affine, affine, atol=1e-5)
+
+
+def test_a_crop_keeps_every_voxel_at_its_place():
+    array, grid = random_array(0, SHAPE), Grid(SHAPE, oblique())
+    bounds = ((3, 11), (2, 18), (-2, 10))
+    part, cut = crop_or_pad(array, bounds), grid.crop(bounds)
+    assert part.shape == cut.shape == (8, 16, 12)
+    np.testing.assert_allclose(cut.affine @ [1, 2, 4, 1], grid.affine @ [4, 4, 2, 1])
+    assert part[1, 2, 4] == array[4, 4, 2] and not part[:, :, :2].any()
+    assert fitted((10, 10, 4), (8, 13, 4)) == ((1, 9), (-2, 11), (0, 4))
+    same = crop_or_pad(crop_or_pad(array, fitted(SHAPE, (24, 24, 24))), fitted((24, 24, 24), SHAPE))
+    np.testing.assert_array_equal(same, array)
+
+
+@pytest.mark.parametrize(
+    ("bounds", "text"),
+    [
+        (((80, 208), (120, 248), (40, 72)), "has 20 x 18 x 16 voxels of 0.5 x 0.6 x 0.8 mm, and"),
+        (((4, 4), (0, 18), (0, 16)), "are of another grid"),
+        (((0, 4), (0, 18)), "must be"),
+        (((0, 4), (0, 18), (0, "a")), "must be"),
+    ],
+)
+def test_bounds_of_another_grid_are_refused(bounds, text):
+    with pytest.raises(ValueError, match=re.escape(text)):
+        check_bounds(bounds, Grid(SHAPE, oblique()), "--template t.nii.gz")
+
+
+def test_n4_takes_a_bias_field_away():
+    clean, _ = head(0, 0, 0)
+    x = np.linspace(-1, 1, clean.shape[0])[:, None, None]
+    biased = clean.new_image_like((clean.numpy() * np.exp(0.5 * x)).astype(np.float32))
+    tissue = clean.numpy() > np.quantile(clean.numpy(), 0.6)
+    ratio = np.log(registration.unbiased(biased).numpy()[tissue] / clean.numpy()[tissue])
+    left = np.polyfit(np.broadcast_to(x, clean.shape)[tissue], ratio, 1)[0]
+    assert abs(left) < 0.1, left  # of 0.5
 
 
 # ╔══════════════════════════════════════════════════════════════════════════════════════════════════════════╗
@@ -164,14 +251,10 @@ def test_a_dicom_series_keeps_place_values_and_description(tmp_path):
 
 def head(number, degrees, shift, seed=0, spacing=2.0):
     """ANTs image of a phantom head in a random pose, and its landmarks in RAS mm."""
-    volume, affine, landmarks, _ = phantom.make_head(
+    volume, _, affine, landmarks, _ = phantom.make_head(
         0, number, phantom.Pose.draw(np.random.default_rng(seed), degrees, shift), spacing
     )
-    flip = np.diag([-1.0, -1.0, 1.0])  # RAS to LPS
-    image = registration.import_ants().from_numpy(
-        volume, origin=tuple(flip @ affine[:3, 3]), spacing=tuple(np.diag(affine)[:3]), direction=flip
-    )
-    return image, landmarks
+    return to_ants(volume, affine), landmarks
 
 
 def errors(matrix, one, other):

@@ -1,0 +1,335 @@
+"""Build a study template from TOF MRA scans: affine registration of all to one, the average, and again.
+
+    python preprocessing/generate_TOF_template.py --data raw --output template
+    python preprocessing/generate_TOF_template.py --data raw --output template --reference raw/sub-01.nii.gz
+
+or edit the settings below and run it. Writes template.nii.gz and, with a source of brain masks,
+template_mask.nii.gz and template_brain.nii.gz, all on the grid of the reference (axes turned to right,
+anterior, superior), with template.json and a picture of the iterations.
+"""
+
+import json
+import sys
+import tempfile
+from dataclasses import asdict, dataclass
+from importlib.metadata import version
+from pathlib import Path
+
+# Run as a script, the file preprocessing.py would hide the package of this name.
+if sys.path[0] == str(Path(__file__).resolve().parent):
+    sys.path[0] = str(Path(__file__).resolve().parent.parent)
+
+import nibabel as nib
+import numpy as np
+from scipy import ndimage
+
+from preprocessing.cluster import open_client, run_all
+from preprocessing.images import Grid, grid_of, read_image, write_image
+from preprocessing.masks import MaskSource, brain_mask, choose_source
+from preprocessing.quality import draw_template
+from preprocessing.registration import (
+    COARSE_MM,
+    NMI_GATE,
+    align,
+    at_spacing,
+    covered_by,
+    import_ants,
+    normalized_mutual_information,
+    resample,
+)
+from preprocessing.scans import audit, collect, summary
+from stylegan2_pytorch import atomic_path, check_fields, load_nifti, one_line_errors, parse_cli
+
+# Edit these, or pass them as flags; a flag wins.
+data = "raw"  # folder of raw scans
+output = "template"  # new folder
+reference = None  # scan whose grid and pose the template takes; None chooses a typical one
+iterations = 3
+dof = 12  # of the registrations: 12 (affine) or 6 (rigid)
+sharpen = False  # by a Laplacian, at the end
+
+LEAST_SCANS = 2
+SHARPNESS_MM = 1.5  # standard deviation of the filter that takes noise out of the measure
+LEAST_SHARE = 0.5  # of the scans must cover a voxel of the template
+FIGURES = ("iteration", "scans", "nmi", "sharpness", "change")
+
+
+@dataclass(kw_only=True)
+class TemplateConfig:
+    """Build a study template from TOF MRA scans.
+
+    Args:
+        data: Folder of raw scans: NIfTI files, flat or one folder per subject, or DICOM series.
+        output: New folder for template.nii.gz, its mask, template.json and template.png.
+        series: Text that the description of a DICOM series must contain; None takes all series.
+        reference: Scan whose grid and pose the template takes; None chooses a typical one.
+        spacing: Voxel edge of the template in mm; None keeps the reference's voxels.
+        iterations: Rounds of registration and average.
+        dof: 12 (affine) or 6 (rigid).
+        nmi_gate: Normalised mutual information below which a scan is left out of the average.
+        sharpen: Sharpen the last average by a Laplacian.
+        masks: Folder of brain masks, named as the scans are.
+        brain_template: Head of any contrast to take the brain mask from, such as MNI152 T1.
+        brain_mask: Its brain mask.
+        n_workers: Processes, of about 2 GiB each; None is one per core, as far as the memory goes.
+        scheduler: Address of a running dask scheduler, tcp://host:port; None works on this machine.
+    """
+
+    data: str = data
+    output: str = output
+    series: str | None = None
+    reference: str | None = reference
+    spacing: float | None = None
+    iterations: int = iterations
+    dof: int = dof
+    nmi_gate: float = NMI_GATE
+    sharpen: bool = sharpen
+    masks: str | None = None
+    brain_template: str | None = None
+    brain_mask: str | None = None
+    n_workers: int | None = None
+    scheduler: str | None = None
+
+    def __post_init__(self):
+        check_fields(self, {})
+        if self.dof not in (6, 12):
+            raise ValueError(f"--dof must be 6 (rigid) or 12 (affine), got {self.dof}.")
+        if (self.brain_template is None) != (self.brain_mask is None):
+            raise ValueError("--brain_template and --brain_mask go together: give both or none.")
+        for flag in ("reference", "brain_template", "brain_mask"):
+            path = getattr(self, flag)
+            if path is not None and not Path(path).is_file():
+                raise ValueError(f"--{flag} {path} does not exist.")
+
+
+def choose_reference(scans, path=None):
+    """The Scan that is given, or the most typical one: nearest to the median spacing and extent.
+
+    Raises:
+        ValueError: The given file is not among the usable scans.
+    """
+    if path is not None:
+        for scan in scans:
+            if Path(scan.path).resolve() == Path(path).resolve():
+                return scan
+        raise ValueError(f"--reference {path} is not among the usable scans of --data.")
+    figures = np.log([[*s.spacing, *np.multiply(s.shape, s.spacing)] for s in scans])
+    return scans[int(np.abs(figures - np.median(figures, axis=0)).sum(axis=1).argmin())]
+
+
+def template_grid(scan, spacing=None):
+    """Grid of a template: that of the reference with its axes turned to right, anterior and superior."""
+    image = nib.as_closest_canonical(load_nifti(Path(scan.path)))
+    if spacing is None:
+        return Grid(image.shape, image.affine)
+    edges = nib.affines.voxel_sizes(image.affine)
+    shape = tuple(int(np.ceil(n * edge / spacing)) for n, edge in zip(image.shape, edges, strict=True))
+    affine = image.affine.copy()
+    affine[:3, :3] *= spacing / edges
+    middle = [(np.array(s) - 1) / 2 for s in (image.shape, shape)]
+    affine[:3, 3] += image.affine[:3, :3] @ middle[0] - affine[:3, :3] @ middle[1]
+    return Grid(shape, affine)
+
+
+@dataclass(frozen=True)
+class WarpJob:
+    """One scan onto the present template; paths are absolute."""
+
+    name: str
+    path: str
+    fixed: str
+    part: str
+    mask: str | None
+    dof: int
+    gate: float
+
+
+def warp(job):
+    """Register a scan to the template and write it on the template's grid.
+
+    Returns:
+        Why it failed, or an empty text: then `job.part` holds the scan, its mean 1, where it covers the
+        template, and its brain mask, if it has one.
+    """
+    try:
+        fixed, scan = read_image(job.fixed, canonical=False), read_image(job.path)
+        pair = at_spacing(fixed, COARSE_MM), at_spacing(scan, COARSE_MM)
+        found = align(*pair, job.dof, job.gate)
+        matrix, nmi = found.matrix, found.nmi
+        if nmi < job.gate:
+            return f"normalised mutual information {nmi:.3f} to the template, expected at least {job.gate:g}"
+        values = resample(scan, fixed, matrix).numpy() / pair[1].numpy().clip(0).mean()
+        parts = {"values": values, "covered": covered_by(scan, fixed, matrix)}
+        if job.mask is not None:
+            parts["mask"] = resample(read_image(job.mask), fixed, matrix).numpy()
+        np.savez(job.part, **parts)
+        return ""
+    except Exception as error:  # one scan must not stop the others
+        return f"{type(error).__name__}: {' '.join(str(error).split())}"
+
+
+def average(parts, key="values"):
+    """Mean of the scans, in the order of `parts`, where at least LEAST_SHARE of them have voxels.
+
+    Shapes: paths -> (X, Y, Z) float32
+    """
+    total, number = 0.0, 0
+    for path in parts:
+        with np.load(path) as part:
+            total = total + part[key].astype(np.float64) * part["covered"]
+            number = number + part["covered"].astype(np.int32)
+    enough = number >= LEAST_SHARE * len(parts)
+    return np.where(enough, total / np.maximum(number, 1), 0).astype(np.float32)
+
+
+def sharpness(array, spacing):
+    """Mean gradient magnitude over mean value, per mm, of what is larger than noise: blur lowers it.
+
+    Shapes: (X, Y, Z), (3,) mm
+    """
+    values = ndimage.gaussian_filter(array.astype(np.float64), SHARPNESS_MM / np.asarray(spacing))
+    inside = ndimage.binary_erosion(array > 0, iterations=3)
+    gradient = np.linalg.norm(np.gradient(values, *spacing), axis=0)
+    return float(gradient[inside].mean() / values[inside].mean())
+
+
+def likeness(image, parts):
+    """Mean normalised mutual information of an average and the scans that it is of."""
+    coarse, values = at_spacing(image, COARSE_MM), []
+    for path in parts:
+        with np.load(path) as part:
+            scan = at_spacing(image.new_image_like(part["values"]), COARSE_MM)
+        values.append(normalized_mutual_information(coarse, scan, np.eye(4)))
+    return float(np.mean(values))
+
+
+def build_template(config, scans, client):
+    """Build a template and write it to `config.output`.
+
+    Args:
+        config: TemplateConfig.
+        scans: List of Scan.
+        client: dask client.
+
+    Returns:
+        Path of template.nii.gz.
+
+    Raises:
+        ValueError: There are too few scans, or too few can be registered to the reference.
+    """
+    if len(scans) < LEAST_SCANS:
+        raise ValueError(
+            f"--data {config.data} has {len(scans)} usable scans, a template needs {LEAST_SCANS}."
+        )
+    folder = Path(config.output)
+    folder.mkdir(parents=True, exist_ok=True)
+    given = config.masks is not None
+    source = MaskSource("given", folder=config.masks)
+    masks = {s.name: str(source.path_of(s.name).resolve()) if given else None for s in scans}
+    first = choose_reference(scans, config.reference)
+    grid = template_grid(first, config.spacing)
+    image = resample(read_image(first.path), grid.image(), np.eye(4))
+    image = image / image.numpy().clip(0).mean()
+    figures, shown, used = [], [], []
+    with tempfile.TemporaryDirectory(dir=folder, prefix=".part-") as scratch:
+        scratch = Path(scratch).resolve()
+        for number in range(1, config.iterations + 1):
+            fixed = scratch / "fixed.nii.gz"
+            write_image(image.numpy(), grid.affine, fixed)
+            jobs = [
+                WarpJob(
+                    s.name,
+                    str(Path(s.path).resolve()),
+                    str(fixed),
+                    str(scratch / f"{s.name}.npz"),
+                    masks[s.name],
+                    config.dof,
+                    config.nmi_gate,
+                )
+                for s in scans
+            ]
+            found = {}
+            for job, result in run_all(client, warp, jobs, f"Template, iteration {number}", folder):
+                found[job.name] = "its worker was killed twice" if result is None else result
+            used = [s for s in scans if not found[s.name]]
+            if len(used) < LEAST_SCANS:
+                reason = next(filter(None, found.values()))
+                raise ValueError(
+                    f"{len(used)} of {len(scans)} scans could be registered to {first.path} ({reason}): give "
+                    f"another --reference."
+                )
+            parts = [scratch / f"{s.name}.npz" for s in used]
+            array = average(parts)
+            change = float(np.linalg.norm(array - image.numpy()) / np.linalg.norm(array))
+            image = grid.image().new_image_like(array)
+            measured = (number, len(used), likeness(image, parts), sharpness(array, image.spacing), change)
+            figures.append(dict(zip(FIGURES, measured, strict=True)))
+            print(
+                f"Template, iteration {number}: {len(used)} of {len(scans)} scans, mean normalised mutual "
+                f"information {measured[2]:.4f}, sharpness {measured[3]:.4f}, changed by {change:.1%}"
+            )
+            shown.append(array)
+        mask = average(parts, "mask") > 0.5 if given else None
+    if config.sharpen:
+        image = import_ants().iMath(image, "Sharpen")
+    left_out = {name: reason for name, reason in found.items() if reason}
+    write_template(config, image, mask, first, used, figures, left_out)
+    draw_template(shown, grid.affine, folder / "template.png")
+    return folder / "template.nii.gz"
+
+
+def write_template(config, image, mask, first, used, figures, left_out):
+    """Write the template, its mask if there is a source of one, its record and, last, template.nii.gz."""
+    folder, affine = Path(config.output), grid_of(image).affine
+    if mask is None:
+        try:
+            source = choose_source(None, [(config.brain_template, config.brain_mask)])
+        except ValueError:
+            source = None
+        if source is not None:
+            at_hand = folder / ".part-unmasked.nii.gz"
+            write_image(image.numpy(), affine, at_hand)
+            small = brain_mask(source, "template", at_hand, image)
+            at_hand.unlink()
+            mask = resample(small, image, np.eye(4)).numpy() > 0.5
+    if mask is not None:
+        with atomic_path(folder / "template_mask.nii.gz") as part:
+            write_image(mask.astype(np.uint8), affine, part, "brain mask")
+        with atomic_path(folder / "template_brain.nii.gz") as part:
+            write_image((image.numpy() * mask).astype(np.float32), affine, part, "TOF MRA template, brain")
+    record = {
+        "reference": str(first.path),
+        "scans": {s.name: s.digest for s in used},
+        "left_out": left_out,
+        "iterations": figures,
+        "settings": asdict(config),
+        "versions": {name: version(name) for name in ("antspyx", "nibabel", "numpy", "scipy")},
+    }
+    with atomic_path(folder / "template.json") as part:
+        part.write_text(json.dumps(record, indent=1), encoding="utf-8")
+    with atomic_path(folder / "template.nii.gz") as part:
+        write_image(image.numpy().astype(np.float32), affine, part, "TOF MRA template")
+
+
+def main(argv=None):
+    """The command line."""
+    config = parse_cli(TemplateConfig, argv)
+    with one_line_errors():
+        folder = Path(config.output)
+        if (folder / "template.nii.gz").exists():
+            raise ValueError(f"--output {folder} holds a template: give a new folder.")
+        named, problems = collect(config.data, config.output, config.series)
+        scans, wrong = audit(named)
+        problems |= wrong
+        for name, reason in sorted(problems.items()):
+            print(f"left out: {name} {reason}", file=sys.stderr)
+        print("\n".join(summary(scans)))
+        choose_reference(scans, config.reference)
+        with open_client(config.scheduler, config.n_workers) as client:
+            path = build_template(config, scans, client)
+        mask = "with its brain mask" if (folder / "template_mask.nii.gz").exists() else "without a brain mask"
+        print(f"The template is {path}, {mask}; look at {folder / 'template.png'}")
+
+
+if __name__ == "__main__":
+    main()

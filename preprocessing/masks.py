@@ -1,0 +1,182 @@
+"""Brain masks without weights of our own: given, by SynthStrip where it is installed, or by a template.
+
+The template method registers a head with a known mask to the scan at 2 mm, affinely and then by SyN, carries
+the mask over, and refines it by the scan's grey values.
+"""
+
+import shutil
+import subprocess
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from scipy import ndimage
+
+from preprocessing.images import SEED, grid_of, import_ants, read_image
+from preprocessing.registration import COARSE_MM, align, at_spacing, write_transform
+from stylegan2_pytorch import NIFTI_SUFFIXES, by
+
+SYNTHSTRIP = "mri_synthstrip"
+DEFORMABLE = "antsRegistrationSyNQuick[so]"
+BRAIN_ML = (50.0, 2500.0)  # of a plausible mask; a slab holds a part of the brain
+GRID_TOLERANCE = 0.1  # mm, between the grids of a scan and its mask
+
+
+@dataclass
+class MaskSource:
+    """Where brain masks come from.
+
+    Args:
+        way: given, synthstrip or template.
+        folder: Folder of given masks, named as the scans are.
+        head, mask: Paths of the head and of its brain mask, of the template method.
+    """
+
+    way: str
+    folder: str | None = None
+    head: str | None = None
+    mask: str | None = None
+
+    def path_of(self, name):
+        """Path of the mask of scan `name` in the folder, or a ValueError."""
+        for suffix in NIFTI_SUFFIXES:
+            path = Path(self.folder) / f"{name}{suffix}"
+            if path.exists():
+                return path
+        raise ValueError(f"has no mask {name}.nii.gz in --masks {self.folder}")
+
+
+def choose_source(masks, heads):
+    """Choose where brain masks come from: given ones, SynthStrip if it is on PATH, else a template.
+
+    Args:
+        masks: Folder of given masks, or None.
+        heads: Pairs (head, mask) of paths, None where not given, the preferred one first.
+
+    Raises:
+        ValueError: There is none.
+    """
+    if masks is not None:
+        if not Path(masks).is_dir():
+            raise ValueError(f"--masks {masks} does not exist: give the folder that holds the brain masks.")
+        return MaskSource("given", folder=masks)
+    if shutil.which(SYNTHSTRIP):
+        return MaskSource("synthstrip")
+    for head, mask in heads:
+        if head is not None and mask is not None:
+            return MaskSource("template", head=str(head), mask=str(mask))
+    raise ValueError(
+        f"--perform_skull_stripping needs brain masks, and there is no source: give --masks (a folder), or "
+        f"--brain_template and --brain_mask (a head of any contrast and its mask), or --template_mask; or "
+        f"install {SYNTHSTRIP} (FreeSurfer); or set --perform_skull_stripping False."
+    )
+
+
+def brain_mask(source, name, path, scan):
+    """Brain mask of a scan.
+
+    Args:
+        source: MaskSource.
+        name, path: Of the scan.
+        scan: ANTs image of the scan.
+
+    Returns:
+        ANTs image of 0 and 1, on the grid of the scan (given, SynthStrip) or at 2 mm (template).
+
+    Raises:
+        ValueError: There is no mask, or it cannot be right.
+    """
+    if source.way == "given":
+        mask = same_place(read_image(source.path_of(name)), scan, source.path_of(name))
+    elif source.way == "synthstrip":
+        mask = synthstrip(path)
+    else:
+        head, of_head = read_image(source.head), read_image(source.mask)
+        mask = carried(at_spacing(scan, COARSE_MM), head, same_place(of_head, head, source.mask))
+    values = (mask.numpy() > 0.5).astype(np.float32)
+    millilitres = float(values.sum() * np.prod(mask.spacing) / 1000)
+    if not BRAIN_ML[0] <= millilitres <= BRAIN_ML[1]:
+        raise ValueError(
+            f"has a brain mask ({source.way}) of {millilitres:.0f} ml, expected {BRAIN_ML[0]:g} to "
+            f"{BRAIN_ML[1]:g}: give a right one with --masks"
+        )
+    return mask.new_image_like(values)
+
+
+def same_place(mask, image, path):
+    """The mask, if it lies on the grid of the image; else a ValueError that names its file."""
+    a, b = grid_of(mask), grid_of(image)
+    if a.shape != b.shape or np.abs(a.affine - b.affine).max() > GRID_TOLERANCE:
+        raise ValueError(
+            f"has a mask {path} of another grid ({by(a.shape)} voxels, the image has {by(b.shape)}): "
+            f"give a mask of the image's own voxels"
+        )
+    return mask
+
+
+def synthstrip(path):
+    """Brain mask by FreeSurfer's mri_synthstrip (Hoopes et al. 2022), an ANTs image."""
+    with tempfile.TemporaryDirectory() as scratch:
+        out = Path(scratch) / "mask.nii.gz"
+        run = subprocess.run(
+            [SYNTHSTRIP, "-i", str(path), "-m", str(out)],
+            capture_output=True,
+            encoding="utf-8",
+            errors="replace",
+        )
+        if run.returncode != 0 or not out.exists():
+            said = (run.stderr or run.stdout).strip().splitlines()[-1:] or ["no message"]
+            raise ValueError(f"made {SYNTHSTRIP} fail (exit code {run.returncode}): {said[0]}")
+        return read_image(out)
+
+
+def carried(scan, head, mask):
+    """The brain mask of a head, carried over to a scan by an affine and a deformable registration.
+
+    Args:
+        scan: ANTs image at COARSE_MM.
+        head, mask: ANTs images of one grid.
+
+    Returns:
+        ANTs image of 0 and 1 on the grid of `scan`.
+    """
+    ants = import_ants()
+    coarse = at_spacing(head, COARSE_MM)
+    found = align(scan, coarse, dof=12)
+    with tempfile.TemporaryDirectory() as scratch:
+        start = str(Path(scratch) / "start.mat")
+        write_transform(found.matrix, start)
+        warp = ants.registration(
+            scan,
+            coarse,
+            type_of_transform=DEFORMABLE,
+            initial_transform=[start],
+            random_seed=SEED,
+            outprefix=str(Path(scratch) / "out"),
+        )
+        over = ants.apply_transforms(scan, mask, warp["fwdtransforms"], interpolator="linear")
+    return scan.new_image_like(refined(scan.numpy(), over.numpy() > 0.5).astype(np.float32))
+
+
+def refined(values, mask):
+    """A mask without what is dark at its rim, in one piece and without holes.
+
+    Otsu's method parts the values in and near the mask into three; the darkest are skull and fluid. What
+    remains is eroded, its largest component dilated, closed and filled.
+
+    Shapes: (X, Y, Z), (X, Y, Z) bool -> (X, Y, Z) bool
+    """
+    from skimage.filters import threshold_multiotsu
+
+    near = ndimage.binary_dilation(mask)
+    if len(np.unique(values[near])) < 3:
+        return mask
+    kept = ndimage.binary_erosion(near & (values > threshold_multiotsu(values[near], 3)[0]))
+    pieces, number = ndimage.label(kept)
+    if not number:
+        return mask
+    kept = pieces == np.bincount(pieces.ravel())[1:].argmax() + 1
+    kept = np.pad(ndimage.binary_dilation(kept), 3)
+    kept = ndimage.binary_fill_holes(ndimage.binary_closing(kept, iterations=3))
+    return kept[3:-3, 3:-3, 3:-3] & near

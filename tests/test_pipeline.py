@@ -1,0 +1,535 @@
+"""Preprocessing as a whole: masks, one scan, all scans, the template, and back to the scanner."""
+
+import csv
+import json
+import os
+import signal
+import stat
+import subprocess
+import sys
+import time
+
+import nibabel as nib
+import numpy as np
+import pytest
+
+from preprocessing import masks, preprocessing
+from preprocessing.cluster import open_client, run_all
+from preprocessing.images import Grid, read_image, to_ants, write_image
+from preprocessing.preprocessing import Job, PreprocessConfig, process, to_native
+from preprocessing.quality import write_page
+from preprocessing.registration import covered_by, read_transform
+from preprocessing.scans import audit_scan
+from stylegan2_pytorch import file_digest
+from tests.conftest import ROOT, run_script, tiny_flags
+
+sys.path.insert(0, str(ROOT / "sample_data"))
+import phantom
+
+BOUNDS = ((37, 69), (39, 71), (19, 27))  # about the circle, in voxels of the template
+SIZE = (32, 32, 8)
+STILL = phantom.Pose(np.eye(3), np.zeros(3))
+SCRIPT = "preprocessing/preprocessing.py"
+
+
+def posed(seed):
+    """A random pose of up to 15 degrees and 15 mm."""
+    return phantom.Pose.draw(np.random.default_rng(seed), 15, 15)
+
+
+def write_head(folder, name, number, pose, spacing=2.0):
+    """Write a phantom head and its brain mask; returns its landmarks, RAS mm."""
+    volume, brain, affine, landmarks, _ = phantom.make_head(0, number, pose, spacing)
+    for kind, array in (("raw", volume), ("brains", brain)):
+        (folder / kind).mkdir(exist_ok=True, parents=True)
+        write_image(array, affine, folder / kind / f"{name}.nii.gz")
+    return landmarks
+
+
+@pytest.fixture(scope="module")
+def heads(tmp_path_factory):
+    """Folder with a template, two poses of the same head, and their brain masks; and all landmarks."""
+    folder = tmp_path_factory.mktemp("heads")
+    landmarks = {"template": write_head(folder / "template", "template", 0, STILL)}
+    for number in (1, 2):
+        landmarks[f"sub-0{number}"] = write_head(folder, f"sub-0{number}", 0, posed(number))
+    return folder, landmarks
+
+
+def settings(heads, output, **others):
+    """PreprocessConfig of the test's heads."""
+    folder, _ = heads
+    given = {
+        "data": str(folder / "raw"),
+        "output": str(output),
+        "template": str(folder / "template" / "raw" / "template.nii.gz"),
+        "target_size": SIZE,
+        "cropping_bound_slices": BOUNDS,
+        "perform_skull_stripping": False,
+        "n_workers": 2,
+    }
+    return PreprocessConfig(**given | others)
+
+
+def job_of(config, path, name="sub-01", source=None):
+    """Job for one scan."""
+    for folder in preprocessing.FOLDERS:
+        (config.folder / folder).mkdir(parents=True, exist_ok=True)
+    return Job(
+        config=config,
+        source=source,
+        template=config.template,
+        template_mask=config.template_mask,
+        name=name,
+        path=str(path),
+        digest=audit_scan(name, path).digest,
+        settings=config.settings(),
+    )
+
+
+def flags_of(config):
+    """The configuration as command-line flags."""
+    names = ("data", "output", "template", "target_size", "cropping_bound_slices", "perform_skull_stripping")
+    return [part for name in (*names, "n_workers") for part in (f"--{name}", getattr(config, name))]
+
+
+def contents(folder):
+    """{relative path: bytes} of every file below a folder."""
+    return {str(p.relative_to(folder)): p.read_bytes() for p in sorted(folder.rglob("*")) if p.is_file()}
+
+
+# ╔══════════════════════════════════════════════════════════════════════════════════════════════════════════╗
+# ║ Masks                                                                                                    ║
+# ╚══════════════════════════════════════════════════════════════════════════════════════════════════════════╝
+
+
+def dice(a, b):
+    """Overlap of two masks, 0 to 1."""
+    return 2 * (a & b).sum() / (a.sum() + b.sum())
+
+
+def test_a_template_carries_its_brain_mask_to_another_head(tmp_path, heads):
+    write_head(tmp_path, "other", 3, posed(7))
+    path = tmp_path / "raw" / "other.nii.gz"
+    folder = heads[0] / "template"
+    source = masks.choose_source(None, [(folder / "raw/template.nii.gz", folder / "brains/template.nii.gz")])
+    assert source.way == "template"
+    scan = read_image(path)
+    found = masks.brain_mask(source, "other", path, scan)
+    truth = read_image(tmp_path / "brains" / "other.nii.gz").numpy() > 0.5
+    template = read_image(folder / "raw" / "template.nii.gz")
+    both = covered_by(template, scan, np.linalg.inv(posed(7).matrix()))  # the template's slab ends earlier
+    assert dice(found.numpy()[both] > 0.5, truth[both]) > 0.95
+
+
+def test_given_masks_are_checked(tmp_path, heads):
+    folder, _ = heads
+    path = folder / "raw" / "sub-01.nii.gz"
+    scan = read_image(path)
+    source = masks.choose_source(str(folder / "brains"), [])
+    assert masks.brain_mask(source, "sub-01", path, scan).numpy().sum() > 1000
+    with pytest.raises(ValueError, match=r"has no mask sub-09\.nii\.gz in --masks"):
+        masks.brain_mask(source, "sub-09", path, scan)
+    with pytest.raises(ValueError, match="of another grid"):
+        masks.brain_mask(source, "sub-02", path, scan)
+    write_image(np.zeros(scan.shape, np.uint8), nib.load(path).affine, tmp_path / "sub-01.nii.gz")
+    with pytest.raises(ValueError, match="of 0 ml, expected 50 to 2500"):
+        masks.brain_mask(masks.choose_source(str(tmp_path), []), "sub-01", path, scan)
+
+
+@pytest.fixture
+def synthstrip(tmp_path, monkeypatch):
+    """A stand-in for mri_synthstrip on PATH, which copies a mask that the test names."""
+    tool = tmp_path / "bin" / "mri_synthstrip"
+    tool.parent.mkdir()
+    tool.write_text(
+        f"#!{sys.executable}\nimport os, shutil, sys\n"
+        "if os.environ['FAILS'] == '1': sys.exit('ERROR: no such license')\n"
+        "assert sys.argv[1] == '-i' and sys.argv[3] == '-m'\n"
+        "shutil.copy(os.environ['MASK'], sys.argv[4])\n"
+    )
+    tool.chmod(tool.stat().st_mode | stat.S_IEXEC)
+    monkeypatch.setenv("PATH", str(tool.parent), prepend=os.pathsep)
+    monkeypatch.setenv("FAILS", "0")
+
+
+def test_synthstrip_is_used_where_it_is_installed(synthstrip, heads, monkeypatch):
+    folder, _ = heads
+    path = folder / "raw" / "sub-01.nii.gz"
+    monkeypatch.setenv("MASK", str(folder / "brains" / "sub-01.nii.gz"))
+    source = masks.choose_source(None, [])
+    assert source.way == "synthstrip"
+    found = masks.brain_mask(source, "sub-01", path, read_image(path))
+    np.testing.assert_array_equal(found.numpy(), read_image(folder / "brains" / "sub-01.nii.gz").numpy())
+    monkeypatch.setenv("FAILS", "1")
+    with pytest.raises(ValueError, match=r"mri_synthstrip fail \(exit code 1\): ERROR: no such license"):
+        masks.brain_mask(source, "sub-01", path, read_image(path))
+
+
+def test_without_a_source_of_masks_nothing_starts(tmp_path, heads, monkeypatch):
+    monkeypatch.setenv("PATH", str(tmp_path))
+    with pytest.raises(ValueError, match="needs brain masks, and there is no source"):
+        preprocessing.preprocess(settings(heads, tmp_path / "out", perform_skull_stripping=True))
+    assert not (tmp_path / "out").exists()
+
+
+# ╔══════════════════════════════════════════════════════════════════════════════════════════════════════════╗
+# ║ One scan                                                                                                 ║
+# ╚══════════════════════════════════════════════════════════════════════════════════════════════════════════╝
+
+
+def places(shape, affine):
+    """World coordinates of every voxel, mm. Shapes: (X, Y, Z) -> (X, Y, Z, 3)"""
+    voxels = np.stack(np.meshgrid(*map(np.arange, shape), indexing="ij"), axis=-1)
+    return voxels @ affine[:3, :3].T + affine[:3, 3]
+
+
+@pytest.mark.parametrize("kind", ["straight", "oblique, flipped"])
+def test_a_landmark_keeps_its_millimetres_to_the_region_and_back(tmp_path, heads, kind):
+    _, landmarks = heads
+    pose = posed(3)
+    volume, _, affine, there, _ = phantom.make_head(0, 0, pose, 2.0)
+    point = there["ba_tip"]
+    if kind != "straight":  # the same head on turned voxels, and turned with them in the scanner
+        turn = phantom.Pose.draw(np.random.default_rng(4), 20, 5).matrix()
+        affine = turn @ affine @ np.diag([-1, 1, 1, 1])
+        affine[:3, 3] += affine[:3, 0] * -(volume.shape[0] - 1)
+        volume, point = volume[::-1], (turn @ [*point, 1])[:3]
+    write_image(volume, affine, tmp_path / "raw.nii.gz")
+    row = process(job_of(settings(heads, tmp_path / "out"), tmp_path / "raw.nii.gz"))
+    assert row["step"] == "done", row["reason"]
+    record = json.loads((tmp_path / "out" / "sidecars" / "sub-01.json").read_text())
+    matrix = np.array(record["transform"]["template_to_scan_ras_mm"])
+    crossed = np.linalg.inv(matrix) @ [*point, 1]
+    assert np.linalg.norm(crossed[:3] - landmarks["template"]["ba_tip"]) < 1  # the template's own landmark
+    # Images of the coordinates themselves, which linear interpolation keeps, tell where every voxel came from.
+    config = settings(heads, tmp_path / "out")
+    target = preprocessing.open_template(config.template, None, BOUNDS)
+    for axis in range(3):
+        scan = to_ants(places(volume.shape, affine)[..., axis], affine)
+        region, grid, covered = preprocessing.crop(scan, None, target, matrix, config)
+        assert covered == 1
+        expected = places(SIZE, matrix @ grid.affine)[..., axis]  # of the scanner, at the region's voxels
+        np.testing.assert_allclose(region, expected, atol=0.01)
+        path = tmp_path / f"axis{axis}.nii.gz"
+        write_image(places(SIZE, grid.affine)[..., axis].astype(np.float32), grid.affine, path)
+        carry = settings(heads, tmp_path / "out", to_native=str(path), subject="sub-01")
+        back = nib.load(to_native(carry))
+        assert back.shape == volume.shape
+        np.testing.assert_allclose(back.affine, affine, atol=1e-4)
+        expected = places(back.shape, np.linalg.inv(matrix) @ affine)  # at the scan's voxels
+        voxels = expected @ np.linalg.inv(grid.affine)[:3, :3].T + np.linalg.inv(grid.affine)[:3, 3]
+        inside = ((voxels > 0) & (voxels < np.array(SIZE) - 1)).all(axis=-1)
+        assert inside.sum() > 5000
+        np.testing.assert_allclose(np.asarray(back.dataobj)[inside], expected[inside][:, axis], atol=0.01)
+    with pytest.raises(ValueError, match="is there already"):
+        to_native(carry)
+
+
+def test_labels_go_back_as_labels_and_strangers_are_refused(tmp_path, heads):
+    folder, _ = heads
+    config = settings(heads, tmp_path / "out")
+    row = process(job_of(config, folder / "raw" / "sub-01.nii.gz"))
+    assert row["step"] == "done", row["reason"]
+    volume = nib.load(tmp_path / "out" / "volumes" / "sub-01.nii.gz")
+    labels = (np.asarray(volume.dataobj) > np.percentile(volume.dataobj, 90)).astype(np.uint8) * 7
+    write_image(labels, volume.affine, tmp_path / "seg.nii.gz")
+    with pytest.raises(ValueError, match="no finished scan 'seg'"):
+        to_native(settings(heads, tmp_path / "out", to_native=str(tmp_path / "seg.nii.gz")))
+    known = {"to_native": str(tmp_path / "seg.nii.gz"), "subject": "sub-01"}
+    back = nib.load(to_native(settings(heads, tmp_path / "out", **known)))
+    assert back.get_data_dtype() == np.uint8 and set(np.unique(back.dataobj)) == {0, 7}
+    ratio = np.count_nonzero(back.dataobj) / np.count_nonzero(labels)
+    assert 0.9 < ratio < 1.1
+    write_image(labels, np.eye(4), tmp_path / "seg.nii.gz")
+    with pytest.raises(ValueError, match="of another grid"):
+        to_native(settings(heads, tmp_path / "out", **known))
+
+
+@pytest.mark.parametrize("others", [{}, {"interpolation": "bspline"}, {"clip_percentiles": (5, 95)}])
+def test_a_scan_becomes_its_region(tmp_path, heads, others):
+    folder, landmarks = heads
+    row = process(job_of(settings(heads, tmp_path, **others), folder / "raw" / "sub-02.nii.gz", "sub-02"))
+    assert row["step"] == "done", row["reason"]
+    volume = nib.load(tmp_path / "volumes" / "sub-02.nii.gz")
+    template = nib.load(settings(heads, tmp_path).template)
+    assert volume.shape == SIZE and volume.get_data_dtype() == np.float32
+    np.testing.assert_allclose(
+        volume.affine, Grid(template.shape, template.affine).crop(BOUNDS).affine, atol=1e-5
+    )
+    there = np.asarray(template.dataobj)[tuple(slice(*b) for b in BOUNDS)]
+    assert np.corrcoef(there.ravel(), np.asarray(volume.dataobj).ravel())[0, 1] > 0.6
+    record = json.loads((tmp_path / "sidecars" / "sub-02.json").read_text())
+    matrix = np.array(record["transform"]["template_to_scan_ras_mm"])
+    errors = [
+        np.linalg.norm((matrix @ [*landmarks["template"][k], 1])[:3] - p)
+        for k, p in landmarks["sub-02"].items()
+    ]
+    assert max(errors) < 0.5, errors
+    np.testing.assert_allclose(read_transform(tmp_path / "transforms" / "sub-02.mat"), matrix, atol=1e-5)
+    assert record["volume"]["sha256"] == file_digest(tmp_path / "volumes" / "sub-02.nii.gz")
+    assert (tmp_path / "qc" / "sub-02.png").stat().st_size > 10000
+
+
+def test_a_stripped_template_is_met_by_a_stripped_scan(tmp_path, heads):
+    folder, landmarks = heads
+    brain = folder / "template" / "brains" / "template.nii.gz"
+    whole = nib.load(folder / "template" / "raw" / "template.nii.gz")
+    stripped = np.asarray(whole.dataobj) * np.asarray(nib.load(brain).dataobj)
+    write_image(stripped.astype(np.float32), whole.affine, tmp_path / "stripped.nii.gz")
+    config = settings(
+        heads,
+        tmp_path,
+        template=str(tmp_path / "stripped.nii.gz"),
+        template_mask=str(brain),
+        perform_skull_stripping=True,
+        masks=str(folder / "brains"),
+        stripped=True,
+        roi_stage=False,
+        target_size=(80, 80, 24),
+        cropping_bound_slices=((10, 90), (10, 90), (10, 34)),
+    )
+    source = masks.choose_source(config.masks, [])
+    row = process(job_of(config, folder / "raw" / "sub-01.nii.gz", source=source))
+    assert row["step"] == "done", row["reason"]
+    assert preprocessing.open_template(
+        config.template, config.template_mask, config.cropping_bound_slices
+    ).stripped
+    record = json.loads((tmp_path / "sidecars" / "sub-01.json").read_text())
+    matrix = np.array(record["transform"]["template_to_scan_ras_mm"])
+    here, there = landmarks["template"], landmarks["sub-01"]
+    assert max(np.linalg.norm((matrix @ [*here[k], 1])[:3] - there[k]) for k in there) < 1
+    mask = nib.load(tmp_path / "masks" / "sub-01.nii.gz")
+    np.testing.assert_array_equal(mask.dataobj, nib.load(folder / "brains" / "sub-01.nii.gz").dataobj)
+    assert (np.asarray(nib.load(tmp_path / "volumes" / "sub-01.nii.gz").dataobj) == 0).mean() > 0.01
+
+
+def test_what_must_not_become_a_volume_gets_a_reason(tmp_path, heads):
+    folder, _ = heads
+    raw = nib.load(folder / "raw" / "sub-01.nii.gz")
+    array = np.asarray(raw.dataobj)
+    write_image(array[:, :, 25:], raw.affine, tmp_path / "cut.nii.gz")  # a slab that ends above the circle
+    noise = np.random.default_rng(0).random(array.shape, dtype=np.float32)
+    write_image(noise, raw.affine, tmp_path / "noise.nii.gz")
+    found = {}
+    for name in ("cut", "noise"):
+        row = process(job_of(settings(heads, tmp_path / "out"), tmp_path / f"{name}.nii.gz", name))
+        assert row["step"] in ("register", "resample") and row["reason"]
+        assert not (tmp_path / "out" / "volumes" / f"{name}.nii.gz").exists()
+        assert (tmp_path / "out" / "qc" / f"{name}.png").exists()
+        found[name] = row["reason"]
+    assert "normalised mutual information" in found["noise"], found
+    (tmp_path / "cut.nii.gz").write_bytes(b"broken")
+    job = job_of(settings(heads, tmp_path / "out"), folder / "raw" / "sub-01.nii.gz", "broken")
+    row = process(preprocessing.replace(job, path=str(tmp_path / "cut.nii.gz")))
+    assert row["step"] == "read" and row["reason"]
+
+
+# ╔══════════════════════════════════════════════════════════════════════════════════════════════════════════╗
+# ║ All scans                                                                                                ║
+# ╚══════════════════════════════════════════════════════════════════════════════════════════════════════════╝
+
+
+def dies_once(path):
+    """Kill this worker at the first call."""
+    if not os.path.exists(path):
+        open(path, "w").close()
+        os.kill(os.getpid(), signal.SIGKILL)
+    return "survived"
+
+
+def dies(path):
+    """Kill this worker, and count it."""
+    with open(path, "a") as file:
+        file.write("x")
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def dies_or_not(job):
+    """A job of the next test."""
+    return {"once": dies_once, "always": dies}.get(job[0], str)(job[1])
+
+
+def test_the_scan_of_a_killed_worker_is_tried_once_more(tmp_path):
+    jobs = [("once", str(tmp_path / "one")), ("always", str(tmp_path / "two")), ("never", "fine")]
+    with open_client(None, 2) as client:
+        found = {job[0]: result for job, result in run_all(client, dies_or_not, jobs, "Test", tmp_path)}
+    assert found == {"once": "survived", "always": None, "never": "fine"}
+    assert (tmp_path / "two").read_text() == "xx"
+    with pytest.raises(ValueError, match="--scheduler nonsense does not answer"), open_client("nonsense", 1):
+        pass
+
+
+def test_heads_to_generated_volume_by_the_command_line(tmp_path, heads):
+    raw = tmp_path / "raw"
+    for number in (1, 2, 3):
+        write_head(tmp_path, f"sub-0{number}", number, posed(number + 10))
+    (raw / "copy.nii.gz").write_bytes((raw / "sub-01.nii.gz").read_bytes())
+    (raw / "empty.nii.gz").write_bytes(b"")
+    before = contents(raw)
+    config = settings(heads, tmp_path / "out", data=str(raw))
+    run = run_script(SCRIPT, *flags_of(config))
+    assert run.returncode == 1, run.stderr
+    assert "left out: empty cannot be read" in run.stderr
+    assert "left out: sub-01 has the same voxels as copy" in run.stderr
+    assert "3 of 5 scans are in" in run.stdout and "voxels: 100 x 100 x" in run.stdout
+    assert contents(raw) == before
+    out = tmp_path / "out"
+    assert sorted(p.name for p in (out / "volumes").iterdir()) == [
+        "copy.nii.gz",
+        "sub-02.nii.gz",
+        "sub-03.nii.gz",
+    ]
+    with open(out / "status.csv", newline="") as file:
+        rows = {row["subject"]: row for row in csv.DictReader(file)}
+    assert {name: row["step"] for name, row in rows.items()} == {
+        **dict.fromkeys(("copy", "sub-02", "sub-03"), "done"),
+        **dict.fromkeys(("empty", "sub-01"), "audit"),
+    }
+    # Another run elsewhere gives the same bytes, but for times and memory.
+    for name in ("copy", "empty"):
+        (raw / f"{name}.nii.gz").unlink()
+    again = settings(heads, tmp_path / "again", data=str(raw))
+    run = run_script(SCRIPT, *flags_of(again))
+    assert run.returncode == 0, run.stderr
+    first, second = contents(out), contents(tmp_path / "again")
+    for kind in ("volumes", "transforms", "qc", "sidecars"):
+        for name in ("sub-02", "sub-03"):
+            (same,) = [p for p in second if p.startswith(f"{kind}/{name}.")]
+            assert first[same] == second[same], same
+    # A third call does nothing; a truncated volume is made again; other settings are refused.
+    (tmp_path / "again" / "volumes" / "sub-03.nii.gz").write_bytes(b"half")
+    times = {p: p.stat().st_mtime_ns for p in (tmp_path / "again" / "volumes").iterdir()}
+    run = run_script(SCRIPT, *flags_of(again))
+    assert run.returncode == 0 and contents(tmp_path / "again" / "volumes") == {
+        name.split("/")[1]: content for name, content in second.items() if name.startswith("volumes/")
+    }
+    assert [p.name for p, at in times.items() if p.stat().st_mtime_ns != at] == ["sub-03.nii.gz"]
+    run = run_script(SCRIPT, *flags_of(again), "--dof", 12)
+    assert run.returncode == 1 and "was made with other settings (dof 6 then, 12 now)" in run.stderr
+    # Train on what came out, and generate one volume on the template's voxels.
+    size = {"image_size": 32, "image_depth": 8, "num_train_steps": 4, "save_every": 4, "batch_size": 2}
+    flags = tiny_flags(out / "volumes", tmp_path / "run", **size)
+    run = run_script("stylegan2_pytorch.py", *flags)
+    assert run.returncode == 0, run.stderr
+    run = run_script("stylegan2_pytorch.py", *flags, "--generate", "--use_average", False)
+    assert run.returncode == 0, run.stderr
+    (made,) = (tmp_path / "run" / "results" / "t").rglob("generated*/*.nii.gz")
+    np.testing.assert_allclose(
+        nib.load(made).affine, nib.load(out / "volumes" / "sub-02.nii.gz").affine, atol=1e-4
+    )
+
+
+def test_killed_in_the_middle_and_called_again(tmp_path, heads):
+    config = settings(heads, tmp_path / "out", n_workers=1)
+    command = [sys.executable, str(ROOT / SCRIPT), *map(str, flags_of(config))]
+    with subprocess.Popen(command, stderr=subprocess.DEVNULL, start_new_session=True) as run:
+        deadline = time.monotonic() + 120
+        while not (config.folder / "transforms" / "sub-01.mat").exists() and time.monotonic() < deadline:
+            time.sleep(0.005)
+        os.killpg(run.pid, signal.SIGKILL)
+    half = config.folder / "volumes" / ".part-sub-01.nii.gz"
+    half.write_bytes(b"half")
+    assert not (config.folder / "sidecars" / "sub-02.json").exists()
+    run = subprocess.run(command, capture_output=True, encoding="utf-8", timeout=300)
+    assert run.returncode == 0, run.stderr
+    assert sorted(p.name for p in (config.folder / "volumes").iterdir()) == [
+        "sub-01.nii.gz",
+        "sub-02.nii.gz",
+    ]
+    for name in ("sub-01", "sub-02"):
+        assert nib.load(config.folder / "volumes" / f"{name}.nii.gz").get_fdata().shape == SIZE
+
+
+def test_a_changed_scan_is_not_passed_over(tmp_path, heads):
+    folder, _ = heads
+    config = settings(heads, tmp_path / "out", data=str(tmp_path / "raw"))
+    (tmp_path / "raw").mkdir()
+    for n in ("1", "2"):
+        content = (folder / "raw" / f"sub-0{n}.nii.gz").read_bytes()
+        (tmp_path / "raw" / f"sub-0{n}.nii.gz").write_bytes(content)
+    path = tmp_path / "raw" / "sub-01.nii.gz"
+    assert process(job_of(config, path))["step"] == "done"
+    changed = nib.load(path)
+    write_image(np.asarray(changed.dataobj) * 2, changed.affine, path)
+    (tmp_path / "raw" / "sub-02.nii.gz").unlink()
+    rows = preprocessing.preprocess(config)
+    assert "has changed since its volume was made" in rows["sub-01"]["reason"]
+
+
+def test_the_page_shows_the_worst_first(tmp_path):
+    blank = dict.fromkeys(preprocessing.COLUMNS, "")
+    rows = [
+        {**blank, "subject": "good", "step": "done", "nmi": 1.5, "coverage": 1.0},
+        {**blank, "subject": "fair", "step": "done", "nmi": 1.2, "coverage": 1.0},
+        {**blank, "subject": "bad", "step": "register", "nmi": 1.3, "coverage": 1.0, "reason": "a < b"},
+        {**blank, "subject": "unread", "step": "audit", "reason": "cannot be read"},
+    ]
+    write_page(rows, tmp_path)
+    page = (tmp_path / "qc.html").read_text(encoding="utf-8")
+    places = [page.index(f"<b>{name}</b>") for name in ("unread", "bad", "fair", "good")]
+    assert places == sorted(places) and "a &lt; b" in page and "2 of 4 scans done, 2 not" in page
+
+
+@pytest.mark.parametrize(
+    ("flags", "text"),
+    [
+        (("--dof", 7), "--dof must be 6 (rigid) or 12 (affine), got 7"),
+        (("--templat", "x"), "templat"),
+        (("--template", "nowhere.nii.gz"), "--template nowhere.nii.gz does not exist"),
+        (("--interpolation", "cubic"), "--interpolation must be linear or bspline, got 'cubic'"),
+        (("--perform_skull_stripping", False, "--stripped"), "--stripped needs --perform_skull_stripping"),
+        (("--clip_percentiles", "99,1"), "--clip_percentiles must rise"),
+        (("--target_size", "128,128"), "--target_size must be three numbers"),
+        (("--perform_registration", False), "--perform_registration False needs --template"),
+        (("--brain_mask", "x.nii.gz"), "--brain_template and --brain_mask go together"),
+        (("--perform_skull_stripping", False, "--data", "nowhere"), "--data nowhere does not exist"),
+    ],
+)
+def test_wrong_flags_stop_before_any_work(tmp_path, flags, text, capsys):
+    with pytest.raises(SystemExit) as stop:
+        preprocessing.main([*map(str, flags), "--output", str(tmp_path / "out")])
+    assert stop.value.code not in (0, None)
+    assert text in str(stop.value.code) + capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+
+
+# ╔══════════════════════════════════════════════════════════════════════════════════════════════════════════╗
+# ║ Template                                                                                                 ║
+# ╚══════════════════════════════════════════════════════════════════════════════════════════════════════════╝
+
+
+def test_a_template_is_built_and_used(tmp_path):
+    for number in (1, 2, 3):
+        write_head(tmp_path, f"sub-0{number}", number, posed(number + 20))
+    flags = ("--data", tmp_path / "raw", "--masks", tmp_path / "brains", "--iterations", 2, "--n_workers", 2)
+    run = run_script(
+        "preprocessing/generate_TOF_template.py",
+        *flags,
+        *("--output", tmp_path / "template", "--reference", tmp_path / "raw" / "sub-02.nii.gz", "--sharpen"),
+    )
+    assert run.returncode == 0, run.stderr
+    assert "Template, iteration 2: 3 of 3 scans, mean normalised mutual information" in run.stdout
+    names = sorted(p.name for p in (tmp_path / "template").iterdir())
+    assert names == [
+        f"template{end}" for end in (".json", ".nii.gz", ".png", "_brain.nii.gz", "_mask.nii.gz")
+    ]
+    reference, built = (nib.load(tmp_path / p) for p in ("raw/sub-02.nii.gz", "template/template.nii.gz"))
+    assert built.shape == reference.shape
+    np.testing.assert_allclose(built.affine, reference.affine, atol=1e-5)
+    both = np.asarray(built.dataobj) != 0
+    assert np.corrcoef(np.asarray(built.dataobj)[both], np.asarray(reference.dataobj)[both])[0, 1] > 0.8
+    mask = np.asarray(nib.load(tmp_path / "template" / "template_mask.nii.gz").dataobj) > 0
+    assert dice(mask, np.asarray(nib.load(tmp_path / "brains" / "sub-02.nii.gz").dataobj) > 0) > 0.9
+    record = json.loads((tmp_path / "template" / "template.json").read_text())
+    assert [i["scans"] for i in record["iterations"]] == [3, 3] and len(record["scans"]) == 3
+    run = run_script("preprocessing/generate_TOF_template.py", *flags, "--output", tmp_path / "template")
+    assert run.returncode == 1 and "holds a template: give a new folder" in run.stderr
+
+
+def test_without_a_template_bounds_are_checked_against_the_reference(tmp_path, heads):
+    with pytest.raises(ValueError, match="built on the grid of a scan, has 100 x 100 x"):
+        preprocessing.preprocess(
+            settings(heads, tmp_path / "out", template=None, cropping_bound_slices=((80, 208),) * 3)
+        )
+    assert not (tmp_path / "out" / "template").exists()
