@@ -66,7 +66,7 @@ def open_client(scheduler, n_workers):
 
 
 def attempt(function, job, mark):
-    """What a function makes of a job; None if it has killed ATTEMPTS workers. Each leaves a byte in a file."""
+    """What a function makes of a job; None if it has killed ATTEMPTS workers. Each call leaves a byte."""
     with open(mark, "ab") as file:
         file.write(b"x")
         if file.tell() > ATTEMPTS:

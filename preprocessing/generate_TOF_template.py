@@ -223,62 +223,75 @@ def build_template(config, scans, client):
         )
     folder = Path(config.output)
     folder.mkdir(parents=True, exist_ok=True)
-    given = config.masks is not None
-    source = MaskSource("given", folder=config.masks)
-    masks = {s.name: str(source.path_of(s.name).resolve()) if given else None for s in scans}
     first = choose_reference(scans, config.reference)
     grid = template_grid(first, config.spacing)
     image = resample(read_image(first.path), grid.image(), np.eye(4))
     image = image / image.numpy().clip(0).mean()
-    figures, shown, used = [], [], []
+    figures, shown = [], []
     with tempfile.TemporaryDirectory(dir=folder, prefix=".part-") as scratch:
-        scratch = Path(scratch).resolve()
         for number in range(1, config.iterations + 1):
-            fixed = scratch / "fixed.nii.gz"
-            write_image(image.numpy(), grid.affine, fixed)
-            jobs = [
-                WarpJob(
-                    s.name,
-                    str(Path(s.path).resolve()),
-                    str(fixed),
-                    str(scratch / f"{s.name}.npz"),
-                    masks[s.name],
-                    config.dof,
-                    config.nmi_gate,
-                )
-                for s in scans
-            ]
-            found = {}
-            for job, result in run_all(client, warp, jobs, f"Template, iteration {number}", folder):
-                found[job.name] = "its worker was killed twice" if result is None else result
-            used = [s for s in scans if not found[s.name]]
-            if len(used) < LEAST_SCANS:
-                reason = next(filter(None, found.values()))
+            parts, left_out = register_all(config, scans, image, Path(scratch).resolve(), client, number)
+            if len(parts) < LEAST_SCANS:
                 raise ValueError(
-                    f"{len(used)} of {len(scans)} scans could be registered to {first.path} ({reason}): give "
-                    f"another --reference."
+                    f"{len(parts)} of {len(scans)} scans could be registered to {first.path} "
+                    f"({next(iter(left_out.values()))}): give another --reference."
                 )
-            parts = [scratch / f"{s.name}.npz" for s in used]
             array = average(parts)
             change = float(np.linalg.norm(array - image.numpy()) / np.linalg.norm(array))
             image = grid.image().new_image_like(array)
-            measured = (number, len(used), likeness(image, parts), sharpness(array, image.spacing), change)
+            measured = (number, len(parts), likeness(image, parts), sharpness(array, image.spacing), change)
             figures.append(dict(zip(FIGURES, measured, strict=True)))
+            shown.append(array)
             print(
-                f"Template, iteration {number}: {len(used)} of {len(scans)} scans, mean normalised mutual "
+                f"Template, iteration {number}: {len(parts)} of {len(scans)} scans, mean normalised mutual "
                 f"information {measured[2]:.4f}, sharpness {measured[3]:.4f}, changed by {change:.1%}"
             )
-            shown.append(array)
-        mask = average(parts, "mask") > 0.5 if given else None
+        mask = average(parts, "mask") > 0.5 if config.masks is not None else None
     if config.sharpen:
         image = import_ants().iMath(image, "Sharpen")
-    left_out = {name: reason for name, reason in found.items() if reason}
-    write_template(config, image, mask, first, used, figures, left_out)
+    used = {s.name: s.digest for s in scans if s.name not in left_out}
+    record = {"reference": str(first.path), "scans": used, "left_out": left_out, "iterations": figures}
+    write_template(config, image, mask, record)
     draw_template(shown, grid.affine, folder / "template.png")
     return folder / "template.nii.gz"
 
 
-def write_template(config, image, mask, first, used, figures, left_out):
+def register_all(config, scans, image, scratch, client, number):
+    """Register every scan to the present template.
+
+    Args:
+        config: TemplateConfig.
+        scans: List of Scan.
+        image: ANTs image of the template.
+        scratch: Folder for the scans on the template's grid.
+        client: dask client.
+        number: Of the iteration.
+
+    Returns:
+        ([path of each scan's part, in the order of scans], {name: why a scan was left out}).
+    """
+    source = MaskSource("given", folder=config.masks)
+    write_image(image.numpy(), grid_of(image).affine, scratch / "fixed.nii.gz")
+    jobs = [
+        WarpJob(
+            name=scan.name,
+            path=str(Path(scan.path).resolve()),
+            fixed=str(scratch / "fixed.nii.gz"),
+            part=str(scratch / f"{scan.name}.npz"),
+            mask=None if config.masks is None else str(source.path_of(scan.name).resolve()),
+            dof=config.dof,
+            gate=config.nmi_gate,
+        )
+        for scan in scans
+    ]
+    left_out = {}
+    for job, reason in run_all(client, warp, jobs, f"Template, iteration {number}", scratch):
+        if reason != "":
+            left_out[job.name] = reason or "its worker was killed twice"
+    return [job.part for job in jobs if job.name not in left_out], left_out
+
+
+def write_template(config, image, mask, record):
     """Write the template, its mask if there is a source of one, its record and, last, template.nii.gz."""
     folder, affine = Path(config.output), grid_of(image).affine
     if mask is None:
@@ -297,11 +310,7 @@ def write_template(config, image, mask, first, used, figures, left_out):
             write_image(mask.astype(np.uint8), affine, part, "brain mask")
         with atomic_path(folder / "template_brain.nii.gz") as part:
             write_image((image.numpy() * mask).astype(np.float32), affine, part, "TOF MRA template, brain")
-    record = {
-        "reference": str(first.path),
-        "scans": {s.name: s.digest for s in used},
-        "left_out": left_out,
-        "iterations": figures,
+    record |= {
         "settings": asdict(config),
         "versions": {name: version(name) for name in ("antspyx", "nibabel", "numpy", "scipy")},
     }

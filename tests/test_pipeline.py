@@ -202,7 +202,7 @@ def test_a_landmark_keeps_its_millimetres_to_the_region_and_back(tmp_path, heads
     matrix = np.array(record["transform"]["template_to_scan_ras_mm"])
     crossed = np.linalg.inv(matrix) @ [*point, 1]
     assert np.linalg.norm(crossed[:3] - landmarks["template"]["ba_tip"]) < 1  # the template's own landmark
-    # Images of the coordinates themselves, which linear interpolation keeps, tell where every voxel came from.
+    # Images of the coordinates themselves, which linear interpolation keeps, tell where a voxel came from.
     config = settings(heads, tmp_path / "out")
     target = preprocessing.open_template(config.template, None, BOUNDS)
     for axis in range(3):
