@@ -14,12 +14,14 @@ import numpy as np
 from scipy import ndimage
 
 from preprocessing.images import SEED, grid_of, import_ants, read_image
-from preprocessing.registration import COARSE_MM, align, at_spacing, write_transform
+from preprocessing.registration import COARSE_MM, QUICK_LEVELS, align, at_spacing, write_transform
 from stylegan2_pytorch import NIFTI_SUFFIXES, by
 
 SYNTHSTRIP = "mri_synthstrip"
 DEFORMABLE = "antsRegistrationSyNQuick[so]"
 BRAIN_ML = (50.0, 2500.0)  # of a plausible mask; a slab holds a part of the brain
+RIM = 3  # voxels of 2 mm, which the grey values may take from a mask
+LEAST_LIKE = 1.03  # TOF phantoms and MNI152 T1: 1.07; vessels without tissue and MNI152 T1: 1.00
 GRID_TOLERANCE = 0.1  # mm, between the grids of a scan and its mask
 
 
@@ -140,10 +142,18 @@ def carried(scan, head, mask):
 
     Returns:
         ANTs image of 0 and 1 on the grid of `scan`.
+
+    Raises:
+        ValueError: Scan and head are of different things.
     """
     ants = import_ants()
     coarse = at_spacing(head, COARSE_MM)
-    found = align(scan, coarse, dof=12)
+    found = align(scan, coarse, dof=12, levels=QUICK_LEVELS)
+    if found.nmi < LEAST_LIKE:
+        raise ValueError(
+            f"is not like the head that masks are taken from (normalised mutual information {found.nmi:.3f}, "
+            f"expected at least {LEAST_LIKE:g}): give its mask with --masks"
+        )
     with tempfile.TemporaryDirectory() as scratch:
         start = str(Path(scratch) / "start.mat")
         write_transform(found.matrix, start)
@@ -160,7 +170,7 @@ def carried(scan, head, mask):
 
 
 def refined(values, mask):
-    """A mask without what is dark at its rim, in one piece and without holes.
+    """A mask without what is dark at its rim, in one piece and without holes; its inside stays as it is.
 
     Otsu's method parts the values in and near the mask into three; the darkest are skull and fluid. What
     remains is eroded, its largest component dilated, closed and filled.
@@ -177,6 +187,7 @@ def refined(values, mask):
     if not number:
         return mask
     kept = pieces == np.bincount(pieces.ravel())[1:].argmax() + 1
-    kept = np.pad(ndimage.binary_dilation(kept), 3)
+    inside = ndimage.binary_erosion(mask, iterations=RIM)  # with the cisterns, and the vessels in them
+    kept = np.pad(ndimage.binary_dilation(kept) | inside, 3)
     kept = ndimage.binary_fill_holes(ndimage.binary_closing(kept, iterations=3))
     return kept[3:-3, 3:-3, 3:-3] & near

@@ -26,6 +26,8 @@ NMI_BINS = 32
 NMI_SMOOTHING = 1.0  # voxels at 2 mm; without it, noise hides the difference
 LEAST_OVERLAP = 0.3  # of the template, below which two images tell nothing
 FARTHEST_LOOK_MM = 15.0  # by which the second look may move the middle of the region
+LEVELS = {"iterations": (500, 250, 100), "shrink": (4, 2, 1)}
+QUICK_LEVELS = {"iterations": (500, 250), "shrink": (4, 2)}  # where a deformable registration follows
 TYPES = {6: "Rigid", 12: "Affine"}
 
 
@@ -186,18 +188,19 @@ def center_of_mass(image):
     return np.array(ants.get_center_of_mass(image)) * (-1, -1, 1)
 
 
-def align(fixed, moving, dof=6, gate=NMI_GATE):
+def align(fixed, moving, dof=6, gate=NMI_GATE, levels=LEVELS):
     """Register from centres of mass; if the gate says that it failed, from seven starts, the best by NMI.
 
     Args:
         fixed, moving: ANTs images at COARSE_MM.
         dof: 6 or 12.
         gate: Normalised mutual information that a success reaches.
+        levels: Iterations and shrink factors, as of `register`.
 
     Returns:
         Registered; its nmi may still be below the gate.
     """
-    matrix = register(fixed, moving, dof)
+    matrix = register(fixed, moving, dof, **levels)
     nmi = normalized_mutual_information(fixed, moving, matrix)
     if nmi >= gate:
         return Registered(matrix, nmi, "centres of mass")
@@ -211,7 +214,7 @@ def align(fixed, moving, dof=6, gate=NMI_GATE):
         found = register(*small, 6, iterations=(200, 100), shrink=(2, 1), initial=initial)
         trials.append((normalized_mutual_information(*small, found), number, found))
     _, number, best = max(trials, key=lambda trial: trial[0])
-    again = register(fixed, moving, dof, initial=best)
+    again = register(fixed, moving, dof, **levels, initial=best)
     again_nmi = normalized_mutual_information(fixed, moving, again)
     if again_nmi > nmi:
         return Registered(again, again_nmi, f"start {number}")

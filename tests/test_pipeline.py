@@ -122,6 +122,14 @@ def test_a_template_carries_its_brain_mask_to_another_head(tmp_path, heads):
     assert dice(found.numpy()[both] > 0.5, truth[both]) > 0.95
 
 
+def test_a_scan_unlike_the_head_gets_no_mask(heads):
+    folder = heads[0] / "template"
+    head, mask = read_image(folder / "raw/template.nii.gz"), read_image(folder / "brains/template.nii.gz")
+    noise = np.random.default_rng(0).random(head.shape, dtype=np.float32)
+    with pytest.raises(ValueError, match="is not like the head that masks are taken from"):
+        masks.carried(head.new_image_like(noise), head, mask)
+
+
 def test_given_masks_are_checked(tmp_path, heads):
     folder, _ = heads
     path = folder / "raw" / "sub-01.nii.gz"
