@@ -133,13 +133,14 @@ def template_grid(scan, spacing=None):
 
 @dataclass(frozen=True)
 class WarpJob:
-    """One scan onto the present template; paths are absolute."""
+    """One scan onto the present template; paths are absolute, `earlier` is the last iteration's matrix."""
 
     name: str
     path: str
     fixed: str
     part: str
     mask: str | None
+    earlier: object
     dof: int
     gate: float
 
@@ -147,8 +148,10 @@ class WarpJob:
 def warp(job):
     """Register a scan to the template and write it on the template's grid.
 
+    The earlier transform stays if the new one is not more alike, so that iterations do not wander.
+
     Returns:
-        Why it failed, or an empty text: then `job.part` holds the scan, its mean 1, where it covers the
+        (matrix, why it failed): without a reason, `job.part` holds the scan, its mean 1, where it covers the
         template, and its brain mask, if it has one.
     """
     try:
@@ -156,16 +159,19 @@ def warp(job):
         pair = at_spacing(fixed, COARSE_MM), at_spacing(scan, COARSE_MM)
         found = align(*pair, job.dof, job.gate)
         matrix, nmi = found.matrix, found.nmi
+        if job.earlier is not None:
+            before = normalized_mutual_information(*pair, job.earlier)
+            matrix, nmi = max(((matrix, nmi), (job.earlier, before)), key=lambda pair: pair[1])
         if nmi < job.gate:
-            return f"normalised mutual information {nmi:.3f} to the template, expected at least {job.gate:g}"
+            return None, f"normalised mutual information {nmi:.3f}, expected at least {job.gate:g}"
         values = resample(scan, fixed, matrix).numpy() / pair[1].numpy().clip(0).mean()
         parts = {"values": values, "covered": covered_by(scan, fixed, matrix)}
         if job.mask is not None:
             parts["mask"] = resample(read_image(job.mask), fixed, matrix).numpy()
         np.savez(job.part, **parts)
-        return ""
+        return matrix, ""
     except Exception as error:  # one scan must not stop the others
-        return f"{type(error).__name__}: {' '.join(str(error).split())}"
+        return None, f"{type(error).__name__}: {' '.join(str(error).split())}"
 
 
 def average(parts, key="values"):
@@ -227,10 +233,13 @@ def build_template(config, scans, client):
     grid = template_grid(first, config.spacing)
     image = resample(read_image(first.path), grid.image(), np.eye(4))
     image = image / image.numpy().clip(0).mean()
-    figures, shown = [], []
+    figures, shown, matrices = [], [], {}
     with tempfile.TemporaryDirectory(dir=folder, prefix=".part-") as scratch:
         for number in range(1, config.iterations + 1):
-            parts, left_out = register_all(config, scans, image, Path(scratch).resolve(), client, number)
+            title = f"Template, iteration {number}"
+            place = Path(scratch).resolve()
+            matrices, left_out = register_all(config, scans, image, matrices, place, client, title)
+            parts = [place / f"{name}.npz" for name in matrices]
             if len(parts) < LEAST_SCANS:
                 raise ValueError(
                     f"{len(parts)} of {len(scans)} scans could be registered to {first.path} "
@@ -243,7 +252,7 @@ def build_template(config, scans, client):
             figures.append(dict(zip(FIGURES, measured, strict=True)))
             shown.append(array)
             print(
-                f"Template, iteration {number}: {len(parts)} of {len(scans)} scans, mean normalised mutual "
+                f"{title}: {len(parts)} of {len(scans)} scans, mean normalised mutual "
                 f"information {measured[2]:.4f}, sharpness {measured[3]:.4f}, changed by {change:.1%}"
             )
         mask = average(parts, "mask") > 0.5 if config.masks is not None else None
@@ -256,19 +265,20 @@ def build_template(config, scans, client):
     return folder / "template.nii.gz"
 
 
-def register_all(config, scans, image, scratch, client, number):
+def register_all(config, scans, image, earlier, scratch, client, title):
     """Register every scan to the present template.
 
     Args:
         config: TemplateConfig.
         scans: List of Scan.
         image: ANTs image of the template.
-        scratch: Folder for the scans on the template's grid.
+        earlier: {name: matrix} of the last iteration.
+        scratch: Folder for the scans on the template's grid, <name>.npz.
         client: dask client.
-        number: Of the iteration.
+        title: What the progress bar says.
 
     Returns:
-        ([path of each scan's part, in the order of scans], {name: why a scan was left out}).
+        ({name: matrix}, in the order of scans, {name: why a scan was left out}).
     """
     source = MaskSource("given", folder=config.masks)
     write_image(image.numpy(), grid_of(image).affine, scratch / "fixed.nii.gz")
@@ -279,16 +289,17 @@ def register_all(config, scans, image, scratch, client, number):
             fixed=str(scratch / "fixed.nii.gz"),
             part=str(scratch / f"{scan.name}.npz"),
             mask=None if config.masks is None else str(source.path_of(scan.name).resolve()),
+            earlier=earlier.get(scan.name),
             dof=config.dof,
             gate=config.nmi_gate,
         )
         for scan in scans
     ]
-    left_out = {}
-    for job, reason in run_all(client, warp, jobs, f"Template, iteration {number}", scratch):
-        if reason != "":
-            left_out[job.name] = reason or "its worker was killed twice"
-    return [job.part for job in jobs if job.name not in left_out], left_out
+    found = {}
+    for job, result in run_all(client, warp, jobs, title, scratch):
+        found[job.name] = result or (None, "its worker was killed twice")
+    left_out = {name: reason for name, (_, reason) in found.items() if reason}
+    return {job.name: found[job.name][0] for job in jobs if job.name not in left_out}, left_out
 
 
 def write_template(config, image, mask, record):
