@@ -56,7 +56,7 @@ def open_client(scheduler, n_workers):
         LocalCluster(
             n_workers=n_workers or default_workers(),
             threads_per_worker=1,
-            dashboard_address=None,
+            dashboard_address="127.0.0.1:0",
             memory_limit=0,
             silence_logs=logging.CRITICAL,
         ) as cluster,

@@ -106,7 +106,7 @@ def draw_template(arrays, affine, path):
     rows = []
     for array in arrays:
         planes = [*planes_of(array, affine, center[:3]), array.max(axis=2)[::-1, ::-1].T]
-        rows.append(side_by_side([to_grey(p, 0, np.percentile(array, 99.9)) for p in planes]))
+        rows.append(side_by_side([to_grey(p, 0, np.percentile(p, 99.8)) for p in planes]))
     with atomic_path(path) as part:
         Image.fromarray(np.concatenate(rows)).save(part)
 

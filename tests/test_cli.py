@@ -11,6 +11,8 @@ import pytest
 
 import CoW_generator as cow
 import stylegan2_pytorch as sg
+from preprocessing.generate_TOF_template import TemplateConfig
+from preprocessing.preprocessing import PreprocessConfig
 from tests.conftest import ROOT, run_script, tiny_flags
 
 try:
@@ -18,6 +20,7 @@ try:
 except ModuleNotFoundError:  # Python 3.10
     from pip._vendor import tomli as tomllib
 
+PREPROCESSING = {"preprocessing": PreprocessConfig, "generate_TOF_template": TemplateConfig}
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 
 # The published options with their published values, a flag written with - where the authors' command has one.
@@ -211,6 +214,13 @@ def test_every_command_in_the_readme_parses(monkeypatch):
     assert {
         config.mode for config in (sg.parse_cli(cow.GenerateConfig, c) for c in generator_commands)
     } == set(cow.MODES)
+    for (
+        script,
+        config,
+    ) in PREPROCESSING.items():  # their files do not exist here: the names of flags are checked
+        commands = readme_commands(f"preprocessing/{script}.py")
+        flags = {part[2:] for command in commands for part in command if part.startswith("--")}
+        assert commands and flags <= {field.name for field in fields(config)}
     targets = set(re.findall(r"^(\w+):", (ROOT / "Makefile").read_text(), re.MULTILINE))
     used = set(re.findall(r"`?make (\w+)`?", README))
     assert used and used <= targets
