@@ -11,7 +11,6 @@ A volume is a function of its recipe (which style, which noise, which truncation
 mode is a list of recipes; one loop renders them, in batches of any size, on any number of processes.
 """
 
-import contextlib
 import errno
 import hashlib
 import itertools
@@ -568,19 +567,6 @@ def generate_recipes(config, model, recipes):
     return affine
 
 
-@contextlib.contextmanager
-def process_group():
-    """Under torchrun, a group of processes to wait for each other in; yields True for the first process."""
-    if "WORLD_SIZE" not in os.environ:
-        yield True
-        return
-    torch.distributed.init_process_group("gloo")
-    try:
-        yield torch.distributed.get_rank() == 0
-    finally:
-        torch.distributed.destroy_process_group()
-
-
 # ╔══════════════════════════════════════════════════════════════════════════════════════════════════════════╗
 # ║ Pictures                                                                                                 ║
 # ╚══════════════════════════════════════════════════════════════════════════════════════════════════════════╝
@@ -976,15 +962,14 @@ def generate(config):
         project(config, open_model(config))
         return config.folder
     plan, picture = MODES[config.mode]
-    with process_group() as first:
+    with sg.process_group() as group:
         model = open_model(config)
         recipes = plan(config, model)
         affine = generate_recipes(config, model, recipes)
-        if torch.distributed.is_initialized():
-            torch.distributed.barrier()
-        if first and config.picture_format != "none":
+        group.wait()
+        if group.rank == 0 and config.picture_format != "none":
             picture(config, recipes, affine)
-        if first:
+        if group.rank == 0:
             print(f"{len(recipes)} volumes are in {config.folder}")
     return config.folder
 

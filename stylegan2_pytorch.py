@@ -7,6 +7,7 @@
 Sections of this file, in order:
 
     configuration and command line    every option, its check and its parsing
+    processes                         several devices and machines as one
     volumes and datasets              NIfTI in and out, the audit of a folder, the order of samples
     differentiable augmentation       3D DiffAugment
     layers                            blur, modulated convolution, noise
@@ -51,6 +52,7 @@ import zlib
 from collections import Counter, defaultdict
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, fields, replace
+from datetime import timedelta
 from pathlib import Path
 
 import fire
@@ -92,9 +94,12 @@ PREVIEW_EARLY_UNTIL = 2500
 TRUNCATION_SAMPLES = 2000  # styles averaged for the truncation centre
 NAN_REVERTS = 3  # returns to the last checkpoint before training gives up
 FEWEST_EVALUATED = 6  # volumes in a set: more than the neighbours that precision and recall ask for
+MESSAGE_BYTES = 32 * 2**20  # of gradients sent at once between processes
+LONGEST_WAIT = timedelta(hours=6)  # of processes for the first one's evaluation
 MAX_FILES_NAMED = 50  # offending files listed in one message
 
-# Streams of random numbers: every draw is a function of (seed, reverts, stream, step, micro-batch).
+# Streams of random numbers: every draw is a function of (seed, reverts, stream, step, micro-batch); several
+# processes draw for the whole batch and take their part, so that their number changes nothing but rounding.
 STREAM_ORDER, STREAM_FLIP, STREAM_D, STREAM_G = range(4)
 
 
@@ -116,7 +121,6 @@ UNAVAILABLE = {
     "fq_dict_size": "this version has no feature quantisation",
     "attn_layers": "this version has no attention",
     "no_const": "this version keeps the learned constant",
-    "multi_gpus": "this version trains on one device",
     "transparent": "a one-channel volume has no alpha channel",
 }
 
@@ -140,7 +144,7 @@ class TrainConfig:
         network_capacity: Width of the networks: the generator's last block has 2 * network_capacity channels.
         fmap_max: Largest number of channels of any layer.
         lr_mlp: Learning-rate multiplier of the mapping network.
-        batch_size: Volumes in a micro-batch.
+        batch_size: Volumes in a micro-batch, of all processes together.
         gradient_accumulate_every: Micro-batches in a training step.
         num_train_steps: Steps in the whole run, those of earlier sessions included.
         learning_rate: Adam's learning rate of the generator and the mapping network.
@@ -162,7 +166,7 @@ class TrainConfig:
         no_const: Replace the generator's learned constant (not available yet).
         transparent: Not available: a one-channel volume has no alpha channel.
         device: auto, cpu, cuda or cuda:<n>.
-        multi_gpus: Train on all GPUs (not available yet).
+        multi_gpus: Train on all GPUs of this machine, as by torchrun; the batch is shared out.
         fp16: Train with mixed precision; penalties are always computed in float32.
         amp_dtype: auto, float16 or bfloat16; auto is float16 on a GPU and bfloat16 on a CPU.
         cache: ram keeps the decoded volumes in memory; none decodes them again in every epoch.
@@ -317,7 +321,7 @@ def check_fields(config, choices):
         if isinstance(value, int | float) and not isinstance(value, bool):
             check_range(field.name, value)
         for word in value if isinstance(value, tuple) else (value,):
-            if field.name in choices and word not in choices[field.name]:
+            if word is not None and field.name in choices and word not in choices[field.name]:
                 raise ValueError(f"--{field.name} must be {' or '.join(choices[field.name])}, got {word!r}.")
         if field.name == "device":
             check_device_name(value)
@@ -397,9 +401,11 @@ def one_line_errors():
 
 
 def choose_device(name):
-    """torch.device for `--device`; auto takes the GPU where there is one."""
+    """torch.device for `--device`; auto takes the GPU where there is one, under torchrun one's own."""
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"
+    if name == "cuda" and "LOCAL_RANK" in os.environ:
+        name = f"cuda:{os.environ['LOCAL_RANK']}"
     device = torch.device(name)
     if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
         raise ValueError(
@@ -414,6 +420,138 @@ def choose_amp_dtype(name, device):
     if name == "auto":
         return torch.float16 if device.type == "cuda" else torch.bfloat16
     return getattr(torch, name)
+
+
+# ╔══════════════════════════════════════════════════════════════════════════════════════════════════════════╗
+# ║ Processes                                                                                                ║
+# ╚══════════════════════════════════════════════════════════════════════════════════════════════════════════╝
+
+
+@dataclass(frozen=True)
+class Group:
+    """The processes of one training, of which each has an equal part of every batch.
+
+    Losses are computed from the logits of all, so that they are those of the whole batch whatever they compare;
+    the gradients of the processes are then summed, once a step, in few large messages. (DistributedDataParallel
+    would average losses of parts, which is another loss for top-k, relativistic and dual contrastive training.)
+
+    Args:
+        rank: Number of this process, from 0.
+        world: Number of processes.
+    """
+
+    rank: int = 0
+    world: int = 1
+
+    def part(self, batch):
+        """This process's part of something with one entry per volume of the batch."""
+        size = len(batch) // self.world
+        return batch[self.rank * size : (self.rank + 1) * size]
+
+    @contextlib.contextmanager
+    def together(self):
+        """Around what all processes do together: says so when another has ended."""
+        try:
+            yield
+        except RuntimeError as error:
+            reason = " ".join(str(error).split())[:200]
+            raise ValueError(
+                f"Another process of this training has ended ({reason}). The same command continues from the last "
+                f"checkpoint."
+            ) from None
+
+    def gather(self, values):
+        """The values of all processes, in order; gradients flow to one's own. Shapes: (b,) -> (b * world,)"""
+        if self.world == 1:
+            return values
+        parts = [torch.empty_like(values) for _ in range(self.world)]
+        with self.together():
+            torch.distributed.all_gather(parts, values.detach().contiguous())
+        parts[self.rank] = values
+        return torch.cat(parts)
+
+    def sum_(self, tensors):
+        """Replace tensors by their sums over all processes, in messages of up to MESSAGE_BYTES."""
+        if self.world == 1:
+            return
+        waiting, size = [], 0
+        for tensor in (*tensors, None):
+            if tensor is None or size > MESSAGE_BYTES:
+                message = torch.cat([t.reshape(-1) for t in waiting])
+                with self.together():
+                    torch.distributed.all_reduce(message)
+                for t, summed in zip(waiting, message.split([t.numel() for t in waiting]), strict=True):
+                    t.copy_(summed.view_as(t))
+                waiting, size = [], 0
+            if tensor is not None:
+                waiting.append(tensor)
+                size += tensor.nbytes
+
+    def wait(self):
+        """Wait for all processes."""
+        if self.world > 1:
+            with self.together():
+                torch.distributed.barrier()
+
+
+class SharedRandom:
+    """A numpy Generator whose draws are this process's part of those for the whole batch.
+
+    Single draws are the same in all processes.
+    """
+
+    def __init__(self, rng, group):
+        self.rng, self.group = rng, group
+
+    def integers(self, low, high=None, size=None):
+        """As numpy's."""
+        if size is None:
+            return self.rng.integers(low, high)
+        return self.group.part(self.rng.integers(low, high, size * self.group.world))
+
+    def random(self, size=None):
+        """As numpy's."""
+        return (
+            self.rng.random() if size is None else self.group.part(self.rng.random(size * self.group.world))
+        )
+
+
+@contextlib.contextmanager
+def process_group(device="cpu"):
+    """Join the processes that torchrun has started, if it has; yields their Group.
+
+    Args:
+        device: cpu for messages by gloo; auto or cuda for NCCL where there are GPUs, one for each process.
+    """
+    if "WORLD_SIZE" not in os.environ:
+        yield Group()
+        return
+    on_gpu = device != "cpu" and torch.cuda.is_available()
+    if on_gpu:
+        torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", 0)))
+    torch.distributed.init_process_group("nccl" if on_gpu else "gloo", timeout=LONGEST_WAIT)
+    try:
+        yield Group(torch.distributed.get_rank(), torch.distributed.get_world_size())
+    finally:
+        torch.distributed.destroy_process_group()
+
+
+@contextlib.contextmanager
+def only_first_prints(group):
+    """Keep all processes but the first from printing what the first prints."""
+    with contextlib.ExitStack() as stack:
+        if group.rank:
+            stack.enter_context(contextlib.redirect_stdout(stack.enter_context(open(os.devnull, "w"))))
+        yield
+
+
+def start_on_all_gpus():
+    """`--multi_gpus`: start this command again by torchrun, with one process for each GPU of this machine."""
+    number = torch.cuda.device_count()
+    if number < 2:
+        raise ValueError(f"--multi_gpus needs at least 2 GPUs, PyTorch {torch.__version__} sees {number}.")
+    launcher = ["-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={number}"]
+    os.execv(sys.executable, [sys.executable, *launcher, *sys.argv])
 
 
 # ╔══════════════════════════════════════════════════════════════════════════════════════════════════════════╗
@@ -721,20 +859,16 @@ class SeededBatches(Sampler):
 
     Args:
         length: Volumes in the data set.
-        batch_size: Volumes in a batch; the rest of an epoch is dropped.
+        batch_size: Volumes in a batch, of all processes together; the rest of an epoch is dropped.
         flip_prob: Probability of a left-right flip.
         key: Seed of the order, a tuple of integers >= 0.
         start: Number of the first batch, counted from the start of the training.
+        group: Group; every process gets its part of each batch.
     """
 
-    def __init__(self, length, batch_size, flip_prob, key, start=0):
-        self.length, self.batch_size, self.flip_prob, self.key, self.start = (
-            length,
-            batch_size,
-            flip_prob,
-            key,
-            start,
-        )
+    def __init__(self, length, batch_size, flip_prob, key, start=0, group=None):
+        self.length, self.batch_size, self.flip_prob = length, batch_size, flip_prob
+        self.key, self.start, self.group = key, start, group or Group()
 
     def __iter__(self):
         per_epoch = self.length // self.batch_size
@@ -744,7 +878,7 @@ class SeededBatches(Sampler):
                 order = host_random(*self.key, STREAM_ORDER, epoch).permutation(self.length)
             flips = host_random(*self.key, STREAM_FLIP, number).random(self.batch_size) < self.flip_prob
             chosen = order[batch * self.batch_size : (batch + 1) * self.batch_size]
-            yield list(zip(chosen.tolist(), flips.tolist(), strict=True))
+            yield self.group.part(list(zip(chosen.tolist(), flips.tolist(), strict=True)))
 
 
 def ignore_interrupts(_):
@@ -1610,9 +1744,9 @@ class AllocationTracker(TorchDispatchMode):
         self.bytes -= size
 
 
-def predict_peak_memory(config, audit):
-    """Peak bytes of the worst steps on the CPU, {phase: bytes}, found on fake tensors."""
-    config = replace(config, device="cpu")
+def predict_peak_memory(config, audit, group):
+    """Peak bytes of the worst steps of one process on the CPU, {phase: bytes}, found on fake tensors."""
+    config = replace(config, device="cpu", batch_size=config.batch_size // group.world)
     tracker = AllocationTracker()
     with FakeTensorMode(), tracker:
         trainer = Trainer(config)
@@ -1747,10 +1881,18 @@ class Trainer:
 
     Args:
         config: TrainConfig.
+        group: Group of the processes that train together; None is this one alone.
     """
 
-    def __init__(self, config):
+    def __init__(self, config, group=None):
         self.config = config
+        self.group = group or Group()
+        if config.batch_size % self.group.world:
+            raise ValueError(
+                f"--batch_size {config.batch_size} cannot be shared by {self.group.world} processes: choose a "
+                f"multiple of {self.group.world}."
+            )
+        self.batch_size = config.batch_size // self.group.world  # of this process
         self.device = choose_device(config.device)
         self.amp_dtype = choose_amp_dtype(config.amp_dtype, self.device)
         torch.manual_seed(config.seed)
@@ -1795,7 +1937,8 @@ class Trainer:
         dataset = VolumeDataset(self.audit)
         key = (config.seed, self.reverts)
         start = self.step * per_step
-        batches = SeededBatches(len(dataset), config.batch_size, config.dataset_aug_prob, key, start)
+        flip_prob = config.dataset_aug_prob
+        batches = SeededBatches(len(dataset), config.batch_size, flip_prob, key, start, self.group)
         self.loader = make_loader(dataset, batches, config.num_workers, self.device)
 
     def report(self):
@@ -1815,6 +1958,8 @@ class Trainer:
 
     def open_log(self):
         """Open metrics.csv, and TensorBoard if asked, at the current step."""
+        if not self.first:
+            return
         if self.log is not None:
             self.log.close()
         metrics = () if self.evaluator is None else self.evaluator.names()
@@ -1829,16 +1974,21 @@ class Trainer:
     def random(self, stream, micro):
         """Host and device generators of one micro-batch."""
         key = (self.config.seed, self.reverts, stream, self.step, micro)
-        return host_random(*key), device_random(self.device, *key)
+        return SharedRandom(host_random(*key), self.group), device_random(self.device, *key)
+
+    def draw(self, function, shape, generator):
+        """This process's part of a draw for the whole batch. Shapes: (...) -> (B, ...)"""
+        shape = (self.config.batch_size, *shape)
+        return self.group.part(function(shape, device=self.device, generator=generator))
 
     def sample_inputs(self, rng, generator):
         """Styles, mixed with probability mixed_prob at a random block, and noise, for one micro-batch.
 
         Shapes: styles (B, L, latent), noise (B, Z, S, S, 1)
         """
-        batch, layers = self.config.batch_size, self.GAN.G.num_layers
-        draw = functools.partial(torch.randn, batch, LATENT_DIM, device=self.device, generator=generator)
-        noise = torch.rand(batch, *self.config.shape, 1, device=self.device, generator=generator)
+        layers = self.GAN.G.num_layers
+        noise = self.draw(torch.rand, (*self.config.shape, 1), generator)
+        draw = functools.partial(self.draw, torch.randn, (LATENT_DIM,), generator)
         w = self.GAN.S(draw())
         if rng.random() >= self.config.mixed_prob:
             return same_style(w, layers), noise
@@ -1873,7 +2023,7 @@ class Trainer:
         if not config.dual_contrast_loss:
             return fake_logits.mean()
         with torch.no_grad(), self.autocast():
-            real_logits = self.judge(self.next_real(), rng)
+            real_logits = self.group.gather(self.judge(self.next_real(), rng))
         return dual_contrastive_loss(fake_logits, real_logits)
 
     def accumulate_discriminator(self, regularize, micro_batches):
@@ -1890,10 +2040,10 @@ class Trainer:
                 real_logits = self.judge(real, rng)
             with self.autocast():
                 fake_logits = self.judge(fake, rng)
-            loss = self.discriminator_loss(real_logits, fake_logits)
+            loss = self.discriminator_loss(*map(self.group.gather, (real_logits, fake_logits)))
             losses["D"] += loss.detach() / micro_batches
             if regularize:
-                penalty = gradient_penalty(real, real_logits)
+                penalty = gradient_penalty(real, real_logits) / self.group.world  # a mean over this part
                 losses["GP"] += penalty.detach() / micro_batches
                 loss = loss + penalty
             self.scaler.scale(loss / micro_batches).backward()
@@ -1910,11 +2060,11 @@ class Trainer:
                 fake = self.GAN.G(styles, noise)
             with self.autocast():
                 fake_logits = self.judge(fake, rng)
-            loss = self.generator_loss(fake_logits, rng)
+            loss = self.generator_loss(self.group.gather(fake_logits), rng)
             losses["G"] += loss.detach() / micro_batches
             if regularize:
-                y = torch.randn(fake.shape, device=self.device, generator=generator)
-                lengths = path_lengths(styles, fake, y)
+                y = self.draw(torch.randn, fake.shape[1:], generator)
+                lengths = self.group.gather(path_lengths(styles, fake, y))
                 losses["pl_length"] += lengths.detach().mean() / micro_batches
                 if self.pl_mean is not None:
                     penalty = (lengths - self.pl_mean).square().mean()
@@ -1928,6 +2078,7 @@ class Trainer:
         """One update of D; returns its losses."""
         regularize = self.step % GRADIENT_PENALTY_EVERY == 0
         losses = self.accumulate_discriminator(regularize, self.config.gradient_accumulate_every)
+        self.group.sum_([p.grad for p in self.GAN.D.parameters()] + [losses["GP"]] * regularize)
         self.scaler.step(self.D_opt)
         self.D_opt.zero_grad(set_to_none=True)
         return losses
@@ -1938,6 +2089,7 @@ class Trainer:
             not self.config.no_pl_reg and self.step > PATH_LENGTH_AFTER and self.step % PATH_LENGTH_EVERY == 0
         )
         losses = self.accumulate_generator(regularize, self.config.gradient_accumulate_every)
+        self.group.sum_([p.grad for p in self.G_opt.param_groups[0]["params"]])
         self.scaler.step(self.G_opt)
         self.G_opt.zero_grad(set_to_none=True)
         if regularize:
@@ -2007,6 +2159,11 @@ class Trainer:
 
     # ---- the whole run
 
+    @property
+    def first(self):
+        """True for the one process that writes, prints and evaluates."""
+        return self.group.rank == 0
+
     def train(self):
         """Train until num_train_steps, a signal or too many NaN; saves before it returns."""
         config = self.config
@@ -2015,8 +2172,9 @@ class Trainer:
             self.save()
             self.preview()
         progress = {"initial": self.step, "total": config.num_train_steps, "dynamic_ncols": True}
-        quiet = 0.5 if sys.stderr.isatty() else 30  # seconds between lines when the bar goes to a file
-        with interruptions() as self.received, tqdm(**progress, unit="step", mininterval=quiet) as self.bar:
+        progress |= {"unit": "step", "disable": not self.first}
+        progress["mininterval"] = 0.5 if sys.stderr.isatty() else 30  # seconds, when the bar goes to a file
+        with interruptions() as self.received, tqdm(**progress) as self.bar:
             while self.step < config.num_train_steps and not self.received:
                 retry_call(
                     self.train_to_checkpoint,
@@ -2024,7 +2182,8 @@ class Trainer:
                     tries=1 + NAN_REVERTS,
                     logger=None,
                 )
-        self.log.close()
+        if self.first:
+            self.log.close()
         if self.received:
             print(f"{self.received[0]}: saved after step {self.step}. The same command continues the run.")
 
@@ -2038,13 +2197,24 @@ class Trainer:
             values["volumes_per_second"] = (
                 config.batch_size * config.gradient_accumulate_every / values["seconds"]
             )
-            self.log.write(self.step, values | self.evaluate_if_due())
-            self.show(values)
+            self.agree_on_end()
+            values |= self.evaluate_if_due()
+            if self.first:
+                self.log.write(self.step, values)
+                self.show(values)
             if self.step % config.save_every == 0 or self.step == config.num_train_steps or self.received:
                 self.save()
                 self.preview_if_due()
                 return
             self.preview_if_due()
+
+    def agree_on_end(self):
+        """End all processes after the same step when any has received a signal."""
+        if self.group.world > 1:
+            asked = torch.tensor([float(bool(self.received))], device=self.device)
+            self.group.sum_([asked])
+            if asked.item() and not self.received:
+                self.received.append("A signal to another process")
 
     def show(self, values):
         """Progress bar: the last value of every loss, and volumes per second."""
@@ -2067,7 +2237,8 @@ class Trainer:
         self.reverts = reverts
         self.open_loader()
         self.open_log()
-        tqdm.write(message, file=sys.stderr)
+        if self.first:
+            tqdm.write(message, file=sys.stderr)
         raise NanException(message)
 
     # ---- previews
@@ -2102,14 +2273,16 @@ class Trainer:
         rows_and_columns = w[cells // tiles], w[cells % tiles]
         styles = mix_styles(*rows_and_columns, layers, layers // 2) if mixed else same_style(w, layers)
         chunks = []
-        for start in range(0, len(seeds), config.batch_size):
-            chunk = slice(start, start + config.batch_size)
+        for start in range(0, len(seeds), self.batch_size):
+            chunk = slice(start, start + self.batch_size)
             _, noise = batch_inputs(seeds[chunk], LATENT_DIM, config.shape)
             chunks.append(self.preview_chunk(synthesis, (styles[chunk], noise)))
         return torch.cat(chunks)
 
     def preview(self):
         """Write sheets of axial slices and projections (G, GE, mixed styles by GE), and a NIfTI of GE."""
+        if not self.first:
+            return
         GAN, folder = self.GAN, self.config.results / "previews"
         folder.mkdir(parents=True, exist_ok=True)
         affine = self.audit.affine
@@ -2131,7 +2304,7 @@ class Trainer:
         What fails is reported, and training goes on.
         """
         every, number = self.config.calculate_fid_every, self.config.calculate_fid_num_images
-        if self.evaluator is None or self.step % every:
+        if self.evaluator is None or self.step % every or not self.first:
             return {}
         try:
             results, _, _ = self.evaluator(self.averaged_volumes(number), number)
@@ -2204,6 +2377,8 @@ class Trainer:
         config = self.config
         if not all(p.isfinite().all() for p in self.GAN.parameters()):
             self.revert("a weight is not finite")
+        if not self.first:
+            return
         state = self.state()
         save_checkpoint(state, config.models / f"model_{self.step // config.save_every}.pt")
         with atomic_path(config.models / ".config.json") as part:
@@ -2475,11 +2650,12 @@ def print_report(trainer, peaks):
         print(f"peak memory, {phase}: {peak / 2**30:.2f} GiB")
 
 
-def train_from_folder(config):
+def train_from_folder(config, group=None):
     """Check everything, then train, or stop after the checks with `--dry_run`.
 
     Args:
         config: TrainConfig.
+        group: Group of the processes that train together; None is this one alone.
 
     Returns:
         The Trainer, at its last step; after a dry run on the CPU one of fake tensors.
@@ -2487,6 +2663,7 @@ def train_from_folder(config):
     Raises:
         ValueError: Data or settings cannot be used; nothing has been written.
     """
+    group = group or Group()
     resumed = checkpoint_numbers(config.models) and not config.new
     if resumed and config.init_from is not None:
         raise ValueError(
@@ -2500,25 +2677,30 @@ def train_from_folder(config):
     audit = audit_volumes(
         config.data, shape, config.batch_size, keep=config.cache == "ram" and not config.dry_run
     )
-    evaluator = None if config.calculate_fid_every is None else open_evaluator(config)
+    evaluates = config.calculate_fid_every is not None and group.rank == 0
+    evaluator = open_evaluator(config) if evaluates else None
     predict = config.dry_run and device.type == "cpu"
     with FakeTensorMode() if predict else contextlib.nullcontext():
-        trainer = Trainer(config)
+        trainer = Trainer(config, group)
     trainer.audit, trainer.evaluator = audit, evaluator
     if config.dry_run:
         print("\n".join(f"{name}: {value}" for name, value in asdict(config).items()))
     if device.type == "cuda":
-        zeros = torch.zeros(config.batch_size, 1, *config.shape)
+        zeros = torch.zeros(trainer.batch_size, 1, *config.shape)
         trainer.loader = itertools.repeat((zeros, torch.zeros(1, dtype=torch.int64)))
         print_report(trainer, measure_peak_memory(trainer))
     else:
-        print_report(trainer, predict_peak_memory(config, audit) if predict else {})
+        print_report(trainer, predict_peak_memory(config, audit, group) if predict else {})
     if config.dry_run:
         return trainer
-    if config.new:
-        move_aside(config)
-    set_aside_later_checkpoints(config)
+    group.wait()  # until all have read what is there
+    if trainer.first:
+        if config.new:
+            move_aside(config)
+        set_aside_later_checkpoints(config)
+    group.wait()
     trainer.prepare()
+    group.wait()
     if trainer.step >= config.num_train_steps:
         print(f"{config.models} is at step {trainer.step} already: raise --num_train_steps to train on.")
         return trainer
@@ -2535,8 +2717,11 @@ def main(argv=None):
             generate_interpolation(config)
         elif config.generate:
             generate_volumes(config)
+        elif config.multi_gpus and "WORLD_SIZE" not in os.environ:
+            start_on_all_gpus()
         else:
-            train_from_folder(config)
+            with process_group(config.device) as group, only_first_prints(group):
+                train_from_folder(config, group)
 
 
 if __name__ == "__main__":

@@ -1,0 +1,321 @@
+"""How long a training step takes and how much memory, against the plain formulation of the same model.
+
+    python tests/benchmarks/step.py --config medium_v1 --batch_size 2
+    python tests/benchmarks/step.py --config demo --amp bfloat16 --repeats 9
+    python tests/benchmarks/step.py --config small --device cuda --amp float16 --batch_size 8
+
+One process, the same weights, latents, noise and volumes; ways and phases take turns, medians are printed as
+Markdown. Peak memory is of a process of its own for every way. FLOPs are counted from the shapes of the
+convolutions, two for a multiplication with its addition.
+"""
+
+import gc
+import json
+import platform
+import re
+import statistics
+import subprocess
+import sys
+import time
+from dataclasses import dataclass
+from datetime import date
+from pathlib import Path
+
+import torch
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.utils.flop_counter import FlopCounterMode
+
+from stylegan2_pytorch import (
+    LATENT_DIM,
+    STREAM_G,
+    StyleGAN2,
+    TrainConfig,
+    Trainer,
+    check_fields,
+    choose_device,
+    one_line_errors,
+    parse_cli,
+    same_style,
+)
+
+ROOT = Path(__file__).parents[2]
+sys.path.insert(0, str(ROOT))
+from tests.benchmarks.plain import PlainGAN  # noqa: E402
+
+PUBLISHED = {"image_size": 128, "image_depth": 32}
+CONFIGS = {
+    "small": {**PUBLISHED, "network_capacity": 8, "fmap_max": 256},
+    "medium_v1": {**PUBLISHED, "network_capacity": 8, "fmap_max": 512},
+    "medium_v2": {**PUBLISHED, "network_capacity": 8, "fmap_max": 1024},
+    "large": {**PUBLISHED, "network_capacity": 16, "fmap_max": 1024},
+    "demo": {"image_size": 32, "image_depth": 8, "network_capacity": 4, "fmap_max": 64},
+}
+PHASES = {
+    "D": (False, False),
+    "D + gradient penalty": (True, False),
+    "G": (False, True),
+    "G + path length": (True, True),
+}
+SHARES = {"D": 15 / 16, "D + gradient penalty": 1 / 16, "G": 31 / 32, "G + path length": 1 / 32}  # of a step
+GENERATED = 8  # volumes generated at once
+
+
+@dataclass(kw_only=True)
+class StepConfig:
+    """Measure the training step.
+
+    Args:
+        config: small, medium_v1, medium_v2, large (as published) or demo.
+        batch_size: Volumes in a micro-batch.
+        device: auto, cpu, cuda or cuda:<n>.
+        amp: Type of mixed precision, bfloat16 or float16.
+        repeats: Measurements of every phase, after one that is not counted.
+        memory: Measure peak memory too.
+        only: plain, float32 or mixed: run every phase once, and print the peak memory of the process.
+    """
+
+    config: str = "medium_v1"
+    batch_size: int = 2
+    device: str = "auto"
+    amp: str = "bfloat16"
+    repeats: int = 3
+    memory: bool = True
+    only: str | None = None
+
+    def __post_init__(self):
+        check_fields(
+            self, {"config": CONFIGS, "amp": ("bfloat16", "float16"), "only": ("plain", "float32", "mixed")}
+        )
+
+
+class FixedTrainer(Trainer):
+    """A Trainer that is given latents, noise and volumes, and draws the path length's noise alone."""
+
+    def __init__(self, settings, batch_size, device="cpu", amp=None):
+        config = TrainConfig(
+            **settings,
+            batch_size=batch_size,
+            gradient_accumulate_every=1,
+            mixed_prob=0,
+            aug_prob=0,
+            device=device,
+            fp16=amp is not None,
+            amp_dtype=amp or "auto",
+        )
+        super().__init__(config)
+        generator = torch.Generator().manual_seed(1)
+        draw = {"generator": generator}
+        self.z = torch.randn(batch_size, LATENT_DIM, **draw).to(self.device)
+        self.real = torch.rand(batch_size, 1, *config.shape, **draw).to(self.device)
+        self.cube = torch.rand(batch_size, *3 * [config.image_size], 1, **draw).to(self.device)
+        self.pl_mean = 0.0
+
+    def sample_inputs(self, rng, generator):
+        noise = self.cube[:, : self.config.image_depth].contiguous()
+        return same_style(self.GAN.S(self.z), self.GAN.G.num_layers), noise
+
+    def next_real(self):
+        return self.real.clone()
+
+    def path_noise(self):
+        """The noise of the path length, as `accumulate_generator` draws it."""
+        _, generator = self.random(STREAM_G, 0)
+        return torch.randn(self.real.shape, device=self.device, generator=generator)
+
+    def run(self, phase):
+        """One update in a phase."""
+        regularized, generator = PHASES[phase]
+        if generator:
+            self.accumulate_generator(regularized, 1)
+        else:
+            self.accumulate_discriminator(regularized, 1)
+        optimizer = self.G_opt if generator else self.D_opt
+        self.scaler.step(optimizer)
+        self.scaler.update()
+        optimizer.zero_grad(set_to_none=True)
+
+
+class PlainTrainer:
+    """The same step in its plain formulation, in float32, from the weights and inputs of a FixedTrainer."""
+
+    def __init__(self, settings, fixed):
+        self.GAN = PlainGAN(fixed.GAN, **settings).to(fixed.device)
+        self.fixed = fixed
+        adam = {"betas": (0.5, 0.9), "foreach": False}
+        generator_parameters = [*self.GAN.G.parameters(), *self.GAN.S.parameters()]
+        self.G_opt = torch.optim.Adam(generator_parameters, lr=1e-4, **adam)
+        self.D_opt = torch.optim.Adam(self.GAN.D.parameters(), lr=1.5e-4, **adam)
+
+    def run(self, phase):
+        """One update in a phase."""
+        regularized, generator = PHASES[phase]
+        z, cube = self.fixed.z, self.fixed.cube
+        if generator:
+            y = self.fixed.path_noise() if regularized else None
+            loss, optimizer = self.GAN.generator_losses(z, cube, y), self.G_opt
+        else:
+            loss = self.GAN.discriminator_losses(self.fixed.real, z, cube, regularized)
+            optimizer = self.D_opt
+        loss.backward()
+        optimizer.step()
+        self.GAN.zero_grad(set_to_none=True)
+
+
+def build(config, ways):
+    """{way: trainer} for some of plain, float32 and mixed."""
+    settings, made = CONFIGS[config.config], {}
+    common = (settings, config.batch_size, config.device)
+    if {"plain", "float32"} & set(ways):
+        made["float32"] = FixedTrainer(*common)
+    if "plain" in ways:
+        made["plain"] = PlainTrainer(settings, made["float32"])
+    if "mixed" in ways:
+        made["mixed"] = FixedTrainer(*common, config.amp)
+    return {way: made[way] for way in ways}
+
+
+def seconds(function, device):
+    """Time of a call."""
+    if device.type == "cuda":
+        torch.cuda.synchronize()
+    start = time.perf_counter()
+    function()
+    if device.type == "cuda":
+        torch.cuda.synchronize()
+    return time.perf_counter() - start
+
+
+def resident_peak():
+    """Peak resident memory of this process in MiB; getrusage's may be that of the process before exec."""
+    status = Path("/proc/self/status").read_text()
+    return int(re.search(r"VmHWM:\s+(\d+) kB", status)[1]) // 1024
+
+
+def peak_memory(config, way):
+    """Peak MiB that the four phases of a way add to a process, in a process of its own."""
+    flags = {"config": config.config, "batch_size": config.batch_size, "device": config.device}
+    flags |= {"amp": config.amp, "only": way}
+    command = [sys.executable, __file__, *(str(p) for k, v in flags.items() for p in (f"--{k}", v))]
+    return json.loads(subprocess.run(command, check=True, capture_output=True).stdout)["mib"]
+
+
+def print_peak(config):
+    """Run every phase of one way once and print the memory that it took, as JSON."""
+    device = choose_device(config.device)
+    torch.ones(8, 8) @ torch.ones(8, 8)
+    before = resident_peak()
+    trainer = build(config, [config.only])[config.only]
+    if config.only == "plain":
+        trainer.fixed.GAN = trainer.fixed.G_opt = trainer.fixed.D_opt = None  # only its inputs are needed
+        gc.collect()
+    for phase in PHASES:
+        trainer.run(phase)
+    after = resident_peak()
+    if device.type == "cuda":
+        before, after = 0, torch.cuda.max_memory_allocated() // 2**20
+    print(json.dumps({"mib": after - before}))
+
+
+def flops(config):
+    """GFLOP of one volume through (G, D), forward."""
+    with FakeTensorMode():
+        GAN = StyleGAN2(**CONFIGS[config.config])
+        styles = torch.empty(1, GAN.G.num_layers, LATENT_DIM)
+        shape = (GAN.G.image_depth, GAN.G.image_size, GAN.G.image_size)
+        counts = []
+        for network, inputs in (
+            (GAN.G, (styles, torch.empty(1, *shape, 1))),
+            (GAN.D, (torch.empty(1, 1, *shape),)),
+        ):
+            with FlopCounterMode(display=False) as counter:
+                network(*inputs)
+            counts.append(counter.get_total_flops() / 1e9)
+    return counts
+
+
+def matrix_peak(device, dtype, size=4096):
+    """GFLOP/s of a square matrix product, the best of five."""
+    a, b = (torch.randn(size, size, device=device).to(dtype) for _ in range(2))
+    return 2e-9 * size**3 / min(seconds(lambda: a @ b, device) for _ in range(5))
+
+
+# Passes of one volume through (G, D) in a phase, a backward pass counted as two forward ones.
+PASSES = {"D": (1, 6), "D + gradient penalty": (1, 10), "G": (3, 2), "G + path length": (7, 2)}
+
+
+def generation(trainers, config):
+    """Seconds a volume: ours, GENERATED at once in mixed precision, and plain, one by one."""
+    fixed, plain = trainers["mixed"], trainers["plain"].GAN
+    z = torch.randn(GENERATED, LATENT_DIM, device=fixed.device)
+    cube = torch.rand(GENERATED, *3 * [fixed.config.image_size], 1, device=fixed.device)
+
+    @torch.no_grad()
+    def ours():
+        with fixed.autocast():
+            noise = cube[:, : fixed.config.image_depth].contiguous()
+            fixed.GAN.G(same_style(fixed.GAN.S(z), fixed.GAN.G.num_layers), noise)
+
+    @torch.no_grad()
+    def one_by_one():
+        for n in range(GENERATED):
+            plain.generate(z[n : n + 1], cube[n : n + 1])
+
+    times = {ours: [], one_by_one: []}
+    for _ in range(config.repeats + 1):
+        for function, found in times.items():
+            found.append(seconds(function, fixed.device) / GENERATED)
+    return [statistics.median(found[1:]) for found in times.values()]
+
+
+def measure(config):
+    """Print the table of all phases and ways."""
+    device = choose_device(config.device)
+    ways = ("plain", "float32", "mixed")
+    trainers = build(config, ways)
+    times = {(phase, way): [] for phase in PHASES for way in ways}
+    for _ in range(config.repeats + 1):
+        for (phase, way), found in times.items():
+            found.append(seconds(lambda p=phase, w=way: trainers[w].run(p), device))
+            gc.collect()
+    median = {key: statistics.median(found[1:]) for key, found in times.items()}
+    for way in ways:
+        median["a step, on average", way] = sum(SHARES[p] * median[p, way] for p in PHASES)
+    name = torch.cuda.get_device_name() if device.type == "cuda" else f"{torch.get_num_threads()} CPU threads"
+    print(f"\n{config.config}, batch {config.batch_size}, {name}, PyTorch {torch.__version__}, ", end="")
+    print(f"Python {platform.python_version()}, {config.amp}, {date.today()}\n")
+    print(
+        "| phase | plain, s | float32, s | mixed, s | float32 / plain | mixed / plain |\n" + "|---" * 6 + "|"
+    )
+    for phase in [*PHASES, "a step, on average"]:
+        p, f, m = (median[phase, way] for way in ways)
+        print(f"| {phase} | {p:.3f} | {f:.3f} | {m:.3f} | {f / p:.2f} | {m / p:.2f} |")
+    fast, single = generation(trainers, config)
+    print(f"| generation, a volume | {single:.3f} | | {fast:.3f} | | {fast / single:.2f} |")
+    g, d = flops(config)
+    done = config.batch_size * sum(SHARES[p] * (a * g + b * d) for p, (a, b) in PASSES.items())
+    print(
+        f"\nForward, of one volume: G {g:.1f}, D {d:.1f} GFLOP; a step of the fast model {done:.0f} GFLOP. ",
+        end="",
+    )
+    for way, dtype in (("float32", torch.float32), ("mixed", getattr(torch, config.amp))):
+        peak = matrix_peak(device, dtype)
+        share = done / median["a step, on average", way] / peak
+        print(f"Share of the matrix peak, {way}: {share:.2f} of {peak:.0f} GFLOP/s. ", end="")
+    print()
+    if config.memory:
+        del trainers
+        gc.collect()
+        mib = {way: peak_memory(config, way) for way in ways}
+        shares = ", ".join(f"{way} {m} MiB ({m / mib['plain']:.2f})" for way, m in mib.items())
+        print(f"\nPeak memory of a process in the four phases, beside what an empty one has: {shares}.")
+
+
+def main(argv=None):
+    """The command line."""
+    config = parse_cli(StepConfig, argv)
+    with one_line_errors():
+        print_peak(config) if config.only else measure(config)
+
+
+if __name__ == "__main__":
+    main()

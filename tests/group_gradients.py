@@ -1,0 +1,38 @@
+"""Write the gradients of one step by as many processes as torchrun starts: python ... settings.json out.pt"""
+
+import json
+import sys
+
+import torch
+
+from stylegan2_pytorch import TrainConfig, Trainer, audit_volumes, process_group
+
+
+def main(settings_path, out):
+    """Both halves of step 5024, which has the gradient penalty and the path length."""
+    torch.set_num_threads(1)
+    with open(settings_path) as file:
+        config = TrainConfig(**json.load(file))
+    with process_group("cpu") as group:
+        trainer = Trainer(config, group)
+        size = config.image_size
+        trainer.audit = audit_volumes(config.data, (size, size, config.image_depth))
+        trainer.step, trainer.pl_mean = 5024, 0.1
+        trainer.open_loader()
+        found, networks = {}, trainer.GAN
+        for name, optimizer, step in (
+            ("D", trainer.D_opt, trainer.discriminator_step),
+            ("G", trainer.G_opt, trainer.generator_step),
+        ):
+            optimizer.step = lambda optimizer=optimizer: None  # the gradients are wanted, not the update
+            optimizer.zero_grad = lambda **_: None
+            found[name] = {key: float(value) for key, value in step().items()}
+        for name in ("S", "G", "D"):
+            for key, p in getattr(networks, name).named_parameters():
+                found[f"{name}.{key}"] = p.grad
+        if group.rank == 0:
+            torch.save(found, out)
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])

@@ -1,0 +1,132 @@
+"""Several processes as one: gradients, resuming, and what happens when one dies. By gloo, on the CPU."""
+
+import csv
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+import torch
+
+from stylegan2_pytorch import Group, SeededBatches, SharedRandom, host_random
+from tests.conftest import ROOT, SMALL, run_script, tiny_flags
+
+LAUNCH = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
+ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1"}
+
+
+def run_two(script, *arguments, timeout=300):
+    """Run a script by torchrun on two processes."""
+    command = [*LAUNCH, str(ROOT / script), *map(str, arguments)]
+    return subprocess.run(
+        command, cwd=ROOT, capture_output=True, encoding="utf-8", timeout=timeout, env=ENVIRONMENT
+    )
+
+
+def test_parts_make_the_whole():
+    groups = [Group(rank, 3) for rank in range(3)]
+    assert [g.part(list("abcdef")) for g in groups] == [["a", "b"], ["c", "d"], ["e", "f"]]
+    whole = host_random(1).integers(0, 100, 6).tolist()
+    parts = [SharedRandom(host_random(1), g).integers(0, 100, 2).tolist() for g in groups]
+    assert [n for part in parts for n in part] == whole
+    assert {SharedRandom(host_random(2), g).random() for g in groups} == {host_random(2).random()}
+    batches = [iter(SeededBatches(20, 6, 0.5, (0,), 3, g)) for g in (Group(), *groups)]
+    for _ in range(5):
+        first, *others = (next(b) for b in batches)
+        assert [n for other in others for n in other] == first
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {},
+        {"rel_disc_loss": True, "aug_types": ("translation", "cutout", "contrast")},
+        {"dual_contrast_loss": True},
+        {"top_k_training": True, "generator_top_k_gamma": 0.5},
+    ],
+    ids=lambda options: next(iter(options), "hinge"),
+)
+def test_two_processes_have_the_gradients_of_one(tmp_path, data, options):
+    settings = {**SMALL, "batch_size": 4, "gradient_accumulate_every": 2, "device": "cpu", "fp16": False}
+    settings |= {"data": str(data), "aug_prob": 0.7, **options}
+    (tmp_path / "settings.json").write_text(json.dumps(settings))
+    one = run_script("tests/group_gradients.py", tmp_path / "settings.json", tmp_path / "one.pt")
+    two = run_two("tests/group_gradients.py", tmp_path / "settings.json", tmp_path / "two.pt")
+    assert one.returncode == two.returncode == 0, one.stderr + two.stderr
+    one, two = (torch.load(tmp_path / f"{name}.pt", weights_only=True) for name in ("one", "two"))
+    for losses in ("D", "G"):
+        assert one[losses].keys() == two[losses].keys() and one[losses] == pytest.approx(
+            two[losses], rel=1e-4
+        )
+    assert {"GP"} <= one["D"].keys() and {"PL", "pl_mean"} <= one["G"].keys()
+    tensors = [key for key, value in one.items() if isinstance(value, torch.Tensor)]
+    assert len(tensors) > 40
+    for network in "SGD":
+        names = [key for key in tensors if key.startswith(f"{network}.")]
+        largest = max(float(one[key].abs().max()) for key in names)
+        for key in names:
+            assert float((one[key] - two[key]).abs().max()) < 1e-5 * largest, key
+
+
+def losses_of(folder):
+    """Rows of metrics.csv, {step: D's loss}."""
+    with open(folder / "results" / "t" / "metrics.csv", newline="") as file:
+        return {int(row["step"]): float(row["D"]) for row in csv.DictReader(file)}
+
+
+def test_runs_go_over_from_two_processes_to_one_and_back(tmp_path, data):
+    settings = {"batch_size": 4, "save_every": 2, "fp16": False, "learning_rate": 1e-5}
+    single = tiny_flags(data, tmp_path / "single", num_train_steps=6, **settings)
+    run = run_script("stylegan2_pytorch.py", *single)
+    assert run.returncode == 0, run.stderr
+    for steps, runner in ((2, run_two), (4, run_script), (6, run_two)):
+        flags = tiny_flags(data, tmp_path / "mixed", num_train_steps=steps, **settings)
+        run = runner("stylegan2_pytorch.py", *flags)
+        assert run.returncode == 0, run.stderr
+        assert run.stdout.count("Checkpoints are in") == 1  # one process alone speaks
+    expected, found = losses_of(tmp_path / "single"), losses_of(tmp_path / "mixed")
+    assert sorted(found) == [1, 2, 3, 4, 5, 6]
+    assert found == pytest.approx(expected, rel=1e-3)  # the same run, up to rounding
+    refused = run_two("stylegan2_pytorch.py", *flags, "--batch_size", 3, "--name", "odd")
+    assert refused.returncode != 0
+    assert "--batch_size 3 cannot be shared by 2 processes: choose a multiple of 2" in refused.stderr
+
+
+def test_a_killed_process_ends_the_job_and_the_run_goes_on(tmp_path, data):
+    flags = tiny_flags(data, tmp_path, batch_size=2, save_every=3, num_train_steps=100000)
+    command = [*LAUNCH, str(ROOT / "stylegan2_pytorch.py"), *map(str, flags)]
+    with open(tmp_path / "log", "w") as log:
+        job = subprocess.Popen(command, cwd=ROOT, stdout=log, stderr=log, env=ENVIRONMENT)
+    model = tmp_path / "models" / "t" / "model_1.pt"
+    deadline = time.monotonic() + 120
+    while not model.exists():
+        assert time.monotonic() < deadline and job.poll() is None, (tmp_path / "log").read_text()
+        time.sleep(0.1)
+    workers = subprocess.run(["pgrep", "-P", str(job.pid)], capture_output=True, text=True).stdout.split()
+    ranks = {int(environment_of(pid)["RANK"]): int(pid) for pid in workers if "RANK" in environment_of(pid)}
+    os.kill(ranks[1], signal.SIGKILL)
+    assert job.wait(timeout=60) != 0
+    log = (tmp_path / "log").read_text()
+    assert "Another process of this training has ended" in log
+    assert re.search(r"The same command continues from the last", log)
+    last = max(int(p.stem.split("_")[1]) for p in (tmp_path / "models" / "t").glob("model_*.pt"))
+    flags = tiny_flags(data, tmp_path, batch_size=2, save_every=3, num_train_steps=3 * last + 3)
+    run = run_script("stylegan2_pytorch.py", *flags)
+    assert run.returncode == 0, run.stderr
+    assert (tmp_path / "models" / "t" / f"model_{last + 1}.pt").exists()
+
+
+def environment_of(pid):
+    """Environment of a process."""
+    with open(f"/proc/{pid}/environ", errors="replace") as file:
+        return dict(entry.split("=", 1) for entry in file.read().split("\0") if "=" in entry)
+
+
+def test_multi_gpus_needs_them(data, tmp_path):
+    run = run_script("stylegan2_pytorch.py", *tiny_flags(data, tmp_path), "--multi_gpus", True)
+    if torch.cuda.device_count() < 2:
+        assert run.returncode != 0 and "--multi_gpus needs at least 2 GPUs" in run.stderr
