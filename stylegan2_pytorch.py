@@ -67,6 +67,7 @@ from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
+from torch.utils.checkpoint import checkpoint
 from torch.utils.data import DataLoader, Dataset, Sampler
 from torch.utils.weak import WeakIdKeyDictionary
 from tqdm import tqdm
@@ -75,6 +76,7 @@ __version__ = "0.1.0"
 
 FORMAT_VERSION = 1  # of our checkpoints
 NIFTI_SUFFIXES = (".nii", ".nii.gz")
+SLOPE = 0.2  # of LeakyReLU
 LATENT_DIM = 512  # of z and w, as published
 STYLE_DEPTH = 8  # layers of the mapping network, as published
 
@@ -190,6 +192,7 @@ class TrainConfig:
         interpolation_num_steps: Volumes of an interpolation.
         save_frames: Save every frame of an interpolation also as PNG.
         use_average: Generate from the averaged networks (SE, GE); False takes the current ones (S, G).
+        checkpoint_activations: Compute the blocks again in the backward pass: less memory, more time.
         dry_run: Check data and settings, print sizes and peak memory, and stop before the first step.
     """
 
@@ -251,6 +254,7 @@ class TrainConfig:
     interpolation_num_steps: int = 100
     save_frames: bool = False
     use_average: bool = True
+    checkpoint_activations: bool = False
     dry_run: bool = False
 
     def __post_init__(self):
@@ -975,8 +979,8 @@ AUGMENTATIONS = {"translation": translate, "cutout": cutout, "contrast": contras
 
 
 def leaky_relu():
-    """The networks' only nonlinearity: LeakyReLU of slope 0.2, no gain."""
-    return nn.LeakyReLU(0.2)
+    """The networks' only nonlinearity: LeakyReLU of slope 0.2, no gain; in place, its gradient needs the result."""
+    return nn.LeakyReLU(SLOPE, inplace=True)
 
 
 class Smoothing(torch.autograd.Function):
@@ -1064,30 +1068,27 @@ class Conv3DMod(nn.Module):
     kernel as it is.
 
     Shapes:
-        x:      (B, C_in, D, H, W)
+        x:      (B, C_in, D, H, W); without gradients, it is overwritten
         style:  (B, C_in)
         return: (B, C_out, D, H, W)
     """
 
-    def __init__(self, in_channels, out_channels, kernel_size, demodulate=True, eps=1e-8):
+    def __init__(self, in_channels, out_channels, kernel_size, eps=1e-8):
         super().__init__()
         self.weight = nn.Parameter(torch.empty(out_channels, in_channels, *3 * [kernel_size]))
         nn.init.kaiming_normal_(self.weight, a=0, mode="fan_in", nonlinearity="leaky_relu")
         self.padding = kernel_size // 2
-        self.demodulate = demodulate
         self.eps = eps
 
     def forward(self, x, style):
         s = 1 + style
-        if not self.demodulate:
-            return F.conv3d(x * as_channels(s, x), self.weight, padding=self.padding)
         with torch.autocast(x.device.type, enabled=False):  # a sum of squares overflows float16
             dtype = product_dtype()
             kernel_power = self.weight.float().square().sum(dim=(2, 3, 4)).to(dtype)  # (C_out, C_in)
             norm = (s.to(dtype).square() @ kernel_power.T + self.eps).rsqrt().float()  # (B, C_out)
             largest = s.detach().abs().amax(dim=1, keepdim=True).clamp_min(self.eps)  # keeps float16 in range
-        x = F.conv3d(x * as_channels(s / largest, x), self.weight, padding=self.padding)
-        return x * as_channels(norm * largest, x)
+        x = F.conv3d(times_(x, as_channels(s / largest, x)), self.weight, padding=self.padding)
+        return times_(x, as_channels(norm * largest, x))
 
 
 def reliably(layer, x):
@@ -1107,17 +1108,52 @@ def as_channels(values, x):
     return values.to(x.dtype).view(*values.shape, 1, 1, 1)
 
 
-def add_noise(x, noise, layer):
-    """x + Linear(1, C)(noise), without building the (B, D, H, W, C) tensor.
+def times_(x, factor):
+    """x * factor, in x's own memory where no gradient needs it."""
+    return x * factor if torch.is_grad_enabled() else x.mul_(factor)
+
+
+def voxels_first(x):
+    """(B, C, D, H, W) -> (B, D * H * W, C), a view where the channels come last in memory."""
+    return x.movedim(1, -1).flatten(1, 3)
+
+
+def add_noise_(x, noise, layer):
+    """x + Linear(1, C)(noise), in x's own memory.
+
+    As a product of matrices, [noise, 1] @ [weight, bias], added to x in one pass; on a CPU in bfloat16, adding the
+    bias and the noise by broadcasting takes forty times as long.
+
+    Shapes:
+        x:      (B, C, D, H, W), overwritten
+        noise:  (B, D * H * W, 2), of which the second is 1
+        return: (B, C, D, H, W)
+    """
+    factors = torch.stack([layer.weight.squeeze(1), layer.bias]).to(x.dtype)  # (2, C)
+    with torch.autocast(x.device.type, enabled=False):
+        voxels = voxels_first(x).baddbmm_(noise.to(x.dtype), factors.expand(len(x), -1, -1))
+    return voxels.unflatten(1, x.shape[2:]).movedim(-1, 1)
+
+
+class ModulatedSum(nn.Module):
+    """Modulated 1x1x1 convolution to one channel, without demodulation: a sum over channels for each sample.
+
+    As a product of matrices it reads x once; the convolution would need x times the style first.
 
     Shapes:
         x:      (B, C, D, H, W)
-        noise:  (B, 1, D, H, W)
-        return: (B, C, D, H, W)
+        style:  (B, C)
+        return: (B, 1, D, H, W)
     """
-    return torch.addcmul(
-        x + as_channels(layer.bias, x), noise.to(x.dtype), as_channels(layer.weight.squeeze(1), x)
-    )
+
+    def __init__(self, channels):
+        super().__init__()
+        self.weight = nn.Parameter(torch.empty(1, channels, 1, 1, 1))
+        nn.init.kaiming_normal_(self.weight, a=0, mode="fan_in", nonlinearity="leaky_relu")
+
+    def forward(self, x, style):
+        factors = (1 + style) * self.weight.view(1, -1)  # (B, C)
+        return (voxels_first(x) @ factors.to(x.dtype)[..., None]).view(len(x), 1, *x.shape[2:])
 
 
 # ╔══════════════════════════════════════════════════════════════════════════════════════════════════════════╗
@@ -1146,6 +1182,16 @@ def shrink_schedule(image_size, image_depth):
         strides.append(tuple(2 if size > 2 else 1 for size in sizes))
         sizes = tuple(size // stride for size, stride in zip(sizes, strides[-1], strict=True))
     return strides
+
+
+def run_block(block, *inputs, again=False):
+    """A block's result; with `again`, what its gradient needs is computed again in the backward pass.
+
+    Without gradients there is nothing to keep.
+    """
+    if not (again and torch.is_grad_enabled()):
+        return block(*inputs)
+    return checkpoint(block, *inputs, use_reentrant=False, preserve_rng_state=False)
 
 
 def initialize(module):
@@ -1182,7 +1228,7 @@ class ToGrayscale(nn.Module):
     def __init__(self, latent_dim, channels, enlarge):
         super().__init__()
         self.to_style = StyleLinear(latent_dim, channels)
-        self.conv = Conv3DMod(channels, 1, kernel_size=1, demodulate=False)
+        self.conv = ModulatedSum(channels)
         self.upsample = nn.Sequential(upsampling(enlarge), Blur()) if enlarge else None
 
     def forward(self, x, previous, w):
@@ -1224,9 +1270,10 @@ class GeneratorBlock(nn.Module):
         if self.upsample is not None:
             x = self.upsample(x)
         d, h, w_axis = x.shape[2:]
-        noise = noise[:, :d, :h, :w_axis].movedim(-1, 1)  # (B, 1, D', H', W')
-        x = self.activation(add_noise(self.conv1(x, self.to_style1(w)), noise, self.to_noise1))
-        x = self.activation(add_noise(self.conv2(x, self.to_style2(w)), noise, self.to_noise2))
+        noise = noise[:, :d, :h, :w_axis].flatten(1, 3)
+        noise = torch.cat([noise, torch.ones_like(noise)], dim=-1)  # (B, D' * H' * W', 2)
+        x = self.activation(add_noise_(self.conv1(x, self.to_style1(w)), noise, self.to_noise1))
+        x = self.activation(add_noise_(self.conv2(x, self.to_style2(w)), noise, self.to_noise2))
         return x, self.to_grayscale(x, grey, w)
 
 
@@ -1241,6 +1288,7 @@ class Generator(nn.Module):
 
     def __init__(self, image_size, image_depth, latent_dim=LATENT_DIM, network_capacity=8, fmap_max=512):
         super().__init__()
+        self.checkpoint_activations = False
         factors = growth_schedule(image_size, image_depth)
         self.image_size, self.image_depth, self.latent_dim = image_size, image_depth, latent_dim
         self.num_layers = len(factors)
@@ -1263,7 +1311,7 @@ class Generator(nn.Module):
         x = self.initial_conv(self.initial_block.expand(len(styles), -1, -1, -1, -1))
         grey = None
         for w, block in zip(styles.unbind(dim=1), self.blocks, strict=True):
-            x, grey = block(x, grey, w, noise)
+            x, grey = run_block(block, x, grey, w, noise, again=self.checkpoint_activations)
         return grey
 
 
@@ -1293,7 +1341,7 @@ class DiscriminatorBlock(nn.Module):
         x = self.net(x)
         if self.downsample is not None:
             x = self.downsample(x)
-        return (x + skip) / math.sqrt(2)
+        return (x + skip).mul_(math.sqrt(0.5))
 
 
 class Discriminator(nn.Module):
@@ -1307,6 +1355,7 @@ class Discriminator(nn.Module):
 
     def __init__(self, image_size, image_depth, network_capacity=8, fmap_max=512):
         super().__init__()
+        self.checkpoint_activations = False
         strides = shrink_schedule(image_size, image_depth)
         widths = [1, *(min(fmap_max, 4 * network_capacity * 2**i) for i in range(len(strides) + 1))]
         self.blocks = nn.ModuleList(
@@ -1322,7 +1371,7 @@ class Discriminator(nn.Module):
     def forward(self, volumes):
         x = volumes
         for block in self.blocks:
-            x = reliably(block, x)
+            x = run_block(functools.partial(reliably, block), x, again=self.checkpoint_activations)
         x = reliably(self.final_conv, x)
         logits = self.to_logit(x.flatten(1)).squeeze(1)
         return logits, logits.new_zeros(1)
@@ -1897,6 +1946,8 @@ class Trainer:
         self.amp_dtype = choose_amp_dtype(config.amp_dtype, self.device)
         torch.manual_seed(config.seed)
         self.GAN = channels_last(StyleGAN2(**config.network()))
+        for network in (self.GAN.G, self.GAN.D):
+            network.checkpoint_activations = config.checkpoint_activations
         if self.device.type != "cpu":  # fake tensors, of `predict_peak_memory`, cannot be moved
             self.GAN.to(self.device)
         generator_parameters = [*self.GAN.G.parameters(), *self.GAN.S.parameters()]

@@ -141,17 +141,24 @@ def test_parameter_counts_of_the_published_models(capacity, fmap_max, millions):
     assert round(sg.count_parameters(gan.S) / 1e6, 1) == 2.1
 
 
-@pytest.mark.parametrize("demodulate", [True, False])
-def test_modulated_convolution_equals_one_kernel_per_sample(demodulate):
-    conv = sg.Conv3DMod(3, 5, kernel_size=3, demodulate=demodulate)
-    x, style = torch.randn(2, 3, 4, 6, 5), torch.randn(2, 3)
-    weight = conv.weight[None] * (1 + style)[:, None, :, None, None, None]  # (B, C_out, C_in, k, k, k)
+def one_kernel_per_sample(layer, x, style, demodulate):
+    """The modulated convolution of `layer`'s weight, with a kernel for every sample."""
+    weight = layer.weight[None] * (1 + style)[:, None, :, None, None, None]  # (B, C_out, C_in, k, k, k)
     if demodulate:
         weight = weight / (weight.square().sum(dim=(2, 3, 4, 5), keepdim=True) + 1e-8).sqrt()
-    expected = torch.cat(
-        [F.conv3d(one[None], kernel, padding=1) for one, kernel in zip(x, weight, strict=True)]
-    )
-    torch.testing.assert_close(conv(x, style), expected, rtol=1e-5, atol=1e-5)
+    padding = weight.shape[-1] // 2
+    pairs = zip(x, weight, strict=True)
+    return torch.cat([F.conv3d(one[None], kernel, padding=padding) for one, kernel in pairs])
+
+
+@pytest.mark.parametrize("grad", [True, False])
+def test_modulated_convolutions_equal_one_kernel_per_sample(grad):
+    x, style = torch.randn(2, 3, 4, 6, 5), torch.randn(2, 3)
+    for layer, demodulate in ((sg.Conv3DMod(3, 5, kernel_size=3), True), (sg.ModulatedSum(3), False)):
+        expected = one_kernel_per_sample(layer, x, style, demodulate)
+        with torch.set_grad_enabled(grad):
+            found = layer(x.clone(), style)
+        torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-5)
 
 
 def test_blur_equals_27_taps_and_is_its_own_gradient():
@@ -169,7 +176,9 @@ def test_blur_equals_27_taps_and_is_its_own_gradient():
 def test_noise_equals_a_linear_layer_on_the_last_axis():
     x, noise, layer = torch.randn(2, 3, 4, 5, 6), torch.rand(2, 4, 5, 6, 1), nn.Linear(1, 3)
     expected = x + layer(noise).permute(0, 4, 1, 2, 3)
-    torch.testing.assert_close(sg.add_noise(x, noise.movedim(-1, 1), layer), expected)
+    flat = noise.flatten(1, 3)
+    found = sg.add_noise_(x.clone(), torch.cat([flat, torch.ones_like(flat)], dim=-1), layer)
+    torch.testing.assert_close(found, expected)
 
 
 def test_only_the_first_slices_of_a_noise_cube_are_read():

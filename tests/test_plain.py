@@ -43,6 +43,25 @@ def test_volumes_and_logits_are_those_of_the_plain_formulation(pair):
 
 
 @pytest.mark.parametrize("phase", PHASES)
+def test_activations_computed_again_change_no_gradient(pair, phase):
+    fixed, _ = pair
+    regularized, generator = PHASES[phase]
+    found = []
+    for again in (False, True):
+        for network in (fixed.GAN.G, fixed.GAN.D):
+            network.checkpoint_activations = again
+        fixed.GAN.zero_grad(set_to_none=True)
+        accumulate = fixed.accumulate_generator if generator else fixed.accumulate_discriminator
+        losses = accumulate(regularized, 1)
+        gradients = {name: p.grad for name, p in fixed.GAN.named_parameters() if p.grad is not None}
+        found.append((dict(losses), gradients))
+    fixed.GAN.G.checkpoint_activations = fixed.GAN.D.checkpoint_activations = False
+    assert found[0][0] == found[1][0] and found[0][1].keys() == found[1][1].keys()
+    for name, gradient in found[0][1].items():
+        torch.testing.assert_close(gradient, found[1][1][name], rtol=1e-5, atol=1e-8)
+
+
+@pytest.mark.parametrize("phase", PHASES)
 def test_losses_and_gradients_are_those_of_the_plain_formulation(pair, phase):
     fixed, plain = pair
     regularized, generator = PHASES[phase]

@@ -71,6 +71,7 @@ class StepConfig:
         amp: Type of mixed precision, bfloat16 or float16.
         repeats: Measurements of every phase, after one that is not counted.
         memory: Measure peak memory too.
+        checkpoint_activations: Let the fast ways compute their blocks again in the backward pass.
         only: plain, float32 or mixed: run every phase once, and print the peak memory of the process.
     """
 
@@ -80,6 +81,7 @@ class StepConfig:
     amp: str = "bfloat16"
     repeats: int = 3
     memory: bool = True
+    checkpoint_activations: bool = False
     only: str | None = None
 
     def __post_init__(self):
@@ -91,7 +93,7 @@ class StepConfig:
 class FixedTrainer(Trainer):
     """A Trainer that is given latents, noise and volumes, and draws the path length's noise alone."""
 
-    def __init__(self, settings, batch_size, device="cpu", amp=None):
+    def __init__(self, settings, batch_size, device="cpu", amp=None, checkpoint_activations=False):
         config = TrainConfig(
             **settings,
             batch_size=batch_size,
@@ -101,6 +103,7 @@ class FixedTrainer(Trainer):
             device=device,
             fp16=amp is not None,
             amp_dtype=amp or "auto",
+            checkpoint_activations=checkpoint_activations,
         )
         super().__init__(config)
         generator = torch.Generator().manual_seed(1)
@@ -166,11 +169,11 @@ def build(config, ways):
     settings, made = CONFIGS[config.config], {}
     common = (settings, config.batch_size, config.device)
     if {"plain", "float32"} & set(ways):
-        made["float32"] = FixedTrainer(*common)
+        made["float32"] = FixedTrainer(*common, None, config.checkpoint_activations)
     if "plain" in ways:
         made["plain"] = PlainTrainer(settings, made["float32"])
     if "mixed" in ways:
-        made["mixed"] = FixedTrainer(*common, config.amp)
+        made["mixed"] = FixedTrainer(*common, config.amp, config.checkpoint_activations)
     return {way: made[way] for way in ways}
 
 
@@ -194,7 +197,7 @@ def resident_peak():
 def peak_memory(config, way):
     """Peak MiB that the four phases of a way add to a process, in a process of its own."""
     flags = {"config": config.config, "batch_size": config.batch_size, "device": config.device}
-    flags |= {"amp": config.amp, "only": way}
+    flags |= {"amp": config.amp, "only": way, "checkpoint_activations": config.checkpoint_activations}
     command = [sys.executable, __file__, *(str(p) for k, v in flags.items() for p in (f"--{k}", v))]
     return json.loads(subprocess.run(command, check=True, capture_output=True).stdout)["mib"]
 
