@@ -1793,7 +1793,7 @@ class AllocationTracker(TorchDispatchMode):
         self.bytes -= size
 
 
-def predict_peak_memory(config, audit, group):
+def predict_peak_memory(config, audit, group=Group()):
     """Peak bytes of the worst steps of one process on the CPU, {phase: bytes}, found on fake tensors."""
     config = replace(config, device="cpu", batch_size=config.batch_size // group.world)
     tracker = AllocationTracker()
@@ -2129,7 +2129,8 @@ class Trainer:
         """One update of D; returns its losses."""
         regularize = self.step % GRADIENT_PENALTY_EVERY == 0
         losses = self.accumulate_discriminator(regularize, self.config.gradient_accumulate_every)
-        self.group.sum_([p.grad for p in self.GAN.D.parameters()] + [losses["GP"]] * regularize)
+        penalties = [losses["GP"]] if regularize else []
+        self.group.sum_([p.grad for p in self.GAN.D.parameters()] + penalties)
         self.scaler.step(self.D_opt)
         self.D_opt.zero_grad(set_to_none=True)
         return losses

@@ -96,7 +96,7 @@ WRONG_FLAGS = {
     "quantisation": (["--fq_layers", "1"], "--fq_layers is not available"),
     "contrastive": (["--cl_reg"], "--cl_reg is not available"),
     "no_const": (["--no_const"], "--no_const is not available"),
-    "multi_gpus": (["--multi_gpus"], "--multi_gpus is not available"),
+    "multi_gpus": (["--multi_gpus"], "--multi_gpus needs at least 2 GPUs"),
     "transparent": (["--transparent"], "--transparent is not available: a one-channel volume has no alpha"),
     "nothing to generate from": (
         ["--generate", "--name", "nobody"],
