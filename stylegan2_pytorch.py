@@ -435,9 +435,10 @@ def choose_amp_dtype(name, device):
 class Group:
     """The processes of one training, of which each has an equal part of every batch.
 
-    Losses are computed from the logits of all, so that they are those of the whole batch whatever they compare;
-    the gradients of the processes are then summed, once a step, in few large messages. (DistributedDataParallel
-    would average losses of parts, which is another loss for top-k, relativistic and dual contrastive training.)
+    Losses are computed from the logits of all, so that they are those of the whole batch whatever they
+    compare; the gradients of the processes are then summed, once a step, in few large messages.
+    (DistributedDataParallel would average losses of parts, which is another loss for top-k, relativistic and
+    dual contrastive training.)
 
     Args:
         rank: Number of this process, from 0.
@@ -460,8 +461,8 @@ class Group:
         except RuntimeError as error:
             reason = " ".join(str(error).split())[:200]
             raise ValueError(
-                f"Another process of this training has ended ({reason}). The same command continues from the last "
-                f"checkpoint."
+                f"Another process of this training has ended ({reason}). The same command continues from the "
+                f"last checkpoint."
             ) from None
 
     def gather(self, values):
@@ -979,7 +980,7 @@ AUGMENTATIONS = {"translation": translate, "cutout": cutout, "contrast": contras
 
 
 def leaky_relu():
-    """The networks' only nonlinearity: LeakyReLU of slope 0.2, no gain; in place, its gradient needs the result."""
+    """The networks' only nonlinearity: LeakyReLU of slope 0.2, no gain, in place."""
     return nn.LeakyReLU(SLOPE, inplace=True)
 
 
@@ -1121,8 +1122,8 @@ def voxels_first(x):
 def add_noise_(x, noise, layer):
     """x + Linear(1, C)(noise), in x's own memory.
 
-    As a product of matrices, [noise, 1] @ [weight, bias], added to x in one pass; on a CPU in bfloat16, adding the
-    bias and the noise by broadcasting takes forty times as long.
+    As a product of matrices, [noise, 1] @ [weight, bias], added to x in one pass; on a CPU in bfloat16,
+    adding the bias and the noise by broadcasting takes forty times as long.
 
     Shapes:
         x:      (B, C, D, H, W), overwritten
@@ -1938,8 +1939,8 @@ class Trainer:
         self.group = group or Group()
         if config.batch_size % self.group.world:
             raise ValueError(
-                f"--batch_size {config.batch_size} cannot be shared by {self.group.world} processes: choose a "
-                f"multiple of {self.group.world}."
+                f"--batch_size {config.batch_size} cannot be shared by {self.group.world} processes: choose "
+                f"a multiple of {self.group.world}."
             )
         self.batch_size = config.batch_size // self.group.world  # of this process
         self.device = choose_device(config.device)
