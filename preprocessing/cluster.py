@@ -66,12 +66,15 @@ def open_client(scheduler, n_workers):
 
 
 def attempt(function, job, mark):
-    """What a function makes of a job; None if it has killed ATTEMPTS workers. Each call leaves a byte."""
+    """What a function makes of a job; None if it has killed ATTEMPTS workers. Every death leaves a byte."""
     with open(mark, "ab") as file:
         file.write(b"x")
-        if file.tell() > ATTEMPTS:
-            return None
-    return function(job)
+        number = file.tell()
+    if number > ATTEMPTS:
+        return None
+    result = function(job)
+    os.truncate(mark, number - 1)  # if the result is lost with a worker that another job kills, it counts not
+    return result
 
 
 def run_all(client, function, jobs, title, folder):
