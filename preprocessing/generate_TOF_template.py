@@ -54,6 +54,23 @@ LEAST_SHARE = 0.5  # of the scans must cover a voxel of the template
 FIGURES = ("iteration", "scans", "nmi", "sharpness", "change")
 
 
+def check_registration(config, files):
+    """Raise a ValueError for a wrong --dof, a head without its mask, or a file that is not there.
+
+    Args:
+        config: TemplateConfig or PreprocessConfig.
+        files: Names of the fields that hold a path or None.
+    """
+    if config.dof not in (6, 12):
+        raise ValueError(f"--dof must be 6 (rigid) or 12 (affine), got {config.dof}.")
+    if (config.brain_template is None) != (config.brain_mask is None):
+        raise ValueError("--brain_template and --brain_mask go together: give both or none.")
+    for flag in files:
+        path = getattr(config, flag)
+        if path is not None and not Path(path).is_file():
+            raise ValueError(f"--{flag} {path} does not exist.")
+
+
 @dataclass(kw_only=True)
 class TemplateConfig:
     """Build a study template from TOF MRA scans.
@@ -92,14 +109,7 @@ class TemplateConfig:
 
     def __post_init__(self):
         check_fields(self, {})
-        if self.dof not in (6, 12):
-            raise ValueError(f"--dof must be 6 (rigid) or 12 (affine), got {self.dof}.")
-        if (self.brain_template is None) != (self.brain_mask is None):
-            raise ValueError("--brain_template and --brain_mask go together: give both or none.")
-        for flag in ("reference", "brain_template", "brain_mask"):
-            path = getattr(self, flag)
-            if path is not None and not Path(path).is_file():
-                raise ValueError(f"--{flag} {path} does not exist.")
+        check_registration(self, ("reference", "brain_template", "brain_mask"))
 
 
 def choose_reference(scans, path=None):

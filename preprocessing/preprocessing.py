@@ -41,6 +41,7 @@ from preprocessing.cluster import default_workers, open_client, run_all
 from preprocessing.generate_TOF_template import (
     TemplateConfig,
     build_template,
+    check_registration,
     choose_reference,
     template_grid,
 )
@@ -176,8 +177,6 @@ class PreprocessConfig:
         size = self.target_size
         if len(size) != 3 or not all(isinstance(n, int) and n > 0 for n in size):
             raise ValueError(f"--target_size must be three numbers of voxels, got {size}.")
-        if self.dof not in (6, 12):
-            raise ValueError(f"--dof must be 6 (rigid) or 12 (affine), got {self.dof}.")
         clip = self.clip_percentiles
         if clip and not (len(clip) == 2 and all(isinstance(p, int | float) for p in clip)):
             raise ValueError(f"--clip_percentiles must be two numbers, got {clip}.")
@@ -187,14 +186,9 @@ class PreprocessConfig:
             raise ValueError("--stripped needs --perform_skull_stripping.")
         if self.template is None and not self.perform_registration:
             raise ValueError("--perform_registration False needs --template: its space is that of the scans.")
-        if (self.brain_template is None) != (self.brain_mask is None):
-            raise ValueError("--brain_template and --brain_mask go together: give both or none.")
         if self.template is None and self.template_mask is not None:
             raise ValueError("--template_mask is the mask of --template: give both.")
-        for flag in (*FILES, "to_native"):
-            path = getattr(self, flag)
-            if path is not None and not Path(path).is_file():
-                raise ValueError(f"--{flag} {path} does not exist.")
+        check_registration(self, (*FILES, "to_native"))
 
     @property
     def folder(self):
