@@ -93,6 +93,7 @@ AVERAGE_COPY_UNTIL = 25000
 PREVIEW_EVERY_EARLY = 100
 PREVIEW_EARLY_UNTIL = 2500
 
+PENALTY_PARTS = 4  # of a micro-batch, whose penalties are computed one after the other to save memory
 TRUNCATION_SAMPLES = 2000  # styles averaged for the truncation centre
 NAN_REVERTS = 3  # returns to the last checkpoint before training gives up
 FEWEST_EVALUATED = 6  # volumes in a set: more than the neighbours that precision and recall ask for
@@ -153,6 +154,7 @@ class TrainConfig:
         ttur_mult: The discriminator's learning rate is learning_rate times this.
         mixed_prob: Probability of style mixing, for a micro-batch.
         no_pl_reg: Switch path-length regularisation off.
+        pl_batch_shrink: Path lengths are measured on every pl_batch_shrink-th volume of a micro-batch.
         rel_disc_loss: Relativistic discriminator loss.
         dual_contrast_loss: Dual contrastive loss in place of the hinge loss.
         top_k_training: Train the generator on the fakes that the discriminator finds most real.
@@ -215,6 +217,7 @@ class TrainConfig:
     ttur_mult: float = 1.5
     mixed_prob: float = 0.9
     no_pl_reg: bool = False
+    pl_batch_shrink: int = 1
     rel_disc_loss: bool = False
     dual_contrast_loss: bool = False
     top_k_training: bool = False
@@ -974,6 +977,15 @@ def contrast(volumes, rng):
 AUGMENTATIONS = {"translation": translate, "cutout": cutout, "contrast": contrast}
 
 
+def augment(volumes, prob, types, rng):
+    """With probability `prob`, a left-right flip with probability 0.5, and `diff_augment`; else no change."""
+    if prob and rng.random() < prob:
+        if rng.random() < 0.5:
+            volumes = volumes.flip(LEFT_RIGHT)
+        volumes = diff_augment(volumes, types, rng)
+    return volumes
+
+
 # ╔══════════════════════════════════════════════════════════════════════════════════════════════════════════╗
 # ║ Layers                                                                                                   ║
 # ╚══════════════════════════════════════════════════════════════════════════════════════════════════════════╝
@@ -1389,11 +1401,7 @@ class AugmentedDiscriminator(nn.Module):
         self.D = D
 
     def forward(self, volumes, prob=0.0, types=(), rng=None):
-        if prob and rng.random() < prob:
-            if rng.random() < 0.5:
-                volumes = volumes.flip(LEFT_RIGHT)
-            volumes = diff_augment(volumes, types, rng)
-        return self.D(volumes)
+        return self.D(augment(volumes, prob, types, rng))
 
 
 class StyleGAN2(nn.Module):
@@ -1943,6 +1951,12 @@ class Trainer:
                 f"a multiple of {self.group.world}."
             )
         self.batch_size = config.batch_size // self.group.world  # of this process
+        if self.batch_size % config.pl_batch_shrink:
+            raise ValueError(
+                f"--pl_batch_shrink {config.pl_batch_shrink} does not divide the {self.batch_size} volumes of "
+                f"a process's micro-batch: choose a divisor."
+            )
+        self.penalty_part = -(-self.batch_size // PENALTY_PARTS)  # volumes
         self.device = choose_device(config.device)
         self.amp_dtype = choose_amp_dtype(config.amp_dtype, self.device)
         torch.manual_seed(config.seed)
@@ -2052,9 +2066,13 @@ class Trainer:
         self.files.append(indices)
         return volumes.to(self.device, non_blocking=True)
 
-    def judge(self, volumes, rng):
+    def augment(self, volumes, rng):
+        """Volumes as D sees them. Shapes: (B, 1, D, H, W) -> the same"""
+        return augment(volumes, self.config.aug_prob, self.config.aug_types, rng)
+
+    def judge(self, volumes):
         """Logits of augmented volumes, float32. Shapes: (B, 1, D, H, W) -> (B,)"""
-        logits, _ = self.GAN.D_aug(volumes, self.config.aug_prob, self.config.aug_types, rng)
+        logits, _ = self.GAN.D(volumes)
         return logits.float()
 
     def discriminator_loss(self, real_logits, fake_logits):
@@ -2075,11 +2093,11 @@ class Trainer:
         if not config.dual_contrast_loss:
             return fake_logits.mean()
         with torch.no_grad(), self.autocast():
-            real_logits = self.group.gather(self.judge(self.next_real(), rng))
+            real_logits = self.group.gather(self.judge(self.augment(self.next_real(), rng)))
         return dual_contrastive_loss(fake_logits, real_logits)
 
     def accumulate_discriminator(self, regularize, micro_batches):
-        """Gradients of D; the penalty and the forward pass under it are computed in float32."""
+        """Gradients of D; the loss in mixed precision, the penalty in a pass of its own in float32."""
         losses = defaultdict(float)
         for micro in range(micro_batches):
             rng, generator = self.random(STREAM_D, micro)
@@ -2087,43 +2105,71 @@ class Trainer:
                 styles, noise = self.sample_inputs(rng, generator)
                 with self.autocast():
                     fake = self.GAN.G(styles, noise)
-            real = self.next_real().requires_grad_(regularize)
-            with self.autocast(enabled=not regularize):
-                real_logits = self.judge(real, rng)
+            parts = [p.requires_grad_(regularize) for p in self.next_real().split(self.penalty_part)]
+            real, fake = self.augment(torch.cat(parts), rng), self.augment(fake, rng)
             with self.autocast():
-                fake_logits = self.judge(fake, rng)
-            loss = self.discriminator_loss(*map(self.group.gather, (real_logits, fake_logits)))
+                logits = [self.group.gather(self.judge(volumes)) for volumes in (real.detach(), fake)]
+            loss = self.discriminator_loss(*logits)
             losses["D"] += loss.detach() / micro_batches
-            if regularize:
-                penalty = gradient_penalty(real, real_logits) / self.group.world  # a mean over this part
-                losses["GP"] += penalty.detach() / micro_batches
-                loss = loss + penalty
             self.scaler.scale(loss / micro_batches).backward()
+            if regularize:
+                losses["GP"] += self.penalize_gradient(parts, real, micro_batches)
         return losses
 
+    def penalize_gradient(self, parts, augmented, micro_batches):
+        """Add the gradients of the gradient penalty; returns this process's share of its value.
+
+        One part after another, so that the graph of gradients, in float32, is that of a part only.
+
+        Shapes: parts of (b, 1, D, H, W), augmented (B, 1, D, H, W), computed from them
+        """
+        weights, total = list(self.GAN.D.parameters()), 0.0
+        for part, volumes in zip(parts, augmented.split(self.penalty_part), strict=True):
+            share = len(part) / self.config.batch_size / micro_batches
+            penalty = gradient_penalty(part, self.judge(volumes)) * share
+            self.scaler.scale(penalty).backward(inputs=weights)  # the augmentation is needed again
+            total += penalty.detach()
+        return total
+
     def accumulate_generator(self, regularize, micro_batches):
-        """Gradients of G and S; path lengths and the volumes under them are computed in float32."""
+        """Gradients of G and S; the loss in mixed precision, path lengths in a pass of their own in float32."""
         losses = defaultdict(float)
         self.GAN.D.requires_grad_(False)
         for micro in range(micro_batches):
             rng, generator = self.random(STREAM_G, micro)
-            styles, noise = self.sample_inputs(rng, generator)
-            with self.autocast(enabled=not regularize):
-                fake = self.GAN.G(styles, noise)
+            mapped, noise = self.sample_inputs(rng, generator)
+            styles = mapped.detach().requires_grad_()  # collects the gradients of both passes for S
             with self.autocast():
-                fake_logits = self.judge(fake, rng)
+                fake_logits = self.judge(self.augment(self.GAN.G(styles, noise), rng))
             loss = self.generator_loss(self.group.gather(fake_logits), rng)
             losses["G"] += loss.detach() / micro_batches
-            if regularize:
-                y = self.draw(torch.randn, fake.shape[1:], generator)
-                lengths = self.group.gather(path_lengths(styles, fake, y))
-                losses["pl_length"] += lengths.detach().mean() / micro_batches
-                if self.pl_mean is not None:
-                    penalty = (lengths - self.pl_mean).square().mean()
-                    losses["PL"] += penalty.detach() / micro_batches
-                    loss = loss + penalty
             self.scaler.scale(loss / micro_batches).backward()
+            if regularize:
+                y = self.draw(torch.randn, (1, *self.config.shape), generator)
+                for name, value in self.penalize_path_length(styles, noise, y, micro_batches).items():
+                    losses[name] += value
+            mapped.backward(styles.grad)
         self.GAN.D.requires_grad_(True)
+        return losses
+
+    def penalize_path_length(self, styles, noise, y, micro_batches):
+        """Add the gradients of the path-length penalty; returns the share of the mean length and of the penalty.
+
+        One part after another, as `penalize_gradient`, of every pl_batch_shrink-th volume.
+
+        Shapes: styles (B, L, latent), noise (B, Z, S, S, 1), y (B, 1, Z, S, S)
+        """
+        losses, chosen = defaultdict(float), slice(None, None, self.config.pl_batch_shrink)
+        number = self.config.batch_size // self.config.pl_batch_shrink
+        inputs = (t[chosen].split(self.penalty_part) for t in (styles, noise, y))
+        for w, noise_part, y_part in zip(*inputs, strict=True):
+            lengths = self.group.gather(path_lengths(w, self.GAN.G(w, noise_part), y_part))
+            share = len(lengths) / number / micro_batches
+            losses["pl_length"] += lengths.detach().mean() * share
+            if self.pl_mean is not None:
+                penalty = (lengths - self.pl_mean).square().mean() * share
+                losses["PL"] += penalty.detach()
+                self.scaler.scale(penalty).backward()
         return losses
 
     def discriminator_step(self):
@@ -2623,6 +2669,7 @@ def generate_interpolation(config):
 # Settings that change what a continued run computes.
 RESUMED_SETTINGS = (
     *("batch_size", "gradient_accumulate_every", "learning_rate", "ttur_mult", "mixed_prob", "no_pl_reg"),
+    "pl_batch_shrink",
     *("rel_disc_loss", "dual_contrast_loss", "top_k_training", "generator_top_k_gamma"),
     *("generator_top_k_frac", "aug_prob", "aug_types", "dataset_aug_prob", "fp16", "amp_dtype"),
     *("seed", "save_every"),
