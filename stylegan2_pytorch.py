@@ -93,6 +93,7 @@ AVERAGE_COPY_UNTIL = 25000
 PREVIEW_EVERY_EARLY = 100
 PREVIEW_EARLY_UNTIL = 2500
 
+READ_EVERY = {"cpu": 1, "cuda": 10}  # steps between readings of the losses, for which a GPU must be waited for
 PENALTY_PARTS = 4  # of a micro-batch, whose penalties are computed one after the other to save memory
 TRUNCATION_SAMPLES = 2000  # styles averaged for the truncation centre
 NAN_REVERTS = 3  # returns to the last checkpoint before training gives up
@@ -1966,11 +1967,9 @@ class Trainer:
         if self.device.type != "cpu":  # fake tensors, of `predict_peak_memory`, cannot be moved
             self.GAN.to(self.device)
         generator_parameters = [*self.GAN.G.parameters(), *self.GAN.S.parameters()]
-        betas = (0.5, 0.9)
-        self.G_opt = torch.optim.Adam(generator_parameters, lr=config.learning_rate, betas=betas)
-        self.D_opt = torch.optim.Adam(
-            self.GAN.D.parameters(), lr=config.learning_rate * config.ttur_mult, betas=betas
-        )
+        adam = functools.partial(torch.optim.Adam, betas=(0.5, 0.9), fused=True)  # asks the GPU for nothing
+        self.G_opt = adam(generator_parameters, lr=config.learning_rate)
+        self.D_opt = adam(self.GAN.D.parameters(), lr=config.learning_rate * config.ttur_mult)
         scaled = config.fp16 and self.amp_dtype == torch.float16
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=scaled)
         self.step = 0  # completed steps
@@ -1984,6 +1983,7 @@ class Trainer:
         self.log = None
         self.shown = {}  # the last value of every loss
         self.files = []  # indices of the volumes seen in this step
+        self.unread = []  # (step, losses, files) of the steps whose losses were not read yet
 
     # ---- preparation
 
@@ -2192,10 +2192,10 @@ class Trainer:
         self.scaler.step(self.G_opt)
         self.G_opt.zero_grad(set_to_none=True)
         if regularize:
-            length = losses.pop("pl_length").item()
+            length = losses.pop("pl_length").double()
             former = length if self.pl_mean is None else self.pl_mean
             self.pl_mean = PATH_LENGTH_DECAY * former + (1 - PATH_LENGTH_DECAY) * length
-            losses["pl_mean"] = torch.tensor(self.pl_mean)
+            losses["pl_mean"] = self.pl_mean
         return losses
 
     def update_averages(self):
@@ -2206,22 +2206,32 @@ class Trainer:
             self.GAN.copy_to_averages()
 
     def train_step(self):
-        """One update of every network; returns {name: value} of the losses.
-
-        Raises:
-            NanException: A loss is not finite; the run is back at its last checkpoint.
-        """
-        self.files.clear()
+        """One update of every network, without waiting for the device; `read_losses` reads the losses."""
+        self.files = []
         losses = self.discriminator_step()
         losses |= self.generator_step()
         self.scaler.update()
         self.update_averages()
-        values = {name: float(loss) for name, loss in losses.items()}
-        broken = [name for name, value in values.items() if not math.isfinite(value)]
-        if broken:
-            self.revert(f"{' and '.join(broken)} {'is' if len(broken) == 1 else 'are'} not finite")
+        self.unread.append((self.step, losses, self.files))
         self.step += 1
-        return values
+
+    def read_losses(self):
+        """Losses of the steps since the last reading, [{"step": number, name: value}].
+
+        Raises:
+            NanException: A loss is not finite; the run is back at its last checkpoint.
+        """
+        unread, self.unread = self.unread, []
+        numbers = iter(torch.stack([loss.float() for _, losses, _ in unread for loss in losses.values()]).tolist())
+        rows = []
+        for step, losses, files in unread:
+            values = {name: next(numbers) for name in losses}
+            broken = [name for name, value in values.items() if not math.isfinite(value)]
+            if broken:
+                reason = f"{' and '.join(broken)} {'is' if len(broken) == 1 else 'are'} not finite"
+                self.revert(f"{reason} in step {step}", files)
+            rows.append({"step": step + 1, **values})
+        return rows
 
     def rehearsals(self):
         """Pairs of a phase's name and a function that runs its heaviest work once, without an update."""
@@ -2288,24 +2298,45 @@ class Trainer:
 
     def train_to_checkpoint(self):
         """Train until the next checkpoint is due, or a signal has been received, and save."""
-        config = self.config
+        start = time.perf_counter()
         while True:
-            start = time.perf_counter()
-            values = self.train_step()
-            values["seconds"] = time.perf_counter() - start
-            values["volumes_per_second"] = (
-                config.batch_size * config.gradient_accumulate_every / values["seconds"]
-            )
+            self.train_step()
+            saves = self.step % self.config.save_every == 0 or self.step == self.config.num_train_steps
+            if not (saves or self.must_read()):
+                continue
+            rows = self.read_losses()
+            seconds = (time.perf_counter() - start) / len(rows)
             self.agree_on_end()
-            values |= self.evaluate_if_due()
+            rows[-1] |= self.evaluate_if_due()
             if self.first:
-                self.log.write(self.step, values)
-                self.show(values)
-            if self.step % config.save_every == 0 or self.step == config.num_train_steps or self.received:
+                self.record(rows, seconds)
+            if saves or self.received:
                 self.save()
                 self.preview_if_due()
                 return
             self.preview_if_due()
+            start = time.perf_counter()
+
+    def must_read(self):
+        """True if the losses are to be read after this step: so many are unread, or they must be known."""
+        signalled = self.received and self.group.world == 1  # else `agree_on_end` decides
+        return (
+            len(self.unread) == READ_EVERY[self.device.type]
+            or self.preview_is_due()
+            or self.evaluation_is_due()
+            or signalled
+        )
+
+    def record(self, rows, seconds):
+        """Write the rows of `read_losses`, whose steps took so many seconds each, and show the last."""
+        volumes = self.config.batch_size * self.config.gradient_accumulate_every
+        for values in rows:
+            values |= {"seconds": seconds, "volumes_per_second": volumes / seconds}
+            self.log.write(values.pop("step"), values)
+            self.shown |= values
+        text = {name: f"{self.shown[name]:.3g}" for name in ("D", "G", "GP", "PL") if name in self.shown}
+        self.bar.set_postfix(text | {"volumes/s": f"{volumes / seconds:.3g}"}, refresh=False)
+        self.bar.update(self.step - self.bar.n)
 
     def agree_on_end(self):
         """End all processes after the same step when any has received a signal."""
@@ -2315,20 +2346,13 @@ class Trainer:
             if asked.item() and not self.received:
                 self.received.append("A signal to another process")
 
-    def show(self, values):
-        """Progress bar: the last value of every loss, and volumes per second."""
-        self.shown |= values
-        text = {name: f"{self.shown[name]:.3g}" for name in ("D", "G", "GP", "PL") if name in self.shown}
-        self.bar.set_postfix(text | {"volumes/s": f"{values['volumes_per_second']:.3g}"}, refresh=False)
-        self.bar.update(self.step - self.bar.n)
-
-    def revert(self, reason):
+    def revert(self, reason, files):
         """Go back to the last checkpoint, with other random numbers, and raise a NanException."""
-        seen = sorted(set(torch.cat(self.files).tolist())) if self.files else []
+        seen = sorted(set(torch.cat(files).tolist())) if files else []
         files = ", ".join(str(self.audit.paths[i]) for i in seen[:MAX_FILES_NAMED])
         last = find_checkpoint(self.config.models)
         message = (
-            f"{reason} in step {self.step}; the run went back to {last}. Volumes of the step: {files}. "
+            f"{reason}; the run went back to {last}. Volumes of the step: {files}. "
             f"If it happens again, try a lower --learning_rate or --fp16 False."
         )
         reverts = self.reverts + 1
@@ -2342,10 +2366,14 @@ class Trainer:
 
     # ---- previews
 
-    def preview_if_due(self):
-        """Preview every evaluate_every steps, and every 100 steps in the beginning."""
+    def preview_is_due(self):
+        """True every evaluate_every steps, and every 100 steps in the beginning."""
         early = self.step < PREVIEW_EARLY_UNTIL and self.step % PREVIEW_EVERY_EARLY == 0
-        if early or self.step % self.config.evaluate_every == 0:
+        return early or self.step % self.config.evaluate_every == 0
+
+    def preview_if_due(self):
+        """Preview if it is due."""
+        if self.preview_is_due():
             self.preview()
 
     @torch.no_grad()
@@ -2397,13 +2425,18 @@ class Trainer:
 
     # ---- evaluation
 
+    def evaluation_is_due(self):
+        """True every calculate_fid_every steps."""
+        every = self.config.calculate_fid_every
+        return every is not None and self.step % every == 0
+
     def evaluate_if_due(self):
         """Every calculate_fid_every steps, {metric: value} of volumes of the averaged networks, else {}.
 
         What fails is reported, and training goes on.
         """
-        every, number = self.config.calculate_fid_every, self.config.calculate_fid_num_images
-        if self.evaluator is None or self.step % every or not self.first:
+        number = self.config.calculate_fid_num_images
+        if self.evaluator is None or not self.evaluation_is_due():
             return {}
         try:
             results, _, _ = self.evaluator(self.averaged_volumes(number), number)
@@ -2454,7 +2487,7 @@ class Trainer:
             "scaler": self.scaler.state_dict(),
             "step": self.step,
             "reverts": self.reverts,
-            "pl_mean": self.pl_mean,
+            "pl_mean": None if self.pl_mean is None else float(self.pl_mean),
             "best": self.best,
             "random": {"cpu": torch.get_rng_state()},
             "truncation_center": {
@@ -2506,6 +2539,8 @@ class Trainer:
         if self.scaler.is_enabled() and state["scaler"]:
             self.scaler.load_state_dict(state["scaler"])
         self.step, self.reverts, self.pl_mean = state["step"], state["reverts"], state["pl_mean"]
+        if self.pl_mean is not None:
+            self.pl_mean = torch.tensor(self.pl_mean, dtype=torch.float64, device=self.device)
         self.best = self.best or state.get("best")
         torch.set_rng_state(state["random"]["cpu"])
         if self.device.type == "cuda" and "cuda" in state["random"]:
