@@ -93,7 +93,10 @@ AVERAGE_COPY_UNTIL = 25000
 PREVIEW_EVERY_EARLY = 100
 PREVIEW_EARLY_UNTIL = 2500
 
-READ_EVERY = {"cpu": 1, "cuda": 10}  # steps between readings of the losses, for which a GPU must be waited for
+READ_EVERY = {
+    "cpu": 1,
+    "cuda": 10,
+}  # steps between readings of the losses, for which a GPU must be waited for
 PENALTY_PARTS = 4  # of a micro-batch, whose penalties are computed one after the other to save memory
 TRUNCATION_SAMPLES = 2000  # styles averaged for the truncation centre
 NAN_REVERTS = 3  # returns to the last checkpoint before training gives up
@@ -495,6 +498,28 @@ class Group:
             if tensor is not None:
                 waiting.append(tensor)
                 size += tensor.nbytes
+
+    @contextlib.contextmanager
+    def first_before_others(self):
+        """Around what the first process does before the others do it."""
+        if self.rank:
+            self.wait()
+        yield
+        if self.rank == 0:
+            self.wait()
+
+    def share(self, number):
+        """This process's range of `number` things that need not be equally many for all."""
+        return range(self.rank * number // self.world, (self.rank + 1) * number // self.world)
+
+    def collect(self, thing):
+        """What every process has, as a list, for the first; None for the others."""
+        if self.world == 1:
+            return [thing]
+        things = [None] * self.world if self.rank == 0 else None
+        with self.together():
+            torch.distributed.gather_object(thing, things)
+        return things
 
     def wait(self):
         """Wait for all processes."""
@@ -1967,7 +1992,7 @@ class Trainer:
         if self.device.type != "cpu":  # fake tensors, of `predict_peak_memory`, cannot be moved
             self.GAN.to(self.device)
         generator_parameters = [*self.GAN.G.parameters(), *self.GAN.S.parameters()]
-        adam = functools.partial(torch.optim.Adam, betas=(0.5, 0.9), fused=True)  # asks the GPU for nothing
+        adam = functools.partial(torch.optim.Adam, betas=(0.5, 0.9), fused=True)
         self.G_opt = adam(generator_parameters, lr=config.learning_rate)
         self.D_opt = adam(self.GAN.D.parameters(), lr=config.learning_rate * config.ttur_mult)
         scaled = config.fp16 and self.amp_dtype == torch.float16
@@ -2132,7 +2157,7 @@ class Trainer:
         return total
 
     def accumulate_generator(self, regularize, micro_batches):
-        """Gradients of G and S; the loss in mixed precision, path lengths in a pass of their own in float32."""
+        """Gradients of G and S; the loss in mixed precision, path lengths in their own pass in float32."""
         losses = defaultdict(float)
         self.GAN.D.requires_grad_(False)
         for micro in range(micro_batches):
@@ -2153,7 +2178,7 @@ class Trainer:
         return losses
 
     def penalize_path_length(self, styles, noise, y, micro_batches):
-        """Add the gradients of the path-length penalty; returns the share of the mean length and of the penalty.
+        """Add the gradients of the path-length penalty; returns shares of the mean length and the penalty.
 
         One part after another, as `penalize_gradient`, of every pl_batch_shrink-th volume.
 
@@ -2222,7 +2247,9 @@ class Trainer:
             NanException: A loss is not finite; the run is back at its last checkpoint.
         """
         unread, self.unread = self.unread, []
-        numbers = iter(torch.stack([loss.float() for _, losses, _ in unread for loss in losses.values()]).tolist())
+        numbers = iter(
+            torch.stack([loss.float() for _, losses, _ in unread for loss in losses.values()]).tolist()
+        )
         rows = []
         for step, losses, files in unread:
             values = {name: next(numbers) for name in losses}
@@ -2387,9 +2414,9 @@ class Trainer:
     @torch.no_grad()
     def preview_volumes(self, mapping, synthesis, mixed=False):
         """The preview's volumes, a batch at a time, of seeds seed, seed + 1, ...; a mixed one has the first
-        half of its blocks from its row's latent and the rest from its column's.
+        half of its blocks from its row's latent and the rest from its column's. Processes share the work.
 
-        Shapes: -> (num_image_tiles^2, 1, Z, X, Y)
+        Shapes: -> (num_image_tiles^2, 1, Z, X, Y), or None for all processes but the first
         """
         config, tiles, layers = self.config, self.config.num_image_tiles, synthesis.num_layers
         seeds = range(config.seed, config.seed + tiles**2)
@@ -2399,23 +2426,23 @@ class Trainer:
         cells = np.arange(len(seeds))
         rows_and_columns = w[cells // tiles], w[cells % tiles]
         styles = mix_styles(*rows_and_columns, layers, layers // 2) if mixed else same_style(w, layers)
-        chunks = []
-        for start in range(0, len(seeds), self.batch_size):
-            chunk = slice(start, start + self.batch_size)
+        own, chunks = self.group.share(len(seeds)), [torch.empty(0, 1, *config.shape)]
+        for start in own[:: self.batch_size]:
+            chunk = slice(start, min(start + self.batch_size, own.stop))
             _, noise = batch_inputs(seeds[chunk], LATENT_DIM, config.shape)
             chunks.append(self.preview_chunk(synthesis, (styles[chunk], noise)))
-        return torch.cat(chunks)
+        parts = self.group.collect(torch.cat(chunks))
+        return torch.cat(parts) if self.first else None
 
     def preview(self):
         """Write sheets of axial slices and projections (G, GE, mixed styles by GE), and a NIfTI of GE."""
-        if not self.first:
-            return
-        GAN, folder = self.GAN, self.config.results / "previews"
+        GAN, folder, affine = self.GAN, self.config.results / "previews", self.audit.affine
         folder.mkdir(parents=True, exist_ok=True)
-        affine = self.audit.affine
         sheets = {"G": (GAN.S, GAN.G), "GE": (GAN.SE, GAN.GE), "mixed": (GAN.SE, GAN.GE, True)}
         for name, networks in sheets.items():
             volumes = self.preview_volumes(*networks)
+            if not self.first:
+                continue
             sheet = contact_sheet(volumes, affine, self.config.num_image_tiles)
             save_picture(sheet, folder / f"{self.step:06d}-{name}.png")
             if self.log.board is not None:
@@ -2433,16 +2460,27 @@ class Trainer:
     def evaluate_if_due(self):
         """Every calculate_fid_every steps, {metric: value} of volumes of the averaged networks, else {}.
 
-        What fails is reported, and training goes on.
+        Processes share the volumes; the first compares them with the real ones. What fails is reported, and
+        training goes on.
         """
-        number = self.config.calculate_fid_num_images
-        if self.evaluator is None or not self.evaluation_is_due():
+        if not self.evaluation_is_due():
+            return {}
+        failed, results = [], {}
+        try:
+            own = self.group.share(self.config.calculate_fid_num_images)
+            part = self.evaluator.measure_part(self.averaged_volumes(own), len(own), self.group.world)
+        except Exception as error:  # whatever it is, it must not end a training of days
+            part = " ".join(str(error).split()) or type(error).__name__
+        parts = self.group.collect(part)
+        if not self.first:
             return {}
         try:
-            results, _, _ = self.evaluator(self.averaged_volumes(number), number)
-        except Exception as error:  # whatever it is, it must not end a training of days
-            reason = " ".join(str(error).split()) or type(error).__name__
-            tqdm.write(f"Step {self.step} could not be evaluated: {reason}", file=sys.stderr)
+            failed = [part for part in parts if isinstance(part, str)]
+            results = {} if failed else self.evaluator.compare_parts(parts)
+        except Exception as error:
+            failed = [" ".join(str(error).split()) or type(error).__name__]
+        if failed:
+            tqdm.write(f"Step {self.step} could not be evaluated: {failed[0]}", file=sys.stderr)
             return {}
         scores = {name: result["value"] for name, result in results.items()}
         append_scores(self.config.results / "fid_scores.txt", self.step, scores)
@@ -2450,16 +2488,16 @@ class Trainer:
         return scores
 
     @torch.no_grad()
-    def averaged_volumes(self, number):
-        """Yield volumes of the averaged networks, of seeds seed, seed + 1, ..., as VolumeInMemory."""
+    def averaged_volumes(self, numbers):
+        """Yield volumes of the averaged networks, of seeds seed + number, as VolumeInMemory."""
         from MedicalNet.evaluation import in_memory
 
         config, mapping, synthesis = self.config, self.GAN.SE, self.GAN.GE
         center = truncation_center(mapping, LATENT_DIM, self.device, config.seed)
-        for start in range(0, number, config.batch_size):
+        for start in numbers[:: self.batch_size]:
             if self.received:
                 raise InterruptedError(f"{self.received[0]} came first")
-            seeds = range(config.seed + start, config.seed + min(start + config.batch_size, number))
+            seeds = [config.seed + n for n in range(start, min(start + self.batch_size, numbers.stop))]
             z, noise = batch_inputs(seeds, LATENT_DIM, config.shape)
             w = truncate(mapping(z.to(self.device)), center, config.trunc_psi)
             volumes = self.preview_chunk(synthesis, (same_style(w, synthesis.num_layers), noise)).numpy()
@@ -2812,8 +2850,14 @@ def train_from_folder(config, group=None):
     audit = audit_volumes(
         config.data, shape, config.batch_size, keep=config.cache == "ram" and not config.dry_run
     )
-    evaluates = config.calculate_fid_every is not None and group.rank == 0
-    evaluator = open_evaluator(config) if evaluates else None
+    evaluator = None
+    if config.calculate_fid_every is not None:
+        if config.calculate_fid_num_images < group.world:
+            raise ValueError(
+                f"--calculate_fid_num_images must be {group.world} or more for as many processes."
+            )
+        with group.first_before_others():  # it downloads the weights
+            evaluator = open_evaluator(config)
     predict = config.dry_run and device.type == "cpu"
     with FakeTensorMode() if predict else contextlib.nullcontext():
         trainer = Trainer(config, group)

@@ -408,6 +408,17 @@ class Measured:
         return Measured([self.names[i] for i in chosen], features, anatomy)
 
 
+def joined(parts):
+    """One Measured of several, one after the other."""
+    features = {name: np.concatenate([p.features[name] for p in parts]) for name in parts[0].features}
+    whole = Measured([n for p in parts for n in p.names], features, [a for p in parts for a in p.anatomy])
+    if parts[0].pairs is not None:
+        before = np.cumsum([0, *(len(p.names) for p in parts)])
+        whole.pairs = np.concatenate([p.pairs + n for p, n in zip(parts, before, strict=False)])
+        whole.similarity = np.concatenate([p.similarity for p in parts])
+    return whole
+
+
 def measure(sources, number, extractors, config, cache, title):
     """Measure a set of volumes, each read once, and only if something of it is not cached.
 
@@ -682,6 +693,19 @@ class Evaluator:
     def measure(self, sources, number, title):
         """Measure a set of volumes; see `measure`."""
         return measure(sources, number, self.extractors, self.config, self.cache, title)
+
+    def measure_part(self, sources, number, parts):
+        """Measure generated volumes that are one of several parts of a set, made by as many processes."""
+        config = replace(self.config, num_pairs=-(-self.config.num_pairs // parts))
+        return measure(sources, number, self.extractors, config, self.cache, "generated volumes")
+
+    def compare_parts(self, parts):
+        """Compare generated volumes, measured in parts, with the real ones; see `compare`.
+
+        The pairs of MS-SSIM lie within the parts; volumes of other seeds are independent, so any will do.
+        """
+        results, _ = compare(self.measure_real(), joined(parts), self.config)
+        return results
 
     def __call__(self, sources, number, title="generated volumes"):
         """Measure generated volumes and compare them with the real ones; see `compare`.
