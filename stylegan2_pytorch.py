@@ -117,7 +117,7 @@ STREAM_ORDER, STREAM_FLIP, STREAM_D, STREAM_G = range(4)
 
 NETWORK_SETTINGS = ("image_size", "image_depth", "network_capacity", "fmap_max", "lr_mlp")
 CHOICES = {
-    "cache": ("ram", "none"),
+    "cache": ("ram", "disk", "none"),
     "amp_dtype": ("auto", "float16", "bfloat16"),
     "aug_types": ("translation", "cutout", "contrast"),
     "embedding": ("pretrained", "random"),
@@ -177,8 +177,9 @@ class TrainConfig:
         multi_gpus: Train on all GPUs of this machine, as by torchrun; the batch is shared out.
         fp16: Train with mixed precision; penalties are always computed in float32.
         amp_dtype: auto, float16 or bfloat16; auto is float16 on a GPU and bfloat16 on a CPU.
-        cache: ram keeps the decoded volumes in memory; none decodes them again in every epoch.
-        num_workers: Processes that decode volumes; None is 0 with the cache and at most 4 without.
+        cache: ram keeps decoded volumes in memory; disk packs them into a file in results_dir, which all runs
+            share; none decodes them again in every epoch.
+        num_workers: Processes that read volumes; None is 0 with a cache and at most 4 without.
         seed: Seed of everything random, >= 0; also of the first generated volume.
         save_every: Steps between checkpoints.
         keep_checkpoints: Number of newest checkpoints kept; None keeps all.
@@ -284,6 +285,11 @@ class TrainConfig:
     def results(self):
         """Folder of this run's previews and logs."""
         return Path(self.results_dir) / self.name
+
+    @property
+    def packs(self):
+        """Folder of the volumes packed by `--cache disk`, of all runs."""
+        return Path(self.results_dir) / "packed"
 
     @property
     def models(self):
@@ -752,20 +758,20 @@ class Audit:
 
     Args:
         paths: The volumes, sorted.
-        volumes: float32 tensor (N, 1, Z, X, Y) in [0, 1], or None without the cache.
+        volumes: float32 tensor (N, 1, Z, X, Y) in [0, 1], a Pack of as many, or None without a cache.
         affine: The affine that most volumes have, (4, 4), mm.
         digest: SHA-256 over the contents of all volumes.
         summary: Lines for a person to read.
     """
 
     paths: list
-    volumes: torch.Tensor | None
+    volumes: "torch.Tensor | Pack | None"
     affine: np.ndarray
     digest: str
     summary: list
 
 
-def audit_volumes(folder, shape, batch_size=1, keep=True):
+def audit_volumes(folder, shape, batch_size=1, keep=True, store=None):
     """Read every volume of a folder once, check it, and keep it if asked.
 
     Args:
@@ -773,6 +779,7 @@ def audit_volumes(folder, shape, batch_size=1, keep=True):
         shape: Expected shape (X, Y, Z), voxels.
         batch_size: Fewest volumes that training needs.
         keep: Keep the decoded volumes in memory.
+        store: Function of (index, volume, image) that keeps them elsewhere.
 
     Returns:
         Audit.
@@ -781,7 +788,8 @@ def audit_volumes(folder, shape, batch_size=1, keep=True):
         ValueError: One line for every file that cannot be used, or what is wrong with the folder.
     """
     paths = find_volumes(folder)
-    size = (len(paths), 1, shape[2], shape[0], shape[1])
+    size = packed_shape(len(paths), shape)
+    keep = keep and store is None
     check_memory(4 * math.prod(size), keep)
     volumes = torch.empty(size) if keep else None
 
@@ -792,6 +800,8 @@ def audit_volumes(folder, shape, batch_size=1, keep=True):
             return f"{paths[index]} {error}"
         if keep:
             volumes[index] = torch.from_numpy(volume)
+        if store is not None:
+            store(index, volume, image)
         spacing = tuple(np.round(nib.affines.voxel_sizes(image.affine), 3))
         return (
             hashlib.sha256(volume).hexdigest(),
@@ -822,7 +832,7 @@ def audit_volumes(folder, shape, batch_size=1, keep=True):
         volumes=volumes,
         affine=np.reshape(affines.most_common(1)[0][0], (4, 4)),
         digest=hashlib.sha256("".join(digest for _, digest, *_ in good).encode()).hexdigest(),
-        summary=summarize(folder, shape, good),
+        summary=summarize(shape, good),
     )
 
 
@@ -833,7 +843,7 @@ def check_memory(needed, keep):
         if needed > 0.9 * total:
             raise ValueError(
                 f"The decoded volumes need {needed / 2**30:.1f} GiB, this machine has "
-                f"{total / 2**30:.1f}: use --cache none."
+                f"{total / 2**30:.1f}: use --cache disk."
             )
 
 
@@ -849,11 +859,11 @@ def duplicates_among(digests):
     ]
 
 
-def summarize(folder, shape, good):
+def summarize(shape, good):
     """Lines on number, shape, spacing and orientation of checked volumes; more than one kind is a warning."""
     spacings = Counter(spacing for _, _, spacing, _, _ in good)
     orientations = Counter(orientation for _, _, _, orientation, _ in good)
-    lines = [f"{len(good)} volumes of {by(shape)} voxels in {folder}"]
+    lines = [f"{len(good)} volumes of {by(shape)} voxels"]
     lines.append("spacing (mm): " + ", ".join(f"{by(s)} ({n})" for s, n in spacings.most_common(5)))
     lines.append("orientation: " + ", ".join(f"{o} ({n})" for o, n in orientations.most_common(5)))
     if len(spacings) > 1:
@@ -861,6 +871,156 @@ def summarize(folder, shape, good):
     if len(orientations) > 1:
         lines.append("warning: volumes of different orientation; the model will mix them up. Reorient them.")
     return lines
+
+
+def packed_shape(number, shape):
+    """Shape of `number` network volumes for NIfTI arrays of a shape (X, Y, Z)."""
+    return (number, 1, shape[2], shape[0], shape[1])
+
+
+class Pack:
+    """Volumes in one memory-mapped file, for data sets larger than memory; made by `pack_volumes`.
+
+    volumes.npy holds (N, 1, Z, X, Y) numbers. If every source has integers of at most 16 bits, they are uint8
+    or uint16, counted from the volume's minimum, and exact; else float16 in [0, 1], within 2^-12.
+
+    Args:
+        folder: Folder with volumes.npy and index.json.
+
+    Raises:
+        ValueError: The files do not belong together.
+    """
+
+    def __init__(self, folder):
+        self.folder = Path(folder)
+        try:
+            self.index = json.loads((self.folder / "index.json").read_text(encoding="utf-8"))
+            self.voxels = np.load(self.folder / "volumes.npy", mmap_mode="r")
+            fits = self.voxels.shape == packed_shape(len(self.index["files"]), self.index["shape"])
+        except (OSError, ValueError, KeyError):
+            fits = False
+        if not fits:
+            self.refuse("is not complete")
+
+    def refuse(self, reason):
+        """Raise a ValueError with the remedy."""
+        raise ValueError(f"{self.folder} {reason}: remove this folder; the volumes are then packed again.")
+
+    def __reduce__(self):
+        return Pack, (self.folder,)  # else a process that reads volumes would be sent them all
+
+    def __len__(self):
+        return len(self.voxels)
+
+    def __getitem__(self, index):
+        volume = torch.from_numpy(self.voxels[index].astype(np.float32))
+        return volume.div_(self.index["files"][index]["levels"])
+
+    def check(self):
+        """Compare every volume with its checksum; a ValueError names what is damaged."""
+        with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
+            sums = tqdm(pool.map(zlib.crc32, self.voxels), "Checking the pack", len(self), leave=False)
+            for file, found in zip(self.index["files"], sums, strict=True):
+                if file["crc32"] != found:
+                    self.refuse(f"is damaged in the volume of {file['name']}")
+
+    def audit(self, folder):
+        """The Audit that was made of the sources, which are in `folder` now."""
+        index = self.index
+        paths = [Path(folder) / file["name"] for file in index["files"]]
+        return Audit(paths, self, np.array(index["affine"]), index["digest"], index["summary"])
+
+
+def stamps_of(folder):
+    """What tells without reading whether the files of a data folder changed: names, sizes, times."""
+    found = [(path, path.stat()) for path in find_volumes(folder)]
+    return [
+        {"name": p.relative_to(folder).as_posix(), "size": s.st_size, "mtime_ns": s.st_mtime_ns}
+        for p, s in found
+    ]
+
+
+def find_pack(folder, shape, packs):
+    """The Pack of a data folder among those in the folder `packs`, or None."""
+    stamps = stamps_of(folder)
+    for index in sorted(Path(packs).glob("*/index.json")):
+        pack = Pack(index.parent)
+        known = [{name: file[name] for name in stamps[0]} for file in pack.index["files"]]
+        if known == stamps and pack.index["shape"] == list(shape):
+            return pack
+    return None
+
+
+def packed_dtype(paths):
+    """Type that holds the voxels of all these files: uint8, uint16 or float16."""
+
+    def needed(path):
+        try:
+            kind = nib.load(path).get_data_dtype()
+        except UNREADABLE:
+            return np.float16  # the audit names the file
+        return {1: np.uint8, 2: np.uint16}.get(kind.itemsize, np.float16) if kind.kind in "iu" else np.float16
+
+    with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
+        types = set(pool.map(needed, paths))
+    return np.dtype(next(t for t in (np.float16, np.uint16, np.uint8) if t in types))
+
+
+def pack_volumes(folder, shape, batch_size, packs):
+    """`audit_volumes` whose volumes are in a Pack: the one that there is, or a new one.
+
+    A pack is named after the volumes' content, so that runs share it; names, sizes and times of the files
+    tell whether it can be taken without reading them.
+
+    Args:
+        folder, shape, batch_size: As for `audit_volumes`.
+        packs: Folder of all packs.
+
+    Raises:
+        ValueError: The volumes cannot be used, the pack is damaged, or the disk is full.
+    """
+    packs = Path(packs)
+    pack = find_pack(folder, shape, packs)
+    if pack is not None:
+        pack.check()
+        return pack.audit(folder)
+    files, paths = stamps_of(folder), find_volumes(folder)
+    dtype, size = packed_dtype(paths), packed_shape(len(paths), shape)
+    packs.mkdir(parents=True, exist_ok=True)
+    needed, free = dtype.itemsize * math.prod(size), shutil.disk_usage(packs).free
+    if needed > free:
+        raise ValueError(
+            f"The packed volumes need {needed / 2**30:.1f} GiB, {packs} has {free / 2**30:.1f} free: make "
+            f"room, or give another --results_dir."
+        )
+    part = packs / f".part-{os.getpid()}"
+    shutil.rmtree(part, ignore_errors=True)
+    part.mkdir()
+    try:
+        voxels = np.lib.format.open_memmap(part / "volumes.npy", "w+", dtype, size)
+
+        def store(index, volume, image):
+            levels = 1
+            if dtype.kind == "u":
+                raw = np.asanyarray(image.dataobj.get_unscaled())
+                levels = int(raw.max()) - int(raw.min())
+                volume = np.rint(volume * levels)
+            voxels[index] = volume
+            files[index] |= {"levels": levels, "crc32": zlib.crc32(voxels[index])}
+
+        audit = audit_volumes(folder, shape, batch_size, store=store)
+        voxels.flush()
+        index = {"shape": list(shape), "digest": audit.digest, "affine": audit.affine.tolist()}
+        index |= {"summary": audit.summary, "files": files}
+        (part / "index.json").write_text(json.dumps(index), encoding="utf-8")
+        final = packs / f"{audit.digest[:16]}-{dtype}"
+        if final.exists():  # the same volumes, in files of other names or times
+            os.replace(part / "index.json", final / "index.json")
+        else:
+            part.rename(final)
+    finally:
+        shutil.rmtree(part, ignore_errors=True)
+    return Pack(final).audit(folder)
 
 
 class VolumeDataset(Dataset):
@@ -1979,8 +2139,8 @@ class Trainer:
         self.batch_size = config.batch_size // self.group.world  # of this process
         if self.batch_size % config.pl_batch_shrink:
             raise ValueError(
-                f"--pl_batch_shrink {config.pl_batch_shrink} does not divide the {self.batch_size} volumes of "
-                f"a process's micro-batch: choose a divisor."
+                f"--pl_batch_shrink {config.pl_batch_shrink} does not divide the {self.batch_size} volumes "
+                f"of a process's micro-batch: choose a divisor."
             )
         self.penalty_part = -(-self.batch_size // PENALTY_PARTS)  # volumes
         self.device = choose_device(config.device)
@@ -2038,10 +2198,15 @@ class Trainer:
         sizes = {name: count_parameters(getattr(self.GAN, name)) / 1e6 for name in "SGD"}
         precision = str(self.amp_dtype).removeprefix("torch.") if config.fp16 else "float32"
         epoch = len(self.audit.paths) / (config.batch_size * config.gradient_accumulate_every)
-        cached = 4 * len(self.audit.paths) * math.prod(config.shape) / 2**30 if config.cache == "ram" else 0
+        number = len(self.audit.paths) * math.prod(config.shape)  # voxels
+        kept = {
+            "ram": f"in memory, {4 * number / 2**30:.2f} GiB",
+            "disk": f"packed in {config.packs}, at most {2 * number / 2**30:.2f} GiB",
+            "none": "decoded again in every epoch",
+        }
         return [
             *self.audit.summary,
-            f"decoded volumes in memory: {cached:.2f} GiB",
+            f"volumes: {kept[config.cache]}",
             f"parameters (million): {', '.join(f'{name} {size:.1f}' for name, size in sizes.items())}",
             f"device: {self.device}, precision: {precision}, PyTorch {torch.__version__}",
             f"steps per epoch: {epoch:.1f}",
@@ -2816,6 +2981,22 @@ def open_evaluator(config):
     return evaluator
 
 
+def open_volumes(config, group):
+    """Audit of the data folder, with the volumes where `--cache` wants them; a dry run keeps nothing."""
+    shape = (config.image_size, config.image_size, config.image_depth)
+    if config.cache != "disk" or config.dry_run:
+        keep = config.cache == "ram" and not config.dry_run
+        return audit_volumes(config.data, shape, config.batch_size, keep)
+    packs = config.packs
+    with group.first_before_others():
+        if group.rank == 0:
+            return pack_volumes(config.data, shape, config.batch_size, packs)
+        pack = find_pack(config.data, shape, packs)
+    if pack is None:
+        raise ValueError(f"This process does not see {packs}, where the first has packed the volumes.")
+    return pack.audit(config.data)
+
+
 def print_report(trainer, peaks):
     """Print the audit, sizes and peak memory."""
     print("\n".join(trainer.report()))
@@ -2846,10 +3027,7 @@ def train_from_folder(config, group=None):
     if source is not None:
         config = adopt_settings(config, source)
     device = choose_device(config.device)
-    shape = (config.image_size, config.image_size, config.image_depth)
-    audit = audit_volumes(
-        config.data, shape, config.batch_size, keep=config.cache == "ram" and not config.dry_run
-    )
+    audit = open_volumes(config, group)
     evaluator = None
     if config.calculate_fid_every is not None:
         if config.calculate_fid_num_images < group.world:

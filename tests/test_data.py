@@ -2,6 +2,9 @@
 
 import gzip
 import itertools
+import os
+import pickle
+import shutil
 
 import nibabel as nib
 import numpy as np
@@ -138,7 +141,7 @@ def test_too_few_volumes(data):
 
 
 def test_a_cache_larger_than_memory_is_refused():
-    with pytest.raises(ValueError, match="--cache none"):
+    with pytest.raises(ValueError, match="--cache disk"):
         sg.check_memory(1 << 50, keep=True)
     sg.check_memory(1 << 50, keep=False)
 
@@ -164,6 +167,90 @@ def test_order_depends_on_seed_and_number_alone():
     assert all(len(set(epoch)) == 6 for epoch in epochs) and epochs[0] != epochs[1]
     flips = [flip for batch in batches_of(0, 500) for _, flip in batch]
     assert 0.45 < np.mean(flips) < 0.55
+
+
+def integers(seed, low=-1000, high=2000, dtype=np.int16):
+    return np.random.default_rng(seed).integers(low, high, SHAPE).astype(dtype)
+
+
+@pytest.fixture
+def packed(data, tmp_path):
+    """Function that packs the data folder and returns the Audit."""
+    return lambda: sg.pack_volumes(data, SHAPE, 1, tmp_path / "packed")
+
+
+@pytest.mark.parametrize(
+    ("arrays", "dtype", "off"),
+    [
+        ([integers(n, 0, 200, np.uint8) for n in range(3)], "uint8", 0),
+        ([integers(0, 0, 200, np.uint8), integers(1), integers(2, 0, 65536, np.uint16)], "uint16", 0),
+        ([integers(0), random_array(1)], "float16", 2**-12),
+        ([integers(n, -100000, 100000, np.int32) for n in range(2)], "float16", 2**-12),
+    ],
+    ids=["8 bit", "16 bit", "mixed", "32 bit"],
+)
+def test_packed_volumes_are_those_in_memory(tmp_path, arrays, dtype, off):
+    for n, array in enumerate(arrays):
+        write_volume(tmp_path / "data" / f"v{n}.nii.gz", array)
+    expected = sg.audit_volumes(tmp_path / "data", SHAPE)
+    found = sg.pack_volumes(tmp_path / "data", SHAPE, 1, tmp_path / "packed")
+    assert found.volumes.voxels.dtype == dtype and len(found.volumes) == len(arrays)
+    for n in range(len(arrays)):
+        volume = found.volumes[n]
+        assert volume.dtype == torch.float32 and float((volume - expected.volumes[n]).abs().max()) <= off
+    assert (found.digest, found.paths, found.summary) == (expected.digest, expected.paths, expected.summary)
+    np.testing.assert_array_equal(found.affine, expected.affine)
+
+
+@pytest.mark.parametrize("slope", [0.037, -2.5])
+def test_packed_integers_with_a_slope_keep_their_levels(tmp_path, slope):
+    image = nib.Nifti1Image(integers(3), np.eye(4))
+    image.header.set_slope_inter(slope, 7)
+    (tmp_path / "data").mkdir()
+    nib.save(image, tmp_path / "data" / "v.nii")
+    expected = sg.audit_volumes(tmp_path / "data", SHAPE).volumes[0]
+    pack = sg.pack_volumes(tmp_path / "data", SHAPE, 1, tmp_path / "packed").volumes
+    assert pack.voxels.dtype == np.uint16
+    torch.testing.assert_close(pack[0], expected, rtol=0, atol=1e-6)
+
+
+def test_a_pack_is_shared_and_follows_the_contents(data, packed, tmp_path, monkeypatch):
+    folder = packed().volumes.folder
+    with monkeypatch.context() as patch:
+        patch.setattr(sg, "read_volume", None)  # files that did not change are not read again
+        assert packed().volumes.folder == folder
+        assert pickle.loads(pickle.dumps(packed().volumes))[2].equal(packed().volumes[2])
+    os.utime(data / "v1.nii.gz", (1, 1))
+    assert packed().volumes.folder == folder  # read again, found to be the same
+    write_volume(data / "v1.nii.gz", random_array(50))
+    changed = packed()
+    assert changed.volumes.folder != folder
+    torch.testing.assert_close(
+        changed.volumes[1], sg.audit_volumes(data, SHAPE).volumes[1], rtol=0, atol=2**-12
+    )
+    assert len(list((tmp_path / "packed").iterdir())) == 2
+
+
+def test_a_damaged_pack_is_refused(packed):
+    folder = packed().volumes.folder
+    whole = (folder / "volumes.npy").read_bytes()
+    (folder / "volumes.npy").write_bytes(whole[:-1] + bytes([whole[-1] ^ 1]))
+    with pytest.raises(ValueError, match=r"is damaged in the volume of v5\.nii\.gz: remove this folder"):
+        packed()
+    (folder / "volumes.npy").write_bytes(whole[:-100])
+    with pytest.raises(ValueError, match="is not complete: remove this folder"):
+        packed()
+
+
+def test_what_cannot_be_packed_leaves_nothing(data, packed, tmp_path, monkeypatch):
+    with monkeypatch.context() as patch:
+        patch.setattr(sg.shutil, "disk_usage", lambda _: shutil._ntuple_diskusage(10, 9, 1))
+        with pytest.raises(ValueError, match=r"The packed volumes need .* free: make room"):
+            packed()
+    (data / "z.nii.gz").write_bytes(b"no volume")
+    with pytest.raises(ValueError, match=r"1 of the 7 volumes(.|\n)*z\.nii\.gz"):
+        packed()
+    assert list((tmp_path / "packed").iterdir()) == []
 
 
 @pytest.mark.parametrize(("keep", "workers"), [(True, 0), (True, 2), (False, 0), (False, 2)])

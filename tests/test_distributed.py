@@ -100,6 +100,7 @@ def test_runs_go_over_from_two_processes_to_one_and_back(tmp_path, data):
 
 def test_previews_and_evaluations_are_shared_out(tmp_path, data):
     settings = {"fp16": False, "num_image_tiles": 3, "calculate_fid_every": 1, "embedding": "random"}
+    settings["cache"] = "disk"
     settings |= {"calculate_fid_num_images": 7, "num_train_steps": 1, "learning_rate": 1e-6}
     scores, pictures = [], []
     for name, runner in (("one", run_script), ("two", run_two)):
@@ -110,7 +111,7 @@ def test_previews_and_evaluations_are_shared_out(tmp_path, data):
             scores.append({row["metric"]: float(row["value"]) for row in csv.DictReader(file)})
         pictures.append(np.asarray(Image.open(results / "previews" / "000000-G.png"), dtype=float))
     assert scores[0].keys() == scores[1].keys() and len(scores[0]) > 10
-    # Rounding of a voxel changes MedicalNet's noise, which is seeded by the content; MS-SSIM is of other pairs.
+    # A voxel's rounding changes MedicalNet's noise, seeded by the content; MS-SSIM is of other pairs.
     steady = [m for m in scores[0] if m in ("FD-random", "KD-random") or m.startswith("W1-")]
     assert len(steady) == 9
     for metric in steady:

@@ -27,6 +27,8 @@ OPTIONS = {
     "all losses": {"rel_disc_loss": True, "dual_contrast_loss": True, "top_k_training": True},
     "no path length": {"no_pl_reg": True},
     "no cache, two workers": {"cache": "none", "num_workers": 2},
+    "packed, two workers": {"cache": "disk", "num_workers": 2},
+    "fewer path lengths": {"pl_batch_shrink": 2},
 }
 
 
