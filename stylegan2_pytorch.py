@@ -63,6 +63,7 @@ import torch.nn.functional as F
 from einops import rearrange
 from PIL import Image
 from retry.api import retry_call
+from scipy.spatial.transform import Rotation
 from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -86,6 +87,8 @@ PATH_LENGTH_EVERY = 32
 PATH_LENGTH_AFTER = 5000
 PATH_LENGTH_DECAY = 0.99
 AVERAGE_DECAY = 0.995
+ADA_EVERY = 4
+CONTRAST_FAKES_AFTER = 20000
 AVERAGE_EVERY = 10
 AVERAGE_AFTER = 20000
 AVERAGE_COPY_EVERY = 1000  # before the averages start, SE and GE are copies made at step % 1000 == 2
@@ -98,6 +101,7 @@ READ_EVERY = {
     "cuda": 10,
 }  # steps between readings of the losses, for which a GPU must be waited for
 PENALTY_PARTS = 4  # of a micro-batch, whose penalties are computed one after the other to save memory
+PENALTY_VOXELS = 2**19  # in such a part, at least, unless the micro-batch has fewer
 TRUNCATION_SAMPLES = 2000  # styles averaged for the truncation centre
 NAN_REVERTS = 3  # returns to the last checkpoint before training gives up
 FEWEST_EVALUATED = 6  # volumes in a set: more than the neighbours that precision and recall ask for
@@ -107,7 +111,7 @@ MAX_FILES_NAMED = 50  # offending files listed in one message
 
 # Streams of random numbers: every draw is a function of (seed, reverts, stream, step, micro-batch); several
 # processes draw for the whole batch and take their part, so that their number changes nothing but rounding.
-STREAM_ORDER, STREAM_FLIP, STREAM_D, STREAM_G = range(4)
+STREAM_ORDER, STREAM_FLIP, STREAM_D, STREAM_G, STREAM_CLASS = range(5)
 
 
 # ╔══════════════════════════════════════════════════════════════════════════════════════════════════════════╗
@@ -115,20 +119,13 @@ STREAM_ORDER, STREAM_FLIP, STREAM_D, STREAM_G = range(4)
 # ╚══════════════════════════════════════════════════════════════════════════════════════════════════════════╝
 
 
-NETWORK_SETTINGS = ("image_size", "image_depth", "network_capacity", "fmap_max", "lr_mlp")
+SIZES = ("image_size", "image_depth", "network_capacity", "fmap_max")
+NETWORK_SETTINGS = (*SIZES, "lr_mlp", "no_const", "attn_layers", "fq_layers", "fq_dict_size", "cl_reg")
 CHOICES = {
     "cache": ("ram", "disk", "none"),
     "amp_dtype": ("auto", "float16", "bfloat16"),
-    "aug_types": ("translation", "cutout", "contrast"),
+    "aug_types": ("translation", "cutout", "contrast", "rotation", "scaling", "bias_field", "noise", "blur"),
     "embedding": ("pretrained", "random"),
-}
-UNAVAILABLE = {
-    "cl_reg": "this version has no contrastive regularisation",
-    "fq_layers": "this version has no feature quantisation",
-    "fq_dict_size": "this version has no feature quantisation",
-    "attn_layers": "this version has no attention",
-    "no_const": "this version keeps the learned constant",
-    "transparent": "a one-channel volume has no alpha channel",
 }
 
 
@@ -164,14 +161,22 @@ class TrainConfig:
         top_k_training: Train the generator on the fakes that the discriminator finds most real.
         generator_top_k_gamma: Share of fakes kept falls by this factor per epoch.
         generator_top_k_frac: Smallest share of fakes kept.
-        aug_prob: Probability of augmentation before the discriminator, for a micro-batch.
-        aug_types: Augmentations, a list of translation, cutout, contrast; a left-right flip comes with them.
+        aug_prob: Probability of augmentation before the discriminator, for a micro-batch; with ada_target,
+            at the start.
+        aug_types: Augmentations, a list of translation, cutout, contrast, rotation, scaling, bias_field,
+            noise and blur; a left-right flip comes with them.
+        ada_target: Adapt aug_prob so that D takes this share of real volumes for real, beyond guessing; None
+            keeps it.
+        ada_volumes: Real volumes in which an adapted aug_prob can rise from 0 to 1.
         dataset_aug_prob: Probability that a training volume is flipped left-right when it is read.
-        cl_reg: Contrastive regularisation (not available yet).
-        fq_layers: Blocks with feature quantisation (not available yet).
-        fq_dict_size: Codebook size of feature quantisation (not available yet).
-        attn_layers: Blocks with attention (not available yet).
-        no_const: Replace the generator's learned constant (not available yet).
+        labels: Train for classes: folders takes the names of data's sub-folders, FILE.csv has columns file
+            and label.
+        balance_classes: Show every class equally often, whatever the number of its volumes.
+        cl_reg: Contrastive regularisation of the discriminator.
+        fq_layers: Blocks of the discriminator with feature quantisation, a list; 1 is the one at the volume.
+        fq_dict_size: Codes of each feature quantisation.
+        attn_layers: Blocks with linear attention, in generator and discriminator, a list; 1 as above.
+        no_const: Start the generator from the mean style in place of a learned constant.
         transparent: Not available: a one-channel volume has no alpha channel.
         device: auto, cpu, cuda or cuda:<n>.
         multi_gpus: Train on all GPUs of this machine, as by torchrun; the batch is shared out.
@@ -186,7 +191,7 @@ class TrainConfig:
         evaluate_every: Steps between previews (below step 2500 every 100).
         num_image_tiles: Previews show num_image_tiles x num_image_tiles volumes.
         trunc_psi: Truncation psi of previews and generated volumes; 1 is no truncation.
-        log: Write TensorBoard files beside metrics.csv.
+        log: Write TensorBoard files beside metrics.csv; they need no server.
         calculate_fid_every: Steps between evaluations by FID, MD, AUC-PRD and anatomy; None is never.
         calculate_fid_num_images: Volumes generated for such an evaluation.
         clear_fid_cache: Compute the features of the real volumes again for such an evaluation.
@@ -198,6 +203,7 @@ class TrainConfig:
         generate_interpolation: Generate an interpolation between two volumes instead of training.
         interpolation_num_steps: Volumes of an interpolation.
         save_frames: Save every frame of an interpolation also as PNG.
+        label: Class of generated volumes; None draws one for each, as often as it was shown in training.
         use_average: Generate from the averaged networks (SE, GE); False takes the current ones (S, G).
         checkpoint_activations: Compute the blocks again in the backward pass: less memory, more time.
         dry_run: Check data and settings, print sizes and peak memory, and stop before the first step.
@@ -230,7 +236,11 @@ class TrainConfig:
     generator_top_k_frac: float = 0.5
     aug_prob: float = 0.5
     aug_types: tuple = ("translation", "cutout")
+    ada_target: float | None = None
+    ada_volumes: int = 500000
     dataset_aug_prob: float = 0.5
+    labels: str | None = None
+    balance_classes: bool = False
     cl_reg: bool = False
     fq_layers: tuple = ()
     fq_dict_size: int = 256
@@ -261,13 +271,26 @@ class TrainConfig:
     generate_interpolation: bool = False
     interpolation_num_steps: int = 100
     save_frames: bool = False
+    label: str | None = None
     use_average: bool = True
     checkpoint_activations: bool = False
     dry_run: bool = False
 
     def __post_init__(self):
+        if self.log == "aim":
+            raise ValueError("--log aim is not supported: --log alone writes TensorBoard files.")
         check_fields(self, CHOICES)
         check_networks(self.image_size, self.image_depth)
+        if self.transparent:
+            raise ValueError("--transparent is not possible: a one-channel volume has no alpha channel.")
+        blocks = len(growth_schedule(self.image_size, self.image_depth))
+        for name in ("attn_layers", "fq_layers"):
+            check_layers(name, getattr(self, name), blocks)
+        for name in ("cl_reg", "ada_target"):
+            if getattr(self, name) and not self.aug_types:
+                raise ValueError(f"--{name} needs augmentations: give --aug_types.")
+        if self.balance_classes and self.labels is None:
+            raise ValueError("--balance_classes needs classes: give --labels.")
         if self.name in ("", ".", "..") or {"/", "\\"} & set(self.name):
             raise ValueError(f"--name must be the name of a folder, without a path, got {self.name!r}.")
         if self.new and self.load_from != -1:
@@ -277,9 +300,6 @@ class TrainConfig:
                 f"--calculate_fid_num_images must be {FEWEST_EVALUATED} or more, "
                 f"got {self.calculate_fid_num_images}."
             )
-        for name in UNAVAILABLE:
-            if getattr(self, name) != getattr(TrainConfig, name):
-                raise ValueError(f"--{name} is not available: {UNAVAILABLE[name]}. Leave the flag out.")
 
     @property
     def results(self):
@@ -314,6 +334,7 @@ class TrainConfig:
 # Ranges of numbers, for all programs; every other number must be greater than 0.
 LEAST = {
     "seed": 0,
+    "volumes": 0,
     "num_workers": 0,
     "bootstrap": 0,
     "degrees": 0,
@@ -322,7 +343,7 @@ LEAST = {
     "model_from_epoch": -1,
 }
 SHARES = {"mixed_prob", "aug_prob", "dataset_aug_prob", "trunc_psi", "truncation_psi"}
-SHARES |= {"generator_top_k_gamma", "generator_top_k_frac"}
+SHARES |= {"generator_top_k_gamma", "generator_top_k_frac", "ada_target"}
 
 
 def check_fields(config, choices):
@@ -383,6 +404,14 @@ def check_networks(image_size, image_depth):
             f"--image_depth {image_depth} is larger than --image_size {image_size}: "
             f"choose 4 <= image_depth <= image_size."
         )
+
+
+def check_layers(name, layers, blocks):
+    """Raise a ValueError unless `layers` are different numbers of blocks, 1 to `blocks`."""
+    numbers = all(isinstance(n, int) and not isinstance(n, bool) and 1 <= n <= blocks for n in layers)
+    if not numbers or len(set(layers)) < len(layers):
+        given = ",".join(map(str, layers))
+        raise ValueError(f"--{name} must be different numbers of blocks, 1 to {blocks}, got {given}.")
 
 
 def check_device_name(name):
@@ -762,6 +791,7 @@ class Audit:
         affine: The affine that most volumes have, (4, 4), mm.
         digest: SHA-256 over the contents of all volumes.
         summary: Lines for a person to read.
+        classes: Classes of the volumes, or None.
     """
 
     paths: list
@@ -769,6 +799,83 @@ class Audit:
     affine: np.ndarray
     digest: str
     summary: list
+    classes: "Classes | None" = None
+
+
+@dataclass
+class Classes:
+    """The classes of a data set.
+
+    Args:
+        names: Their names, sorted.
+        of_volumes: Number of every volume's class, (N,) int64.
+        balanced: All are shown equally often.
+    """
+
+    names: list
+    of_volumes: np.ndarray
+    balanced: bool = False
+
+    def shares(self):
+        """How often each class is shown. Shapes: -> (classes,), sum 1"""
+        counts = np.bincount(self.of_volumes, minlength=len(self.names))
+        return np.full(len(self.names), 1 / len(self.names)) if self.balanced else counts / counts.sum()
+
+    def summary(self):
+        """Line for a person to read."""
+        counts = np.bincount(self.of_volumes, minlength=len(self.names))
+        return "classes: " + ", ".join(f"{name} ({n})" for name, n in zip(self.names, counts, strict=True))
+
+
+def draw_classes(shares, uniform):
+    """Classes drawn by uniform numbers in [0, 1). Shapes: (classes,), (B,) -> (B,) int64"""
+    return np.searchsorted(np.cumsum(shares)[:-1], uniform, side="right")
+
+
+def read_classes(labels, folder, balanced=False):
+    """The class of every volume, in the order of `find_volumes`.
+
+    Args:
+        labels: "folders" for the first folder below `folder`, or a CSV file with columns file and label, of
+            which file is the path below `folder`.
+        folder: Data folder.
+        balanced: Show all equally often.
+
+    Raises:
+        ValueError: A volume has no class, or there are fewer than two classes.
+    """
+    names = [path.relative_to(folder).as_posix() for path in find_volumes(folder)]
+    if labels == "folders":
+        of = {name: name.split("/")[0] for name in names if "/" in name}
+        remedy = "put it into a folder named after its class"
+    else:
+        of = read_label_table(labels)
+        remedy = f"add a row to {labels}"
+    lacking = [name for name in names if not of.get(name)]
+    if lacking:
+        listed = ", ".join(lacking[:MAX_FILES_NAMED])
+        found = f"{len(lacking)} of {len(names)} volumes in {folder} have no class"
+        raise ValueError(f"{found}: {remedy}: {listed}.")
+    found = sorted({of[name] for name in names})
+    if len(found) < 2:
+        raise ValueError(f"--labels {labels} gives every volume the class {found[0]}: it needs two or more.")
+    return Classes(found, np.array([found.index(of[name]) for name in names]), balanced)
+
+
+def read_label_table(path):
+    """{file: label} of a CSV file."""
+    if not Path(path).is_file():
+        raise ValueError(f"--labels {path} is no file: give folders, or a CSV file of file and label.")
+    with open(path, newline="", encoding="utf-8-sig") as file:
+        rows = csv.DictReader(file)
+        if not {"file", "label"} <= set(rows.fieldnames or ()):
+            raise ValueError(f"{path} has columns {rows.fieldnames}, expected file and label.")
+        of = {}
+        for row in rows:
+            name, label = row["file"], (row["label"] or "").strip()
+            if of.setdefault(name, label) != label:
+                raise ValueError(f"{path} gives {name} two labels, {of[name]} and {label}: keep one.")
+    return of
 
 
 def audit_volumes(folder, shape, batch_size=1, keep=True, store=None):
@@ -1058,21 +1165,35 @@ class SeededBatches(Sampler):
         key: Seed of the order, a tuple of integers >= 0.
         start: Number of the first batch, counted from the start of the training.
         group: Group; every process gets its part of each batch.
+        classes: Classes; if they are balanced, an epoch has as many volumes of each, some of them again.
     """
 
-    def __init__(self, length, batch_size, flip_prob, key, start=0, group=None):
+    def __init__(self, length, batch_size, flip_prob, key, start=0, group=None, classes=None):
         self.length, self.batch_size, self.flip_prob = length, batch_size, flip_prob
-        self.key, self.start, self.group = key, start, group or Group()
+        self.key, self.start, self.group, self.classes = key, start, group or Group(), classes
 
     def __iter__(self):
         per_epoch = self.length // self.batch_size
         for number in itertools.count(self.start):
             epoch, batch = divmod(number, per_epoch)
             if batch == 0 or number == self.start:
-                order = host_random(*self.key, STREAM_ORDER, epoch).permutation(self.length)
+                order = self.order(host_random(*self.key, STREAM_ORDER, epoch))
             flips = host_random(*self.key, STREAM_FLIP, number).random(self.batch_size) < self.flip_prob
             chosen = order[batch * self.batch_size : (batch + 1) * self.batch_size]
             yield self.group.part(list(zip(chosen.tolist(), flips.tolist(), strict=True)))
+
+    def order(self, rng):
+        """Indices of the volumes of an epoch. Shapes: -> (length,)"""
+        if self.classes is None or not self.classes.balanced:
+            return rng.permutation(self.length)
+        number = len(self.classes.names)
+        chosen = []
+        for place, c in enumerate(rng.permutation(number)):
+            members = np.flatnonzero(self.classes.of_volumes == c)
+            quota = self.length // number + (place < self.length % number)
+            rounds = [rng.permutation(members) for _ in range(-(-quota // len(members)))]
+            chosen.append(np.concatenate(rounds)[:quota])
+        return rng.permutation(np.concatenate(chosen))
 
 
 def ignore_interrupts(_):
@@ -1102,16 +1223,22 @@ def make_loader(dataset, batches, num_workers, device):
 # ╚══════════════════════════════════════════════════════════════════════════════════════════════════════════╝
 
 
-def diff_augment(volumes, types, rng):
+def diff_augment(volumes, types, rng, spacing=(1, 1, 1)):
     """Augment a micro-batch with gradients (DiffAugment, Zhao et al. 2020, arXiv:2006.10738, Sec. 3).
 
     Args:
         volumes: (B, 1, D, H, W).
         types: Names out of AUGMENTATIONS, applied in this order.
         rng: numpy Generator; every volume gets its own draw.
+        spacing: Size (d, h, w) of a voxel, mm.
     """
     for name in types:
-        volumes = AUGMENTATIONS[name](volumes, rng)
+        if name in ("translation", "cutout", "contrast"):
+            volumes = AUGMENTATIONS[name](volumes, rng)
+            continue
+        known_size = {"spacing": spacing} if name in ("rotation", "scaling") else {}
+        with torch.autocast(volumes.device.type, enabled=False):  # interpolation needs float32
+            volumes = AUGMENTATIONS[name](volumes.float(), rng, **known_size).to(volumes.dtype)
     return volumes
 
 
@@ -1160,15 +1287,168 @@ def contrast(volumes, rng):
     return (volumes - mean) * factor + mean
 
 
-AUGMENTATIONS = {"translation": translate, "cutout": cutout, "contrast": contrast}
+class Resampling(torch.autograd.Function):
+    """Trilinear sampling of x at `grid`, zeros outside; unlike PyTorch's, with gradients of any order in x.
+
+    Sampling is linear in x, so that the gradient of its gradient is the sampling again.
+    """
+
+    @staticmethod
+    def forward(ctx, x, grid):
+        ctx.save_for_backward(grid)
+        ctx.shape = x.shape
+        return F.grid_sample(x, grid, align_corners=False)
+
+    @staticmethod
+    def backward(ctx, gradient):
+        return ResamplingAdjoint.apply(gradient, ctx.saved_tensors[0], ctx.shape), None
 
 
-def augment(volumes, prob, types, rng):
+class ResamplingAdjoint(torch.autograd.Function):
+    """The transposed matrix of `Resampling`."""
+
+    @staticmethod
+    def forward(ctx, gradient, grid, shape):
+        ctx.save_for_backward(grid)
+        like = gradient.new_empty(1).expand(shape)
+        wanted = (True, False)
+        return torch.ops.aten.grid_sampler_3d_backward(gradient, like, grid, 0, 0, False, wanted)[0]
+
+    @staticmethod
+    def backward(ctx, gradient):
+        return Resampling.apply(gradient, ctx.saved_tensors[0]), None, None
+
+
+def transform_volumes(volumes, matrices, spacing):
+    """Volumes seen through linear maps of millimetres about their centre; zeros enter.
+
+    Shapes:
+        volumes:  (B, 1, D, H, W)
+        matrices: (B, 3, 3) numpy, from a place (d, h, w) in the result to its place in the source, mm
+        return:   (B, 1, D, H, W)
+    """
+    half = np.array(volumes.shape[2:]) * np.array(spacing) / 2  # mm that are 1 in grid_sample's coordinates
+    scaled = matrices * half / half[:, None]
+    theta = np.zeros((len(volumes), 3, 4), np.float32)
+    theta[:, :, :3] = scaled[:, ::-1, ::-1]  # its axes are (w, h, d)
+    grid = F.affine_grid(torch.from_numpy(theta).to(volumes.device), list(volumes.shape), align_corners=False)
+    return Resampling.apply(volumes, grid)
+
+
+def rotate(volumes, rng, spacing, degrees=10):
+    """Turn every volume about a random axis by up to `degrees`, in millimetres, about its centre."""
+    height, around, turn = (rng.random(len(volumes)) for _ in range(3))
+    z = 2 * height - 1  # an axis uniform on the sphere
+    radius, around = np.sqrt(1 - z**2), 2 * np.pi * around
+    axes = np.stack([z, radius * np.cos(around), radius * np.sin(around)], axis=1)
+    turns = Rotation.from_rotvec(axes * ((2 * turn - 1) * degrees)[:, None], degrees=True)
+    return transform_volumes(volumes, turns.as_matrix(), spacing)
+
+
+def scale(volumes, rng, spacing, strength=0.1):
+    """Enlarge or shrink every volume by exp(u), u uniform in +-strength, about its centre."""
+    factors = np.exp((2 * rng.random(len(volumes)) - 1) * strength)
+    return transform_volumes(volumes, np.eye(3) * factors[:, None, None], spacing)
+
+
+def bias_field(volumes, rng, strength=0.2, points=4):
+    """Multiply every volume by a smooth field exp(f), f of points^3 uniform values in +-strength."""
+    shape = (len(volumes), 1, points, points, points)
+    coarse = torch.from_numpy(2 * rng.random(math.prod(shape)) - 1).reshape(shape).to(volumes)
+    field = F.interpolate(coarse * strength, volumes.shape[2:], mode="trilinear", align_corners=True)
+    return volumes * field.exp()
+
+
+def rician_noise(volumes, rng, strength=0.05):
+    """Noise of a magnitude image (Gudbjartsson & Patz 1995), of a deviation up to `strength` for each volume.
+
+    x + |max(x, 0) + n1 + i n2| - max(x, 0), with n1, n2 normal; a generated voxel below 0 stays below.
+    """
+    deviation = rng.random(len(volumes)) * strength
+    seeds = rng.integers(0, 2**31, len(volumes))
+    noisy = []
+    for volume, sigma, seed in zip(volumes, deviation, seeds, strict=True):
+        if sigma == 0:
+            noisy.append(volume)
+            continue
+        generator = device_random(volume.device, int(seed))
+        n1, n2 = (torch.randn(volume.shape, device=volume.device, generator=generator) for _ in range(2))
+        signal = volume.clamp_min(0)
+        noisy.append(volume - signal + torch.hypot(signal + float(sigma) * n1, float(sigma) * n2))
+    return torch.stack(noisy)
+
+
+def blur(volumes, rng, strength=1.0):
+    """Smooth every volume by a Gaussian of a deviation up to `strength` voxels; borders are replicated."""
+    from kornia.filters import get_gaussian_kernel1d
+
+    sigma = torch.from_numpy(rng.random(len(volumes)) * strength).to(volumes).clamp_min(1e-3)
+    reach = math.ceil(3 * strength)
+    kernels = get_gaussian_kernel1d(2 * reach + 1, sigma[:, None])  # (B, taps)
+    x = volumes.transpose(0, 1)  # (1, B, D, H, W): one group for each volume
+    for axis in range(3):
+        shape, padding = [1, 1, 1], [0] * 6
+        shape[axis] = -1
+        padding[2 * (2 - axis)] = padding[2 * (2 - axis) + 1] = reach
+        weight = kernels.view(len(volumes), 1, *shape)
+        x = F.conv3d(F.pad(x, padding, mode="replicate"), weight, groups=len(volumes))
+    return x.transpose(0, 1)
+
+
+AUGMENTATIONS = {
+    "translation": translate,
+    "cutout": cutout,
+    "contrast": contrast,
+    "rotation": rotate,
+    "scaling": scale,
+    "bias_field": bias_field,
+    "noise": rician_noise,
+    "blur": blur,
+}
+
+
+class AdaptiveAugmentation:
+    """Adaptive discriminator augmentation (Karras et al. 2020, arXiv:2006.06676, Sec. 3, Eq. 1).
+
+    r = mean of the sign of D's output for real volumes, positive where it takes them for real: 0 without
+    overfitting, 1 when none is mistaken. The probability of augmentation rises while r is above its target.
+
+    Args:
+        prob: Probability at the start.
+        target: The wanted r.
+        volumes: Volumes in which the probability can go from 0 to 1.
+    """
+
+    def __init__(self, prob, target, volumes):
+        self.prob, self.target, self.volumes = prob, target, volumes
+        self.signs, self.seen = 0.0, 0
+
+    def observe(self, real_logits):
+        """Count D's outputs for real volumes, which are negative for what it takes for real. Shapes: (B,)"""
+        self.signs = self.signs - real_logits.detach().sign().sum()
+        self.seen += len(real_logits)
+
+    def update(self):
+        """Move the probability by the share of `volumes` that was seen since the last time."""
+        change = math.copysign(self.seen / self.volumes, float(self.signs) / self.seen - self.target)
+        self.prob = min(max(self.prob + change, 0.0), 1.0)
+        self.signs, self.seen = 0.0, 0
+
+    def state(self):
+        """What a checkpoint holds."""
+        return {"prob": self.prob, "signs": float(self.signs), "seen": self.seen}
+
+    def load(self, state):
+        """Take up the state of a checkpoint."""
+        self.prob, self.signs, self.seen = state["prob"], state["signs"], state["seen"]
+
+
+def augment(volumes, prob, types, rng, spacing=(1, 1, 1)):
     """With probability `prob`, a left-right flip with probability 0.5, and `diff_augment`; else no change."""
     if prob and rng.random() < prob:
         if rng.random() < 0.5:
             volumes = volumes.flip(LEFT_RIGHT)
-        volumes = diff_augment(volumes, types, rng)
+        volumes = diff_augment(volumes, types, rng, spacing)
     return volumes
 
 
@@ -1355,6 +1635,104 @@ class ModulatedSum(nn.Module):
         return (voxels_first(x) @ factors.to(x.dtype)[..., None]).view(len(x), 1, *x.shape[2:])
 
 
+class ChannelNorm(nn.Module):
+    """Every voxel's channels with mean 0 and variance 1, then a learned factor and term for each channel.
+
+    Shapes: (B, C, D, H, W) -> the same
+    """
+
+    def __init__(self, channels, eps=1e-5):
+        super().__init__()
+        self.factor = nn.Parameter(torch.ones(channels))
+        self.term = nn.Parameter(torch.zeros(channels))
+        self.eps = eps
+
+    def forward(self, x):
+        variance, mean = torch.var_mean(x.float(), dim=1, correction=0, keepdim=True)
+        x = (x - mean) * (variance + self.eps).rsqrt()
+        return x * as_channels(self.factor, x) + as_channels(self.term, x)
+
+
+class LinearAttention(nn.Module):
+    """Attention of every voxel to all voxels, at linear cost (Shen et al. 2018, arXiv:1812.01243, Sec. 3).
+
+        softmax_channels(Q) / sqrt(c) (softmax_voxels(K)^T V), for each head of c channels
+
+    K and V come from a depthwise and a pointwise convolution. Differs from the 2D ancestor: heads of C / 4
+    channels, from 8 to 64, where it has 64; a volume has so many more voxels than an image.
+
+    Shapes: (B, C, D, H, W) -> the same
+    """
+
+    def __init__(self, channels, heads=8):
+        super().__init__()
+        head = min(64, max(8, channels // 4))
+        self.heads = heads
+        self.to_q = nn.Conv3d(channels, heads * head, 1, bias=False)
+        self.to_kv = nn.Sequential(
+            nn.Conv3d(channels, channels, 3, padding=1, groups=channels, bias=False),
+            nn.Conv3d(channels, 2 * heads * head, 1, bias=False),
+        )
+        self.to_out = nn.Conv3d(heads * head, channels, 1)
+
+    def forward(self, x):
+        q, k, v = (
+            rearrange(t, "b (h c) x y z -> b h (x y z) c", h=self.heads)
+            for t in (self.to_q(x), *self.to_kv(x).chunk(2, dim=1))
+        )
+        q = (q.float().softmax(dim=-1) * q.shape[-1] ** -0.5).to(v.dtype)
+        k = k.float().softmax(dim=-2).to(v.dtype)
+        out = F.gelu(q @ (k.transpose(-1, -2) @ v))  # (B, heads, voxels, c)
+        out = out.transpose(-1, -2).reshape(len(x), -1, *x.shape[2:])
+        return self.to_out(out)
+
+
+class AttentionBlock(nn.Module):
+    """Residual linear attention, then two residual pointwise convolutions, each after a ChannelNorm.
+
+    Shapes: (B, C, D, H, W) -> the same
+    """
+
+    def __init__(self, channels):
+        super().__init__()
+        self.attention = nn.Sequential(ChannelNorm(channels), LinearAttention(channels))
+        self.feed_forward = nn.Sequential(
+            ChannelNorm(channels),
+            nn.Conv3d(channels, 2 * channels, 1),
+            leaky_relu(),
+            nn.Conv3d(2 * channels, channels, 1),
+        )
+
+    def forward(self, x):
+        x = x + self.attention(x)
+        return x + self.feed_forward(x)
+
+
+class FeatureQuantizer(nn.Module):
+    """Replace every voxel's features by the nearest code (Zhao et al. 2020, arXiv:2004.02088, Sec. 3).
+
+    Gradients pass straight through; the codes are moving averages of what they replaced, and move only while
+    `learning` is True.
+
+    Shapes: (B, C, D, H, W) -> the same, commitment loss scalar
+    """
+
+    def __init__(self, channels, codes):
+        super().__init__()
+        from vector_quantize_pytorch import VectorQuantize
+
+        self.quantize = VectorQuantize(channels, codes, rotation_trick=False, accept_3d_fmap=True)
+        self.learning = False
+        self.usage = None  # share of the codes that the last volumes took, a tensor
+
+    def forward(self, x):
+        with torch.autocast(x.device.type, enabled=False):
+            quantized, indices, loss = self.quantize(x.float(), freeze_codebook=not self.learning)
+        taken = torch.zeros(self.quantize.codebook_size, device=x.device)
+        self.usage = taken.index_fill(0, indices.flatten(), 1).mean()
+        return quantized.to(x.dtype), loss.sum()
+
+
 # ╔══════════════════════════════════════════════════════════════════════════════════════════════════════════╗
 # ║ Networks                                                                                                 ║
 # ╚══════════════════════════════════════════════════════════════════════════════════════════════════════════╝
@@ -1402,16 +1780,24 @@ def initialize(module):
 class StyleVectorizer(nn.Module):
     """Mapping network: z to the intermediate latent w (StyleGAN2, Fig. 2).
 
-    Shapes: z (B, latent_dim) -> w (B, latent_dim)
+    With classes, z and an embedding of the class are normalised and joined, as in StyleGAN2-ADA
+    (arXiv:2006.06676).
+
+    Shapes: z (B, latent_dim), labels (B,) or None -> w (B, latent_dim)
     """
 
-    def __init__(self, latent_dim=LATENT_DIM, style_depth=STYLE_DEPTH, lr_mlp=0.1):
+    def __init__(self, latent_dim=LATENT_DIM, style_depth=STYLE_DEPTH, lr_mlp=0.1, num_classes=0):
         super().__init__()
-        layers = [(MappingLinear(latent_dim, latent_dim, lr_mlp), leaky_relu()) for _ in range(style_depth)]
+        widths = [latent_dim * (2 if num_classes else 1), *style_depth * [latent_dim]]
+        layers = [(MappingLinear(*pair, lr_mlp), leaky_relu()) for pair in itertools.pairwise(widths)]
         self.net = nn.Sequential(*itertools.chain(*layers))
+        self.embedding = nn.Embedding(num_classes, latent_dim) if num_classes else None
 
-    def forward(self, z):
-        return self.net(F.normalize(z, dim=1))
+    def forward(self, z, labels=None):
+        x = F.normalize(z, dim=1)
+        if self.embedding is not None:
+            x = torch.cat([x, F.normalize(self.embedding(labels), dim=1)], dim=1)
+        return self.net(x)
 
 
 class ToGrayscale(nn.Module):
@@ -1485,33 +1871,60 @@ class Generator(nn.Module):
         return: (B, 1, Z, S, S), not clamped
     """
 
-    def __init__(self, image_size, image_depth, latent_dim=LATENT_DIM, network_capacity=8, fmap_max=512):
+    def __init__(
+        self,
+        image_size,
+        image_depth,
+        latent_dim=LATENT_DIM,
+        network_capacity=8,
+        fmap_max=512,
+        attn_layers=(),
+        no_const=False,
+    ):
         super().__init__()
         self.checkpoint_activations = False
         factors = growth_schedule(image_size, image_depth)
         self.image_size, self.image_depth, self.latent_dim = image_size, image_depth, latent_dim
         self.num_layers = len(factors)
         widths = [min(fmap_max, network_capacity * 2 ** (i + 1)) for i in reversed(range(self.num_layers))]
-        self.initial_block = nn.Parameter(torch.randn(1, widths[0], 4, 4, 4))
+        if no_const:
+            self.to_initial_block = nn.ConvTranspose3d(latent_dim, widths[0], 4, bias=False)
+        else:
+            self.initial_block = nn.Parameter(torch.randn(1, widths[0], 4, 4, 4))
         self.initial_conv = nn.Conv3d(widths[0], widths[0], 3, padding=1)
+        widths = [widths[0], *widths]
         self.blocks = nn.ModuleList(
             GeneratorBlock(latent_dim, *channels, enlarge, enlarge_next)
             for channels, enlarge, enlarge_next in zip(
-                itertools.pairwise([widths[0], *widths]), factors, [*factors[1:], None], strict=True
+                itertools.pairwise(widths), factors, [*factors[1:], None], strict=True
             )
         )
+        self.attention = attention_blocks(attn_layers, [*reversed(widths[:-1])])
         self.apply(initialize)
         for block in self.blocks:
             for layer in (block.to_noise1, block.to_noise2):
                 nn.init.zeros_(layer.weight)
                 nn.init.zeros_(layer.bias)
 
+    def initial(self, styles):
+        """What the first block starts from. Shapes: (B, num_layers, latent_dim) -> (B, C, 4, 4, 4)"""
+        if hasattr(self, "initial_block"):
+            return self.initial_block.expand(len(styles), -1, -1, -1, -1)
+        return self.to_initial_block(styles.mean(dim=1)[:, :, None, None, None])
+
     def forward(self, styles, noise):
-        x = self.initial_conv(self.initial_block.expand(len(styles), -1, -1, -1, -1))
-        grey = None
-        for w, block in zip(styles.unbind(dim=1), self.blocks, strict=True):
-            x, grey = run_block(block, x, grey, w, noise, again=self.checkpoint_activations)
+        x, grey, again = self.initial_conv(self.initial(styles)), None, self.checkpoint_activations
+        layers = range(self.num_layers, 0, -1)
+        for layer, w, block in zip(layers, styles.unbind(dim=1), self.blocks, strict=True):
+            if str(layer) in self.attention:
+                x = run_block(self.attention[str(layer)], x, again=again)
+            x, grey = run_block(block, x, grey, w, noise, again=again)
         return grey
+
+
+def attention_blocks(layers, channels):
+    """ModuleDict of an AttentionBlock for each layer, 1 the first of `channels`."""
+    return nn.ModuleDict({str(layer): AttentionBlock(channels[layer - 1]) for layer in sorted(layers)})
 
 
 class DiscriminatorBlock(nn.Module):
@@ -1549,10 +1962,23 @@ class Discriminator(nn.Module):
     The last block keeps its size while its skip has stride (1, 2, 2), so a (2, 1, 1) skip is broadcast over
     (2, 2, 2). Kept, because released checkpoints were trained with it.
 
-    Shapes: volumes (B, 1, Z, S, S) -> logits (B,), quantize_loss (1,)
+    With classes, the logit is joined by the product of the mean features with an embedding of the class
+    (Miyato & Koyama 2018, arXiv:1802.05637, Eq. 3).
+
+    Shapes: volumes (B, 1, Z, S, S), labels (B,) or None -> logits (B,), quantize_loss (1,)
     """
 
-    def __init__(self, image_size, image_depth, network_capacity=8, fmap_max=512):
+    def __init__(
+        self,
+        image_size,
+        image_depth,
+        network_capacity=8,
+        fmap_max=512,
+        attn_layers=(),
+        fq_layers=(),
+        fq_dict_size=256,
+        num_classes=0,
+    ):
         super().__init__()
         self.checkpoint_activations = False
         strides = shrink_schedule(image_size, image_depth)
@@ -1563,17 +1989,50 @@ class Discriminator(nn.Module):
                 zip(itertools.pairwise(widths), [*strides, (1, 2, 2)], strict=True)
             )
         )
+        self.attention = attention_blocks(attn_layers, widths[1:])
+        self.quantizers = nn.ModuleDict(
+            {str(layer): FeatureQuantizer(widths[layer], fq_dict_size) for layer in sorted(fq_layers)}
+        )
         self.final_conv = nn.Conv3d(widths[-1], widths[-1], 3, padding=1)
-        self.to_logit = nn.Linear(8 * widths[-1], 1)
+        self.num_features = 8 * widths[-1]
+        self.to_logit = nn.Linear(self.num_features, 1)
+        self.class_embedding = nn.Embedding(num_classes, widths[-1]) if num_classes else None
         self.apply(initialize)
+        if num_classes:
+            nn.init.normal_(self.class_embedding.weight, std=widths[-1] ** -0.5)
 
-    def forward(self, volumes):
-        x = volumes
-        for block in self.blocks:
-            x = run_block(functools.partial(reliably, block), x, again=self.checkpoint_activations)
-        x = reliably(self.final_conv, x)
+    def features(self, volumes):
+        """What the logits are made of, and the loss of quantisation. Shapes: -> (B, C, 2, 2, 2), (1,)"""
+        x, again = volumes, self.checkpoint_activations
+        loss = torch.zeros(1, device=x.device)
+        for layer, block in enumerate(self.blocks, start=1):
+            x = run_block(functools.partial(reliably, block), x, again=again)
+            if str(layer) in self.attention:
+                x = run_block(functools.partial(reliably, self.attention[str(layer)]), x, again=again)
+            if str(layer) in self.quantizers:
+                x, commitment = self.quantizers[str(layer)](x)
+                loss = loss + commitment
+        return reliably(self.final_conv, x), loss
+
+    def forward(self, volumes, labels=None):
+        x, loss = self.features(volumes)
         logits = self.to_logit(x.flatten(1)).squeeze(1)
-        return logits, logits.new_zeros(1)
+        if self.class_embedding is not None:
+            logits = logits + (x.mean(dim=(2, 3, 4)) * self.class_embedding(labels)).sum(dim=1)
+        return logits, loss
+
+    @contextlib.contextmanager
+    def learning_codes(self, enabled=True):
+        """Around the passes in which quantisers may move their codes."""
+        for quantizer in self.quantizers.values():
+            quantizer.learning = enabled
+        yield
+        for quantizer in self.quantizers.values():
+            quantizer.learning = False
+
+    def code_usage(self):
+        """Share of the codes that the last volumes took, a mean over the quantisers; a scalar tensor."""
+        return torch.stack([quantizer.usage for quantizer in self.quantizers.values()]).mean()
 
 
 class AugmentedDiscriminator(nn.Module):
@@ -1590,8 +2049,25 @@ class AugmentedDiscriminator(nn.Module):
         return self.D(augment(volumes, prob, types, rng))
 
 
+class ContrastiveHead(nn.Module):
+    """Projection of D's features for contrastive regularisation (SimCLR, arXiv:2002.05709, Sec. 2.1).
+
+    Shapes: (B, features) -> (B, size)
+    """
+
+    def __init__(self, features, hidden=256, size=128):
+        super().__init__()
+        self.net = nn.Sequential(nn.Linear(features, hidden), leaky_relu(), nn.Linear(hidden, size))
+
+    def forward(self, x):
+        return self.net(x)
+
+
 class StyleGAN2(nn.Module):
-    """The trained networks: S and G, the discriminator D, the averages SE and GE, and D_aug around D."""
+    """The trained networks: S and G, the discriminator D, the averages SE and GE, and D_aug around D.
+
+    With cl_reg also CR, the head of contrastive regularisation.
+    """
 
     def __init__(
         self,
@@ -1602,16 +2078,26 @@ class StyleGAN2(nn.Module):
         network_capacity=8,
         fmap_max=512,
         lr_mlp=0.1,
+        no_const=False,
+        attn_layers=(),
+        fq_layers=(),
+        fq_dict_size=256,
+        cl_reg=False,
+        num_classes=0,
     ):
         super().__init__()
-        size = {"image_size": image_size, "image_depth": image_depth}
-        width = {"network_capacity": network_capacity, "fmap_max": fmap_max}
-        self.S = StyleVectorizer(latent_dim, style_depth, lr_mlp)
-        self.G = Generator(**size, latent_dim=latent_dim, **width)
-        self.D = Discriminator(**size, **width)
-        self.SE = StyleVectorizer(latent_dim, style_depth, lr_mlp)
-        self.GE = Generator(**size, latent_dim=latent_dim, **width)
+        size = {"image_size": image_size, "image_depth": image_depth, "attn_layers": attn_layers}
+        size |= {"network_capacity": network_capacity, "fmap_max": fmap_max}
+        generator = {**size, "latent_dim": latent_dim, "no_const": no_const}
+        mapping = (latent_dim, style_depth, lr_mlp, num_classes)
+        self.S = StyleVectorizer(*mapping)
+        self.G = Generator(**generator)
+        quantizers = {"fq_layers": fq_layers, "fq_dict_size": fq_dict_size}
+        self.D = Discriminator(**size, **quantizers, num_classes=num_classes)
+        self.SE = StyleVectorizer(*mapping)
+        self.GE = Generator(**generator)
         self.D_aug = AugmentedDiscriminator(self.D)
+        self.CR = ContrastiveHead(self.D.num_features) if cl_reg else None
         self.SE.requires_grad_(False)
         self.GE.requires_grad_(False)
         self.copy_to_averages()
@@ -1691,6 +2177,21 @@ def most_real(fake_logits, epochs, gamma, frac):
     """
     k = math.ceil(len(fake_logits) * max(gamma**epochs, frac))
     return fake_logits.topk(k, largest=False).values
+
+
+def nt_xent(one, other, temperature=0.1):
+    """Contrastive loss of two views of the same volumes (NT-Xent, arXiv:2002.05709, Eq. 1).
+
+    Each of the 2 B features is to find its other view among the 2 B - 1 others, by cosine similarity.
+
+    Shapes: (B, C), (B, C) -> scalar
+    """
+    features = F.normalize(torch.cat([one, other]).float(), dim=1)
+    similarity = features @ features.T / temperature
+    number = len(features)
+    similarity = similarity.masked_fill(torch.eye(number, dtype=torch.bool, device=one.device), -torch.inf)
+    partner = torch.arange(number, device=one.device).roll(len(one))
+    return F.cross_entropy(similarity, partner)
 
 
 def gradient_penalty(volumes, logits, weight=10.0):
@@ -1773,14 +2274,29 @@ def same_style(w, layers):
 
 @torch.no_grad()
 def truncation_center(mapping, latent_dim, device, seed=0):
-    """Mean of w over seeded latents, the centre of truncation. Shapes: -> (1, latent_dim)"""
-    z = torch.randn(TRUNCATION_SAMPLES, latent_dim, generator=torch.Generator().manual_seed(seed))
-    return mapping(z.to(device)).mean(dim=0, keepdim=True)
+    """Mean of w over seeded latents, of every class if any: the centre of truncation.
+
+    Shapes: -> (1 or classes, latent_dim)
+    """
+    z = torch.randn(TRUNCATION_SAMPLES, latent_dim, generator=torch.Generator().manual_seed(seed)).to(device)
+    if mapping.embedding is None:
+        return mapping(z).mean(dim=0, keepdim=True)
+    labels = torch.arange(mapping.embedding.num_embeddings, device=device)
+    return torch.stack([mapping(z, label.expand(len(z))).mean(dim=0) for label in labels])
 
 
-def truncate(w, center, psi):
-    """Truncation trick, center + psi * (w - center) (arXiv:1812.04948, Appendix B)."""
+def truncate(w, center, psi, labels=None):
+    """Truncation trick, center + psi * (w - center) (arXiv:1812.04948, Appendix B), the class's center."""
+    center = center if labels is None else center[labels]
     return center + psi * (w - center)
+
+
+def seeded_classes(seeds, shares):
+    """Class of the volume of every seed, drawn as often as shown in training. Shapes: (B,) -> (B,) or None"""
+    if shares is None:
+        return None
+    uniform = np.array([host_random(seed, STREAM_CLASS).random() for seed in seeds])
+    return torch.from_numpy(draw_classes(shares, uniform))
 
 
 def slerp(low, high, t):
@@ -1905,6 +2421,7 @@ def network_settings(state, path, image_depth=None):
     """
     if "config" in state:
         return {name: state["config"][name] for name in (*NETWORK_SETTINGS, "latent_dim", "style_depth")}
+    original = {name: getattr(TrainConfig, name) for name in NETWORK_SETTINGS}  # it has no option
     shapes = {name: tuple(tensor.shape) for name, tensor in state["GAN"].items()}
     try:
         blocks = sum(name.startswith("G.blocks.") and name.endswith(".conv1.weight") for name in shapes)
@@ -1914,7 +2431,7 @@ def network_settings(state, path, image_depth=None):
     except KeyError as error:
         raise ValueError(f"{path} is not a 3D StyleGAN2 checkpoint: it has no tensor {error}.") from None
     image_size = 2 ** (blocks + 1)
-    settings = {
+    settings = original | {
         "image_size": image_size,
         "image_depth": image_depth or min(image_size, 4 if image_size == 256 else 32),
         "network_capacity": narrowest // 2,
@@ -1993,9 +2510,10 @@ def predict_peak_memory(config, audit, group=Group()):
     config = replace(config, device="cpu", batch_size=config.batch_size // group.world)
     tracker = AllocationTracker()
     with FakeTensorMode(), tracker:
-        trainer = Trainer(config)
+        trainer = Trainer(config, classes=audit and audit.classes)
         trainer.audit = audit
-        trainer.loader = itertools.repeat((torch.empty(config.batch_size, 1, *config.shape), torch.zeros(1)))
+        indices = torch.zeros(config.batch_size, dtype=torch.int64)
+        trainer.loader = itertools.repeat((torch.empty(config.batch_size, 1, *config.shape), indices))
         peaks = {}
         for phase, run in trainer.rehearsals():
             tracker.peak = tracker.bytes
@@ -2065,7 +2583,7 @@ class MetricsLog:
         folder: Where to write.
         step: The step that the run is at.
         tensorboard: Write TensorBoard files too.
-        metrics: Names of the columns of an evaluation.
+        metrics: Names of the columns of options and an evaluation.
     """
 
     COLUMNS = ("step", "D", "G", "GP", "PL", "pl_mean", "seconds", "volumes_per_second")
@@ -2073,7 +2591,7 @@ class MetricsLog:
     def __init__(self, folder, step, tensorboard=False, metrics=()):
         folder.mkdir(parents=True, exist_ok=True)
         path = folder / "metrics.csv"
-        rows, columns = [], [*self.COLUMNS, *metrics]
+        rows, columns = [], list(dict.fromkeys([*self.COLUMNS, *metrics]))
         if path.exists():
             with open(path, newline="") as file:
                 reader = csv.DictReader(file)
@@ -2126,11 +2644,13 @@ class Trainer:
     Args:
         config: TrainConfig.
         group: Group of the processes that train together; None is this one alone.
+        classes: Classes to train for, or None.
     """
 
-    def __init__(self, config, group=None):
+    def __init__(self, config, group=None, classes=None):
         self.config = config
         self.group = group or Group()
+        self.classes = classes
         if config.batch_size % self.group.world:
             raise ValueError(
                 f"--batch_size {config.batch_size} cannot be shared by {self.group.world} processes: choose "
@@ -2142,11 +2662,14 @@ class Trainer:
                 f"--pl_batch_shrink {config.pl_batch_shrink} does not divide the {self.batch_size} volumes "
                 f"of a process's micro-batch: choose a divisor."
             )
-        self.penalty_part = -(-self.batch_size // PENALTY_PARTS)  # volumes
+        self.penalty_part = max(
+            -(-self.batch_size // PENALTY_PARTS), PENALTY_VOXELS // math.prod(config.shape)
+        )
         self.device = choose_device(config.device)
         self.amp_dtype = choose_amp_dtype(config.amp_dtype, self.device)
         torch.manual_seed(config.seed)
-        self.GAN = channels_last(StyleGAN2(**config.network()))
+        num_classes = len(classes.names) if classes else 0
+        self.GAN = channels_last(StyleGAN2(**config.network(), num_classes=num_classes))
         for network in (self.GAN.G, self.GAN.D):
             network.checkpoint_activations = config.checkpoint_activations
         if self.device.type != "cpu":  # fake tensors, of `predict_peak_memory`, cannot be moved
@@ -2154,7 +2677,12 @@ class Trainer:
         generator_parameters = [*self.GAN.G.parameters(), *self.GAN.S.parameters()]
         adam = functools.partial(torch.optim.Adam, betas=(0.5, 0.9), fused=True)
         self.G_opt = adam(generator_parameters, lr=config.learning_rate)
-        self.D_opt = adam(self.GAN.D.parameters(), lr=config.learning_rate * config.ttur_mult)
+        head = self.GAN.CR.parameters() if config.cl_reg else ()
+        self.D_opt = adam([*self.GAN.D.parameters(), *head], lr=config.learning_rate * config.ttur_mult)
+        self.ada = None
+        if config.ada_target is not None:
+            self.ada = AdaptiveAugmentation(config.aug_prob, config.ada_target, config.ada_volumes)
+        self.rehearsing = False  # what a step remembers is then left alone
         scaled = config.fp16 and self.amp_dtype == torch.float16
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=scaled)
         self.step = 0  # completed steps
@@ -2189,7 +2717,9 @@ class Trainer:
         key = (config.seed, self.reverts)
         start = self.step * per_step
         flip_prob = config.dataset_aug_prob
-        batches = SeededBatches(len(dataset), config.batch_size, flip_prob, key, start, self.group)
+        batches = SeededBatches(
+            len(dataset), config.batch_size, flip_prob, key, start, self.group, self.classes
+        )
         self.loader = make_loader(dataset, batches, config.num_workers, self.device)
 
     def report(self):
@@ -2206,6 +2736,7 @@ class Trainer:
         }
         return [
             *self.audit.summary,
+            *([self.classes.summary()] if self.classes else []),
             f"volumes: {kept[config.cache]}",
             f"parameters (million): {', '.join(f'{name} {size:.1f}' for name, size in sizes.items())}",
             f"device: {self.device}, precision: {precision}, PyTorch {torch.__version__}",
@@ -2218,8 +2749,11 @@ class Trainer:
             return
         if self.log is not None:
             self.log.close()
-        metrics = () if self.evaluator is None else self.evaluator.names()
-        self.log = MetricsLog(self.config.results, self.step, self.config.log, metrics)
+        options = {"Q": self.config.fq_layers, "Q_usage": self.config.fq_layers, "CR": self.config.cl_reg}
+        options["aug_prob"] = self.ada
+        columns = [name for name, used in options.items() if used]
+        columns += [] if self.evaluator is None else self.evaluator.names()
+        self.log = MetricsLog(self.config.results, self.step, self.config.log, columns)
 
     # ---- one step
 
@@ -2237,32 +2771,50 @@ class Trainer:
         shape = (self.config.batch_size, *shape)
         return self.group.part(function(shape, device=self.device, generator=generator))
 
-    def sample_inputs(self, rng, generator):
+    def draw_labels(self, rng):
+        """Classes for generated volumes, drawn as they are shown. Shapes: -> (B,), or None without classes"""
+        if self.classes is None:
+            return None
+        drawn = draw_classes(self.classes.shares(), rng.random(self.batch_size))
+        return torch.from_numpy(drawn).to(self.device)
+
+    def sample_inputs(self, rng, generator, labels=None):
         """Styles, mixed with probability mixed_prob at a random block, and noise, for one micro-batch.
 
-        Shapes: styles (B, L, latent), noise (B, Z, S, S, 1)
+        Shapes: labels (B,) or None -> styles (B, L, latent), noise (B, Z, S, S, 1)
         """
         layers = self.GAN.G.num_layers
         noise = self.draw(torch.rand, (*self.config.shape, 1), generator)
         draw = functools.partial(self.draw, torch.randn, (LATENT_DIM,), generator)
-        w = self.GAN.S(draw())
+        w = self.GAN.S(draw(), labels)
         if rng.random() >= self.config.mixed_prob:
             return same_style(w, layers), noise
-        return mix_styles(w, self.GAN.S(draw()), layers, int(rng.integers(layers))), noise
+        return mix_styles(w, self.GAN.S(draw(), labels), layers, int(rng.integers(layers))), noise
 
     def next_real(self):
-        """The next micro-batch of real volumes. Shapes: -> (B, 1, D, H, W)"""
+        """The next real volumes and their classes. Shapes: -> (B, 1, D, H, W), (B,) or None"""
         volumes, indices = next(self.loader)
         self.files.append(indices)
-        return volumes.to(self.device, non_blocking=True)
+        labels = None
+        if self.classes is not None:
+            labels = torch.from_numpy(self.classes.of_volumes)[indices].to(self.device)
+        return volumes.to(self.device, non_blocking=True), labels
 
-    def augment(self, volumes, rng):
+    @property
+    def spacing(self):
+        """Size (d, h, w) of a voxel, mm."""
+        x, y, z = (1, 1, 1) if self.audit is None else nib.affines.voxel_sizes(self.audit.affine)
+        return z, x, y
+
+    def augment(self, volumes, rng, prob=None):
         """Volumes as D sees them. Shapes: (B, 1, D, H, W) -> the same"""
-        return augment(volumes, self.config.aug_prob, self.config.aug_types, rng)
+        if prob is None:
+            prob = self.config.aug_prob if self.ada is None else self.ada.prob
+        return augment(volumes, prob, self.config.aug_types, rng, self.spacing)
 
-    def judge(self, volumes):
-        """Logits of augmented volumes, float32. Shapes: (B, 1, D, H, W) -> (B,)"""
-        logits, _ = self.GAN.D(volumes)
+    def judge(self, volumes, labels):
+        """Logits of augmented volumes, float32. Shapes: (B, 1, D, H, W), (B,) or None -> (B,)"""
+        logits, _ = self.GAN.D(volumes, labels)
         return logits.float()
 
     def discriminator_loss(self, real_logits, fake_logits):
@@ -2282,8 +2834,9 @@ class Trainer:
             )
         if not config.dual_contrast_loss:
             return fake_logits.mean()
+        real, labels = self.next_real()
         with torch.no_grad(), self.autocast():
-            real_logits = self.group.gather(self.judge(self.augment(self.next_real(), rng)))
+            real_logits = self.group.gather(self.judge(self.augment(real, rng), labels))
         return dual_contrastive_loss(fake_logits, real_logits)
 
     def accumulate_discriminator(self, regularize, micro_batches):
@@ -2291,32 +2844,65 @@ class Trainer:
         losses = defaultdict(float)
         for micro in range(micro_batches):
             rng, generator = self.random(STREAM_D, micro)
+            fake_labels = self.draw_labels(rng)
             with torch.no_grad():
-                styles, noise = self.sample_inputs(rng, generator)
+                styles, noise = self.sample_inputs(rng, generator, fake_labels)
                 with self.autocast():
-                    fake = self.GAN.G(styles, noise)
-            parts = [p.requires_grad_(regularize) for p in self.next_real().split(self.penalty_part)]
-            real, fake = self.augment(torch.cat(parts), rng), self.augment(fake, rng)
-            with self.autocast():
-                logits = [self.group.gather(self.judge(volumes)) for volumes in (real.detach(), fake)]
-            loss = self.discriminator_loss(*logits)
+                    generated = self.GAN.G(styles, noise)
+            volumes, labels = self.next_real()
+            parts = [p.requires_grad_(regularize) for p in volumes.split(self.penalty_part)]
+            real, fake = self.augment(torch.cat(parts), rng), self.augment(generated, rng)
+            with self.autocast(), self.GAN.D.learning_codes(not self.rehearsing):
+                real_logits, real_commitment = self.GAN.D(real.detach(), labels)
+                fake_logits, fake_commitment = self.GAN.D(fake, fake_labels)
+            real_logits, fake_logits = (self.group.gather(t.float()) for t in (real_logits, fake_logits))
+            loss = self.discriminator_loss(real_logits, fake_logits)
             losses["D"] += loss.detach() / micro_batches
+            if self.config.fq_layers:
+                commitment = (real_commitment + fake_commitment).sum() / self.group.world
+                losses["Q"] += commitment.detach() / micro_batches
+                losses["Q_usage"] += self.GAN.D.code_usage() / self.group.world / micro_batches
+                loss = loss + commitment
+            if self.ada is not None and not self.rehearsing:
+                self.ada.observe(real_logits)
             self.scaler.scale(loss / micro_batches).backward()
+            if self.config.cl_reg:
+                losses["CR"] += self.contrast(volumes.detach(), rng, micro_batches)
+                if self.step >= CONTRAST_FAKES_AFTER:
+                    losses["CR"] += self.contrast(generated, rng, micro_batches)
             if regularize:
-                losses["GP"] += self.penalize_gradient(parts, real, micro_batches)
+                losses["GP"] += self.penalize_gradient(parts, real, labels, micro_batches)
         return losses
 
-    def penalize_gradient(self, parts, augmented, micro_batches):
+    def contrast(self, volumes, rng, micro_batches):
+        """Add the gradients of D's contrastive regularisation on two augmented views; returns its share.
+
+        Its weight is 1 (Zhang et al. 2020, arXiv:1910.12027, regularise views to be alike; here, as in the 2D
+        ancestor, they are also to differ from those of other volumes).
+
+        Shapes: (B, 1, D, H, W)
+        """
+        features = []
+        for _ in range(2):
+            with self.autocast():
+                view, _ = self.GAN.D.features(self.augment(volumes, rng, prob=1.0))
+                features.append(self.group.gather(self.GAN.CR(view.flatten(1)).float()))
+        loss = nt_xent(*features) / micro_batches
+        self.scaler.scale(loss).backward()
+        return loss.detach()
+
+    def penalize_gradient(self, parts, augmented, labels, micro_batches):
         """Add the gradients of the gradient penalty; returns this process's share of its value.
 
         One part after another, so that the graph of gradients, in float32, is that of a part only.
 
-        Shapes: parts of (b, 1, D, H, W), augmented (B, 1, D, H, W), computed from them
+        Shapes: parts of (b, 1, D, H, W), augmented (B, 1, D, H, W), computed from them, labels (B,) or None
         """
-        weights, total = list(self.GAN.D.parameters()), 0.0
-        for part, volumes in zip(parts, augmented.split(self.penalty_part), strict=True):
+        weights, total = [p for p in self.GAN.D.parameters() if p.requires_grad], 0.0
+        labels = len(parts) * [None] if labels is None else labels.split(self.penalty_part)
+        for part, volumes, of in zip(parts, augmented.split(self.penalty_part), labels, strict=True):
             share = len(part) / self.config.batch_size / micro_batches
-            penalty = gradient_penalty(part, self.judge(volumes)) * share
+            penalty = gradient_penalty(part, self.judge(volumes, of)) * share
             self.scaler.scale(penalty).backward(inputs=weights)  # the augmentation is needed again
             total += penalty.detach()
         return total
@@ -2327,10 +2913,11 @@ class Trainer:
         self.GAN.D.requires_grad_(False)
         for micro in range(micro_batches):
             rng, generator = self.random(STREAM_G, micro)
-            mapped, noise = self.sample_inputs(rng, generator)
+            labels = self.draw_labels(rng)
+            mapped, noise = self.sample_inputs(rng, generator, labels)
             styles = mapped.detach().requires_grad_()  # collects the gradients of both passes for S
             with self.autocast():
-                fake_logits = self.judge(self.augment(self.GAN.G(styles, noise), rng))
+                fake_logits = self.judge(self.augment(self.GAN.G(styles, noise), rng), labels)
             loss = self.generator_loss(self.group.gather(fake_logits), rng)
             losses["G"] += loss.detach() / micro_batches
             self.scaler.scale(loss / micro_batches).backward()
@@ -2366,10 +2953,14 @@ class Trainer:
         """One update of D; returns its losses."""
         regularize = self.step % GRADIENT_PENALTY_EVERY == 0
         losses = self.accumulate_discriminator(regularize, self.config.gradient_accumulate_every)
-        penalties = [losses["GP"]] if regularize else []
-        self.group.sum_([p.grad for p in self.GAN.D.parameters()] + penalties)
+        shares = [losses[name] for name in ("GP", "Q", "Q_usage") if name in losses]
+        self.group.sum_([p.grad for p in self.D_opt.param_groups[0]["params"]] + shares)
         self.scaler.step(self.D_opt)
         self.D_opt.zero_grad(set_to_none=True)
+        if self.ada is not None:
+            if self.step % ADA_EVERY == ADA_EVERY - 1:
+                self.ada.update()
+            losses["aug_prob"] = torch.tensor(self.ada.prob, device=self.device)
         return losses
 
     def generator_step(self):
@@ -2432,6 +3023,7 @@ class Trainer:
         trained = [*self.GAN.S.parameters(), *self.GAN.G.parameters(), *self.GAN.D.parameters()]
         moments = [torch.zeros_like(p) for p in trained for _ in range(2)]  # what Adam will hold
         pl_mean, self.pl_mean = self.pl_mean, 0.0
+        self.rehearsing = True
 
         def discriminator():
             self.accumulate_discriminator(True, micro_batches)
@@ -2442,7 +3034,8 @@ class Trainer:
             self.G_opt.zero_grad(set_to_none=True)
 
         def preview():
-            self.preview_chunk(self.GAN.GE, self.sample_inputs(*self.random(STREAM_G, 0)))
+            rng, generator = self.random(STREAM_G, 0)
+            self.preview_chunk(self.GAN.GE, self.sample_inputs(rng, generator, self.draw_labels(rng)))
 
         yield "gradient penalty", discriminator
         yield "generator" if self.config.no_pl_reg else "path length", generator
@@ -2455,7 +3048,7 @@ class Trainer:
         yield "preview", preview
         if self.evaluator is not None and self.device.type == "cuda":
             yield "evaluation", evaluation
-        self.pl_mean = pl_mean
+        self.pl_mean, self.rehearsing = pl_mean, False
         del moments
 
     # ---- the whole run
@@ -2577,6 +3170,14 @@ class Trainer:
         return volumes.float().clamp(0, 1).cpu()
 
     @torch.no_grad()
+    def truncated_styles(self, mapping, z, seeds):
+        """Styles of latents, of classes that follow from the seeds. Shapes: (B, latent) -> (B, latent)"""
+        labels = seeded_classes(seeds, self.classes and self.classes.shares())
+        labels = None if labels is None else labels.to(self.device)
+        center = truncation_center(mapping, LATENT_DIM, self.device, self.config.seed)
+        return truncate(mapping(z.to(self.device), labels), center, self.config.trunc_psi, labels)
+
+    @torch.no_grad()
     def preview_volumes(self, mapping, synthesis, mixed=False):
         """The preview's volumes, a batch at a time, of seeds seed, seed + 1, ...; a mixed one has the first
         half of its blocks from its row's latent and the rest from its column's. Processes share the work.
@@ -2586,8 +3187,7 @@ class Trainer:
         config, tiles, layers = self.config, self.config.num_image_tiles, synthesis.num_layers
         seeds = range(config.seed, config.seed + tiles**2)
         z = torch.stack([latent_of(seed, LATENT_DIM) for seed in seeds]).to(self.device)
-        center = truncation_center(mapping, LATENT_DIM, self.device, config.seed)
-        w = truncate(mapping(z), center, config.trunc_psi)
+        w = self.truncated_styles(mapping, z, seeds)
         cells = np.arange(len(seeds))
         rows_and_columns = w[cells // tiles], w[cells % tiles]
         styles = mix_styles(*rows_and_columns, layers, layers // 2) if mixed else same_style(w, layers)
@@ -2658,13 +3258,12 @@ class Trainer:
         from MedicalNet.evaluation import in_memory
 
         config, mapping, synthesis = self.config, self.GAN.SE, self.GAN.GE
-        center = truncation_center(mapping, LATENT_DIM, self.device, config.seed)
         for start in numbers[:: self.batch_size]:
             if self.received:
                 raise InterruptedError(f"{self.received[0]} came first")
             seeds = [config.seed + n for n in range(start, min(start + self.batch_size, numbers.stop))]
             z, noise = batch_inputs(seeds, LATENT_DIM, config.shape)
-            w = truncate(mapping(z.to(self.device)), center, config.trunc_psi)
+            w = self.truncated_styles(mapping, z, seeds)
             volumes = self.preview_chunk(synthesis, (same_style(w, synthesis.num_layers), noise)).numpy()
             yield from in_memory(seeds, volumes, self.audit.affine)
 
@@ -2692,6 +3291,9 @@ class Trainer:
             "reverts": self.reverts,
             "pl_mean": None if self.pl_mean is None else float(self.pl_mean),
             "best": self.best,
+            "ada": self.ada and self.ada.state(),
+            "class_names": self.classes and self.classes.names,
+            "class_shares": self.classes and self.classes.shares().tolist(),
             "random": {"cpu": torch.get_rng_state()},
             "truncation_center": {
                 name: truncation_center(getattr(self.GAN, name), LATENT_DIM, self.device, config.seed).cpu()
@@ -2745,6 +3347,8 @@ class Trainer:
         if self.pl_mean is not None:
             self.pl_mean = torch.tensor(self.pl_mean, dtype=torch.float64, device=self.device)
         self.best = self.best or state.get("best")
+        if self.ada is not None and state.get("ada"):
+            self.ada.load(state["ada"])
         torch.set_rng_state(state["random"]["cpu"])
         if self.device.type == "cuda" and "cuda" in state["random"]:
             torch.cuda.set_rng_state(state["random"]["cuda"], self.device)
@@ -2786,16 +3390,18 @@ class ModelLoader:
         path = checkpoint or find_checkpoint(Path(base_dir) / "models" / name, load_from)
         state = read_checkpoint(path)
         self.settings = network_settings(state, path, image_depth)
-        settings = dict(self.settings)
-        mapping = {name: settings.pop(name) for name in ("style_depth", "lr_mlp")}
+        settings = self.settings
         self.path = Path(path)
         self.device = choose_device(device)
         self.latent_dim = settings["latent_dim"]
         self.shape = (settings["image_depth"], settings["image_size"], settings["image_size"])
         self.step = state.get("step")
         self.affine = np.array(state.get("affine", np.eye(4)))
-        self.S = StyleVectorizer(self.latent_dim, **mapping)
-        self.G = Generator(**settings)
+        self.class_names = state.get("class_names") or []
+        self.class_shares = state.get("class_shares")
+        number = len(self.class_names)
+        self.S = StyleVectorizer(self.latent_dim, settings["style_depth"], settings["lr_mlp"], number)
+        self.G = Generator(**{n: settings[n] for n in (*SIZES, "latent_dim", "attn_layers", "no_const")})
         names = ("SE", "GE") if use_average else ("S", "G")
         for module, prefix in zip((self.S, self.G), names, strict=True):
             tensors = {
@@ -2808,11 +3414,32 @@ class ModelLoader:
             center = truncation_center(self.S, self.latent_dim, self.device)
         self.truncation_center = center.to(self.device)
 
+    def labels_of(self, seeds, name=None):
+        """Classes of the volumes of some seeds: the named one, or drawn as often as shown in training.
+
+        Shapes: (B,) -> (B,) int64, or None for a model without classes
+
+        Raises:
+            ValueError: There is no such class.
+        """
+        if name is None:
+            return seeded_classes(seeds, self.class_shares)
+        if name not in self.class_names:
+            there = f"it has {', '.join(self.class_names)}" if self.class_names else "it was trained without"
+            raise ValueError(f"--label {name} is no class of {self.path}: {there}.")
+        return torch.full((len(seeds),), self.class_names.index(name))
+
     @torch.no_grad()
-    def noise_to_styles(self, z, trunc_psi=None):
-        """w of latents, truncated towards the mean style if asked. Shapes: (B, latent) -> (B, latent)"""
-        w = self.S(z.to(self.device))
-        return w if trunc_psi is None else truncate(w, self.truncation_center, trunc_psi)
+    def noise_to_styles(self, z, trunc_psi=None, labels=None):
+        """w of latents, truncated towards the mean style if asked.
+
+        Shapes: (B, latent), labels (B,) of `labels_of`, None without classes -> (B, latent)
+        """
+        if (labels is None) != (not self.class_names):
+            raise ValueError(f"{self.path} has {len(self.class_names)} classes; labels go with them alone.")
+        labels = None if labels is None else labels.to(self.device)
+        w = self.S(z.to(self.device), labels)
+        return w if trunc_psi is None else truncate(w, self.truncation_center, trunc_psi, labels)
 
     def styles_to_images(self, w):
         """Volumes in [0, 1] with fresh noise. Shapes: (B, latent) or (B, L, latent) -> (B, 1, Z, S, S)"""
@@ -2859,9 +3486,8 @@ def generate_volumes(config):
         for start in range(0, len(seeds), config.batch_size):
             chosen = seeds[start : start + config.batch_size]
             z, noise = batch_inputs(chosen, model.latent_dim, model.shape)
-            volumes = model.styles_to_images_ext_noise(
-                model.noise_to_styles(z, config.trunc_psi), noise
-            ).cpu()
+            w = model.noise_to_styles(z, config.trunc_psi, model.labels_of(chosen, config.label))
+            volumes = model.styles_to_images_ext_noise(w, noise).cpu()
             for seed, volume in zip(chosen, volumes, strict=True):
                 save_nifti(volume, model.affine, folder / f"seed{seed:06d}.nii.gz")
                 save_picture(contact_sheet(volume[None], model.affine, 1), folder / f"seed{seed:06d}.png")
@@ -2885,10 +3511,11 @@ def generate_interpolation(config):
     folder = next_free(config.results / f"interpolation-{model.path.stem}")
     folder.mkdir(parents=True)
     z, noise = batch_inputs((config.seed, config.seed + 1), model.latent_dim, model.shape)
+    labels = model.labels_of([config.seed], config.label)
     positions = torch.linspace(0, 1, config.interpolation_num_steps)
     pictures = []
     for frame, t in enumerate(tqdm(positions, "Interpolating", unit="volume")):
-        w = model.noise_to_styles(slerp(z[0], z[1], t)[None], config.trunc_psi)
+        w = model.noise_to_styles(slerp(z[0], z[1], t)[None], config.trunc_psi, labels)
         volume = model.styles_to_images_ext_noise(w, noise[:1]).cpu()
         save_nifti(volume[0], model.affine, folder / f"frame{frame:04d}.nii.gz")
         pictures.append(contact_sheet(volume, model.affine, 1))
@@ -2909,9 +3536,15 @@ RESUMED_SETTINGS = (
     *("batch_size", "gradient_accumulate_every", "learning_rate", "ttur_mult", "mixed_prob", "no_pl_reg"),
     "pl_batch_shrink",
     *("rel_disc_loss", "dual_contrast_loss", "top_k_training", "generator_top_k_gamma"),
-    *("generator_top_k_frac", "aug_prob", "aug_types", "dataset_aug_prob", "fp16", "amp_dtype"),
+    *("generator_top_k_frac", "aug_prob", "aug_types", "ada_target", "ada_volumes", "dataset_aug_prob"),
+    *("pl_batch_shrink", "balance_classes", "fp16", "amp_dtype"),
     *("seed", "save_every"),
 )
+
+
+def class_names(config):
+    """Names of the classes that `--labels` gives, [] without the flag."""
+    return [] if config.labels is None else read_classes(config.labels, config.data).names
 
 
 def adopt_settings(config, checkpoint):
@@ -2919,6 +3552,12 @@ def adopt_settings(config, checkpoint):
     state = read_checkpoint(checkpoint)
     stored = network_settings(state, checkpoint, config.chosen_depth)
     adopted = {}
+    there = state.get("class_names") or []
+    if there != (names := class_names(config)):
+        raise ValueError(
+            f"{checkpoint} has the classes {', '.join(there) or 'none'}, --labels gives "
+            f"{', '.join(names) or 'none'}: give the same, another --name, or --new."
+        )
     for name in NETWORK_SETTINGS:
         asked, there = getattr(config, name), stored[name]
         if asked != there and asked != getattr(TrainConfig, name):
@@ -3000,6 +3639,8 @@ def open_volumes(config, group):
 def print_report(trainer, peaks):
     """Print the audit, sizes and peak memory."""
     print("\n".join(trainer.report()))
+    if peaks and trainer.device.type == "cpu":
+        print("Memory of the tensors (a process on the CPU takes about a third more):")
     for phase, peak in peaks.items():
         print(f"peak memory, {phase}: {peak / 2**30:.2f} GiB")
 
@@ -3027,7 +3668,11 @@ def train_from_folder(config, group=None):
     if source is not None:
         config = adopt_settings(config, source)
     device = choose_device(config.device)
+    classes = None
+    if config.labels is not None:
+        classes = read_classes(config.labels, config.data, config.balance_classes)
     audit = open_volumes(config, group)
+    audit.classes = classes
     evaluator = None
     if config.calculate_fid_every is not None:
         if config.calculate_fid_num_images < group.world:
@@ -3038,13 +3683,13 @@ def train_from_folder(config, group=None):
             evaluator = open_evaluator(config)
     predict = config.dry_run and device.type == "cpu"
     with FakeTensorMode() if predict else contextlib.nullcontext():
-        trainer = Trainer(config, group)
+        trainer = Trainer(config, group, classes)
     trainer.audit, trainer.evaluator = audit, evaluator
     if config.dry_run:
         print("\n".join(f"{name}: {value}" for name, value in asdict(config).items()))
     if device.type == "cuda":
         zeros = torch.zeros(trainer.batch_size, 1, *config.shape)
-        trainer.loader = itertools.repeat((zeros, torch.zeros(1, dtype=torch.int64)))
+        trainer.loader = itertools.repeat((zeros, torch.zeros(trainer.batch_size, dtype=torch.int64)))
         print_report(trainer, measure_peak_memory(trainer))
     else:
         print_report(trainer, predict_peak_memory(config, audit, group) if predict else {})

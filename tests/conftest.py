@@ -42,6 +42,15 @@ def data(tmp_path):
 
 
 @pytest.fixture
+def label_table(tmp_path, data):
+    """CSV file that gives the volumes of `data` two classes."""
+    rows = [f"{path.name},{'whole' if n < 4 else 'missing'}" for n, path in enumerate(sorted(data.iterdir()))]
+    path = tmp_path / "labels.csv"
+    path.write_text("\n".join(["file,label", *rows, ""]), encoding="utf-8")
+    return path
+
+
+@pytest.fixture
 def make_config(tmp_path, data):
     """Function that builds the configuration of a tiny run in the test's folder."""
 

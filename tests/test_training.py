@@ -16,6 +16,8 @@ from torch._subclasses.fake_tensor import FakeTensor
 import stylegan2_pytorch as sg
 from tests.conftest import ROOT, random_array, run_script, tiny_flags, write_volume
 
+NEW_AUGMENTATIONS = ("rotation", "scaling", "bias_field", "noise", "blur")
+BLOCKS = {"attn_layers": (1, 2), "fq_layers": (2,), "fq_dict_size": 16}
 OPTIONS = {
     "plain": {},
     "float32": {"fp16": False},
@@ -29,6 +31,21 @@ OPTIONS = {
     "no cache, two workers": {"cache": "none", "num_workers": 2},
     "packed, two workers": {"cache": "disk", "num_workers": 2},
     "fewer path lengths": {"pl_batch_shrink": 2},
+    "attention": {"attn_layers": (1, 2)},
+    "feature quantisation": {"fq_layers": (1, 2), "fq_dict_size": 16},
+    "contrastive regularisation": {"cl_reg": True},
+    "no constant": {"no_const": True},
+    "adaptive augmentation": {"ada_target": 0.6, "ada_volumes": 100},
+    "3D augmentations": {"aug_prob": 1.0, "aug_types": NEW_AUGMENTATIONS},
+    "classes": {"labels": "LABELS"},
+    "balanced classes": {"labels": "LABELS", "balance_classes": True},
+    "activations again, with blocks of all kinds": {"checkpoint_activations": True, **BLOCKS},
+    "float16, with blocks of all kinds": {"amp_dtype": "float16", **BLOCKS},
+    "everything": {
+        **{"labels": "LABELS", "balance_classes": True, "cl_reg": True, "no_const": True, **BLOCKS},
+        **{"ada_target": 0.6, "ada_volumes": 100, "aug_prob": 0.5, "aug_types": NEW_AUGMENTATIONS},
+        **{"top_k_training": True, "rel_disc_loss": True, "dual_contrast_loss": True},
+    },
 }
 
 
@@ -71,8 +88,12 @@ def assert_same_state(first, second, ignore=("/config/name",)):
 
 
 @pytest.mark.parametrize("option", OPTIONS)
-def test_interrupted_run_equals_uninterrupted_run_bit_for_bit(make_config, short_schedule, option):
-    settings = OPTIONS[option]
+def test_interrupted_run_equals_uninterrupted_run_bit_for_bit(
+    make_config, short_schedule, label_table, option
+):
+    settings = dict(OPTIONS[option])
+    if "labels" in settings:
+        settings["labels"] = str(label_table)
     whole = sg.train_from_folder(make_config(name="whole", num_train_steps=5, **settings))
     sg.train_from_folder(make_config(name="parts", num_train_steps=2, **settings))
     parts = sg.train_from_folder(make_config(name="parts", num_train_steps=5, **settings))

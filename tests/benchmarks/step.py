@@ -11,16 +11,20 @@ convolutions, two for a multiplication with its addition.
 
 import gc
 import json
+import math
 import platform
 import re
 import statistics
 import subprocess
 import sys
+import tempfile
 import time
 from dataclasses import dataclass
 from datetime import date
 from pathlib import Path
 
+import nibabel as nib
+import numpy as np
 import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils.flop_counter import FlopCounterMode
@@ -28,13 +32,21 @@ from torch.utils.flop_counter import FlopCounterMode
 from stylegan2_pytorch import (
     LATENT_DIM,
     STREAM_G,
+    Group,
+    SeededBatches,
     StyleGAN2,
     TrainConfig,
     Trainer,
+    VolumeDataset,
     check_fields,
     choose_device,
+    contact_sheet,
+    host_random,
+    make_loader,
     one_line_errors,
+    open_volumes,
     parse_cli,
+    predict_peak_memory,
     same_style,
 )
 
@@ -58,6 +70,7 @@ PHASES = {
 }
 SHARES = {"D": 15 / 16, "D + gradient penalty": 1 / 16, "G": 31 / 32, "G + path length": 1 / 32}  # of a step
 GENERATED = 8  # volumes generated at once
+PREVIEWED = 4  # volumes of a preview
 
 
 @dataclass(kw_only=True)
@@ -70,6 +83,7 @@ class StepConfig:
         device: auto, cpu, cuda or cuda:<n>.
         amp: Type of mixed precision, bfloat16 or float16.
         repeats: Measurements of every phase, after one that is not counted.
+        volumes: Volumes that the loader is measured with; 0 leaves it out.
         memory: Measure peak memory too.
         checkpoint_activations: Let the fast ways compute their blocks again in the backward pass.
         only: plain, float32 or mixed: run every phase once, and print the peak memory of the process.
@@ -80,6 +94,7 @@ class StepConfig:
     device: str = "auto"
     amp: str = "bfloat16"
     repeats: int = 3
+    volumes: int = 0
     memory: bool = True
     checkpoint_activations: bool = False
     only: str | None = None
@@ -99,6 +114,7 @@ class FixedTrainer(Trainer):
             batch_size=batch_size,
             gradient_accumulate_every=1,
             mixed_prob=0,
+            num_image_tiles=math.isqrt(PREVIEWED),
             aug_prob=0,
             device=device,
             fp16=amp is not None,
@@ -113,12 +129,12 @@ class FixedTrainer(Trainer):
         self.cube = torch.rand(batch_size, *3 * [config.image_size], 1, **draw).to(self.device)
         self.pl_mean = 0.0
 
-    def sample_inputs(self, rng, generator):
+    def sample_inputs(self, rng, generator, labels=None):
         noise = self.cube[:, : self.config.image_depth].contiguous()
         return same_style(self.GAN.S(self.z), self.GAN.G.num_layers), noise
 
     def next_real(self):
-        return self.real.clone()
+        return self.real.clone(), None
 
     def path_noise(self):
         """The noise of the path length, as `accumulate_generator` draws it."""
@@ -194,29 +210,34 @@ def resident_peak():
     return int(re.search(r"VmHWM:\s+(\d+) kB", status)[1]) // 1024
 
 
+def peak_of(device):
+    """Peak MiB of this process, or of its tensors on the GPU."""
+    return torch.cuda.max_memory_allocated() // 2**20 if device.type == "cuda" else resident_peak()
+
+
 def peak_memory(config, way):
-    """Peak MiB that the four phases of a way add to a process, in a process of its own."""
+    """Peak MiB that the four phases of a way add to a process, in a process of its own, and the predicted."""
     flags = {"config": config.config, "batch_size": config.batch_size, "device": config.device}
     flags |= {"amp": config.amp, "only": way, "checkpoint_activations": config.checkpoint_activations}
     command = [sys.executable, __file__, *(str(p) for k, v in flags.items() for p in (f"--{k}", v))]
-    return json.loads(subprocess.run(command, check=True, capture_output=True).stdout)["mib"]
+    return json.loads(subprocess.run(command, check=True, capture_output=True).stdout)
 
 
 def print_peak(config):
     """Run every phase of one way once and print the memory that it took, as JSON."""
     device = choose_device(config.device)
     torch.ones(8, 8) @ torch.ones(8, 8)
-    before = resident_peak()
+    before = peak_of(device)
     trainer = build(config, [config.only])[config.only]
     if config.only == "plain":
         trainer.fixed.GAN = trainer.fixed.G_opt = trainer.fixed.D_opt = None  # only its inputs are needed
         gc.collect()
     for phase in PHASES:
         trainer.run(phase)
-    after = resident_peak()
-    if device.type == "cuda":
-        before, after = 0, torch.cuda.max_memory_allocated() // 2**20
-    print(json.dumps({"mib": after - before}))
+    found = {"mib": peak_of(device) - before}
+    if config.only != "plain" and device.type == "cpu":
+        found["predicted"] = max(predict_peak_memory(trainer.config, None).values()) // 2**20
+    print(json.dumps(found))
 
 
 def flops(config):
@@ -270,6 +291,35 @@ def generation(trainers, config):
     return [statistics.median(found[1:]) for found in times.values()]
 
 
+def make_preview(trainer):
+    """What a preview does for one of its networks: volumes and their sheet."""
+    GAN = trainer.GAN
+    contact_sheet(trainer.preview_volumes(GAN.SE, GAN.GE), np.eye(4), trainer.config.num_image_tiles)
+
+
+def loading(config, device):
+    """{cache: volumes/s} of `config.volumes` int16 volumes, each read once after a first batch."""
+    size = CONFIGS[config.config]
+    shape = (size["image_size"], size["image_size"], size["image_depth"])
+    found = {}
+    with tempfile.TemporaryDirectory() as scratch:
+        scratch = Path(scratch)
+        (scratch / "volumes").mkdir()
+        for n in range(config.volumes):
+            array = host_random(n).integers(0, 1000, shape, dtype=np.int16)
+            nib.save(nib.Nifti1Image(array, np.eye(4)), scratch / "volumes" / f"{n}.nii")
+        for cache in ("ram", "disk"):
+            common = {"data": str(scratch / "volumes"), "results_dir": str(scratch), **size}
+            audit = open_volumes(TrainConfig(**common, cache=cache), Group())
+            batches = SeededBatches(config.volumes, config.batch_size, 0.5, (0,))
+            loader = make_loader(VolumeDataset(audit), batches, None, device)
+            next(loader)
+            rounds = config.volumes // config.batch_size - 1
+            time_taken = seconds(lambda loader=loader, n=rounds: [next(loader) for _ in range(n)], device)
+            found[cache] = rounds * config.batch_size / time_taken
+    return found
+
+
 def measure(config):
     """Print the table of all phases and ways."""
     device = choose_device(config.device)
@@ -294,6 +344,8 @@ def measure(config):
         print(f"| {phase} | {p:.3f} | {f:.3f} | {m:.3f} | {f / p:.2f} | {m / p:.2f} |")
     fast, single = generation(trainers, config)
     print(f"| generation, a volume | {single:.3f} | | {fast:.3f} | | {fast / single:.2f} |")
+    preview = seconds(lambda: make_preview(trainers["mixed"]), device) / PREVIEWED
+    print(f"| preview, a volume with its pictures | | | {preview:.3f} | | |")
     g, d = flops(config)
     done = config.batch_size * sum(SHARES[p] * (a * g + b * d) for p, (a, b) in PASSES.items())
     print(
@@ -304,13 +356,22 @@ def measure(config):
         peak = matrix_peak(device, dtype)
         share = done / median["a step, on average", way] / peak
         print(f"Share of the matrix peak, {way}: {share:.2f} of {peak:.0f} GFLOP/s. ", end="")
+    needed = config.batch_size / median["a step, on average", "mixed"]
+    print(f"\n\nThe mixed step needs {needed:.3g} volumes/s.", end=" ")
+    if config.volumes:
+        speeds = ", ".join(f"{cache} {speed:.0f}" for cache, speed in loading(config, device).items())
+        print(f"The loader gives, of {config.volumes} cached volumes, by --cache: {speeds}.", end="")
     print()
     if config.memory:
         del trainers
         gc.collect()
-        mib = {way: peak_memory(config, way) for way in ways}
-        shares = ", ".join(f"{way} {m} MiB ({m / mib['plain']:.2f})" for way, m in mib.items())
+        found = {way: peak_memory(config, way) for way in ways}
+        most = found["plain"]["mib"]
+        shares = ", ".join(f"{way} {f['mib']} MiB ({f['mib'] / most:.2f})" for way, f in found.items())
         print(f"\nPeak memory of a process in the four phases, beside what an empty one has: {shares}.")
+        predicted = [f"{way} {f['predicted']} MiB" for way, f in found.items() if "predicted" in f]
+        if predicted:
+            print(f"--dry_run predicts, for tensors: {', '.join(predicted)}.")
 
 
 def main(argv=None):
