@@ -18,6 +18,7 @@ import json
 import math
 import os
 import platform
+import re
 import shutil
 import sys
 from concurrent.futures import ThreadPoolExecutor
@@ -44,6 +45,9 @@ num_generate = (
 top_dir = "demo"  # folder that holds models/<model_folder_name>/model_<n>.pt
 model_folder_name = "demo"  # name of the run
 model_from_epoch = -1  # number n of the checkpoint, -1 for the newest
+label = (
+    None  # class of the volumes; for interpolation also two, "a,b"; None draws them as often as in training
+)
 truncation_psi = 1.0  # 1 is no truncation, smaller is more typical and less varied
 save_directory = "demo/generated"  # a sub-folder with the mode's name is made in it
 template_path = None  # NIfTI file whose affine the volumes get; None takes the training volumes' affine
@@ -77,6 +81,8 @@ class GenerateConfig:
         checkpoint: Checkpoint file in place of the three settings before, the original's included.
         image_depth: Axial slices, for a checkpoint of the original that does not state them.
         use_average: Use the averaged networks SE and GE; False takes the current ones, S and G.
+        label: Class of the volumes; two, for example a,b, to interpolate from one to the other. None draws a
+            class for each seed, as often as it was shown in training.
         truncation_psi: Truncation psi in [0, 1]; 1 is no truncation.
         save_directory: Folder for the results, in a sub-folder with the mode's name.
         template_path: NIfTI file whose affine the volumes get; None takes the training volumes' affine.
@@ -108,6 +114,7 @@ class GenerateConfig:
     checkpoint: str | None = None
     image_depth: int | None = None
     use_average: bool = True
+    label: str | None = label
     truncation_psi: float = truncation_psi
     save_directory: str = save_directory
     template_path: str | None = template_path
@@ -183,7 +190,8 @@ class Recipe:
     Args:
         name: Name of its files.
         style: Where w comes from: {seed}, {slerp: [a, b], t}, {lerp: [a, b], t}, {file, sha256} or
-            {mix: [coarse, fine], crossover}; a, b, coarse and fine are seeds.
+            {mix: [coarse, fine], crossover}; a, b, coarse and fine are seeds. For a model with classes also
+            {labels: [name]}, or the names for both seeds.
         noise: {seed, variation}, where variation 0 is the seed's own noise, or {file, sha256}.
         truncation_psi: Truncation psi; a style from a file is used as it is.
         position: Place in the sequence or grid, for people.
@@ -199,9 +207,11 @@ class Recipe:
 def style_of(recipe, model):
     """w of every block, on the CPU. Shapes: -> (L, latent_dim)"""
     kind, layers = recipe.style, model.G.num_layers
+    first, last = (kind.get("labels", [None])[i] for i in (0, -1))
 
-    def w_of(z):
-        return model.noise_to_styles(z[None], recipe.truncation_psi).cpu()
+    def w_of(z, label):
+        labels = None if label is None else model.labels_of([0], label)
+        return model.noise_to_styles(z[None], recipe.truncation_psi, labels).cpu()
 
     def z_of(seed):
         return sg.latent_of(seed, model.latent_dim)
@@ -209,15 +219,18 @@ def style_of(recipe, model):
     if "file" in kind:
         return read_style(kind["file"], model)
     if "seed" in kind:
-        w = w_of(z_of(kind["seed"]))
+        w = w_of(z_of(kind["seed"]), first)
     elif "slerp" in kind:
         low, high = map(z_of, kind["slerp"])
-        w = w_of(sg.slerp(low, high, torch.tensor(kind["t"])))
+        z = sg.slerp(low, high, torch.tensor(kind["t"]))
+        w = w_of(z, first)
+        if last != first:
+            w = torch.lerp(w, w_of(z, last), kind["t"])
     elif "lerp" in kind:
-        low, high = (w_of(z_of(seed)) for seed in kind["lerp"])
+        low, high = (w_of(z_of(s), label) for s, label in zip(kind["lerp"], (first, last), strict=True))
         w = torch.lerp(low, high, kind["t"])
     else:
-        coarse, fine = (w_of(z_of(seed)) for seed in kind["mix"])
+        coarse, fine = (w_of(z_of(s), label) for s, label in zip(kind["mix"], (first, last), strict=True))
         return sg.mix_styles(coarse, fine, layers, kind["crossover"])[0]
     return sg.same_style(w, layers)[0]
 
@@ -259,13 +272,42 @@ def noise_of(recipe, model):
 # ╚══════════════════════════════════════════════════════════════════════════════════════════════════════════╝
 
 
+def classes_of(config, model, *seeds):
+    """What a style says of its classes: {} for a model without, else {labels: a name for every seed}.
+
+    Raises:
+        ValueError: The model has no such class.
+    """
+    names = label_names(config, model)
+    if names is None:
+        drawn = model.labels_of(seeds)
+        return {} if drawn is None else {"labels": [model.class_names[c] for c in drawn]}
+    if len(names) > 1 and config.mode != "interpolation":
+        raise ValueError(
+            f"--label {config.label} gives two classes, which --mode interpolation alone can use."
+        )
+    return {"labels": [names[0], names[-1]][: len(seeds)]}
+
+
+def label_names(config, model):
+    """The one or two names of `--label`, checked; None without the flag."""
+    if config.label is None:
+        return None
+    names = [config.label] if config.label in model.class_names else config.label.split(",")
+    for name in names:
+        model.labels_of([0], name)
+    if len(names) > 2:
+        raise ValueError(f"--label {config.label} gives {len(names)} classes, expected one or two.")
+    return names
+
+
 def plan_normal(config, model):
     """One volume for each seed."""
     seeds = config.seed_list(config.num_generate)
     return [
         Recipe(
-            name=with_psi(f"seed{seed:06d}", config),
-            style={"seed": seed},
+            name=full_name(f"seed{seed:06d}", config),
+            style={"seed": seed, **classes_of(config, model, seed)},
             noise={"seed": seed, "variation": 0},
             truncation_psi=config.truncation_psi,
             position={"index": i, "of": len(seeds)},
@@ -274,9 +316,15 @@ def plan_normal(config, model):
     ]
 
 
-def with_psi(name, config):
-    """A file name that says the truncation, if there is any."""
-    return name if config.truncation_psi == 1 else f"{name}_psi{config.truncation_psi:.2f}"
+def full_name(name, config):
+    """A file name that says the truncation, if there is any, and the class, if one was asked for."""
+    name = name if config.truncation_psi == 1 else f"{name}_psi{config.truncation_psi:.2f}"
+    return labelled_name(name, config)
+
+
+def labelled_name(name, config):
+    """A file name that says the class, if one was asked for."""
+    return name if config.label is None else f"{name}_{re.sub('[^A-Za-z0-9.]+', '-', config.label)}"
 
 
 def plan_stochastic_variation(config, model):
@@ -287,7 +335,10 @@ def plan_stochastic_variation(config, model):
         sources = [(name, file_source(config.style_npy_path), config.seed_list(1)[0])]
     else:
         seeds = config.seed_list(config.num_generate)
-        sources = [(with_psi(f"seed{seed:06d}", config), {"seed": seed}, seed) for seed in seeds]
+        sources = [
+            (full_name(f"seed{seed:06d}", config), {"seed": seed, **classes_of(config, model, seed)}, seed)
+            for seed in seeds
+        ]
     return [
         Recipe(
             name=f"{name}_noise{variation:03d}",
@@ -305,16 +356,19 @@ def plan_interpolation(config, model):
     """From each seed to the next, with the noise of the first: spherical in z, or linear in w."""
     kind = "lerp" if config.interpolate_styles else "slerp"
     seeds = config.seed_list(config.num_generate + 1)
+    if len(seeds) == 1 and len(label_names(config, model) or ()) == 2:
+        seeds = 2 * seeds  # the class alone changes
     if len(seeds) < 2 or config.steps < 2:
-        raise ValueError("--mode interpolation needs at least two seeds and --steps 2.")
+        raise ValueError("--mode interpolation needs two seeds, or one and two classes, and --steps 2.")
     recipes = []
     for a, b in itertools.pairwise(seeds):
-        series = with_psi(f"{kind}{a:06d}-{b:06d}", config)
+        series = full_name(f"{kind}{a:06d}-{b:06d}", config)
+        classes = classes_of(config, model, a, b)
         for i, t in enumerate(np.linspace(0, 1, config.steps)):
             recipes.append(
                 Recipe(
                     name=f"{series}_frame{i:04d}",
-                    style={kind: [a, b], "t": float(t)},
+                    style={kind: [a, b], "t": float(t), **classes},
                     noise={"seed": a, "variation": 0},
                     truncation_psi=config.truncation_psi,
                     position={"series": series, "index": i, "of": config.steps},
@@ -329,8 +383,8 @@ def plan_style_mixing(config, model):
     crossover = model.G.num_layers // 2
     return [
         Recipe(
-            name=with_psi(f"coarse{row:06d}_fine{column:06d}", config),
-            style={"mix": [row, column], "crossover": crossover},
+            name=full_name(f"coarse{row:06d}_fine{column:06d}", config),
+            style={"mix": [row, column], "crossover": crossover, **classes_of(config, model, row, column)},
             noise={"seed": row, "variation": 0},
             truncation_psi=config.truncation_psi,
             position={"row": i, "column": j, "of": len(seeds)},
@@ -345,11 +399,11 @@ def plan_truncation(config, model):
     values = np.linspace(0, 1, config.steps) if config.steps > 1 else [config.truncation_psi]
     return [
         Recipe(
-            name=f"seed{seed:06d}_psi{psi:.3f}",
-            style={"seed": seed},
+            name=labelled_name(f"seed{seed:06d}_psi{psi:.3f}", config),
+            style={"seed": seed, **classes_of(config, model, seed)},
             noise={"seed": seed, "variation": 0},
             truncation_psi=float(psi),
-            position={"series": f"seed{seed:06d}", "index": i, "of": len(values)},
+            position={"series": labelled_name(f"seed{seed:06d}", config), "index": i, "of": len(values)},
         )
         for seed in config.seed_list(config.num_generate)
         for i, psi in enumerate(values)
@@ -766,7 +820,7 @@ def learning_rate_at(t):
     return LEARNING_RATE * (0.5 - 0.5 * math.cos(math.pi * ramp)) * min(1.0, t / RAMP_UP)
 
 
-def search(model, target, steps, seed=0, features=None, search_noise=True):
+def search(model, target, steps, seed=0, features=None, search_noise=True, label=None):
     """Style and noise whose volume is nearest to a target (StyleGAN2, arXiv:1912.04958, Appendix D).
 
     Differs from the paper: L1 at three resolutions in place of LPIPS, MedicalNet features if weights are
@@ -779,12 +833,16 @@ def search(model, target, steps, seed=0, features=None, search_noise=True):
         seed: Seed of the start and of the exploration.
         features: Further loss, a function of the volume.
         search_noise: Search the noise too, not the style alone.
+        label: Class whose styles the search starts among; None takes all classes.
 
     Returns:
         styles (L, latent_dim), noise (Z, S, S, 1), both on the CPU, and rows (step, l1, loss) of the curve.
     """
     generator = sg.device_random("cpu", seed)
-    w = model.noise_to_styles(torch.randn(STYLE_SAMPLES, model.latent_dim, generator=generator))
+    labels = model.labels_of(range(STYLE_SAMPLES), label)
+    w = model.noise_to_styles(
+        torch.randn(STYLE_SAMPLES, model.latent_dim, generator=generator), labels=labels
+    )
     center = w.mean(dim=0, keepdim=True)
     deviation = (w - center).square().sum(dim=1).mean().sqrt()
     style = center.clone().requires_grad_()
@@ -839,8 +897,9 @@ def project(config, model):
         raise ValueError(f"{config.folder / name}.json is there already: choose another --save_directory.")
     goal = torch.from_numpy(target)[None].to(model.device)
     features = feature_loss(config.medicalnet_weights, goal) if config.medicalnet_weights else None
+    label = classes_of(config, model, config.seed).get("labels", [None])[0] if config.label else None
     styles, noise, curve = search(
-        model, goal, config.projection_steps, config.seed, features, config.projection_noise
+        model, goal, config.projection_steps, config.seed, features, config.projection_noise, label
     )
     files = {kind: arrays / f"{name}_{kind}.npy" for kind in ("style", "noise")}
     np.save(files["style"], styles[None].numpy())

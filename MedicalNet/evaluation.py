@@ -885,7 +885,7 @@ def generated_by(model, number, config):
     for start in range(0, number, config.batch_size):
         seeds = range(config.seed + start, config.seed + min(start + config.batch_size, number))
         z, noise = batch_inputs(seeds, model.latent_dim, model.shape)
-        styles = model.noise_to_styles(z, config.trunc_psi)
+        styles = model.noise_to_styles(z, config.trunc_psi, model.labels_of(seeds))
         volumes = model.styles_to_images_ext_noise(styles, noise).cpu().numpy()
         yield from in_memory(seeds, volumes, model.affine)
 

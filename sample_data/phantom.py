@@ -3,6 +3,7 @@
     python sample_data/phantom.py --output phantoms --num 64
     python sample_data/phantom.py --output phantoms --labels labels --num 64 --image_size 64 --image_depth 16
     python sample_data/phantom.py --output heads --whole_head --num 8
+    python sample_data/phantom.py --output classes --classes --num 96 --image_size 64 --image_depth 16
 
 A parametric arterial tree in millimetres (scipy splines, radii that taper and vary), rendered from the
 distance to the centrelines: laminar flow, partial volume, tissue, cerebrospinal fluid, bias field, Rician
@@ -14,6 +15,7 @@ carotid termini and the tip of the basilar artery, moved by WORLD_ORIGIN in the 
 """
 
 import csv
+import functools
 import json
 import math
 from dataclasses import dataclass, field
@@ -55,6 +57,8 @@ class PhantomConfig:
         dtype: Voxel type, float32 or uint8.
         whole_head: Whole heads as they come from the scanner, with their poses, in place of the circle alone.
         head_spacing: Voxel edge of whole heads in mm; None takes that of each scanner.
+        classes: Three classes in folders of their names, in turn: full, missing_A1 (one side), missing_Pcom
+            (both sides); all other vessels are normal.
         degrees: Largest rotation of a head.
         shift: Largest shift of a head, mm.
     """
@@ -68,11 +72,14 @@ class PhantomConfig:
     dtype: str = "float32"
     whole_head: bool = False
     head_spacing: float | None = None
+    classes: bool = False
     degrees: float = 15.0
     shift: float = 15.0
 
     def __post_init__(self):
         check_fields(self, {"dtype": INTENSITY})
+        if self.classes and self.whole_head:
+            raise ValueError("--classes makes circles alone: leave --whole_head out.")
 
 
 # ╔══════════════════════════════════════════════════════════════════════════════════════════════════════════╗
@@ -270,6 +277,16 @@ def draw_variants(rng):
     return variants
 
 
+CLASSES = ("full", "missing_A1", "missing_Pcom")
+
+
+def variants_of_class(name, variants, number):
+    """The variants of a phantom that is to show a class and nothing else; the side of an A1 alternates."""
+    missing = {"full": (), "missing_A1": (f"A1_{'RL'[number // len(CLASSES) % 2]}",)}
+    missing["missing_Pcom"] = ("Pcom_R", "Pcom_L")
+    return {key: "absent" if key in missing[name] else "normal" for key in variants}
+
+
 def draw_state(rng, probability):
     """normal, thin or absent."""
     u = rng.random()
@@ -318,13 +335,14 @@ def centreline(way, wander, rng):
     return points, t
 
 
-def build_tree(rng):
+def build_tree(rng, known=None):
     """The arteries of one subject.
 
     Returns:
         Tree, whose `variants` also holds the mean radius of every labelled segment, mm.
     """
-    tree = Tree(variants=draw_variants(rng))
+    variants = draw_variants(rng)
+    tree = Tree(variants=variants if known is None else known(variants))
     points = draw_points(rng)
     junctions = {key: point for key, point in points.items() if key[0] in LANDMARKS}
     tree.landmarks = {"_".join(filter(None, key)): point for key, point in junctions.items()}
@@ -682,8 +700,8 @@ def make_head(seed, number, pose, spacing=None):
 # ╚══════════════════════════════════════════════════════════════════════════════════════════════════════════╝
 
 
-def make_phantom(seed, number, shape):
-    """Phantom `number` of a series.
+def make_phantom(seed, number, shape, name=None):
+    """Phantom `number` of a series, of a class if it is named.
 
     Returns:
         volume: float32 (X, Y, Z), 1 is full flow.
@@ -691,9 +709,10 @@ def make_phantom(seed, number, shape):
         row: Its line of variants.csv.
     """
     rng = np.random.default_rng((seed, number))
-    tree = build_tree(rng)
-    name = list(SCANNERS)[rng.integers(len(SCANNERS))]
-    standard = SCANNERS[name]
+    known = None if name is None else functools.partial(variants_of_class, name, number=number)
+    tree = build_tree(rng, known)
+    maker = list(SCANNERS)[rng.integers(len(SCANNERS))]
+    standard = SCANNERS[maker]
     varied = rng.normal(1, 0.1, 5)
     scanner = Scanner(
         spacing=(standard.spacing[0] * varied[0], standard.spacing[1] * varied[1]),
@@ -703,7 +722,7 @@ def make_phantom(seed, number, shape):
     )
     volume, label = render_phantom(tree, scanner, shape, rng)
     described = {
-        "scanner": name,
+        "scanner": maker,
         "acquired_in_plane_mm": scanner.spacing[0],
         "acquired_slice_mm": scanner.spacing[1],
     }
@@ -735,7 +754,8 @@ def check_new(folder):
     folder = Path(folder)
     if folder.exists() and not folder.is_dir():
         raise ValueError(f"{folder} is a file: give a new folder.")
-    others = [p for p in folder.glob("*") if not p.name.startswith("phantom_")] if folder.exists() else []
+    known = [p for p in folder.glob("*") if p.name.startswith("phantom_") or p.name in CLASSES]
+    others = sorted(set(folder.glob("*")) - set(known))
     if others:
         raise ValueError(f"{folder} is in use ({others[0].name} is in it): give a new folder.")
 
@@ -744,7 +764,9 @@ def generate_circles(config):
     """Yield (volume, affine, label, row) of every volume of the circle that a PhantomConfig asks for."""
     shape = (config.image_size, config.image_size, config.image_depth)
     for number in range(config.num):
-        volume, label, row = make_phantom(config.seed, number, shape)
+        name = CLASSES[number % len(CLASSES)] if config.classes else None
+        volume, label, row = make_phantom(config.seed, number, shape, name)
+        row |= {"class": name} if config.classes else {}
         yield volume, phantom_affine(shape), label, row
 
 
@@ -787,6 +809,10 @@ def generate(config):
         if config.dtype == "uint8":
             volume = volume.round().clip(0, 255)
         name = phantom_name(number)
+        if config.classes:
+            name = f"{row['class']}/{name}"
+            for folder in folders:
+                (folder / row["class"]).mkdir(exist_ok=True)
         save_image(volume.astype(config.dtype), affine, folders[0] / name, "SYNTHETIC TOF MRA phantom")
         if config.labels is not None:
             what = "brain mask" if config.whole_head else "labels, TopCoW ids"

@@ -1,0 +1,252 @@
+"""What the options do to a training on phantoms: stability, time, memory, distance to unseen phantoms.
+
+    python tests/benchmarks/options.py --output options --steps 600
+    python tests/benchmarks/options.py --output classes --classes --steps 1500
+
+Every option trains as many steps from the same seed on the same phantoms (64 x 64 x 16 voxels, capacity 4),
+`jobs` at a time with one thread each. Volumes of the current generator are then compared with phantoms that
+no training saw, by MedicalNet/evaluation.py with random networks.
+
+With --classes: one conditional training on full circles, circles without an A1 and circles without Pcom. A
+linear discriminant on how bright the places of these vessels are, fitted to the training phantoms, then says
+of which class unseen phantoms and generated volumes look.
+"""
+
+import csv
+import json
+import os
+import subprocess
+import sys
+import time
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+
+import nibabel as nib
+import numpy as np
+import torch
+
+ROOT = Path(__file__).parents[2]
+sys.path.insert(0, str(ROOT))
+import stylegan2_pytorch as sg  # noqa: E402
+
+SIZE = {"image_size": 64, "image_depth": 16, "network_capacity": 4, "fmap_max": 64}
+TRAINED, UNSEEN = 256, 128  # phantoms
+GENERATED = 128
+OPTIONS = {
+    "plain": [],
+    "attn_layers 1,2": ["--attn_layers", "1,2"],
+    "fq_layers 3,4": ["--fq_layers", "3,4"],
+    "cl_reg": ["--cl_reg"],
+    "no_const": ["--no_const"],
+    "ada_target 0.6": ["--ada_target", "0.6", "--ada_volumes", "5000"],
+    "aug_types with the 3D ones": [
+        "--aug_types",
+        "translation,cutout,rotation,scaling,bias_field,noise,blur",
+    ],
+    "rel_disc_loss": ["--rel_disc_loss"],
+    "dual_contrast_loss": ["--dual_contrast_loss"],
+    "top_k_training": ["--top_k_training"],
+}
+
+
+@dataclass(kw_only=True)
+class OptionsConfig:
+    """Compare the options on phantoms.
+
+    Args:
+        output: New folder.
+        steps: Training steps.
+        batch_size: Volumes of a step.
+        jobs: Trainings at a time, with one thread each.
+        classes: The conditional training instead.
+    """
+
+    output: str = "options"
+    steps: int = 600
+    batch_size: int = 4
+    jobs: int = 2
+    classes: bool = False
+
+    def __post_init__(self):
+        sg.check_fields(self, {})
+
+
+def run(script, *arguments):
+    """Run a script of the project with one thread; returns the peak memory of its process in MiB."""
+    command = [sys.executable, str(ROOT / script), *map(str, arguments)]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    process = subprocess.Popen(
+        command, env=environment, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, encoding="utf-8"
+    )
+    out, error = process.communicate()
+    if process.returncode:
+        raise SystemExit(f"{' '.join(command)}\n{out}{error}")
+
+
+def phantoms(folder, number, seed, *more):
+    """Make phantoms unless they are there."""
+    size = ("--image_size", SIZE["image_size"], "--image_depth", SIZE["image_depth"])
+    if not folder.exists():
+        run("sample_data/phantom.py", "--output", folder, "--num", number, "--seed", seed, *size, *more)
+    return folder
+
+
+def train(config, folder, name, *flags):
+    """Train; returns the rows of metrics.csv as arrays of numbers."""
+    common = {**SIZE, "data": folder / "train", "name": name, "batch_size": config.batch_size}
+    common |= {"results_dir": folder / "results", "models_dir": folder / "models", "device": "cpu"}
+    common |= {"gradient_accumulate_every": 1, "num_train_steps": config.steps, "save_every": config.steps}
+    common |= {"num_image_tiles": 4, "evaluate_every": config.steps}
+    run("stylegan2_pytorch.py", *(part for k, v in common.items() for part in (f"--{k}", v)), *flags)
+    with open(folder / "results" / name / "metrics.csv", newline="") as file:
+        rows = list(csv.DictReader(file))
+    columns = {c: [row[c] for row in rows if row[c]] for c in rows[0]}
+    return {c: np.array(values, dtype=float) for c, values in columns.items()}
+
+
+def peak_memory(folder, name, *flags):
+    """Peak memory that training takes by --dry_run's prediction, MiB."""
+    config = sg.parse_cli(
+        sg.TrainConfig,
+        [*(str(p) for k, v in SIZE.items() for p in (f"--{k}", v)), "--device", "cpu", *flags],
+    )
+    config.batch_size, config.gradient_accumulate_every = 4, 1
+    return max(sg.predict_peak_memory(config, None).values()) / 2**20
+
+
+def compare(config, folder):
+    """Train all options and print the table."""
+    phantoms(folder / "train", TRAINED, 1)
+    phantoms(folder / "unseen", UNSEEN, 2)
+    sys.path.insert(0, str(ROOT / "MedicalNet"))
+
+    def one(item):
+        name, flags = item
+        short = name.split()[0]
+        rows = train(config, folder, short, *flags)
+        shared = ("--batch_size", 8, "--device", "cpu", "--use_average", False, "--num_image_tiles", 4)
+        run(
+            *("stylegan2_pytorch.py", "--generate", "--num_generate", GENERATED, "--name", short, *shared),
+            *("--results_dir", folder / "results", "--models_dir", folder / "models", "--fp16", False),
+        )
+        return name, short, rows
+
+    start = time.time()
+    with ThreadPoolExecutor(config.jobs) as pool:
+        trained = list(pool.map(one, OPTIONS.items()))
+    print(f"Trained in {time.time() - start:.0f} s")
+    reports = {}
+    for name, short in (("train phantoms", None), *((n, s) for n, s, _ in trained)):
+        generated = folder / "train" if short is None else folder / "results" / short / "generated-model_1"
+        report = folder / "reports" / name.split()[0]
+        flags = {"real": folder / "unseen", "generated": generated, "output": report, "embedding": "random"}
+        flags |= {"bootstrap": 200, "metrics": "fid,md,anatomy", "planes": "axial", "device": "cpu"}
+        run("MedicalNet/evaluation.py", *(part for k, v in flags.items() for part in (f"--{k}", v)))
+        reports[name] = json.loads((report / "metrics.json").read_text(encoding="utf-8"))["metrics"]
+    base = trained[0][2]
+    memory = {name: peak_memory(folder, name, *OPTIONS[name]) for name in OPTIONS}
+    columns = ("FD-random", "FD-random-volume", "W1-vessel-volume-ml")
+    print("| option | D, last 100 | G, last 100 | time | memory | " + " | ".join(columns) + " |")
+    print("|---" * (5 + len(columns)) + "|")
+    for name, metrics in reports.items():
+        cells = ["", "", "", ""]
+        found = [rows for n, _, rows in trained if n == name]
+        if found:
+            rows = found[0]
+            cells = [f"{rows[c][-100:].mean():.2f} ± {rows[c][-100:].std():.2f}" for c in "DG"]
+            cells.append(f"{np.median(rows['seconds']) / np.median(base['seconds']):.2f}")
+            cells.append(f"{memory[name] / memory['plain']:.2f}")
+        for column in columns:
+            low, high = metrics[column]["interval_95"]
+            cells.append(f"{metrics[column]['value']:.3g} [{low:.3g}, {high:.3g}]")
+        print(f"| {name} | " + " | ".join(cells) + " |")
+    print(f"\nplain: {np.median(base['seconds']):.3f} s a step, {memory['plain']:.0f} MiB")
+
+
+def load(folder, name):
+    """Volumes of a class, scaled as training scales them. Shapes: -> (N, Z, X, Y)"""
+    return np.stack([sg.read_volume(p)[0][0] for p in sorted((folder / name).glob("*.nii.gz"))])
+
+
+class Presence:
+    """Says the class of a volume by how bright the places of A1 and Pcom are.
+
+    The places are where the mean of full circles is brighter than the mean of those without the vessel; for
+    A1 the mean of both sides is used twice, as the darker and the brighter side.
+    """
+
+    def __init__(self, classes):
+        from sklearn.discriminant_analysis import LinearDiscriminantAnalysis
+
+        full = classes["full"].mean(0)
+        pcom = np.clip(full - classes["missing_Pcom"].mean(0), 0, None)
+        a1 = np.clip(full - classes["missing_A1"].mean(0), 0, None)
+        middle = a1.shape[1] // 2
+        left, right = a1.copy(), a1.copy()
+        left[:, middle:], right[:, :middle] = 0, 0
+        self.places = [place / place.sum() for place in (pcom, left, right)]
+        features = np.concatenate([self.features(v) for v in classes.values()])
+        names = np.repeat(list(classes), [len(v) for v in classes.values()])
+        self.rule = LinearDiscriminantAnalysis().fit(features, names)
+
+    def features(self, volumes):
+        """Brightness of Pcom, of the darker and of the brighter A1. Shapes: (N, Z, X, Y) -> (N, 3)"""
+        volumes = volumes / volumes.max(axis=(1, 2, 3), keepdims=True)
+        pcom, left, right = (np.einsum("nzxy,zxy->n", volumes, place) for place in self.places)
+        return np.stack([pcom, np.minimum(left, right), np.maximum(left, right)], axis=1)
+
+    def __call__(self, volumes):
+        """{class: share of the volumes}."""
+        said = self.rule.predict(self.features(volumes))
+        return {name: float((said == name).mean()) for name in self.rule.classes_}
+
+
+def conditional(config, folder):
+    """Train for three classes and print which class unseen phantoms and generated volumes look of."""
+    phantoms(folder / "train", 288, 1, "--classes")
+    phantoms(folder / "unseen", 96, 2, "--classes")
+    rows = train(config, folder, "classes", "--labels", "folders")
+    print(
+        f"D {rows['D'][-100:].mean():.2f}, G {rows['G'][-100:].mean():.2f}, last 100 of {config.steps} steps"
+    )
+    model = sg.ModelLoader(
+        checkpoint=sg.find_checkpoint(folder / "models" / "classes"), device="cpu", use_average=False
+    )
+    measure = Presence({name: load(folder / "train", name) for name in model.class_names})
+    print("| volumes | class | " + " | ".join(model.class_names) + " |\n" + "|---" * 5 + "|")
+    for name in model.class_names:
+        print_shares("unseen phantoms", name, measure(load(folder / "unseen", name)))
+    sheets = []
+    for name in model.class_names:
+        seeds, made = range(64), []
+        for start in seeds[::8]:
+            chosen = seeds[start : start + 8]
+            z, noise = sg.batch_inputs(chosen, model.latent_dim, model.shape)
+            w = model.noise_to_styles(z, 1.0, model.labels_of(chosen, name))
+            made.append(model.styles_to_images_ext_noise(w, noise))
+        made = torch.cat(made)
+        print_shares("generated", name, measure(made[:, 0].numpy()))
+        sheets.append(sg.contact_sheet(made[:12], model.affine, 6))
+    sg.save_picture(np.concatenate(sheets), folder / "classes.png", smallest=1)
+    print(f"{folder / 'classes.png'} shows 12 volumes of each class, in this order; nib {nib.__version__}")
+
+
+def print_shares(kind, name, shares):
+    """A line of the table."""
+    print(f"| {kind} | {name} | " + " | ".join(f"{share:.2f}" for share in shares.values()) + " |")
+
+
+def main(argv=None):
+    """The command line."""
+    config = sg.parse_cli(OptionsConfig, argv)
+    with sg.one_line_errors():
+        folder = Path(config.output).resolve()
+        if (folder / "results").exists():
+            raise ValueError(f"--output {folder} exists: give a new folder.")
+        folder.mkdir(parents=True, exist_ok=True)
+        conditional(config, folder) if config.classes else compare(config, folder)
+
+
+if __name__ == "__main__":
+    main()
