@@ -78,7 +78,7 @@ WRONG_FLAGS = {
     "psi": (["--trunc_psi", "1.5"], "--trunc_psi must be between 0 and 1, got 1.5."),
     "size": (["--image_size", "100"], "--image_size must be a power of two, at least 4 voxels, got 100."),
     "depth": (["--image_size", "16"], "--image_depth 32 is larger than --image_size 16"),
-    "augmentation": (["--aug_types", "[rotation]"], "--aug_types must be translation or cutout or contrast"),
+    "augmentation": (["--aug_types", "[mixup]"], "--aug_types must be translation or cutout or contrast or "),
     "device": (["--device", "gpu"], "--device must be auto, cpu, cuda or cuda:<n>, got 'gpu'."),
     "absent GPU": (
         ["--device", "cuda:99", "--data", "sample_data", "--image_size", "64"],
