@@ -1723,13 +1723,13 @@ class FeatureQuantizer(nn.Module):
 
         self.quantize = VectorQuantize(channels, codes, rotation_trick=False, accept_3d_fmap=True)
         self.learning = False
-        self.usage = None  # share of the codes that the last volumes took, a tensor
+        self.taken = None  # 1 for each code that the last volumes took, else 0
 
     def forward(self, x):
         with torch.autocast(x.device.type, enabled=False):
             quantized, indices, loss = self.quantize(x.float(), freeze_codebook=not self.learning)
         taken = torch.zeros(self.quantize.codebook_size, device=x.device)
-        self.usage = taken.index_fill(0, indices.flatten(), 1).mean()
+        self.taken = taken.index_fill(0, indices.flatten(), 1)
         return quantized.to(x.dtype), loss.sum()
 
 
@@ -2030,9 +2030,9 @@ class Discriminator(nn.Module):
         for quantizer in self.quantizers.values():
             quantizer.learning = False
 
-    def code_usage(self):
-        """Share of the codes that the last volumes took, a mean over the quantisers; a scalar tensor."""
-        return torch.stack([quantizer.usage for quantizer in self.quantizers.values()]).mean()
+    def taken_codes(self):
+        """1 for each code of all quantisers that the last volumes took, else 0. Shapes: -> (codes,)"""
+        return torch.cat([quantizer.taken for quantizer in self.quantizers.values()])
 
 
 class AugmentedDiscriminator(nn.Module):
@@ -2861,7 +2861,9 @@ class Trainer:
             if self.config.fq_layers:
                 commitment = (real_commitment + fake_commitment).sum() / self.group.world
                 losses["Q"] += commitment.detach() / micro_batches
-                losses["Q_usage"] += self.GAN.D.code_usage() / self.group.world / micro_batches
+                taken = self.GAN.D.taken_codes()
+                self.group.sum_([taken])
+                losses["Q_usage"] += (taken > 0).float().mean() / micro_batches
                 loss = loss + commitment
             if self.ada is not None and not self.rehearsing:
                 self.ada.observe(real_logits)
@@ -2953,7 +2955,7 @@ class Trainer:
         """One update of D; returns its losses."""
         regularize = self.step % GRADIENT_PENALTY_EVERY == 0
         losses = self.accumulate_discriminator(regularize, self.config.gradient_accumulate_every)
-        shares = [losses[name] for name in ("GP", "Q", "Q_usage") if name in losses]
+        shares = [losses[name] for name in ("GP", "Q") if name in losses]
         self.group.sum_([p.grad for p in self.D_opt.param_groups[0]["params"]] + shares)
         self.scaler.step(self.D_opt)
         self.D_opt.zero_grad(set_to_none=True)

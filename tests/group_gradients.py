@@ -5,7 +5,7 @@ import sys
 
 import torch
 
-from stylegan2_pytorch import TrainConfig, Trainer, audit_volumes, process_group
+from stylegan2_pytorch import TrainConfig, Trainer, audit_volumes, process_group, read_classes
 
 
 def main(settings_path, out):
@@ -14,7 +14,8 @@ def main(settings_path, out):
     with open(settings_path) as file:
         config = TrainConfig(**json.load(file))
     with process_group("cpu") as group:
-        trainer = Trainer(config, group)
+        classes = read_classes(config.labels, config.data, config.balance_classes) if config.labels else None
+        trainer = Trainer(config, group, classes)
         size = config.image_size
         trainer.audit = audit_volumes(config.data, (size, size, config.image_depth))
         trainer.step, trainer.pl_mean = 5024, 0.1
@@ -27,9 +28,10 @@ def main(settings_path, out):
             optimizer.step = lambda optimizer=optimizer: None  # the gradients are wanted, not the update
             optimizer.zero_grad = lambda **_: None
             found[name] = {key: float(value) for key, value in step().items()}
-        for name in ("S", "G", "D"):
+        for name in ("S", "G", "D", "CR") if config.cl_reg else ("S", "G", "D"):
             for key, p in getattr(networks, name).named_parameters():
                 found[f"{name}.{key}"] = p.grad
+        found |= {f"codes.{k}": q.quantize.codebook for k, q in networks.D.quantizers.items()}
         if group.rank == 0:
             torch.save(found, out)
 

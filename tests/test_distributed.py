@@ -49,10 +49,14 @@ def test_parts_make_the_whole():
         {"rel_disc_loss": True, "aug_types": ("translation", "cutout", "contrast")},
         {"dual_contrast_loss": True},
         {"top_k_training": True, "generator_top_k_gamma": 0.5},
+        {"labels": "LABELS", "balance_classes": True, "pl_batch_shrink": 2},
+        {"attn_layers": [1, 2], "fq_layers": [2], "fq_dict_size": 8, "cl_reg": True, "no_const": True},
+        {"aug_types": ("rotation", "scaling", "bias_field", "noise", "blur"), "ada_target": 0.6},
     ],
     ids=lambda options: next(iter(options), "hinge"),
 )
-def test_two_processes_have_the_gradients_of_one(tmp_path, data, options):
+def test_two_processes_have_the_gradients_of_one(tmp_path, data, label_table, options):
+    options = {key: str(label_table) if key == "labels" else value for key, value in options.items()}
     settings = {**SMALL, "batch_size": 4, "gradient_accumulate_every": 2, "device": "cpu", "fp16": False}
     settings |= {"data": str(data), "aug_prob": 0.7, **options}
     (tmp_path / "settings.json").write_text(json.dumps(settings))
@@ -67,8 +71,10 @@ def test_two_processes_have_the_gradients_of_one(tmp_path, data, options):
     assert {"GP"} <= one["D"].keys() and {"PL", "pl_mean"} <= one["G"].keys()
     tensors = [key for key, value in one.items() if isinstance(value, torch.Tensor)]
     assert len(tensors) > 40
-    for network in "SGD":
+    for network in ("S", "G", "D", "CR", "codes"):
         names = [key for key in tensors if key.startswith(f"{network}.")]
+        if not names:
+            continue
         largest = max(float(one[key].abs().max()) for key in names)
         for key in names:
             assert float((one[key] - two[key]).abs().max()) < 1e-5 * largest, key
