@@ -9,10 +9,10 @@ Sections of this file, in order:
     configuration and command line    every option, its check and its parsing
     processes                         several devices and machines as one
     volumes and datasets              NIfTI in and out, the audit of a folder, the order of samples
-    differentiable augmentation       3D DiffAugment
-    layers                            blur, modulated convolution, noise
+    differentiable augmentation       3D DiffAugment and beyond, the adaptive probability
+    layers                            blur, modulated convolution, noise, attention, feature quantisation
     networks                          mapping network, generator, discriminator
-    losses and regularisers           hinge, relativistic, dual contrastive, gradient penalty, path length
+    losses and regularisers           hinge, relativistic, dual contrastive, NT-Xent, penalties
     latents and styles                random draws, truncation, interpolation
     pictures                          preview grids and GIFs
     checkpoints                       writing, finding and reading them, the originals' included
@@ -26,8 +26,9 @@ A NIfTI array is (X, Y, Z); inside the networks a volume is (B, 1, D, H, W) = (B
 
 Papers: StyleGAN2 (arXiv:1912.04958), DiffAugment (arXiv:2006.10738), WGAN-GP (arXiv:1704.00028), the
 relativistic discriminator (arXiv:1807.00734), dual contrastive loss (arXiv:2103.09742), top-k training
-(arXiv:2002.06224), TTUR (arXiv:1706.08500), and the 3D model for the Circle of Willis (Aydin et al.,
-NeuroImage 304 (2024) 120936).
+(arXiv:2002.06224), linear attention (arXiv:1812.01243), feature quantisation (arXiv:2004.02088), NT-Xent
+(arXiv:2002.05709), StyleGAN2-ADA (arXiv:2006.06676), projection discriminator (arXiv:1802.05637), TTUR
+(arXiv:1706.08500), and the 3D model for the Circle of Willis (Aydin et al., NeuroImage 304 (2024) 120936).
 """
 
 import contextlib
