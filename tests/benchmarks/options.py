@@ -117,7 +117,12 @@ def settings_of(batch_size, flags):
 
 def peak_memory(batch_size, flags):
     """Peak memory of the tensors by --dry_run's prediction, MiB."""
-    return max(sg.predict_peak_memory(settings_of(batch_size, flags), None).values()) / 2**20
+    return max(sg.predict_peak_memory(settings_of(batch_size, flags), pretended()).values()) / 2**20
+
+
+def pretended():
+    """Audit of as many phantoms as are trained on, without them."""
+    return sg.Audit(range(TRAINED), None, np.eye(4), "", [])
 
 
 def step_times(batch_size, rounds=7):
@@ -128,7 +133,7 @@ def step_times(batch_size, rounds=7):
         trainers[name] = trainer = sg.Trainer(config)
         volumes = torch.rand(batch_size, 1, *config.shape)
         trainer.loader = itertools.repeat((volumes, torch.arange(batch_size)))
-        trainer.audit = sg.Audit(range(TRAINED), None, np.eye(4), "", [])
+        trainer.audit = pretended()
         trainer.step = 1
     for _ in range(rounds + 1):
         for name, trainer in trainers.items():
@@ -173,6 +178,11 @@ def compare(config, folder):
     reports = {"other phantoms": evaluated("other phantoms")}  # fills the cache of the real ones
     with ThreadPoolExecutor(config.jobs) as pool:
         reports |= dict(zip(OPTIONS, pool.map(evaluated, OPTIONS), strict=True))
+    print_table(config, {name: rows for name, _, rows in trained}, reports)
+
+
+def print_table(config, trained, reports):
+    """Print the table of {option: rows} and {option: metrics}."""
     memory = {name: peak_memory(config.batch_size, flags) for name, flags in OPTIONS.items()}
     times = step_times(config.batch_size)
     columns = ("FD-random-volume", "density-random", "W1-vessel-volume-ml")
@@ -180,9 +190,8 @@ def compare(config, folder):
     print("|---" * (5 + len(columns)) + "|")
     for name, metrics in reports.items():
         cells = ["", "", "", ""]
-        found = [rows for n, _, rows in trained if n == name]
-        if found:
-            rows = found[0]
+        if name in trained:
+            rows = trained[name]
             cells = [f"{rows[c][-100:].mean():.2f} ± {rows[c][-100:].std():.2f}" for c in "DG"]
             cells.append(f"{times[name] / times['plain']:.2f}")
             cells.append(f"{memory[name] / memory['plain']:.2f}")
