@@ -113,7 +113,8 @@ def test_sidecar_describes_the_volume(make):
     assert details["seed"] == 42 and details["truncation_psi"] == 0.7
     assert details["checkpoint"]["step"] == 3 and details["checkpoint"]["networks"] == "SE, GE"
     assert re.fullmatch("[0-9a-f]{64}", details["checkpoint"]["sha256"])
-    assert details["model"] == {**SMALL, "lr_mlp": 0.1, "latent_dim": 512, "style_depth": 8}
+    plain = {"attn_layers": [], "fq_layers": [], "fq_dict_size": 256, "cl_reg": False, "no_const": False}
+    assert details["model"] == {**SMALL, "lr_mlp": 0.1, "latent_dim": 512, "style_depth": 8, **plain}
     assert {"torch", "numpy", "nibabel", "python", "stylegan2_pytorch"} == set(details["versions"])
     assert np.load(folder / details["style"]).shape == (1, 512)
 
@@ -422,7 +423,7 @@ WRONG = {
     "missing file": (["--checkpoint", "x.pt"], "x.pt does not exist"),
     "template": (["--template_path", "x.nii"], "--template_path x.nii cannot be read"),
     "target": (["--mode", "projection", "--target", "x.nii"], "x.nii cannot be read"),
-    "steps": (["--mode", "interpolation", "--steps", "1"], "--mode interpolation needs at least two seeds"),
+    "steps": (["--mode", "interpolation", "--steps", "1"], "--mode interpolation needs two seeds"),
     "style file": (
         ["--mode", "stochastic_variation", "--load_from_style", "--style_npy_path", "data/v0.nii.gz"],
         "data/v0.nii.gz cannot be read as a style",

@@ -74,7 +74,7 @@ def test_quantiser_takes_the_nearest_code_and_lets_gradients_through():
     voxels = rearrange(x.detach(), "b c x y z -> (b x y z) c")
     nearest = codes[torch.cdist(voxels, codes).argmin(1)]
     torch.testing.assert_close(rearrange(y, "b c x y z -> (b x y z) c"), nearest)
-    assert float(loss) == pytest.approx(float(F.mse_loss(voxels, nearest)), rel=1e-5)
+    assert loss.item() == pytest.approx(float(F.mse_loss(voxels, nearest)), rel=1e-5)
     weights = torch.randn_like(y)
     (gradient,) = torch.autograd.grad((y * weights).sum(), x)
     torch.testing.assert_close(gradient, weights)  # straight through
@@ -88,7 +88,7 @@ def test_codes_move_only_while_the_discriminator_learns():
     assert torch.equal(before, D.quantizers["1"].quantize.codebook)
     with D.learning_codes():
         _, loss = D(volumes_of(0))
-    assert not torch.equal(before, D.quantizers["1"].quantize.codebook) and float(loss) > 0
+    assert not torch.equal(before, D.quantizers["1"].quantize.codebook) and loss.item() > 0
     assert 0 < D.taken_codes().sum() <= 8
 
 

@@ -144,12 +144,12 @@ def gradients_with(make_config, batch, accumulate, inputs):
         takes[name] += batch
         return [t[start : start + batch].clone() for t in tensors]
 
-    def sample(rng, generator):
+    def sample(rng, generator, labels):
         z_part, noise_part = part("fake", (z, noise))
         return sg.same_style(trainer.GAN.S(z_part), trainer.GAN.G.num_layers), noise_part
 
     trainer.sample_inputs = sample
-    trainer.next_real = lambda: part("real", (real,))[0]
+    trainer.next_real = lambda: (part("real", (real,))[0], None)
     trainer.accumulate_discriminator(True, accumulate)
     found = {n: p.grad.clone() for n, p in trainer.GAN.D.named_parameters()}
     trainer.D_opt.zero_grad()
@@ -220,7 +220,7 @@ def test_checkpoint_holds_everything_and_fits_the_original(make_config):
     path = trainer.config.models / "model_2.pt"
     state = torch.load(path, weights_only=True)
     wanted = {"GAN", "G_opt", "D_opt", "scaler", "step", "reverts", "pl_mean", "random", "config", "affine"}
-    wanted |= {"best"}
+    wanted |= {"best", "ada", "class_names", "class_shares"}
     assert wanted | {"format_version", "version", "truncation_center", "data_digest"} == set(state)
     original = sg.StyleGAN2(**trainer.config.network())
     original.load_state_dict(state["GAN"], strict=True)
