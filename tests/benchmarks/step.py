@@ -9,7 +9,9 @@ Markdown. Peak memory is of a process of its own for every way. FLOPs are counte
 convolutions, two for a multiplication with its addition.
 """
 
+import functools
 import gc
+import itertools
 import json
 import math
 import platform
@@ -19,6 +21,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections import deque
 from dataclasses import dataclass
 from datetime import date
 from pathlib import Path
@@ -315,7 +318,8 @@ def loading(config, device):
             loader = make_loader(VolumeDataset(audit), batches, None, device)
             next(loader)
             rounds = config.volumes // config.batch_size - 1
-            time_taken = seconds(lambda loader=loader, n=rounds: [next(loader) for _ in range(n)], device)
+            batches = itertools.islice(loader, rounds)
+            time_taken = seconds(functools.partial(deque, batches, 0), device)
             found[cache] = rounds * config.batch_size / time_taken
     return found
 
