@@ -367,6 +367,34 @@ def test_generate_with_a_label(conditional):
         sg.generate_volumes(replace(conditional.config, label="half"))
 
 
+def test_classes_are_learned(tmp_path):
+    """300 steps suffice to put a blob to the front or to the back, as the class says."""
+    rng = np.random.default_rng(0)
+    x, y, _ = np.meshgrid(*map(np.arange, (16, 16, 4)), indexing="ij")
+    for n in range(64):
+        name, place = (("front", 11.5), ("back", 3.5))[n % 2]
+        center = rng.uniform(5, 10), place + rng.uniform(-1, 1)
+        blob = np.exp(-((x - center[0]) ** 2 + (y - center[1]) ** 2) / 8) + 0.05 * rng.random((16, 16, 4))
+        write_volume(tmp_path / "data" / name / f"{n}.nii", blob.astype(np.float32))
+    folders = {name: str(tmp_path / name) for name in ("results_dir", "models_dir")}
+    config = sg.TrainConfig(
+        **{"image_size": 16, "image_depth": 4, "network_capacity": 4, "fmap_max": 32, **folders},
+        **{"batch_size": 8, "gradient_accumulate_every": 1, "num_train_steps": 300, "learning_rate": 1e-3},
+        **{"aug_prob": 0.0, "num_image_tiles": 1, "device": "cpu"},
+        data=str(tmp_path / "data"),
+        labels="folders",
+    )
+    sg.train_from_folder(config)
+    model = sg.ModelLoader(checkpoint=sg.find_checkpoint(config.models), use_average=False, device="cpu")
+    places = {}
+    for name in model.class_names:
+        z, noise = sg.batch_inputs(range(16), model.latent_dim, model.shape)
+        w = model.noise_to_styles(z, labels=model.labels_of(range(16), name))
+        volumes = model.styles_to_images_ext_noise(w, noise)[:, 0]  # (16, Z, X, Y)
+        places[name] = float((volumes * torch.arange(16)).sum() / volumes.sum())
+    assert places["front"] - places["back"] > 3  # 8 voxels apart in the data, less a grey background
+
+
 MODES = {
     "normal": {},
     "stochastic_variation": {"num_stochastic_variation": 2},
