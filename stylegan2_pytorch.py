@@ -2853,14 +2853,14 @@ class Trainer:
             volumes, labels = self.next_real()
             parts = [p.requires_grad_(regularize) for p in volumes.split(self.penalty_part)]
             real, fake = self.augment(torch.cat(parts), rng), self.augment(generated, rng)
+            both = None if labels is None else torch.cat([labels, fake_labels])
             with self.autocast(), self.GAN.D.learning_codes(not self.rehearsing):
-                real_logits, real_commitment = self.GAN.D(real.detach(), labels)
-                fake_logits, fake_commitment = self.GAN.D(fake, fake_labels)
-            real_logits, fake_logits = (self.group.gather(t.float()) for t in (real_logits, fake_logits))
+                logits, commitment = self.GAN.D(torch.cat([real.detach(), fake]), both)
+            real_logits, fake_logits = map(self.group.gather, logits.float().split(len(real)))
             loss = self.discriminator_loss(real_logits, fake_logits)
             losses["D"] += loss.detach() / micro_batches
             if self.config.fq_layers:
-                commitment = (real_commitment + fake_commitment).sum() / self.group.world
+                commitment = commitment.sum() / self.group.world
                 losses["Q"] += commitment.detach() / micro_batches
                 taken = self.GAN.D.taken_codes()
                 self.group.sum_([taken])
