@@ -165,8 +165,9 @@ def test_accumulation_1_x_4_equals_2_x_2(make_config):
     inputs = torch.rand(4, 1, 4, 8, 8), torch.randn(4, 512), torch.rand(4, 4, 8, 8, 1)
     one, two = (gradients_with(make_config, b, 4 // b, inputs) for b in (1, 2))
     assert one.keys() == two.keys()
+    floor = 1e-3 * max(gradient.norm() for gradient in one.values())  # real and fake cancel in some biases
     for name in one:
-        assert (one[name] - two[name]).norm() <= 1e-5 * one[name].norm(), name
+        assert (one[name] - two[name]).norm() <= 1e-5 * max(one[name].norm(), floor), name
 
 
 def test_averages_are_copied_then_moved(make_config, monkeypatch):
