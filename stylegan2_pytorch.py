@@ -923,17 +923,8 @@ def audit_volumes(folder, shape, batch_size=1, keep=True, store=None):
     problems = [f for f in found if isinstance(f, str)]
     good = [(path, *f) for path, f in zip(paths, found, strict=True) if not isinstance(f, str)]
     problems += duplicates_among([(path, digest) for path, digest, *_ in good])
-    if problems:
-        more = [f"... and {len(problems) - MAX_FILES_NAMED} more"] if len(problems) > MAX_FILES_NAMED else []
-        listed = "\n  ".join(problems[:MAX_FILES_NAMED] + more)
-        raise ValueError(
-            f"{len(problems)} of the {len(paths)} volumes in {folder} cannot be used:\n  {listed}"
-        )
-    if len(paths) < batch_size:
-        raise ValueError(
-            f"{folder} holds {len(paths)} volumes, fewer than a batch of {batch_size}: "
-            f"add volumes or set --batch_size {len(paths)}."
-        )
+    refuse_unusable(problems, len(paths), folder)
+    check_number(len(paths), batch_size, folder)
     affines = Counter(tuple(np.round(affine, 4).ravel()) for *_, affine in good)
     return Audit(
         paths=paths,
@@ -942,6 +933,23 @@ def audit_volumes(folder, shape, batch_size=1, keep=True, store=None):
         digest=hashlib.sha256("".join(digest for _, digest, *_ in good).encode()).hexdigest(),
         summary=summarize(shape, good),
     )
+
+
+def refuse_unusable(problems, number, folder):
+    """Raise a ValueError with one line for every problem, if there is any."""
+    if problems:
+        more = [f"... and {len(problems) - MAX_FILES_NAMED} more"] if len(problems) > MAX_FILES_NAMED else []
+        listed = "\n  ".join(problems[:MAX_FILES_NAMED] + more)
+        raise ValueError(f"{len(problems)} of the {number} volumes in {folder} cannot be used:\n  {listed}")
+
+
+def check_number(number, batch_size, folder):
+    """Raise a ValueError if the volumes of a folder do not make one batch."""
+    if number < batch_size:
+        raise ValueError(
+            f"{folder} holds {number} volumes, fewer than a batch of {batch_size}: "
+            f"add volumes or set --batch_size {number}."
+        )
 
 
 def check_memory(needed, keep):
@@ -1048,14 +1056,13 @@ def stamps_of(folder):
     ]
 
 
-def find_pack(folder, shape, packs):
-    """The Pack of a data folder among those in the folder `packs`, or None."""
-    stamps = stamps_of(folder)
-    for index in sorted(Path(packs).glob("*/index.json")):
-        pack = Pack(index.parent)
-        known = [{name: file[name] for name in stamps[0]} for file in pack.index["files"]]
-        if known == stamps and pack.index["shape"] == list(shape):
-            return pack
+def find_pack(stamps, shape, packs):
+    """The Pack of the files with these stamps among those in the folder `packs`, or None."""
+    for path in sorted(Path(packs).glob("[!.]*/index.json")):
+        index = json.loads(path.read_text(encoding="utf-8"))
+        known = [{name: file[name] for name in stamps[0]} for file in index["files"]]
+        if known == stamps and index["shape"] == list(shape):
+            return Pack(path.parent)
     return None
 
 
@@ -1087,12 +1094,13 @@ def pack_volumes(folder, shape, batch_size, packs):
     Raises:
         ValueError: The volumes cannot be used, the pack is damaged, or the disk is full.
     """
-    packs = Path(packs)
-    pack = find_pack(folder, shape, packs)
+    packs, files = Path(packs), stamps_of(folder)
+    pack = find_pack(files, shape, packs)
     if pack is not None:
+        check_number(len(pack), batch_size, folder)
         pack.check()
         return pack.audit(folder)
-    files, paths = stamps_of(folder), find_volumes(folder)
+    paths = [Path(folder) / file["name"] for file in files]
     dtype, size = packed_dtype(paths), packed_shape(len(paths), shape)
     packs.mkdir(parents=True, exist_ok=True)
     needed, free = dtype.itemsize * math.prod(size), shutil.disk_usage(packs).free
@@ -3633,7 +3641,7 @@ def open_volumes(config, group):
     with group.first_before_others():
         if group.rank == 0:
             return pack_volumes(config.data, shape, config.batch_size, packs)
-        pack = find_pack(config.data, shape, packs)
+        pack = find_pack(stamps_of(config.data), shape, packs)
     if pack is None:
         raise ValueError(f"This process does not see {packs}, where the first has packed the volumes.")
     return pack.audit(config.data)

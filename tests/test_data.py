@@ -231,6 +231,12 @@ def test_a_pack_is_shared_and_follows_the_contents(data, packed, tmp_path, monke
     assert len(list((tmp_path / "packed").iterdir())) == 2
 
 
+def test_a_pack_of_fewer_volumes_than_a_batch_is_refused(data, packed, tmp_path):
+    packed()
+    with pytest.raises(ValueError, match=r"6 volumes, fewer than a batch of 8.*--batch_size 6"):
+        sg.pack_volumes(data, SHAPE, 8, tmp_path / "packed")
+
+
 def test_a_damaged_pack_is_refused(packed):
     folder = packed().volumes.folder
     whole = (folder / "volumes.npy").read_bytes()
