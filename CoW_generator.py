@@ -29,33 +29,67 @@ import nibabel as nib
 import numpy as np
 import torch
 import torch.nn.functional as F
-from PIL import Image
 from tqdm import tqdm
 
 import stylegan2_pytorch as sg
+from volumetric.cli import UserError, check_device_name, check_fields, one_line_errors, option, parse_cli
+from volumetric.files import (
+    UNREADABLE,
+    __version__,
+    array_to_volume,
+    atomic_path,
+    by,
+    file_digest,
+    naming,
+    read_volume,
+    save_nifti,
+    volume_to_array,
+)
+from volumetric.parallel import device_random, latent_of, process_group, volume_inputs
+from volumetric.pictures import (
+    contact_sheet,
+    enlarged,
+    factor_to,
+    plane_views,
+    save_curve,
+    save_gif,
+    save_picture,
+    six_views,
+)
+from volumetric.runs import find_checkpoint
 
 # ╔══════════════════════════════════════════════════════════════════════════════════════════════════════════╗
 # ║ Settings                                                                                                 ║
 # ╚══════════════════════════════════════════════════════════════════════════════════════════════════════════╝
 
-mode = "normal"  # normal, stochastic_variation, interpolation, style_mixing, truncation or projection
-num_generate = (
-    4  # volumes (normal), styles to vary or truncate, pairs to interpolate, edge of the mixing grid
-)
-top_dir = "demo"  # folder that holds models/<model_folder_name>/model_<n>.pt
-model_folder_name = "demo"  # name of the run
-model_from_epoch = -1  # number n of the checkpoint, -1 for the newest
-label = (
-    None  # class of the volumes; for interpolation also two, "a,b"; None draws them as often as in training
-)
-truncation_psi = 1.0  # 1 is no truncation, smaller is more typical and less varied
-save_directory = "demo/generated"  # a sub-folder with the mode's name is made in it
-template_path = None  # NIfTI file whose affine the volumes get; None takes the training volumes' affine
-steps = 20  # volumes of an interpolation or of a truncation sweep
-num_stochastic_variation = 5  # noises for each style (stochastic_variation)
-interpolate_styles = False  # interpolate between styles w (linearly) rather than latents z (spherically)
-load_from_style = False  # stochastic_variation of the style in style_npy_path
-style_npy_path = None  # a *_style.npy file, as generation and projection write them
+# normal, stochastic_variation, interpolation, style_mixing, truncation or projection
+mode = "normal"
+# volumes (normal), styles to vary or truncate, pairs to interpolate, edge of the mixing grid
+num_generate = 4
+# folder that holds models/<model_folder_name>/model_<n>.pt
+top_dir = "demo"
+# name of the run
+model_folder_name = "demo"
+# number n of the checkpoint, -1 for the newest
+model_from_epoch = -1
+# class of the volumes; for interpolation also two, "a,b"; None draws them as often as in training
+label = None
+# 1 is no truncation, smaller is more typical and less varied
+truncation_psi = 1.0
+# a sub-folder with the mode's name is made in it
+save_directory = "demo/generated"
+# NIfTI file whose affine the volumes get; None takes the training volumes' affine
+template_path = None
+# volumes of an interpolation or of a truncation sweep
+steps = 20
+# noises for each style (stochastic_variation)
+num_stochastic_variation = 5
+# interpolate between styles w (linearly) rather than latents z (spherically)
+interpolate_styles = False
+# stochastic_variation of the style in style_npy_path
+load_from_style = False
+# a *_style.npy file, as generation and projection write them
+style_npy_path = None
 
 
 # ╔══════════════════════════════════════════════════════════════════════════════════════════════════════════╗
@@ -63,80 +97,82 @@ style_npy_path = None  # a *_style.npy file, as generation and projection write 
 # ╚══════════════════════════════════════════════════════════════════════════════════════════════════════════╝
 
 
-FORMATS = {"volume_format": ("nii.gz", "nii"), "picture_format": ("png", "jpg", "none")}
+MODE_NAMES = ("normal", "stochastic_variation", "interpolation", "style_mixing", "truncation", "projection")
 
 
 @dataclass(kw_only=True)
 class GenerateConfig:
-    """Generate volumes from a trained 3D StyleGAN2.
+    """Generate volumes from a trained 3D StyleGAN2."""
 
-    Args:
-        mode: normal, stochastic_variation, interpolation, style_mixing, truncation or projection.
-        num_generate: Volumes (normal), styles to vary or truncate, pairs to interpolate, edge of the grid.
-        seed: First seed; the following are seed + 1, seed + 2, ...
-        seeds: Seeds in place of seed and num_generate, for example 0-99,205.
-        top_dir: Folder that holds models/<model_folder_name>/model_<n>.pt.
-        model_folder_name: Name of the run.
-        model_from_epoch: Number n of the checkpoint, -1 for the newest.
-        checkpoint: Checkpoint file in place of the three settings before, the original's included.
-        image_depth: Axial slices, for a checkpoint of the original that does not state them.
-        use_average: Use the averaged networks SE and GE; False takes the current ones, S and G.
-        label: Class of the volumes; two, for example a,b, to interpolate from one to the other. None draws a
-            class for each seed, as often as it was shown in training.
-        truncation_psi: Truncation psi in [0, 1]; 1 is no truncation.
-        save_directory: Folder for the results, in a sub-folder with the mode's name.
-        template_path: NIfTI file whose affine the volumes get; None takes the training volumes' affine.
-        intensity_range: Two grey values that 0 and 1 become; None keeps [0, 1].
-        steps: Volumes of an interpolation or of a truncation sweep.
-        num_stochastic_variation: Noises for each style.
-        interpolate_styles: Interpolate between styles w rather than latents z.
-        load_from_style: Vary the style in style_npy_path.
-        style_npy_path: A *_style.npy file.
-        volume_format: nii.gz or nii.
-        picture_format: png, jpg, or none for no pictures.
-        batch_size: Volumes at a time, None for 8 on a GPU and 2 on a CPU; halves itself when memory is short.
-        device: auto, cpu, cuda or cuda:<n>.
-        amp: Generate with mixed precision (bfloat16): faster, equal to about 1 % of the range only.
-        target: NIfTI volume to project (mode projection).
-        projection_steps: Steps of the projection, the last third of them with one style per block.
-        projection_noise: Search the noise too; False searches the style alone, with the noise of `seed`.
-        medicalnet_weights: MedicalNet ResNet-10 weights; adds its features to the loss of the projection.
-        recreate: Sidecar .json of a volume to render again and compare.
-    """
-
-    mode: str = mode
-    num_generate: int = num_generate
-    seed: int = 42
-    seeds: str | None = None
-    top_dir: str = top_dir
-    model_folder_name: str = model_folder_name
-    model_from_epoch: int = model_from_epoch
-    checkpoint: str | None = None
-    image_depth: int | None = None
-    use_average: bool = True
-    label: str | None = label
-    truncation_psi: float = truncation_psi
-    save_directory: str = save_directory
-    template_path: str | None = template_path
-    intensity_range: tuple | None = None
-    steps: int = steps
-    num_stochastic_variation: int = num_stochastic_variation
-    interpolate_styles: bool = interpolate_styles
-    load_from_style: bool = load_from_style
-    style_npy_path: str | None = style_npy_path
-    volume_format: str = "nii.gz"
-    picture_format: str = "png"
-    batch_size: int | None = None
-    device: str = "auto"
-    amp: bool = False
-    target: str | None = None
-    projection_steps: int = 600
-    projection_noise: bool = True
-    medicalnet_weights: str | None = None
-    recreate: str | None = None
+    mode: str = option(
+        mode,
+        "normal, stochastic_variation, interpolation, style_mixing, truncation or projection.",
+        choices=MODE_NAMES,
+    )
+    num_generate: int = option(
+        num_generate, "Volumes (normal), styles to vary or truncate, pairs to interpolate, edge of the grid."
+    )
+    seed: int = option(42, "First seed; the following are seed + 1, seed + 2, ...", least=0)
+    seeds: str | None = option(None, "Seeds in place of seed and num_generate, for example 0-99,205.")
+    top_dir: str = option(top_dir, "Folder that holds models/<model_folder_name>/model_<n>.pt.")
+    model_folder_name: str = option(model_folder_name, "Name of the run.")
+    model_from_epoch: int = option(
+        model_from_epoch, "Number n of the checkpoint, -1 for the newest.", least=-1
+    )
+    checkpoint: str | None = option(
+        None, "Checkpoint file in place of the three settings before, the original's included."
+    )
+    image_depth: int | None = option(
+        None, "Axial slices, for a checkpoint of the original that does not state them."
+    )
+    use_average: bool = option(
+        True, "Use the averaged networks SE and GE; False takes the current ones, S and G."
+    )
+    label: str | None = option(
+        label,
+        "Class of the volumes; two, for example a,b, to interpolate from one to the other. None draws a "
+        "class for each seed, as often as it was shown in training.",
+    )
+    truncation_psi: float = option(
+        truncation_psi, "Truncation psi in [0, 1]; 1 is no truncation.", least=0, most=1
+    )
+    save_directory: str = option(
+        save_directory, "Folder for the results, in a sub-folder with the mode's name."
+    )
+    template_path: str | None = option(
+        template_path, "NIfTI file whose affine the volumes get; None takes the training volumes' affine."
+    )
+    intensity_range: tuple | None = option(None, "Two grey values that 0 and 1 become; None keeps [0, 1].")
+    steps: int = option(steps, "Volumes of an interpolation or of a truncation sweep.")
+    num_stochastic_variation: int = option(num_stochastic_variation, "Noises for each style.")
+    interpolate_styles: bool = option(
+        interpolate_styles, "Interpolate between styles w rather than latents z."
+    )
+    load_from_style: bool = option(load_from_style, "Vary the style in style_npy_path.")
+    style_npy_path: str | None = option(style_npy_path, "A *_style.npy file.")
+    volume_format: str = option("nii.gz", "nii.gz or nii.", choices=("nii.gz", "nii"))
+    picture_format: str = option("png", "png, jpg, or none for no pictures.", choices=("png", "jpg", "none"))
+    batch_size: int | None = option(
+        None, "Volumes at a time, None for 8 on a GPU and 2 on a CPU; halves itself when memory is short."
+    )
+    device: str = option("auto", "auto, cpu, cuda or cuda:<n>.", check=check_device_name)
+    amp: bool = option(
+        False, "Generate with mixed precision (bfloat16): faster, equal to about 1 % of the range only."
+    )
+    target: str | None = option(None, "NIfTI volume to project (mode projection).")
+    projection_steps: int = option(
+        600, "Steps of the projection, the last third of them with one style per block."
+    )
+    projection_noise: bool = option(
+        True, "Search the noise too; False searches the style alone, with the noise of `seed`."
+    )
+    medicalnet_weights: str | None = option(
+        None, "MedicalNet ResNet-10 weights; adds its features to the loss of the projection."
+    )
+    recreate: str | None = option(None, "Sidecar .json of a volume to render again and compare.")
 
     def __post_init__(self):
-        sg.check_fields(self, {"mode": MODES, **FORMATS})
+        check_fields(self)
         if self.intensity_range is not None:
             low_high = self.intensity_range
             if (
@@ -144,11 +180,11 @@ class GenerateConfig:
                 or not all(isinstance(v, int | float) for v in low_high)
                 or low_high[0] >= low_high[1]
             ):
-                raise ValueError(f"--intensity_range must be two numbers, low before high, got {low_high}.")
+                raise UserError(f"--intensity_range must be two numbers, low before high, got {low_high}.")
         if self.load_from_style and (self.mode != "stochastic_variation" or self.style_npy_path is None):
-            raise ValueError("--load_from_style needs --mode stochastic_variation and --style_npy_path FILE.")
+            raise UserError("--load_from_style needs --mode stochastic_variation and --style_npy_path FILE.")
         if (self.mode == "projection") != (self.target is not None):
-            raise ValueError(
+            raise UserError(
                 "--mode projection needs --target FILE, the volume to project, and no other mode does."
             )
         self.seed_list(1)
@@ -166,15 +202,15 @@ class GenerateConfig:
 
 
 def parse_seeds(text):
-    """'0-3,205' -> [0, 1, 2, 3, 205]; a ValueError for anything else, or a seed twice."""
+    """'0-3,205' -> [0, 1, 2, 3, 205]; a UserError for anything else, or a seed twice."""
     seeds = []
     for part in text.replace(" ", "").strip("()[]").rstrip(",").split(","):
         first, dash, last = part.partition("-")
         if not first.isdigit() or (dash and not (last.isdigit() and int(first) <= int(last))):
-            raise ValueError(f"--seeds must be like 0-99,205, got {text!r}.")
+            raise UserError(f"--seeds must be like 0-99,205, got {text!r}.")
         seeds += range(int(first), int(last or first) + 1)
     if len(set(seeds)) < len(seeds):
-        raise ValueError(f"--seeds {text} names a seed twice.")
+        raise UserError(f"--seeds {text} names a seed twice.")
     return seeds
 
 
@@ -214,7 +250,7 @@ def style_of(recipe, model):
         return model.noise_to_styles(z[None], recipe.truncation_psi, labels).cpu()
 
     def z_of(seed):
-        return sg.latent_of(seed, model.latent_dim)
+        return latent_of(seed, model.latent_dim)
 
     if "file" in kind:
         return read_style(kind["file"], model)
@@ -240,13 +276,13 @@ def read_style(path, model):
     try:
         style = torch.from_numpy(np.load(path, allow_pickle=False).astype(np.float32))
     except (OSError, ValueError, EOFError) as error:
-        raise ValueError(f"{path} cannot be read as a style ({error}).") from None
+        raise UserError(f"{path} cannot be read as a style ({error}).") from None
     layers = model.G.num_layers
     if style.shape in ((model.latent_dim,), (1, model.latent_dim)):
         return sg.same_style(style.reshape(1, -1), layers)[0]
     if style.shape[-2:] == (layers, model.latent_dim) and style.numel() == layers * model.latent_dim:
         return style.reshape(layers, -1)
-    raise ValueError(
+    raise UserError(
         f"{path} has shape {tuple(style.shape)}, expected (1, {model.latent_dim}) or "
         f"(1, {layers}, {model.latent_dim}): it belongs to another model."
     )
@@ -254,7 +290,7 @@ def read_style(path, model):
 
 def file_source(path):
     """Style or noise from a file, in a recipe: the file and its content."""
-    return {"file": str(Path(path).resolve()), "sha256": sg.file_digest(path)}
+    return {"file": str(Path(path).resolve()), "sha256": file_digest(path)}
 
 
 def noise_of(recipe, model):
@@ -263,8 +299,8 @@ def noise_of(recipe, model):
         return torch.from_numpy(np.load(recipe.noise["file"], allow_pickle=False))[0]
     seed, variation = recipe.noise["seed"], recipe.noise["variation"]
     if variation == 0:
-        return sg.volume_inputs(seed, model.latent_dim, model.shape)[1]
-    return torch.rand(*model.shape, 1, generator=sg.device_random("cpu", seed, variation))
+        return volume_inputs(seed, model.latent_dim, model.shape)[1]
+    return torch.rand(*model.shape, 1, generator=device_random("cpu", seed, variation))
 
 
 # ╔══════════════════════════════════════════════════════════════════════════════════════════════════════════╗
@@ -276,14 +312,14 @@ def classes_of(config, model, *seeds):
     """What a style says of its classes: {} for a model without, else {labels: a name for every seed}.
 
     Raises:
-        ValueError: The model has no such class.
+        UserError: The model has no such class.
     """
     names = label_names(config, model)
     if names is None:
         drawn = model.labels_of(seeds)
         return {} if drawn is None else {"labels": [model.class_names[c] for c in drawn]}
     if len(names) > 1 and config.mode != "interpolation":
-        raise ValueError(
+        raise UserError(
             f"--label {config.label} gives two classes, which --mode interpolation alone can use."
         )
     return {"labels": [names[0], names[-1]][: len(seeds)]}
@@ -297,7 +333,7 @@ def label_names(config, model):
     for name in names:
         model.labels_of([0], name)
     if len(names) > 2:
-        raise ValueError(f"--label {config.label} gives {len(names)} classes, expected one or two.")
+        raise UserError(f"--label {config.label} gives {len(names)} classes, expected one or two.")
     return names
 
 
@@ -359,7 +395,7 @@ def plan_interpolation(config, model):
     if len(seeds) == 1 and len(label_names(config, model) or ()) == 2:
         seeds = 2 * seeds  # the class alone changes
     if len(seeds) < 2 or config.steps < 2:
-        raise ValueError("--mode interpolation needs two seeds, or one and two classes, and --steps 2.")
+        raise UserError("--mode interpolation needs two seeds, or one and two classes, and --steps 2.")
     recipes = []
     for a, b in itertools.pairwise(seeds):
         series = full_name(f"{kind}{a:06d}-{b:06d}", config)
@@ -419,7 +455,7 @@ def open_model(config):
     """ModelLoader of the checkpoint, on this process's device."""
     path = config.checkpoint
     if path is None:
-        path = sg.find_checkpoint(
+        path = find_checkpoint(
             Path(config.top_dir) / "models" / config.model_folder_name, config.model_from_epoch
         )
     device = config.device
@@ -434,12 +470,8 @@ def render(recipes, model, amp=False):
     """Volumes of some recipes, in one batch. Shapes: -> (B, 1, Z, S, S) float32 in [0, 1], on the CPU"""
     styles = torch.stack([style_of(recipe, model) for recipe in recipes])
     noise = torch.stack([noise_of(recipe, model) for recipe in recipes])
-    twice = 2 if len(recipes) == 1 else 1  # a batch of one has kernels of its own, which round differently
     with torch.autocast(model.device.type, torch.bfloat16, enabled=amp):
-        volumes = model.styles_to_images_ext_noise(
-            styles.repeat(twice, 1, 1), noise.repeat(twice, 1, 1, 1, 1)
-        )
-    return volumes[: len(recipes)].float().cpu(), styles, noise
+        return model.render(styles, noise), styles, noise
 
 
 def render_all(recipes, model, batch_size, amp=False):
@@ -476,7 +508,7 @@ class Writer:
             "mode": config.mode,
             "checkpoint": {
                 "path": str(model.path),
-                "sha256": sg.file_digest(model.path),
+                "sha256": file_digest(model.path),
                 "step": model.step,
                 "networks": "SE, GE" if config.use_average else "S, G",
             },
@@ -494,7 +526,7 @@ class Writer:
         """True if the volume is there, rendered from the same recipe by the same checkpoint.
 
         Raises:
-            ValueError: A volume of this name was made otherwise.
+            UserError: A volume of this name was made otherwise.
         """
         sidecar = self.path(recipe, "json")
         if not sidecar.exists():
@@ -509,7 +541,7 @@ class Writer:
         )
         different = [key for key in wanted if there[key] != wanted[key]]
         if different:
-            raise ValueError(
+            raise UserError(
                 f"{sidecar} was made with another {' and '.join(different)}: choose another --save_directory."
             )
         return self.path(recipe, self.config.volume_format).exists()
@@ -525,11 +557,9 @@ class Writer:
         if config.intensity_range is not None:
             low, high = config.intensity_range
             scaled = low + volume * (high - low)
-        sg.save_nifti(scaled, self.affine, self.path(recipe, config.volume_format))
+        save_nifti(scaled, self.affine, self.path(recipe, config.volume_format))
         if config.picture_format != "none":
-            sg.save_picture(
-                six_views(volume, self.affine), self.path(recipe, config.picture_format), smallest=1
-            )
+            save_picture(six_views(volume, self.affine), self.path(recipe, config.picture_format), smallest=1)
         details = {
             "file": self.path(recipe, config.volume_format).name,
             "seed": recipe.noise.get("seed"),
@@ -541,19 +571,19 @@ class Writer:
             "noise": f"style_and_noise/{recipe.name}_noise.npy",
             "versions": versions(),
         }
-        with sg.atomic_path(self.path(recipe, "json")) as part:
+        with atomic_path(self.path(recipe, "json")) as part:
             part.write_text(json.dumps(self.common | details, indent=1))
 
     def save_array(self, recipe, kind, array):
         """Write a style or noise array."""
-        with sg.atomic_path(self.arrays / f"{recipe.name}_{kind}.npy") as part:
+        with atomic_path(self.arrays / f"{recipe.name}_{kind}.npy") as part:
             np.save(part, array)
 
 
 def versions():
     """Versions of what rendered a volume."""
     return {
-        "stylegan2_pytorch": sg.__version__,
+        "stylegan2_pytorch": __version__,
         "torch": torch.__version__,
         "numpy": np.__version__,
         "nibabel": nib.__version__,
@@ -567,23 +597,23 @@ def choose_affine(config, model):
         return model.affine
     try:
         image = nib.load(config.template_path)
-    except sg.UNREADABLE as error:
-        raise ValueError(f"--template_path {config.template_path} cannot be read ({error}).") from None
+    except UNREADABLE as error:
+        raise UserError(f"--template_path {config.template_path} cannot be read ({error}).") from None
     shape = (model.shape[1], model.shape[2], model.shape[0])
     if image.shape[:3] != shape:
         print(
-            f"Warning: {config.template_path} has {sg.by(image.shape)} voxels, the volumes {sg.by(shape)}: "
+            f"Warning: {config.template_path} has {by(image.shape)} voxels, the volumes {by(shape)}: "
             f"its affine is taken, its shape is not."
         )
     return image.affine
 
 
 def check_space(config, model, count):
-    """Raise a ValueError if the disk cannot hold `count` volumes with their noise."""
+    """Raise a UserError if the disk cannot hold `count` volumes with their noise."""
     needed = 2.2 * 4 * math.prod(model.shape) * count
     free = shutil.disk_usage(config.folder).free
     if needed > free:
-        raise ValueError(
+        raise UserError(
             f"{count} volumes need about {needed / 2**30:.1f} GiB, and the disk of {config.folder} has "
             f"{free / 2**30:.1f} free: choose another --save_directory."
         )
@@ -614,7 +644,7 @@ def generate_recipes(config, model, recipes):
         except OSError as error:
             pool.shutdown(cancel_futures=True)
             if error.errno == errno.ENOSPC:
-                raise ValueError(
+                raise UserError(
                     f"The disk of {config.folder} is full: the volumes so far are complete."
                 ) from None
             raise
@@ -626,62 +656,6 @@ def generate_recipes(config, model, recipes):
 # ╚══════════════════════════════════════════════════════════════════════════════════════════════════════════╝
 
 
-def plane_views(volume, affine):
-    """Middle planes and maximum-intensity projections in radiological view, with square pixels.
-
-    Args:
-        volume: (1, Z, X, Y) in [0, 1].
-        affine: (4, 4), mm.
-
-    Returns:
-        Six arrays (rows, columns) uint8: axial, coronal and sagittal plane, then the three projections.
-    """
-    image = nib.Nifti1Image(np.asarray(sg.volume_to_array(volume), dtype=np.float32), affine)
-    image = nib.as_closest_canonical(image)
-    array, spacing = np.asarray(image.dataobj), image.header.get_zooms()
-    views = []
-    for reduce in (lambda a, axis: np.take(a, a.shape[axis] // 2, axis), np.max):
-        for axis, across, up in ((2, 0, 1), (1, 0, 2), (0, 1, 2)):  # axial, coronal, sagittal
-            plane = reduce(array, axis=axis)[::-1, ::-1].T  # right and front are on the left, top is up
-            views.append(square_pixels(plane, spacing[up], spacing[across], min(spacing)))
-    return views
-
-
-def square_pixels(plane, height, width, size):
-    """uint8 picture of a plane of pixels `height` x `width` mm, resampled to `size` mm."""
-    picture = Image.fromarray(np.rint(np.clip(plane, 0, 1) * 255).astype(np.uint8))
-    rows, columns = round(plane.shape[0] * height / size), round(plane.shape[1] * width / size)
-    return np.asarray(picture.resize((columns, rows), Image.Resampling.BILINEAR))
-
-
-def factor_to(smallest, picture):
-    """Whole number by which a picture must grow to have at least `smallest` rows."""
-    return max(1, -(-smallest // picture.shape[0]))
-
-
-def enlarged(picture, factor):
-    """A picture with every pixel repeated `factor` times along both axes."""
-    return np.kron(picture, np.ones((factor, factor), np.uint8))
-
-
-def six_views(volume, affine, smallest=256):
-    """Three planes above their projections, enlarged until the axial plane has `smallest` rows."""
-    views = plane_views(volume, affine)
-    factor = factor_to(smallest, views[0])
-    views = [enlarged(view, factor) for view in views]
-    rows = [
-        np.concatenate([on_canvas(v, views[0].shape[0]) for v in row], axis=1)
-        for row in (views[:3], views[3:])
-    ]
-    return np.concatenate(rows, axis=0)
-
-
-def on_canvas(picture, height):
-    """A picture in the middle of a dark strip of the given height, with a margin of 4 pixels."""
-    space = max(0, height - picture.shape[0])
-    return np.pad(picture, ((4 + space // 2, 4 + space - space // 2), (4, 4)), constant_values=24)
-
-
 def read_series(config, recipes):
     """Volumes of some recipes, from their files. Shapes: -> (N, 1, Z, X, Y) in [0, 1]"""
     low, high = config.intensity_range or (0, 1)
@@ -689,7 +663,7 @@ def read_series(config, recipes):
     for recipe in recipes:
         image = nib.load(config.folder / f"{recipe.name}.{config.volume_format}")
         array = image.get_fdata(dtype=np.float32)
-        volumes.append(sg.array_to_volume((array - low) / (high - low)))
+        volumes.append(array_to_volume((array - low) / (high - low)))
     return np.stack(volumes)
 
 
@@ -706,8 +680,8 @@ def picture_sheet(config, recipes, affine):
     grid = config.mode == "style_mixing"
     shown = recipes if grid else recipes[:64]
     columns = recipes[0].position["of"] if grid else math.ceil(math.sqrt(len(shown)))
-    sheet = sg.contact_sheet(read_series(config, shown), affine, columns)
-    sg.save_picture(sheet, config.folder / f"contact_sheet.{config.picture_format}")
+    sheet = contact_sheet(read_series(config, shown), affine, columns)
+    save_picture(sheet, config.folder / f"contact_sheet.{config.picture_format}")
 
 
 def picture_series(config, recipes, affine):
@@ -717,27 +691,25 @@ def picture_series(config, recipes, affine):
         views = [plane_views(volume, affine) for volume in volumes]
         for name, index in (("axial", 0), ("axial_mip", 3)):
             frames = [enlarged(v[index], factor_to(256, v[index])) for v in views]
-            sg.save_gif(frames, config.folder / f"{series}_{name}.gif", 0.3 if len(frames) < 10 else 0.1)
-        sheet = sg.contact_sheet(volumes, affine, min(len(volumes), 10))
-        sg.save_picture(sheet, config.folder / f"{series}_sheet.{config.picture_format}")
+            save_gif(frames, config.folder / f"{series}_{name}.gif", 0.3 if len(frames) < 10 else 0.1)
+        sheet = contact_sheet(volumes, affine, min(len(volumes), 10))
+        save_picture(sheet, config.folder / f"{series}_sheet.{config.picture_format}")
         if config.mode == "stochastic_variation":
             picture_deviation(config, series, volumes, affine)
         if config.mode == "interpolation":
             largest, mean = smoothness(volumes)
             print(f"{series}: smoothness {largest / mean:.2f} (largest step / mean step)")
             figures = {"largest_step": largest, "mean_step": mean, "smoothness": largest / mean}
-            with sg.atomic_path(config.folder / f"{series}_smoothness.json") as part:
+            with atomic_path(config.folder / f"{series}_smoothness.json") as part:
                 part.write_text(json.dumps(figures, indent=1))
 
 
 def picture_deviation(config, series, volumes, affine):
     """Voxel-wise standard deviation over the noises: a NIfTI, and a picture scaled to its maximum."""
     deviation = volumes.std(axis=0)
-    sg.save_nifti(deviation, affine, config.folder / f"{series}_deviation.{config.volume_format}")
+    save_nifti(deviation, affine, config.folder / f"{series}_deviation.{config.volume_format}")
     scaled = deviation / max(deviation.max(), 1e-12)
-    sg.save_picture(
-        six_views(scaled, affine), config.folder / f"{series}_deviation.{config.picture_format}", 1
-    )
+    save_picture(six_views(scaled, affine), config.folder / f"{series}_deviation.{config.picture_format}", 1)
 
 
 def smoothness(volumes):
@@ -838,7 +810,7 @@ def search(model, target, steps, seed=0, features=None, search_noise=True, label
     Returns:
         styles (L, latent_dim), noise (Z, S, S, 1), both on the CPU, and rows (step, l1, loss) of the curve.
     """
-    generator = sg.device_random("cpu", seed)
+    generator = device_random("cpu", seed)
     labels = model.labels_of(range(STYLE_SAMPLES), label)
     w = model.noise_to_styles(
         torch.randn(STYLE_SAMPLES, model.latent_dim, generator=generator), labels=labels
@@ -886,15 +858,13 @@ def project(config, model):
         Final mean absolute difference in [0, 1].
     """
     shape = (model.shape[1], model.shape[2], model.shape[0])
-    try:
-        target, image = sg.read_volume(config.target, shape)
-    except ValueError as error:
-        raise ValueError(f"{config.target} {error}") from None
+    with naming(config.target):
+        target, image = read_volume(config.target, shape)
     name = f"{Path(config.target).name.removesuffix('.gz').removesuffix('.nii')}_projection"
     arrays = config.folder / "style_and_noise"
     arrays.mkdir(parents=True, exist_ok=True)
     if (config.folder / f"{name}.json").exists():
-        raise ValueError(f"{config.folder / name}.json is there already: choose another --save_directory.")
+        raise UserError(f"{config.folder / name}.json is there already: choose another --save_directory.")
     goal = torch.from_numpy(target)[None].to(model.device)
     features = feature_loss(config.medicalnet_weights, goal) if config.medicalnet_weights else None
     label = classes_of(config, model, config.seed).get("labels", [None])[0] if config.label else None
@@ -914,48 +884,26 @@ def project(config, model):
     other = replace(recipe, noise={"seed": config.seed, "variation": 1})
     (volume, with_other_noise), _, _ = render([recipe, other], model)
     l1, l1_other = (F.l1_loss(v, torch.from_numpy(target)).item() for v in (volume, with_other_noise))
-    source = {"target": str(config.target), "target_sha256": sg.file_digest(config.target)}
+    source = {"target": str(config.target), "target_sha256": file_digest(config.target)}
     recipe = replace(recipe, position={**source, "l1": l1, "l1_with_other_noise": l1_other})
     affine = image.affine if config.template_path is None else choose_affine(config, model)
     Writer(config, model, affine).write(recipe, volume, styles, noise)
-    with sg.atomic_path(config.folder / f"{name}_curve.csv") as part:
+    with atomic_path(config.folder / f"{name}_curve.csv") as part:
         part.write_text("step,l1,loss\n" + "".join(f"{s},{a:.6g},{b:.6g}\n" for s, a, b in curve))
     if config.picture_format != "none":
         difference = np.abs(volume.numpy() - target)
         rows = [six_views(v, affine) for v in (target, volume.numpy(), difference)]
-        sg.save_picture(
+        save_picture(
             np.concatenate(rows, axis=1),
             config.folder / f"{name}_target_result_difference.{config.picture_format}",
             1,
         )
-        sg.save_picture(
-            plot_curve([row[1] for row in curve]), config.folder / f"{name}_curve.{config.picture_format}", 1
-        )
+        picture = config.folder / f"{name}_curve.{config.picture_format}"
+        save_curve([row[1] for row in curve], picture, "mean absolute difference")
     print(
         f"mean absolute difference {l1:.4f} of the range, with another noise {l1_other:.4f}: {config.folder}"
     )
     return l1
-
-
-def plot_curve(values, width=640, height=360):
-    """Picture (height, width) of a curve on a logarithmic scale, with a line at every power of ten."""
-    from PIL import ImageDraw
-
-    image = Image.new("L", (width, height), 255)
-    draw = ImageDraw.Draw(image)
-    logs = np.log10(np.maximum(values, 1e-8))
-    low, high = math.floor(logs.min()), math.ceil(logs.max())
-    for power in range(low, high + 1):
-        y = height - 20 - (power - low) / max(1, high - low) * (height - 40)
-        draw.line([(50, y), (width - 10, y)], fill=200)
-        draw.text((5, y - 6), f"1e{power}", fill=0)
-    x = np.linspace(50, width - 10, len(logs))
-    y = height - 20 - (logs - low) / max(1, high - low) * (height - 40)
-    draw.line(list(zip(x.tolist(), y.tolist(), strict=True)), fill=0, width=2)
-    draw.text(
-        (50, height - 15), f"mean absolute difference over {len(logs)} steps, last {values[-1]:.4f}", fill=0
-    )
-    return np.asarray(image)
 
 
 # ╔══════════════════════════════════════════════════════════════════════════════════════════════════════════╗
@@ -970,19 +918,19 @@ def recreate(config):
         Largest difference of a voxel, in [0, 1].
 
     Raises:
-        ValueError: The checkpoint is another, or the volume differs by more than rounding.
+        UserError: The checkpoint is another, or the volume differs by more than rounding.
     """
     sidecar = Path(config.recreate)
     try:
         details = json.loads(sidecar.read_text())
         recipe, wanted = Recipe(**details["recipe"]), details["checkpoint"]
     except (OSError, ValueError, KeyError, TypeError) as error:
-        raise ValueError(f"--recreate {sidecar} cannot be read as a volume's sidecar ({error}).") from None
+        raise UserError(f"--recreate {sidecar} cannot be read as a volume's sidecar ({error}).") from None
     path = Path(config.checkpoint or wanted["path"])
     if not path.is_file():
-        raise ValueError(f"{path} does not exist: give the checkpoint of {sidecar} with --checkpoint.")
-    if sg.file_digest(path) != wanted["sha256"]:
-        raise ValueError(
+        raise UserError(f"{path} does not exist: give the checkpoint of {sidecar} with --checkpoint.")
+    if file_digest(path) != wanted["sha256"]:
+        raise UserError(
             f"{path} is not the checkpoint that {sidecar} was made with (SHA-256 {wanted['sha256'][:12]}..., "
             f"step {wanted['step']}): give that with --checkpoint."
         )
@@ -996,13 +944,13 @@ def recreate(config):
     (volume,), _, _ = render([recipe], model, amp=details["precision"] == "bfloat16")
     low, high = details["intensity_range"] or (0, 1)
     stored = nib.load(sidecar.parent / details["file"]).get_fdata(dtype=np.float32)
-    difference = float(np.abs(sg.volume_to_array(volume.numpy()) - (stored - low) / (high - low)).max())
+    difference = float(np.abs(volume_to_array(volume.numpy()) - (stored - low) / (high - low)).max())
     if hashlib.sha256(volume.numpy().tobytes()).hexdigest() == details["volume_sha256"] and difference < 1e-5:
         print(f"{details['file']}: identical")
     elif difference < 1e-2 if details["precision"] == "bfloat16" else difference < 1e-4:
         print(f"{details['file']}: equal up to rounding, largest difference {difference:.1e}")
     else:
-        raise ValueError(
+        raise UserError(
             f"{details['file']} differs from what its sidecar describes, by up to {difference:.3g}."
         )
     return difference
@@ -1015,13 +963,13 @@ def generate(config):
         Folder with the files.
 
     Raises:
-        ValueError: The settings, the checkpoint, the template or earlier files do not fit.
+        UserError: The settings, the checkpoint, the template or earlier files do not fit.
     """
     if config.mode == "projection":
         project(config, open_model(config))
         return config.folder
     plan, picture = MODES[config.mode]
-    with sg.process_group() as group:
+    with process_group() as group:
         model = open_model(config)
         recipes = plan(config, model)
         affine = generate_recipes(config, model, recipes)
@@ -1044,15 +992,12 @@ def join_pairs(argv):
 
 def main(argv=None):
     """The command line."""
-    config = sg.parse_cli(GenerateConfig, join_pairs(sys.argv[1:] if argv is None else argv))
-    try:
-        with sg.one_line_errors():
-            if config.recreate is not None:
-                recreate(config)
-            else:
-                generate(config)
-    except KeyboardInterrupt:
-        raise SystemExit("Interrupted. The same command continues; complete volumes are kept.") from None
+    config = parse_cli(GenerateConfig, join_pairs(sys.argv[1:] if argv is None else argv))
+    with one_line_errors("Interrupted. The same command continues; complete volumes are kept."):
+        if config.recreate is not None:
+            recreate(config)
+        else:
+            generate(config)
 
 
 if __name__ == "__main__":

@@ -11,6 +11,8 @@ density and coverage (Naeem et al. 2020, arXiv:2002.09797).
 
 import numpy as np
 
+from volumetric.cli import UserError
+
 NEAREST = 5  # neighbours of precision, recall, density and coverage (Naeem et al. 2020, Sec. 5)
 PRD_CLUSTERS = 10
 PRD_RUNS = 10
@@ -37,13 +39,13 @@ def frechet_distance(mu1, sigma1, mu2, sigma2):
     Shapes: (d,), (d, d), (d,), (d, d) -> float
 
     Raises:
-        ValueError: A value is not finite, or the sizes differ.
+        UserError: A value is not finite, or the sizes differ.
     """
     mu1, sigma1, mu2, sigma2 = (np.asarray(a, dtype=np.float64) for a in (mu1, sigma1, mu2, sigma2))
     if mu1.shape != mu2.shape or sigma1.shape != sigma2.shape:
-        raise ValueError(f"The two Gaussians have {mu1.shape} and {mu2.shape} means, expected equal sizes.")
+        raise UserError(f"The two Gaussians have {mu1.shape} and {mu2.shape} means, expected equal sizes.")
     if not all(np.isfinite(a).all() for a in (mu1, sigma1, mu2, sigma2)):
-        raise ValueError("A mean or covariance of the features is not finite.")
+        raise UserError("A mean or covariance of the features is not finite.")
     trace = np.linalg.svd(square_root(sigma1).T @ square_root(sigma2), compute_uv=False).sum()
     return float(np.sum((mu1 - mu2) ** 2) + np.trace(sigma1) + np.trace(sigma2) - 2 * trace)
 

@@ -6,7 +6,6 @@ Zheng 2019, arXiv:1904.00625) sees the volume as a whole. With random weights, b
 download (Naeem et al. 2020, arXiv:2002.09797, Sec. 5).
 """
 
-import contextlib
 import functools
 import hashlib
 import io
@@ -22,7 +21,9 @@ import torch
 from torch import nn
 
 from MedicalNet.resnet import ResNet10, read_weights
-from stylegan2_pytorch import atomic_path, file_digest, host_random
+from volumetric.cli import UserError
+from volumetric.files import atomic_path, file_digest
+from volumetric.parallel import host_random, tf32
 
 # The axis of (X, Y, Z) along which the slices of a plane follow each other.
 PLANES = {"axial": 2, "coronal": 1, "sagittal": 0}
@@ -84,19 +85,19 @@ def find_weights(name, path=None):
         path: Local file, or None to look for the published one.
 
     Raises:
-        ValueError: There are none and they cannot be downloaded, or a download is damaged.
+        UserError: There are none and they cannot be downloaded, or a download is damaged.
     """
     published = PUBLISHED[name]
     if path is not None:
         if not Path(path).is_file():
-            raise ValueError(f"{published.flag} {path} does not exist: give the file of the weights.")
+            raise UserError(f"{published.flag} {path} does not exist: give the file of the weights.")
         return Path(path), file_digest(path)
     target = published.target
     if not target.exists():
         download(published)
     digest = file_digest(target)
     if digest != published.sha256:
-        raise ValueError(
+        raise UserError(
             f"{target} has SHA-256 {digest}, but the published {published.title} weights have "
             f"{published.sha256}: remove the file, and it will be downloaded again."
         )
@@ -112,7 +113,7 @@ def download(published):
         torch.hub.download_url_to_file(published.url, str(target), hash_prefix=published.sha256)
     except (urllib.error.URLError, OSError, RuntimeError) as error:
         reason = " ".join(str(error).split())
-        raise ValueError(
+        raise UserError(
             f"The {published.title} weights are not here and cannot be downloaded ({reason}): get "
             f"{published.url} on another machine and put it at {target}, or give its path with "
             f"{published.flag}."
@@ -207,17 +208,6 @@ def convolve_and_rectify(convolution, x):
 # ╚══════════════════════════════════════════════════════════════════════════════════════════════════════════╝
 
 
-@contextlib.contextmanager
-def without_tf32():
-    """Convolutions on a GPU in float32, not in TF32, PyTorch's default there."""
-    before = torch.backends.cudnn.allow_tf32
-    torch.backends.cudnn.allow_tf32 = False
-    try:
-        yield
-    finally:
-        torch.backends.cudnn.allow_tf32 = before
-
-
 class SliceFeatures:
     """Inception features of the slices of a volume in one plane.
 
@@ -231,18 +221,19 @@ class SliceFeatures:
         plane: A name out of PLANES.
     """
 
+    version = 1  # of the code behind the protocol: raise it when the features change
     dimension = 2048
     on_host = False
 
     def __init__(self, network, digest, plane):
         self.network, self.digest, self.name = network, digest, plane
         self.device = next(network.parameters()).device
-        mixed = any(p.dtype == torch.bfloat16 for p in network.parameters())
+        self.mixed = any(p.dtype == torch.bfloat16 for p in network.parameters())
         self.protocol = (
             f"{plane} slices, {'all' if plane == 'axial' else 'as many as axial ones, evenly spread'}; each "
             f"scaled by its own minimum and maximum to 8 bit, rounded; grey as RGB; resized to 299 x 299 as "
             f"in TensorFlow 1; Inception 2015-12-05, pool3, 2048 features; "
-            f"{'mixed bfloat16' if mixed else 'float32'}"
+            f"{'mixed bfloat16' if self.mixed else 'float32'}"
         )
 
     @torch.inference_mode()
@@ -256,7 +247,7 @@ class SliceFeatures:
         slices = ((slices - low) / (high - low).clamp_min(torch.finfo(torch.float32).tiny) * 255).round_()
         slices = ((enlarge(slices) - 128) / 128)[:, None]
         at_once = SLICES_AT_ONCE if self.device.type == "cpu" else len(slices)
-        with without_tf32():
+        with tf32(self.mixed):
             features = torch.cat([self.network(chunk) for chunk in slices.split(at_once)])
         return {"features": features.float().cpu().numpy()}
 
@@ -294,6 +285,7 @@ class VolumeFeatures:
     """
 
     name = "volume"
+    version = 1  # as of SliceFeatures
     dimension = 512
     on_host = False
     protocol = (
@@ -310,7 +302,7 @@ class VolumeFeatures:
     def __call__(self, array, affine):
         """Shapes: (X, Y, Z) -> {"features": (1, 512) float32}"""
         volume = torch.from_numpy(standardized(array)).to(self.device)
-        with without_tf32():
+        with tf32(False):
             return {"features": self.network(volume[None, None]).cpu().numpy()}
 
 

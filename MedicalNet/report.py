@@ -10,7 +10,8 @@ import numpy as np
 
 from MedicalNet.anatomy import MEASURES
 from MedicalNet.distances import Neighbours, principal_components
-from stylegan2_pytorch import array_to_volume, atomic_path, axial_pictures, by, tile
+from volumetric.files import array_to_volume, atomic_path, by
+from volumetric.pictures import axial_pictures, new_axes, save_figure, tile
 
 SHOWN = 16  # volumes of each set in the contact sheets
 PAIRS_SHOWN = 8  # generated volumes beside their nearest real ones, the closest first
@@ -207,19 +208,6 @@ def nearest(features, files, folder):
 # ╚══════════════════════════════════════════════════════════════════════════════════════════════════════════╝
 
 
-def axes(columns=1, rows=1, width=4.2, height=3.4):
-    """A matplotlib figure and its axes, (rows * columns,), without a display."""
-    import matplotlib
-    from matplotlib.figure import Figure
-
-    matplotlib.rcParams["svg.fonttype"] = "none"  # text stays text
-    figure = Figure((width * columns, height * rows), layout="constrained")
-    all_axes = np.ravel(figure.subplots(rows, columns))
-    for one in all_axes:
-        one.spines[["top", "right"]].set_visible(False)
-    return figure, all_axes
-
-
 def drawing(figure):
     """A matplotlib figure as SVG in the page."""
     data = io.StringIO()
@@ -231,7 +219,7 @@ def drawing(figure):
 def precision_recall(precision, recall, folder):
     """The curve behind AUC-PRD."""
     write_table(folder / "prd_curve.csv", ["precision", "recall"], zip(precision, recall, strict=True))
-    figure, (one,) = axes()
+    figure, (one,) = new_axes()
     one.plot(recall, precision, color=COLOURS["generated"])
     one.set(xlabel="recall", ylabel="precision", xlim=(0, 1.02), ylim=(0, 1.02))
     return f"<h2>Precision and recall of the generated distribution</h2>{drawing(figure)}"
@@ -246,7 +234,7 @@ def scatter(features, measured, folder):
         for name, point in zip(m.names, one, strict=True)
     ]
     write_table(folder / "features_2d.csv", ["set", "volume", "component_1", "component_2"], rows)
-    figure, (one,) = axes(width=5.2, height=4.2)
+    figure, (one,) = new_axes(width=5.2, height=4.2)
     for (which, colour), p in zip(COLOURS.items(), points, strict=True):
         one.scatter(*p.T, s=14, color=colour, alpha=0.7, label=which, linewidths=0)
     one.set(xlabel="first principal component", ylabel="second principal component")
@@ -270,7 +258,7 @@ def anatomy(measured, folder):
     ]
     head = ["set", "volume", *single, "mean-radius-mm", "mean-branch-length-mm"]
     write_table(folder / "anatomy.csv", head, rows)
-    figure, plots = axes(columns=3, rows=3, width=3.6, height=2.6)
+    figure, plots = new_axes(columns=3, rows=3, width=3.6, height=2.6)
     table = []
     for one, (name, title) in zip(plots, MEASURES.items(), strict=False):
         values = [np.concatenate([volume[name] for volume in m.anatomy]) for m in measured]
@@ -302,7 +290,7 @@ def draw_sweep(rows, path):
     """Every metric of the checkpoints of a run over its steps, as PNG."""
     names = list(rows[0]["metrics"])
     columns = min(4, len(names))
-    figure, plots = axes(columns, -(-len(names) // columns), width=3.4, height=2.4)
+    figure, plots = new_axes(columns, -(-len(names) // columns), width=3.4, height=2.4)
     steps = [row["step"] for row in rows]
     for one, name in zip(plots, names, strict=False):
         results = [row["metrics"][name] for row in rows]
@@ -314,5 +302,4 @@ def draw_sweep(rows, path):
         one.set(title=name, xlabel="step")
     for one in plots[len(names) :]:
         one.set_visible(False)
-    with atomic_path(path) as part:
-        figure.savefig(part, dpi=120)
+    save_figure(figure, path)

@@ -9,6 +9,8 @@ from pathlib import Path
 import torch
 from torch import nn
 
+from volumetric.cli import UserError
+
 
 class BasicBlock(nn.Module):
     """Two 3x3x3 convolutions with batch normalisation beside an identity or a strided 1x1x1 convolution.
@@ -65,7 +67,7 @@ def resnet10(weights=None):
         weights: Path of `resnet_10_23dataset.pth`, or None for random weights.
 
     Raises:
-        ValueError: The file is missing, damaged, or holds another network.
+        UserError: The file is missing, damaged, or holds another network.
     """
     network = ResNet10()
     if weights is not None:
@@ -82,20 +84,20 @@ def read_weights(path, expected, title="MedicalNet", network="ResNet-10"):
         title, network: What the errors call them.
 
     Raises:
-        ValueError: The file is missing, damaged, or holds another network.
+        UserError: The file is missing, damaged, or holds another network.
     """
     path = Path(path)
     if not path.is_file():
-        raise ValueError(f"{title} weights {path} do not exist: give the path of the published file.")
+        raise UserError(f"{title} weights {path} do not exist: give the path of the published file.")
     try:
         state = torch.load(path, map_location="cpu", weights_only=True)
     except (OSError, EOFError, KeyError, RuntimeError, ValueError, pickle.UnpicklingError) as error:
-        raise ValueError(f"{title} weights {path} cannot be read ({type(error).__name__}).") from None
+        raise UserError(f"{title} weights {path} cannot be read ({type(error).__name__}).") from None
     state = state.get("state_dict", state) if isinstance(state, dict) else {}
     state = {name.removeprefix("module."): tensor for name, tensor in state.items()}
     for name, tensor in expected.items():
         if name not in state or state[name].shape != tensor.shape:
-            raise ValueError(
+            raise UserError(
                 f"{title} weights {path} are not those of {network}: {name} is missing or different."
             )
     return {name: state[name] for name in expected}

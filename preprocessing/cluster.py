@@ -10,6 +10,8 @@ from pathlib import Path
 
 from tqdm import tqdm
 
+from volumetric.cli import UserError
+
 MEMORY_PER_WORKER = 2.0  # GiB: 1.5 for a scan of 13 million voxels, rounded up
 ATTEMPTS = 2  # of a scan whose worker was killed
 BLAMED = 100  # deaths of workers that dask lays to a scan, its own or not; attempts are counted by marks
@@ -31,7 +33,7 @@ def open_client(scheduler, n_workers):
         n_workers: Processes to start here; None takes `default_workers`.
 
     Raises:
-        ValueError: There is no scheduler at this address, or it has no workers.
+        UserError: There is no scheduler at this address, or it has no workers.
     """
     import dask
     from distributed import Client, LocalCluster
@@ -41,10 +43,10 @@ def open_client(scheduler, n_workers):
             client = Client(scheduler, timeout="10s")
         except (OSError, ValueError, TimeoutError) as error:
             reason = " ".join(str(error).split()) or type(error).__name__
-            raise ValueError(f"--scheduler {scheduler} does not answer: {reason}") from None
+            raise UserError(f"--scheduler {scheduler} does not answer: {reason}") from None
         with client:
             if not client.nthreads():
-                raise ValueError(f"--scheduler {scheduler} has no workers: start dask worker {scheduler}.")
+                raise UserError(f"--scheduler {scheduler} has no workers: start dask worker {scheduler}.")
             yield client
         return
     settings = {

@@ -38,15 +38,22 @@ from preprocessing.registration import (
     resample,
 )
 from preprocessing.scans import audit, collect, summary
-from stylegan2_pytorch import atomic_path, check_fields, load_nifti, one_line_errors, parse_cli
+from volumetric.cli import UserError, check_fields, one_line_errors, option, parse_cli
+from volumetric.files import atomic_path, load_nifti
 
 # Edit these, or pass them as flags; a flag wins.
-data = "raw"  # folder of raw scans
-output = "template"  # new folder
-reference = None  # scan whose grid and pose the template takes; None chooses a typical one
+# folder of raw scans
+data = "raw"
+# new folder
+output = "template"
+# scan whose grid and pose the template takes; None chooses a typical one
+reference = None
+# rounds of registration and average
 iterations = 3
-dof = 12  # of the registrations: 12 (affine) or 6 (rigid)
-sharpen = False  # by a Laplacian, at the end
+# of the registrations: 12 (affine) or 6 (rigid)
+dof = 12
+# by a Laplacian, at the end
+sharpen = False
 
 LEAST_SCANS = 2
 SHARPNESS_MM = 1.5  # standard deviation of the filter that takes noise out of the measure
@@ -55,60 +62,59 @@ FIGURES = ("iteration", "scans", "nmi", "sharpness", "change")
 
 
 def check_registration(config, files):
-    """Raise a ValueError for a wrong --dof, a head without its mask, or a file that is not there.
+    """Raise a UserError for a wrong --dof, a head without its mask, or a file that is not there.
 
     Args:
         config: TemplateConfig or PreprocessConfig.
         files: Names of the fields that hold a path or None.
     """
     if config.dof not in (6, 12):
-        raise ValueError(f"--dof must be 6 (rigid) or 12 (affine), got {config.dof}.")
+        raise UserError(f"--dof must be 6 (rigid) or 12 (affine), got {config.dof}.")
     if (config.brain_template is None) != (config.brain_mask is None):
-        raise ValueError("--brain_template and --brain_mask go together: give both or none.")
+        raise UserError("--brain_template and --brain_mask go together: give both or none.")
     for flag in files:
         path = getattr(config, flag)
         if path is not None and not Path(path).is_file():
-            raise ValueError(f"--{flag} {path} does not exist.")
+            raise UserError(f"--{flag} {path} does not exist.")
 
 
 @dataclass(kw_only=True)
 class TemplateConfig:
-    """Build a study template from TOF MRA scans.
+    """Build a study template from TOF MRA scans."""
 
-    Args:
-        data: Folder of raw scans: NIfTI files, flat or one folder per subject, or DICOM series.
-        output: New folder for template.nii.gz, its mask, template.json and template.png.
-        series: Text that the description of a DICOM series must contain; None takes all series.
-        reference: Scan whose grid and pose the template takes; None chooses a typical one.
-        spacing: Voxel edge of the template in mm; None keeps the reference's voxels.
-        iterations: Rounds of registration and average.
-        dof: 12 (affine) or 6 (rigid).
-        nmi_gate: Normalised mutual information below which a scan is left out of the average.
-        sharpen: Sharpen the last average by a Laplacian.
-        masks: Folder of brain masks, named as the scans are.
-        brain_template: Head of any contrast to take the brain mask from, such as MNI152 T1.
-        brain_mask: Its brain mask.
-        n_workers: Processes, of about 2 GiB each; None is one per core, as far as the memory goes.
-        scheduler: Address of a running dask scheduler, tcp://host:port; None works on this machine.
-    """
-
-    data: str = data
-    output: str = output
-    series: str | None = None
-    reference: str | None = reference
-    spacing: float | None = None
-    iterations: int = iterations
-    dof: int = dof
-    nmi_gate: float = NMI_GATE
-    sharpen: bool = sharpen
-    masks: str | None = None
-    brain_template: str | None = None
-    brain_mask: str | None = None
-    n_workers: int | None = None
-    scheduler: str | None = None
+    data: str = option(
+        data, "Folder of raw scans: NIfTI files, flat or one folder per subject, or DICOM series."
+    )
+    output: str = option(output, "New folder for template.nii.gz, its mask, template.json and template.png.")
+    series: str | None = option(
+        None, "Text that the description of a DICOM series must contain; None takes all series."
+    )
+    reference: str | None = option(
+        reference, "Scan whose grid and pose the template takes; None chooses a typical one."
+    )
+    spacing: float | None = option(
+        None, "Voxel edge of the template in mm; None keeps the reference's voxels."
+    )
+    iterations: int = option(iterations, "Rounds of registration and average.")
+    dof: int = option(dof, "12 (affine) or 6 (rigid).")
+    nmi_gate: float = option(
+        NMI_GATE, "Normalised mutual information below which a scan is left out of the average."
+    )
+    sharpen: bool = option(sharpen, "Sharpen the last average by a Laplacian.")
+    masks: str | None = option(None, "Folder of brain masks, named as the scans are.")
+    brain_template: str | None = option(
+        None, "Head of any contrast to take the brain mask from, such as MNI152 T1."
+    )
+    brain_mask: str | None = option(None, "Its brain mask.")
+    n_workers: int | None = option(
+        None, "Processes, of about 2 GiB each; None is one per core, as far as the memory goes."
+    )
+    scheduler: str | None = option(
+        None, "Address of a running dask scheduler, tcp://host:port; None works on this machine."
+    )
 
     def __post_init__(self):
-        check_fields(self, {})
+        check_fields(self)
         check_registration(self, ("reference", "brain_template", "brain_mask"))
 
 
@@ -116,13 +122,13 @@ def choose_reference(scans, path=None):
     """The Scan that is given, or the most typical one: nearest to the median spacing and extent.
 
     Raises:
-        ValueError: The given file is not among the usable scans.
+        UserError: The given file is not among the usable scans.
     """
     if path is not None:
         for scan in scans:
             if Path(scan.path).resolve() == Path(path).resolve():
                 return scan
-        raise ValueError(f"--reference {path} is not among the usable scans of --data.")
+        raise UserError(f"--reference {path} is not among the usable scans of --data.")
     figures = np.log([[*s.spacing, *np.multiply(s.shape, s.spacing)] for s in scans])
     return scans[int(np.abs(figures - np.median(figures, axis=0)).sum(axis=1).argmin())]
 
@@ -231,10 +237,10 @@ def build_template(config, scans, client):
         Path of template.nii.gz.
 
     Raises:
-        ValueError: There are too few scans, or too few can be registered to the reference.
+        UserError: There are too few scans, or too few can be registered to the reference.
     """
     if len(scans) < LEAST_SCANS:
-        raise ValueError(
+        raise UserError(
             f"--data {config.data} has {len(scans)} usable scans, a template needs {LEAST_SCANS}."
         )
     folder = Path(config.output)
@@ -251,7 +257,7 @@ def build_template(config, scans, client):
             matrices, left_out = register_all(config, scans, image, matrices, place, client, title)
             parts = [place / f"{name}.npz" for name in matrices]
             if len(parts) < LEAST_SCANS:
-                raise ValueError(
+                raise UserError(
                     f"{len(parts)} of {len(scans)} scans could be registered to {first.path} "
                     f"({next(iter(left_out.values()))}): give another --reference."
                 )
@@ -318,7 +324,7 @@ def write_template(config, image, mask, record):
     if mask is None:
         try:
             source = choose_source(None, [(config.brain_template, config.brain_mask)])
-        except ValueError:
+        except UserError:
             source = None
         if source is not None:
             at_hand = folder / ".part-unmasked.nii.gz"
@@ -347,7 +353,7 @@ def main(argv=None):
     with one_line_errors():
         folder = Path(config.output)
         if (folder / "template.nii.gz").exists():
-            raise ValueError(f"--output {folder} holds a template: give a new folder.")
+            raise UserError(f"--output {folder} holds a template: give a new folder.")
         named, problems = collect(config.data, config.output, config.series)
         scans, wrong = audit(named)
         problems |= wrong

@@ -10,7 +10,8 @@ from pathlib import Path
 import nibabel as nib
 import numpy as np
 
-from stylegan2_pytorch import by, load_nifti
+from volumetric.cli import UserError
+from volumetric.files import by, load_nifti
 
 SEED = 1  # of ANTs
 LPS_RAS = np.diag([-1.0, -1.0, 1.0, 1.0])
@@ -121,15 +122,15 @@ def crop_or_pad(array, bounds):
 
 
 def check_bounds(bounds, grid, what):
-    """Raise a ValueError unless voxel bounds lie in a grid."""
+    """Raise a UserError unless voxel bounds lie in a grid."""
     pairs = isinstance(bounds, tuple) and len(bounds) == 3 and all(len(b) == 2 for b in bounds)
     if not pairs or not all(isinstance(n, int) for b in bounds for n in b):
-        raise ValueError(
+        raise UserError(
             f"--cropping_bound_slices must be ((x0, x1), (y0, y1), (z0, z1)), in voxels, got {bounds}."
         )
     if any(not 0 <= a < b <= n for (a, b), n in zip(bounds, grid.shape, strict=True)):
         spacing = by(nib.affines.voxel_sizes(grid.affine).round(3))
-        raise ValueError(
+        raise UserError(
             f"{what} has {by(grid.shape)} voxels of {spacing} mm, and --cropping_bound_slices {bounds} are "
             f"of another grid: give bounds within it, or the template they were made for."
         )

@@ -15,7 +15,8 @@ from scipy import ndimage
 
 from preprocessing.images import SEED, grid_of, import_ants, read_image
 from preprocessing.registration import COARSE_MM, QUICK_LEVELS, align, at_spacing, write_transform
-from stylegan2_pytorch import NIFTI_SUFFIXES, by
+from volumetric.cli import UserError
+from volumetric.files import NIFTI_SUFFIXES, by
 
 SYNTHSTRIP = "mri_synthstrip"
 DEFORMABLE = "antsRegistrationSyNQuick[so]"
@@ -41,12 +42,12 @@ class MaskSource:
     mask: str | None = None
 
     def path_of(self, name):
-        """Path of the mask of scan `name` in the folder, or a ValueError."""
+        """Path of the mask of scan `name` in the folder, or a UserError."""
         for suffix in NIFTI_SUFFIXES:
             path = Path(self.folder) / f"{name}{suffix}"
             if path.exists():
                 return path
-        raise ValueError(f"has no mask {name}.nii.gz in --masks {self.folder}")
+        raise UserError(f"has no mask {name}.nii.gz in --masks {self.folder}")
 
 
 def choose_source(masks, heads):
@@ -57,18 +58,18 @@ def choose_source(masks, heads):
         heads: Pairs (head, mask) of paths, None where not given, the preferred one first.
 
     Raises:
-        ValueError: There is none.
+        UserError: There is none.
     """
     if masks is not None:
         if not Path(masks).is_dir():
-            raise ValueError(f"--masks {masks} does not exist: give the folder that holds the brain masks.")
+            raise UserError(f"--masks {masks} does not exist: give the folder that holds the brain masks.")
         return MaskSource("given", folder=masks)
     if shutil.which(SYNTHSTRIP):
         return MaskSource("synthstrip")
     for head, mask in heads:
         if head is not None and mask is not None:
             return MaskSource("template", head=str(head), mask=str(mask))
-    raise ValueError(
+    raise UserError(
         f"--perform_skull_stripping needs brain masks, and there is no source: give --masks (a folder), or "
         f"--brain_template and --brain_mask (a head of any contrast and its mask), or --template_mask; or "
         f"install {SYNTHSTRIP} (FreeSurfer); or set --perform_skull_stripping False."
@@ -87,7 +88,7 @@ def brain_mask(source, name, path, scan):
         ANTs image of 0 and 1, on the grid of the scan (given, SynthStrip) or at 2 mm (template).
 
     Raises:
-        ValueError: There is no mask, or it cannot be right.
+        UserError: There is no mask, or it cannot be right.
     """
     if source.way == "given":
         mask = same_place(read_image(source.path_of(name)), scan, source.path_of(name))
@@ -99,7 +100,7 @@ def brain_mask(source, name, path, scan):
     values = (mask.numpy() > 0.5).astype(np.float32)
     millilitres = float(values.sum() * np.prod(mask.spacing) / 1000)
     if not BRAIN_ML[0] <= millilitres <= BRAIN_ML[1]:
-        raise ValueError(
+        raise UserError(
             f"has a brain mask ({source.way}) of {millilitres:.0f} ml, expected {BRAIN_ML[0]:g} to "
             f"{BRAIN_ML[1]:g}: give a right one with --masks"
         )
@@ -107,10 +108,10 @@ def brain_mask(source, name, path, scan):
 
 
 def same_place(mask, image, path):
-    """The mask, if it lies on the grid of the image; else a ValueError that names its file."""
+    """The mask, if it lies on the grid of the image; else a UserError that names its file."""
     a, b = grid_of(mask), grid_of(image)
     if a.shape != b.shape or np.abs(a.affine - b.affine).max() > GRID_TOLERANCE:
-        raise ValueError(
+        raise UserError(
             f"has a mask {path} of another grid ({by(a.shape)} voxels, the image has {by(b.shape)}): "
             f"give a mask of the image's own voxels"
         )
@@ -129,7 +130,7 @@ def synthstrip(path):
         )
         if run.returncode != 0 or not out.exists():
             said = (run.stderr or run.stdout).strip().splitlines()[-1:] or ["no message"]
-            raise ValueError(f"made {SYNTHSTRIP} fail (exit code {run.returncode}): {said[0]}")
+            raise UserError(f"made {SYNTHSTRIP} fail (exit code {run.returncode}): {said[0]}")
         return read_image(out)
 
 
@@ -144,13 +145,13 @@ def carried(scan, head, mask):
         ANTs image of 0 and 1 on the grid of `scan`.
 
     Raises:
-        ValueError: Scan and head are of different things.
+        UserError: Scan and head are of different things.
     """
     ants = import_ants()
     coarse = at_spacing(head, COARSE_MM)
     found = align(scan, coarse, dof=12, levels=QUICK_LEVELS)
     if found.nmi < LEAST_LIKE:
-        raise ValueError(
+        raise UserError(
             f"is not like the head that masks are taken from (normalised mutual information {found.nmi:.3f}, "
             f"expected at least {LEAST_LIKE:g}): give its mask with --masks"
         )

@@ -72,30 +72,32 @@ from preprocessing.registration import (
     write_transform,
 )
 from preprocessing.scans import audit, audit_scan, collect, summary
-from stylegan2_pytorch import (
-    UNREADABLE,
-    __version__,
-    atomic_path,
-    check_fields,
-    file_digest,
-    load_nifti,
-    one_line_errors,
-    parse_cli,
-)
+from volumetric.cli import UserError, check_fields, one_line_errors, option, parse_cli
+from volumetric.files import UNREADABLE, __version__, atomic_path, file_digest, load_nifti
 
 # Edit these, or pass them as flags; a flag wins.
-data = "raw"  # folder of raw scans: NIfTI files, flat or one folder per subject, or DICOM series
-output = "prepared"  # folder for everything that is made; volumes/ in it is the training folder
-template = None  # TOF template; None builds one from the scans
-template_mask = None  # its brain mask
-target_size = (128, 128, 32)  # voxels of a finished volume
-cropping_bound_slices = ((80, 208), (120, 248), (40, 72))  # the region, in voxels of the template
+# folder of raw scans: NIfTI files, flat or one folder per subject, or DICOM series
+data = "raw"
+# folder for everything that is made; volumes/ in it is the training folder
+output = "prepared"
+# TOF template; None builds one from the scans
+template = None
+# its brain mask
+template_mask = None
+# voxels of a finished volume
+target_size = (128, 128, 32)
+# the region, in voxels of the template
+cropping_bound_slices = ((80, 208), (120, 248), (40, 72))
 perform_skull_stripping = True
 perform_registration = True
-dof = 6  # of the registration: 6 (rigid) or 12 (affine)
-bias_correction = False  # N4
-n_workers = None  # processes; None is one per core, as far as the memory goes
-scheduler = None  # address of a dask scheduler, tcp://host:port; None works on this machine
+# of the registration: 6 (rigid) or 12 (affine)
+dof = 6
+# N4
+bias_correction = False
+# processes; None is one per core, as far as the memory goes
+n_workers = None
+# address of a dask scheduler, tcp://host:port; None works on this machine
+scheduler = None
 
 INTERPOLATORS = {"linear": "linear", "bspline": "bSpline"}
 ROI_MARGIN_MM = 4.0  # above and below the region, for the second look
@@ -118,76 +120,81 @@ class PreprocessConfig:
     """Turn raw TOF MRA scans into registered volumes of one region, ready for training.
 
     The same command given again continues.
-
-    Args:
-        data: Folder of raw scans: NIfTI files, flat or one folder per subject, or DICOM series.
-        output: Folder for volumes/, transforms/, masks/, qc/, sidecars/, status.csv and qc.html.
-        series: Text that the description of a DICOM series must contain; None takes all series.
-        template: Head or brain in TOF contrast that scans are registered to; None builds one from the scans.
-        template_mask: Its brain mask. A template that is 0 outside it is matched with stripped scans.
-        target_size: Voxels of a finished volume; the region is cropped or padded with zeros to it.
-        cropping_bound_slices: The region ((x0, x1), (y0, y1), (z0, z1)), in voxels of the template as stored.
-        perform_skull_stripping: Make brain masks.
-        masks: Folder of brain masks, named as the scans are; None makes them.
-        brain_template: Head of any contrast for brain masks, such as MNI152 T1; None takes the template.
-        brain_mask: Its brain mask.
-        perform_registration: Register; False takes the scans as lying in the template's space.
-        dof: 6 (rigid) or 12 (affine).
-        roi_stage: Register once more, rigidly, seeing the region alone; False is the published way.
-        nmi_gate: Normalised mutual information below which a registration has failed.
-        bias_correction: Correct the bias field by N4.
-        interpolation: linear or bspline; the one resampling.
-        stripped: Crop the stripped scan; False crops the whole one, as published.
-        clip_percentiles: Two percentiles of the volume to which its values are clipped; () clips nothing.
-        n_workers: Processes, of about 2 GiB each; None is one per core, as far as the memory goes.
-        scheduler: Address of a running dask scheduler, tcp://host:port; None works on this machine.
-        to_native: A volume or label map of the region to carry back to the scanner's space.
-        subject: The scan it belongs to; None takes the name of the file.
     """
 
-    data: str = data
-    output: str = output
-    series: str | None = None
-    template: str | None = template
-    template_mask: str | None = template_mask
-    target_size: tuple = target_size
-    cropping_bound_slices: tuple = cropping_bound_slices
-    perform_skull_stripping: bool = perform_skull_stripping
-    masks: str | None = None
-    brain_template: str | None = None
-    brain_mask: str | None = None
-    perform_registration: bool = perform_registration
-    dof: int = dof
-    roi_stage: bool = True
-    nmi_gate: float = NMI_GATE
-    bias_correction: bool = bias_correction
-    interpolation: str = "linear"
-    stripped: bool = False
-    clip_percentiles: tuple = ()
-    n_workers: int | None = n_workers
-    scheduler: str | None = scheduler
-    to_native: str | None = None
-    subject: str | None = None
+    data: str = option(
+        data, "Folder of raw scans: NIfTI files, flat or one folder per subject, or DICOM series."
+    )
+    output: str = option(
+        output, "Folder for volumes/, transforms/, masks/, qc/, sidecars/, status.csv and qc.html."
+    )
+    series: str | None = option(
+        None, "Text that the description of a DICOM series must contain; None takes all series."
+    )
+    template: str | None = option(
+        template,
+        "Head or brain in TOF contrast that scans are registered to; None builds one from the scans.",
+    )
+    template_mask: str | None = option(
+        template_mask, "Its brain mask. A template that is 0 outside it is matched with stripped scans."
+    )
+    target_size: tuple = option(
+        target_size, "Voxels of a finished volume; the region is cropped or padded with zeros to it."
+    )
+    cropping_bound_slices: tuple = option(
+        cropping_bound_slices,
+        "The region ((x0, x1), (y0, y1), (z0, z1)), in voxels of the template as stored.",
+    )
+    perform_skull_stripping: bool = option(perform_skull_stripping, "Make brain masks.")
+    masks: str | None = option(None, "Folder of brain masks, named as the scans are; None makes them.")
+    brain_template: str | None = option(
+        None, "Head of any contrast for brain masks, such as MNI152 T1; None takes the template."
+    )
+    brain_mask: str | None = option(None, "Its brain mask.")
+    perform_registration: bool = option(
+        perform_registration, "Register; False takes the scans as lying in the template's space."
+    )
+    dof: int = option(dof, "6 (rigid) or 12 (affine).")
+    roi_stage: bool = option(
+        True, "Register once more, rigidly, seeing the region alone; False is the published way."
+    )
+    nmi_gate: float = option(NMI_GATE, "Normalised mutual information below which a registration has failed.")
+    bias_correction: bool = option(bias_correction, "Correct the bias field by N4.")
+    interpolation: str = option("linear", "linear or bspline; the one resampling.", choices=INTERPOLATORS)
+    stripped: bool = option(False, "Crop the stripped scan; False crops the whole one, as published.")
+    clip_percentiles: tuple = option(
+        (), "Two percentiles of the volume to which its values are clipped; () clips nothing."
+    )
+    n_workers: int | None = option(
+        n_workers, "Processes, of about 2 GiB each; None is one per core, as far as the memory goes."
+    )
+    scheduler: str | None = option(
+        scheduler, "Address of a running dask scheduler, tcp://host:port; None works on this machine."
+    )
+    to_native: str | None = option(
+        None, "A volume or label map of the region to carry back to the scanner's space."
+    )
+    subject: str | None = option(None, "The scan it belongs to; None takes the name of the file.")
 
     def __post_init__(self):
-        check_fields(self, {"interpolation": INTERPOLATORS})
+        check_fields(self)
         self.cropping_bound_slices = tuple(
             tuple(b) if isinstance(b, list | tuple) else b for b in self.cropping_bound_slices
         )
         size = self.target_size
         if len(size) != 3 or not all(isinstance(n, int) and n > 0 for n in size):
-            raise ValueError(f"--target_size must be three numbers of voxels, got {size}.")
+            raise UserError(f"--target_size must be three numbers of voxels, got {size}.")
         clip = self.clip_percentiles
         if clip and not (len(clip) == 2 and all(isinstance(p, int | float) for p in clip)):
-            raise ValueError(f"--clip_percentiles must be two numbers, got {clip}.")
+            raise UserError(f"--clip_percentiles must be two numbers, got {clip}.")
         if clip and not 0 <= clip[0] < clip[1] <= 100:
-            raise ValueError(f"--clip_percentiles must rise, between 0 and 100, got {clip}.")
+            raise UserError(f"--clip_percentiles must rise, between 0 and 100, got {clip}.")
         if self.stripped and not self.perform_skull_stripping:
-            raise ValueError("--stripped needs --perform_skull_stripping.")
+            raise UserError("--stripped needs --perform_skull_stripping.")
         if self.template is None and not self.perform_registration:
-            raise ValueError("--perform_registration False needs --template: its space is that of the scans.")
+            raise UserError("--perform_registration False needs --template: its space is that of the scans.")
         if self.template is None and self.template_mask is not None:
-            raise ValueError("--template_mask is the mask of --template: give both.")
+            raise UserError("--template_mask is the mask of --template: give both.")
         check_registration(self, (*FILES, "to_native"))
 
     @property
@@ -283,7 +290,7 @@ def process(job):
         process_steps(job, steps, found)
     except Exception as error:  # one scan must not stop the others
         reason = " ".join(str(error).split()) or type(error).__name__
-        if not isinstance(error, ValueError):
+        if not isinstance(error, UserError):
             reason = f"{type(error).__name__}: {reason}"
     unit = 1 if sys.platform == "darwin" else 1024
     row = {
@@ -298,7 +305,7 @@ def process(job):
 
 
 def process_steps(job, steps, found):
-    """All steps of one scan; figures go into `found` as they come. Raises a ValueError with the reason."""
+    """All steps of one scan; figures go into `found` as they come. Raises a UserError with the reason."""
     config, folder = job.config, job.config.folder
     with steps("read"):
         target = open_template(job.template, job.template_mask, config.cropping_bound_slices)
@@ -326,18 +333,18 @@ def process_steps(job, steps, found):
         draw_match(target.image, scan, result.matrix, grid, volume, folder / "qc" / f"{job.name}.png")
     steps.now = "register"
     if failed:
-        raise ValueError(
+        raise UserError(
             f"normalised mutual information {result.nmi:.3f} after registration, expected at least "
             f"{config.nmi_gate:g}: look at qc/{job.name}.png; move the scan near the template by hand, or "
             f"lower --nmi_gate if the picture is right"
         )
     if covered < LEAST_COVERED:
-        raise ValueError(
+        raise UserError(
             f"the scan covers {covered:.0%} of the region, expected at least {LEAST_COVERED:.0%}: its slab "
             f"ends too early, or --cropping_bound_slices are too wide"
         )
     if np.ptp(volume) == 0:
-        raise ValueError(f"the region is constant (every voxel {volume.flat[0]:g})")
+        raise UserError(f"the region is constant (every voxel {volume.flat[0]:g})")
     with steps("write"):
         write_results(job, result, volume, grid, covered)
 
@@ -413,12 +420,12 @@ def write_results(job, result, volume, grid, covered):
 
 
 def check_image(config, flag):
-    """Raise a ValueError unless a template is sound, on the grid that the bounds expect, as its mask is."""
+    """Raise a UserError unless a template is sound, on the grid that the bounds expect, as its mask is."""
     path = getattr(config, flag)
     try:
         audit_scan(flag, path)
-    except ValueError as error:
-        raise ValueError(f"--{flag} {path} {error}.") from None
+    except UserError as error:
+        raise UserError(f"--{flag} {path} {error}.") from None
     image = load_nifti(Path(path))
     if flag == "template":
         check_bounds(config.cropping_bound_slices, Grid(image.shape, image.affine), f"--template {path}")
@@ -428,7 +435,7 @@ def check_image(config, flag):
 
 
 def same_settings(config, settings):
-    """Note the settings in the output folder; a ValueError if what lies there was made with others."""
+    """Note the settings in the output folder; a UserError if what lies there was made with others."""
     path = config.folder / "settings.json"
     if not path.exists():
         for name in FOLDERS:
@@ -443,7 +450,7 @@ def same_settings(config, settings):
         if earlier.get(name) != settings.get(name)
     ]
     if changed:
-        raise ValueError(
+        raise UserError(
             f"{config.output} was made with other settings ({'; '.join(changed)}): give another --output."
         )
 
@@ -472,14 +479,14 @@ def finished(scan, folder):
     """True if a scan's volume is there and whole.
 
     Raises:
-        ValueError: The scan is not the one that the volume was made of.
+        UserError: The scan is not the one that the volume was made of.
     """
     sidecar, volume = folder / "sidecars" / f"{scan.name}.json", folder / "volumes" / f"{scan.name}.nii.gz"
     if not (sidecar.exists() and volume.exists()):
         return False
     record = json.loads(sidecar.read_text(encoding="utf-8"))
     if record["source"]["sha256"] != scan.digest:
-        raise ValueError(f"has changed since its volume was made: remove {sidecar} to make it again")
+        raise UserError(f"has changed since its volume was made: remove {sidecar} to make it again")
     return file_digest(volume) == record["volume"]["sha256"]
 
 
@@ -512,7 +519,7 @@ def prepare(config):
         (scans to do, {subject: row} of the others, MaskSource or None, settings).
 
     Raises:
-        ValueError: Nothing can be done.
+        UserError: Nothing can be done.
     """
     source = None
     if config.perform_skull_stripping:
@@ -539,7 +546,7 @@ def prepare(config):
                 rows[scan.name] = earlier.get(scan.name) or blank_row(scan.name, scan.path, "done", "")
             else:
                 to_do.append(scan)
-        except ValueError as error:
+        except UserError as error:
             rows[scan.name] = blank_row(scan.name, scan.path, "audit", str(error))
     print("\n".join(summary(scans)))
     for name, reason in sorted(problems.items()):
@@ -566,7 +573,7 @@ def preprocess(config):
         Rows of status.csv, {subject: row}; `step` is done, or the step that failed for `reason`.
 
     Raises:
-        ValueError: The settings, the template or the folder cannot be used; no scan was worked on.
+        UserError: The settings, the template or the folder cannot be used; no scan was worked on.
     """
     to_do, rows, source, settings = prepare(config)
     folder = config.folder
@@ -619,20 +626,20 @@ def to_native(config):
         Path of the new file, native/<subject>_<file> in the output folder.
 
     Raises:
-        ValueError: The subject is not known, the file is not of its region, or the result is there already.
+        UserError: The subject is not known, the file is not of its region, or the result is there already.
     """
     path = Path(config.to_native)
     subject = config.subject or re.sub(r"\.nii(\.gz)?$", "", path.name, flags=re.IGNORECASE)
     sidecar = config.folder / "sidecars" / f"{subject}.json"
     if not sidecar.exists():
-        raise ValueError(
+        raise UserError(
             f"{config.output} has no finished scan {subject!r} (no {sidecar}): name it with --subject."
         )
     record = json.loads(sidecar.read_text(encoding="utf-8"))
     try:
         image = load_nifti(path)
     except UNREADABLE as error:
-        raise ValueError(f"--to_native {path} cannot be read ({' '.join(str(error).split())}).") from None
+        raise UserError(f"--to_native {path} cannot be read ({' '.join(str(error).split())}).") from None
     expected = Grid(tuple(record["volume"]["shape"]), np.array(record["volume"]["affine"]))
     same_place(to_ants(np.zeros(image.shape), image.affine), expected.image(), path)
     labels = image.get_data_dtype().kind in "iu"
@@ -644,7 +651,7 @@ def to_native(config):
     folder.mkdir(exist_ok=True)
     target = folder / f"{subject}_{path.name}"
     if target.exists():
-        raise ValueError(f"{target} is there already: move it away.")
+        raise UserError(f"{target} is there already: move it away.")
     with atomic_path(target) as part:
         kind = image.get_data_dtype() if labels else np.float32
         write_image(array.astype(kind), raw.affine, part, "from the region to the scanner")

@@ -10,7 +10,7 @@ from scipy import ndimage
 
 from preprocessing.images import grid_of, within
 from preprocessing.registration import at_spacing, resample
-from stylegan2_pytorch import atomic_path
+from volumetric.files import atomic_path
 
 VIEW_MM = 1.0  # pixels of the planes
 EDGE_SIGMA = 1.5  # pixels

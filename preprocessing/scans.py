@@ -18,7 +18,8 @@ import nibabel as nib
 import numpy as np
 from tqdm import tqdm
 
-from stylegan2_pytorch import (
+from volumetric.cli import UserError
+from volumetric.files import (
     NIFTI_SUFFIXES,
     UNREADABLE,
     atomic_path,
@@ -63,11 +64,11 @@ def find_scans(folder):
     """NIfTI files of a flat folder or of one folder per subject, {name: path}; the name is the path's.
 
     Raises:
-        ValueError: There is no such folder or no file in it, or two files would have one name.
+        UserError: There is no such folder or no file in it, or two files would have one name.
     """
     folder = Path(folder)
     if not folder.is_dir():
-        raise ValueError(f"--data {folder} does not exist: give the folder that holds the raw scans.")
+        raise UserError(f"--data {folder} does not exist: give the folder that holds the raw scans.")
     files = sorted(p for p in folder.rglob("*") if p.is_file() and not p.name.startswith("."))
     paths = [p for p in files if p.name.lower().endswith(NIFTI_SUFFIXES)]
     named = {}
@@ -76,7 +77,7 @@ def find_scans(folder):
         parts = [*path.relative_to(folder).parts[:-1], stem]
         name = re.sub(r"[^\w.-]+", "_", "_".join(parts))
         if name in named:
-            raise ValueError(f"{path} and {named[name]} would both be called {name}: rename one.")
+            raise UserError(f"{path} and {named[name]} would both be called {name}: rename one.")
         named[name] = path
     return named
 
@@ -88,7 +89,7 @@ def audit_scan(name, path):
         Scan.
 
     Raises:
-        ValueError: What was found, what is expected and what to do; the file's name is not in the text.
+        UserError: What was found, what is expected and what to do; the file's name is not in the text.
     """
     path = Path(path)
     try:
@@ -97,15 +98,15 @@ def audit_scan(name, path):
         header = raw_header(content)
     except UNREADABLE as error:
         reason = " ".join(str(error).split()) or type(error).__name__
-        raise ValueError(f"cannot be read ({reason}): copy it again or remove it") from None
+        raise UserError(f"cannot be read ({reason}): copy it again or remove it") from None
     if not is_grey(image):
-        raise ValueError(f"holds voxels of type {image.get_data_dtype()}, expected one number per voxel")
+        raise UserError(f"holds voxels of type {image.get_data_dtype()}, expected one number per voxel")
     check_shape(image.shape)
     check_geometry(header, image)
     try:
         array = np.asarray(image.dataobj, dtype=np.float32)
     except UNREADABLE as error:
-        raise ValueError(
+        raise UserError(
             f"cannot be read ({' '.join(str(error).split())}): copy it again or remove it"
         ) from None
     check_values(array)
@@ -127,31 +128,29 @@ def raw_header(content):
 
 
 def check_shape(shape):
-    """Raise a ValueError unless a scan is 3D and large enough to register."""
+    """Raise a UserError unless a scan is 3D and large enough to register."""
     if len(shape) == 4 and shape[3] == 1:
-        raise ValueError(
+        raise UserError(
             f"is 4D with one volume {shape}: ITK takes it for 3D and others do not; save it as 3D"
         )
     if len(shape) == 4:
-        raise ValueError(
-            f"is 4D with {shape[3]} volumes {shape}, expected one 3D scan: extract the right one"
-        )
+        raise UserError(f"is 4D with {shape[3]} volumes {shape}, expected one 3D scan: extract the right one")
     if len(shape) != 3:
-        raise ValueError(f"is {len(shape)}D {shape}, expected 3D")
+        raise UserError(f"is {len(shape)}D {shape}, expected 3D")
     if min(shape) < SMALLEST_EDGE:
-        raise ValueError(
+        raise UserError(
             f"has {by(shape)} voxels, expected at least {SMALLEST_EDGE} along each axis: not a whole scan"
         )
 
 
 def check_geometry(header, image):
-    """Raise a ValueError unless a scan's place in the scanner is beyond doubt."""
+    """Raise a UserError unless a scan's place in the scanner is beyond doubt."""
     pixdim = np.asarray(header["pixdim"][1:4], dtype=float)
     if not np.isfinite(pixdim).all() or (pixdim <= 0).any():
-        raise ValueError(f"has pixdim {by(pixdim)} mm, expected numbers above 0: repair its header")
+        raise UserError(f"has pixdim {by(pixdim)} mm, expected numbers above 0: repair its header")
     codes = int(header["sform_code"]), int(header["qform_code"])
     if codes == (0, 0):
-        raise ValueError(
+        raise UserError(
             "has neither sform nor qform (both codes are 0): where it lies is unknown; "
             "convert it again from DICOM"
         )
@@ -168,39 +167,39 @@ def check_geometry(header, image):
         corners = np.array(np.meshgrid(*[(0, n - 1) for n in image.shape])).reshape(3, -1)
         apart = np.abs(np.diff([a[:3, :3] @ corners + a[:3, 3:] for a in affines], axis=0)).max()
         if apart > GEOMETRY_TOLERANCE:
-            raise ValueError(
+            raise UserError(
                 f"has a sform and a qform that place it {apart:.3g} mm apart, and programs disagree on which "
                 f"counts: copy the right one onto the other"
             )
 
 
 def check_affine(affine, which):
-    """Raise a ValueError unless an affine is finite, invertible and without shear."""
+    """Raise a UserError unless an affine is finite, invertible and without shear."""
     if not np.isfinite(affine).all():
-        raise ValueError(f"has a {which} that is not finite: repair its header")
+        raise UserError(f"has a {which} that is not finite: repair its header")
     lengths = np.linalg.norm(affine[:3, :3], axis=0)
     if (lengths < 1e-6).any() or abs(np.linalg.det(affine[:3, :3])) < 1e-6 * lengths.prod():
-        raise ValueError(f"has a {which} that is singular: repair its header")
+        raise UserError(f"has a {which} that is singular: repair its header")
     cosines = affine[:3, :3] / lengths
     shear = np.abs(cosines.T @ cosines - np.eye(3)).max()
     if shear > SHEAR_TOLERANCE:
-        raise ValueError(
+        raise UserError(
             f"has a {which} with sheared axes (cosine {shear:.2g}), which ITK refuses: resample it"
         )
 
 
 def check_values(array):
-    """Raise a ValueError unless all voxels are finite and not all are equal."""
+    """Raise a UserError unless all voxels are finite and not all are equal."""
     bad = array.size - np.count_nonzero(np.isfinite(array))
     if bad == array.size:
-        raise ValueError("has NaN or Inf in every voxel: export it again")
+        raise UserError("has NaN or Inf in every voxel: export it again")
     if bad:
-        raise ValueError(
+        raise UserError(
             f"has NaN or Inf in {bad} of {array.size} voxels, which ITK silently reads as 0: repair it"
         )
     if array.min() == array.max():
         found = "zero everywhere" if array.max() == 0 else f"constant (every voxel {array.max():g})"
-        raise ValueError(f"is {found}: export it again or remove it")
+        raise UserError(f"is {found}: export it again or remove it")
 
 
 def convert_dicom(folder, output, wanted=None):
@@ -242,7 +241,7 @@ def convert_dicom(folder, output, wanted=None):
                     with atomic_path(path) as part:
                         sitk.WriteImage(sitk.ReadImage(files), str(part))
                 written.append(path)
-            except (ValueError, RuntimeError) as error:
+            except (UserError, RuntimeError) as error:
                 problems[name] = " ".join(str(error).split())
     return written, problems
 
@@ -258,7 +257,7 @@ def dicom_header(path):
 
 
 def check_slices(slices):
-    """Raise a ValueError unless the slices of a DICOM series lie at even distances.
+    """Raise a UserError unless the slices of a DICOM series lie at even distances.
 
     Args:
         slices: {tag: text} of every slice, in order; a file with several slices is not checked.
@@ -269,7 +268,7 @@ def check_slices(slices):
     rows, columns = np.array([float(n) for n in slices[0]["0020|0037"].split("\\")]).reshape(2, 3)
     gaps = np.diff(places @ np.cross(rows, columns))
     if np.ptp(gaps) > SLICE_TOLERANCE * np.abs(gaps).max():
-        raise ValueError(
+        raise UserError(
             f"has slices {np.abs(gaps).min():.3g} to {np.abs(gaps).max():.3g} mm apart, expected one "
             f"distance: slices are missing or of several series; export it again"
         )
@@ -287,20 +286,20 @@ def collect(data, output, series=None):
         ({name: path}, {name: what is wrong with a DICOM series}).
 
     Raises:
-        ValueError: There are none, two have one name, or one folder lies in the other.
+        UserError: There are none, two have one name, or one folder lies in the other.
     """
     folder, source = Path(output).resolve(), Path(data).resolve()
     if source == folder or source in folder.parents or folder in source.parents:
-        raise ValueError(f"--output {output} and --data {data} lie in each other: give folders apart.")
+        raise UserError(f"--output {output} and --data {data} lie in each other: give folders apart.")
     scans = find_scans(data)
     converted, problems = convert_dicom(data, Path(output) / "converted", series)
     for path in converted:
         name = path.name.removesuffix(".nii.gz")
         if name in scans:
-            raise ValueError(f"A DICOM series and {scans[name]} would both be called {name}: rename one.")
+            raise UserError(f"A DICOM series and {scans[name]} would both be called {name}: rename one.")
         scans[name] = path
     if not scans and not problems:
-        raise ValueError(f"--data {data} holds no .nii or .nii.gz file and no DICOM series.")
+        raise UserError(f"--data {data} holds no .nii or .nii.gz file and no DICOM series.")
     return scans, problems
 
 
@@ -317,7 +316,7 @@ def audit(named):
     def check(item):
         try:
             return audit_scan(*item)
-        except ValueError as error:
+        except UserError as error:
             return item[0], str(error)
 
     with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:

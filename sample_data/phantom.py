@@ -29,7 +29,8 @@ from scipy.spatial import cKDTree
 from scipy.spatial.transform import Rotation
 from tqdm import tqdm
 
-from stylegan2_pytorch import by, check_fields, one_line_errors, parse_cli
+from volumetric.cli import UserError, check_fields, one_line_errors, option, parse_cli
+from volumetric.files import by
 
 FIELD_OF_VIEW = np.array([79.36, 79.36, 19.84])  # mm: 128 x 128 x 32 voxels of 0.62 mm
 BASE_GRID = np.array([128, 128, 32])  # coarser volumes are means over this grid, so that they show the same
@@ -45,41 +46,37 @@ INTENSITY = {"float32": 600.0, "uint8": 180.0}  # grey value of full flow
 
 @dataclass(kw_only=True)
 class PhantomConfig:
-    """Generate Circle-of-Willis phantoms as TOF MRA, with a table of their variants and optional label maps.
+    """Generate Circle-of-Willis phantoms as TOF MRA, a table of their variants, and label maps if asked."""
 
-    Args:
-        output: New folder for the volumes phantom_<number>.nii.gz and variants.csv.
-        labels: New folder for label maps (TopCoW ids), or, of whole heads, brain masks; None writes none.
-        num: Number of phantoms.
-        image_size: In-plane edge in voxels; the field of view is always 79.36 x 79.36 x 19.84 mm.
-        image_depth: Number of axial slices.
-        seed: Seed, >= 0; phantom number n depends on the seed and n alone.
-        dtype: Voxel type, float32 or uint8.
-        whole_head: Whole heads as they come from the scanner, with their poses, in place of the circle alone.
-        head_spacing: Voxel edge of whole heads in mm; None takes that of each scanner.
-        classes: Three classes in folders of their names, in turn: full, missing_A1 (one side), missing_Pcom
-            (both sides); all other vessels are normal.
-        degrees: Largest rotation of a head.
-        shift: Largest shift of a head, mm.
-    """
-
-    output: str = "phantoms"
-    labels: str | None = None
-    num: int = 64
-    image_size: int = 128
-    image_depth: int = 32
-    seed: int = 0
-    dtype: str = "float32"
-    whole_head: bool = False
-    head_spacing: float | None = None
-    classes: bool = False
-    degrees: float = 15.0
-    shift: float = 15.0
+    output: str = option("phantoms", "New folder for the volumes phantom_<number>.nii.gz and variants.csv.")
+    labels: str | None = option(
+        None, "New folder for label maps (TopCoW ids), or, of whole heads, brain masks; None writes none."
+    )
+    num: int = option(64, "Number of phantoms.")
+    image_size: int = option(
+        128, "In-plane edge in voxels; the field of view is always 79.36 x 79.36 x 19.84 mm."
+    )
+    image_depth: int = option(32, "Number of axial slices.")
+    seed: int = option(0, "Seed, >= 0; phantom number n depends on the seed and n alone.", least=0)
+    dtype: str = option("float32", "Voxel type, float32 or uint8.", choices=INTENSITY)
+    whole_head: bool = option(
+        False, "Whole heads as they come from the scanner, with their poses, in place of the circle alone."
+    )
+    head_spacing: float | None = option(
+        None, "Voxel edge of whole heads in mm; None takes that of each scanner."
+    )
+    classes: bool = option(
+        False,
+        "Three classes in folders of their names, in turn: full, missing_A1 (one side), missing_Pcom (both "
+        "sides); all other vessels are normal.",
+    )
+    degrees: float = option(15.0, "Largest rotation of a head.", least=0)
+    shift: float = option(15.0, "Largest shift of a head, mm.", least=0)
 
     def __post_init__(self):
-        check_fields(self, {"dtype": INTENSITY})
+        check_fields(self)
         if self.classes and self.whole_head:
-            raise ValueError("--classes makes circles alone: leave --whole_head out.")
+            raise UserError("--classes makes circles alone: leave --whole_head out.")
 
 
 # ╔══════════════════════════════════════════════════════════════════════════════════════════════════════════╗
@@ -750,14 +747,14 @@ def save_image(array, affine, path, description):
 
 
 def check_new(folder):
-    """Raise a ValueError if a folder holds anything but phantoms of an interrupted call."""
+    """Raise a UserError if a folder holds anything but phantoms of an interrupted call."""
     folder = Path(folder)
     if folder.exists() and not folder.is_dir():
-        raise ValueError(f"{folder} is a file: give a new folder.")
+        raise UserError(f"{folder} is a file: give a new folder.")
     known = [p for p in folder.glob("*") if p.name.startswith("phantom_") or p.name in CLASSES]
     others = sorted(set(folder.glob("*")) - set(known))
     if others:
-        raise ValueError(f"{folder} is in use ({others[0].name} is in it): give a new folder.")
+        raise UserError(f"{folder} is in use ({others[0].name} is in it): give a new folder.")
 
 
 def generate_circles(config):
@@ -791,11 +788,11 @@ def generate(config):
     """Write the phantoms of a PhantomConfig, their variants.csv and, if asked, label maps or poses.json.
 
     Raises:
-        ValueError: A folder is in use; nothing has been written.
+        UserError: A folder is in use; nothing has been written.
     """
     folders = [Path(f) for f in (config.output, config.labels) if f is not None]
     if len({f.resolve() for f in folders}) < len(folders):
-        raise ValueError("--output and --labels must be different folders.")
+        raise UserError("--output and --labels must be different folders.")
     for folder in folders:
         check_new(folder)
     for folder in folders:

@@ -62,7 +62,7 @@ def make_config(tmp_path, data):
     return build
 
 
-def run_script(script, *arguments, cwd=ROOT, timeout=300):
+def run_script(script, *arguments, cwd=ROOT, timeout=1800):
     """Run one of the project's scripts as a user does; returns the completed process, with text output."""
     return subprocess.run(
         [sys.executable, str(ROOT / script), *map(str, arguments)],

@@ -5,7 +5,9 @@ import sys
 
 import torch
 
-from stylegan2_pytorch import TrainConfig, Trainer, audit_volumes, process_group, read_classes
+from stylegan2_pytorch import TrainConfig, Trainer
+from volumetric.dataset import audit_volumes, read_classes
+from volumetric.parallel import process_group
 
 
 def main(settings_path, out):
@@ -15,11 +17,11 @@ def main(settings_path, out):
         config = TrainConfig(**json.load(file))
     with process_group("cpu") as group:
         classes = read_classes(config.labels, config.data, config.balance_classes) if config.labels else None
-        trainer = Trainer(config, group, classes)
         size = config.image_size
-        trainer.audit = audit_volumes(config.data, (size, size, config.image_depth))
+        audit = audit_volumes(config.data, (size, size, config.image_depth))
+        audit.classes = classes
+        trainer = Trainer(config, audit, group)
         trainer.step, trainer.pl_mean = 5024, 0.1
-        trainer.open_loader()
         found, networks = {}, trainer.GAN
         for name, optimizer, step in (
             ("D", trainer.D_opt, trainer.discriminator_step),

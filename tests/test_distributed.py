@@ -14,14 +14,15 @@ import pytest
 import torch
 from PIL import Image
 
-from stylegan2_pytorch import Group, SeededBatches, SharedRandom, host_random
 from tests.conftest import ROOT, SMALL, run_script, tiny_flags
+from volumetric.dataset import SeededBatches
+from volumetric.parallel import Group, SharedRandom, host_random
 
 LAUNCH = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
 ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1"}
 
 
-def run_two(script, *arguments, timeout=300):
+def run_two(script, *arguments, timeout=1800):
     """Run a script by torchrun on two processes."""
     command = [*LAUNCH, str(ROOT / script), *map(str, arguments)]
     return subprocess.run(

@@ -18,6 +18,7 @@ from scipy import linalg, stats
 import stylegan2_pytorch as sg
 from MedicalNet import anatomy, distances, evaluation, extractors
 from tests.conftest import random_array, run_script, write_volume
+from volumetric import files
 
 GOLDEN = np.load(Path(__file__).parent / "golden" / "metrics.npz")
 NUMBERS = (
@@ -483,7 +484,7 @@ def test_given_weights_give_the_papers_names_and_are_told_apart(report, folders,
     for name, other in (("FID", "FD-random"), ("MD", "FD-random-volume"), ("coverage", "coverage-random")):
         assert record["metrics"][name]["value"] == pytest.approx(random[other]["value"], rel=1e-5)
     for name, path in weights.items():
-        digest = sg.file_digest(path)
+        digest = files.file_digest(path)
         assert record["weights"][name] == {"file": path, "sha256": digest, "published": False}
         assert any("are not the published" in w and digest in w for w in record["warnings"])
 

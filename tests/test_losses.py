@@ -6,6 +6,7 @@ import pytest
 import torch
 
 import stylegan2_pytorch as sg
+from volumetric import parallel
 
 
 def test_hinge_loss_drives_real_to_minus_one_and_fake_to_plus_one():
@@ -33,10 +34,15 @@ def test_dual_contrastive_loss_by_hand():
 
 
 @pytest.mark.parametrize(("epochs", "kept"), [(0, 4), (10, 4), (40, 3), (1000, 2)])
-def test_top_k_keeps_the_lowest_logits(epochs, kept):
+def test_top_k_keeps_the_most_real_logits(epochs, kept):
     logits = torch.tensor([3.0, -1.0, 2.0, 0.0])
-    chosen = sg.most_real(logits, epochs, gamma=0.99, frac=0.5)
-    assert sorted(chosen.tolist()) == sorted(logits.tolist())[:kept]
+    low, high = (sg.most_real(logits, epochs, gamma=0.99, frac=0.5, sense=sense) for sense in (-1, 1))
+    assert sorted(low.tolist()) == sorted(logits.tolist())[:kept]
+    assert sorted(high.tolist()) == sorted(logits.tolist())[-kept:]
+
+
+def test_top_k_keeps_one_at_least():
+    assert sg.most_real(torch.tensor([3.0, -1.0]), 5, gamma=0.0, frac=0.0, sense=-1).tolist() == [-1]
 
 
 def test_gradient_penalty_of_a_linear_discriminator():
@@ -87,6 +93,6 @@ def test_mixed_styles_switch_at_the_crossover():
 
 
 def test_a_volumes_inputs_depend_on_its_seed_alone():
-    z, noise = sg.batch_inputs([5, 9], 16, (2, 4, 4))
-    alone, its_noise = sg.volume_inputs(9, 16, (2, 4, 4))
+    z, noise = parallel.batch_inputs([5, 9], 16, (2, 4, 4))
+    alone, its_noise = parallel.volume_inputs(9, 16, (2, 4, 4))
     assert torch.equal(z[1], alone) and torch.equal(noise[1], its_noise)

@@ -11,15 +11,16 @@ from einops import rearrange
 import CoW_generator as generator
 import stylegan2_pytorch as sg
 from tests.conftest import random_array, write_volume
+from volumetric import dataset, diff_augment, layers, parallel, runs
 
 SIZE = {"image_size": 8, "image_depth": 4, "latent_dim": 16, "network_capacity": 2, "fmap_max": 16}
 SPACING = (0.8, 0.6, 0.5)
 NEW = {
-    "rotation": (sg.rotate, {"degrees": 0}),
-    "scaling": (sg.scale, {"strength": 0}),
-    "bias_field": (sg.bias_field, {"strength": 0}),
-    "noise": (sg.rician_noise, {"strength": 0}),
-    "blur": (sg.blur, {"strength": 0}),
+    "rotation": (diff_augment.rotate, {"degrees": 0}),
+    "scaling": (diff_augment.scale, {"strength": 0}),
+    "bias_field": (diff_augment.bias_field, {"strength": 0}),
+    "noise": (diff_augment.rician_noise, {"strength": 0}),
+    "blur": (diff_augment.blur, {"strength": 0}),
 }
 
 
@@ -32,7 +33,7 @@ def volumes_of(seed, shape=(2, 1, 4, 8, 8)):
 
 def test_attention_is_the_attention_of_every_voxel_to_every_voxel():
     torch.manual_seed(0)
-    layer, x = sg.LinearAttention(16), torch.randn(2, 16, 3, 4, 2)
+    layer, x = layers.LinearAttention(16), torch.randn(2, 16, 3, 4, 2)
     q, k, v = (
         rearrange(t, "b (h c) x y z -> b h (x y z) c", h=8)
         for t in (layer.to_q(x), *layer.to_kv(x).chunk(2, 1))
@@ -47,11 +48,11 @@ def test_attention_is_the_attention_of_every_voxel_to_every_voxel():
 
 
 def test_attention_heads_follow_the_channels():
-    assert [sg.LinearAttention(c).to_q.out_channels for c in (4, 64, 512)] == [64, 128, 512]
+    assert [layers.LinearAttention(c).to_q.out_channels for c in (4, 64, 512)] == [64, 128, 512]
 
 
 def test_channel_norm_is_over_channels():
-    x = sg.ChannelNorm(8)(torch.randn(2, 8, 2, 3, 4) * 5 + 3)
+    x = layers.ChannelNorm(8)(torch.randn(2, 8, 2, 3, 4) * 5 + 3)
     torch.testing.assert_close(x.mean(1), torch.zeros(2, 2, 3, 4), rtol=0, atol=1e-5)
     torch.testing.assert_close(x.var(1, correction=0), torch.ones(2, 2, 3, 4), rtol=1e-3, atol=0)
 
@@ -67,7 +68,7 @@ def test_attention_is_at_the_named_blocks_counted_from_the_volume():
 
 def test_quantiser_takes_the_nearest_code_and_lets_gradients_through():
     torch.manual_seed(0)
-    layer = sg.FeatureQuantizer(4, 8)
+    layer = layers.FeatureQuantizer(4, 8)
     x = torch.randn(2, 4, 2, 3, 2, requires_grad=True)
     y, loss = layer(x)
     codes = layer.quantize.codebook
@@ -125,7 +126,7 @@ def test_contrastive_regularisation_trains_the_discriminator_and_its_head(make_c
     found = {}
     for after in (10**9, 0):  # of the fakes
         monkeypatch.setattr(sg, "CONTRAST_FAKES_AFTER", after)
-        trainer.open_loader()
+        trainer.loader = None
         found[after] = float(trainer.accumulate_discriminator(False, 1)["CR"])
         trainer.D_opt.zero_grad()
     assert 0 < found[10**9] < found[0]
@@ -134,12 +135,12 @@ def test_contrastive_regularisation_trains_the_discriminator_and_its_head(make_c
 def test_controller_reaches_its_target():
     """A discriminator that overfits less the more is augmented: r = 0.9 - 0.6 prob."""
     rng = np.random.default_rng(0)
-    ada = sg.AdaptiveAugmentation(0.0, 0.6, volumes=64000)
+    ada = diff_augment.AdaptiveAugmentation(0.0, 0.6, volumes=64000)
     seen = []
     for _ in range(2000):
         r = 0.9 - 0.6 * ada.prob
         real = np.where(rng.random(256) < (1 + r) / 2, -1.0, 1.0)  # taken for real is negative
-        ada.observe(torch.from_numpy(real))
+        ada.observe(torch.from_numpy(real), torch.zeros(256), sense=-1)
         ada.update()
         seen.append(ada.prob)
     assert np.mean(seen[1000:]) == pytest.approx(0.5, abs=0.05)
@@ -148,9 +149,9 @@ def test_controller_reaches_its_target():
 
 @pytest.mark.parametrize(("target", "end"), [(1.0, 0.0), (0.0, 1.0)])
 def test_controller_stays_a_probability(target, end):
-    ada = sg.AdaptiveAugmentation(0.5, target, volumes=10)
+    ada = diff_augment.AdaptiveAugmentation(0.5, target, volumes=10)
     for _ in range(20):
-        ada.observe(torch.tensor([-1.0, -1.0, -1.0, 1.0]))
+        ada.observe(torch.tensor([-1.0, -1.0, -1.0, 1.0]), torch.zeros(4), sense=-1)
         ada.update()
     assert ada.prob == end
 
@@ -172,13 +173,14 @@ def test_augmentation_has_gradients_of_first_and_second_order(name):
     """As the gradient penalty needs: of the input, and of that gradient in the weights."""
     x = volumes_of(2).requires_grad_()
     weight = torch.ones((), requires_grad=True)
-    y = sg.diff_augment(x, (name,), np.random.default_rng(1), SPACING)
+    y = diff_augment.diff_augment(x, (name,), np.random.default_rng(1), SPACING)
     (gradient,) = torch.autograd.grad((weight * y).square().sum(), x, create_graph=True)
     (second,) = torch.autograd.grad(gradient.square().sum(), weight)
     assert gradient.abs().sum() > 0 and second > 0
     step = 1e-2 * volumes_of(3)
     again = [
-        sg.diff_augment(x.detach() + s * step, (name,), np.random.default_rng(1), SPACING) for s in (1, -1)
+        diff_augment.diff_augment(x.detach() + s * step, (name,), np.random.default_rng(1), SPACING)
+        for s in (1, -1)
     ]
     numeric = float((again[0].square().sum() - again[1].square().sum()) / 2)
     assert float((gradient * step).sum()) == pytest.approx(numeric, rel=2e-2, abs=2e-3)
@@ -187,9 +189,11 @@ def test_augmentation_has_gradients_of_first_and_second_order(name):
 def test_resampling_has_its_transposed_as_gradient():
     x, y = volumes_of(4).double(), volumes_of(5).double().requires_grad_()
     matrices = np.stack([np.eye(3) * 1.1, np.eye(3)[[0, 2, 1]]])
-    z = sg.transform_volumes(x.float().requires_grad_(), matrices, SPACING)
+    z = diff_augment.transform_volumes(x.float().requires_grad_(), matrices, SPACING)
     grid_x = x.float().requires_grad_()
-    (back,) = torch.autograd.grad(sg.transform_volumes(grid_x, matrices, SPACING), grid_x, y.float())
+    (back,) = torch.autograd.grad(
+        diff_augment.transform_volumes(grid_x, matrices, SPACING), grid_x, y.float()
+    )
     assert float((z * y).sum()) == pytest.approx(float((x * back).sum()), rel=1e-4)
 
 
@@ -198,7 +202,7 @@ def test_rotation_is_in_millimetres():
     volume = torch.zeros(1, 1, 5, 33, 33)
     volume[0, 0, 2, 16 + 6, 16] = 1  # 6 voxels of 0.5 mm along h
     turn = np.array([[[1.0, 0, 0], [0, 0, -1], [0, 1, 0]]])
-    moved = sg.transform_volumes(volume, turn, (1, 0.5, 0.25))
+    moved = diff_augment.transform_volumes(volume, turn, (1, 0.5, 0.25))
     place = np.unravel_index(int(moved.argmax()), moved.shape)
     assert place[2:4] == (2, 16) and abs(place[4] - 16) == 12  # 12 voxels of 0.25 mm along w
 
@@ -206,7 +210,7 @@ def test_rotation_is_in_millimetres():
 def test_scaling_is_about_the_centre():
     volume = torch.zeros(1, 1, 5, 33, 33)
     volume[0, 0, 2, 16 + 4, 16 - 4] = 1
-    larger = sg.transform_volumes(volume, np.eye(3)[None] / 2, (1, 1, 1))
+    larger = diff_augment.transform_volumes(volume, np.eye(3)[None] / 2, (1, 1, 1))
     assert np.unravel_index(int(larger.argmax()), larger.shape)[2:] == (2, 24, 8)
 
 
@@ -221,22 +225,22 @@ def test_noise_is_that_of_a_magnitude():
 
         integers = rng.integers
 
-    assert float(sg.rician_noise(zeros, Full(), 0.5).mean()) == pytest.approx(
+    assert float(diff_augment.rician_noise(zeros, Full(), 0.5).mean()) == pytest.approx(
         0.5 * math.sqrt(math.pi / 2), rel=0.01
     )
-    noisy = sg.rician_noise(ones, Full(), 0.5)
+    noisy = diff_augment.rician_noise(ones, Full(), 0.5)
     assert float(noisy.std()) == pytest.approx(0.5, rel=0.02)
-    below = sg.rician_noise(zeros - 1, Full(), 0.5)
+    below = diff_augment.rician_noise(zeros - 1, Full(), 0.5)
     assert float(below.mean()) == pytest.approx(-1 + 0.5 * math.sqrt(math.pi / 2), rel=0.01)
 
 
 def test_blur_keeps_the_sum_and_constant_volumes():
     x = torch.zeros(1, 1, 9, 17, 17)
     x[0, 0, 4, 8, 8] = 1
-    y = sg.blur(x, np.random.default_rng(0))
+    y = diff_augment.blur(x, np.random.default_rng(0))
     assert float(y.sum()) == pytest.approx(1, rel=1e-5) and 0 < float(y.max()) < 0.99
     ones = torch.ones(2, 1, 4, 8, 8)
-    torch.testing.assert_close(sg.blur(ones, np.random.default_rng(0)), ones)
+    torch.testing.assert_close(diff_augment.blur(ones, np.random.default_rng(0)), ones)
 
 
 # ---- classes
@@ -265,10 +269,10 @@ def class_tensors():
 def test_classes_from_folders_and_from_a_table(tmp_path):
     for n, name in enumerate(["a/1.nii", "a/2.nii.gz", "b/x/3.nii"]):
         write_volume(tmp_path / "data" / name, random_array(n))
-    folders = sg.read_classes("folders", tmp_path / "data")
+    folders = dataset.read_classes("folders", tmp_path / "data")
     table = tmp_path / "labels.csv"
     table.write_text("file,label\na/1.nii,a\na/2.nii.gz,a\nb/x/3.nii,b\nnot_there.nii,c\n", encoding="utf-8")
-    from_table = sg.read_classes(str(table), tmp_path / "data")
+    from_table = dataset.read_classes(str(table), tmp_path / "data")
     for classes in (folders, from_table):
         assert classes.names == ["a", "b"] and classes.of_volumes.tolist() == [0, 0, 1]
         np.testing.assert_allclose(classes.shares(), [2 / 3, 1 / 3])
@@ -295,29 +299,29 @@ def test_bad_label_tables_are_refused(tmp_path, data, case):
     text, message = BAD_LABELS[case]
     (tmp_path / "l.csv").write_text(text, encoding="utf-8")
     with pytest.raises(ValueError, match=message):
-        sg.read_classes(str(tmp_path / "l.csv"), data)
+        dataset.read_classes(str(tmp_path / "l.csv"), data)
 
 
 def test_volumes_beside_the_class_folders_are_refused(data):
     with pytest.raises(ValueError, match="have no class: put it into a folder named after its class: v0"):
-        sg.read_classes("folders", data)
+        dataset.read_classes("folders", data)
 
 
 def test_balanced_epochs_show_every_class_equally_often():
-    classes = sg.Classes(["a", "b", "c"], np.array([0] * 20 + [1] * 3 + [2] * 7), balanced=True)
+    classes = dataset.Classes(["a", "b", "c"], np.array([0] * 20 + [1] * 3 + [2] * 7), balanced=True)
     np.testing.assert_allclose(classes.shares(), 1 / 3)
     for seed in range(5):
-        order = sg.SeededBatches(30, 5, 0, (0,), classes=classes).order(np.random.default_rng(seed))
+        order = dataset.SeededBatches(30, 5, 0, (0,), classes=classes).order(np.random.default_rng(seed))
         assert np.bincount(classes.of_volumes[order]).tolist() == [10, 10, 10]
         assert len(set(order.tolist())) == 20  # 10 of 20, all 3, all 7
-    plain = sg.SeededBatches(30, 5, 0, (0,)).order(np.random.default_rng(0))
+    plain = dataset.SeededBatches(30, 5, 0, (0,)).order(np.random.default_rng(0))
     assert sorted(plain.tolist()) == list(range(30))
 
 
 def test_classes_are_drawn_by_their_shares():
-    drawn = sg.draw_classes([0.2, 0.5, 0.3], np.random.default_rng(0).random(10000))
+    drawn = dataset.draw_classes([0.2, 0.5, 0.3], np.random.default_rng(0).random(10000))
     np.testing.assert_allclose(np.bincount(drawn) / 10000, [0.2, 0.5, 0.3], atol=0.02)
-    assert sg.draw_classes([0.5, 0.5], np.array([0, 1 - 1e-16])).tolist() == [0, 1]
+    assert dataset.draw_classes([0.5, 0.5], np.array([0, 1 - 1e-16])).tolist() == [0, 1]
 
 
 @pytest.fixture
@@ -328,7 +332,7 @@ def conditional(make_config, label_table):
 
 def test_labels_stay_with_their_volumes(conditional):
     volumes, labels = conditional.next_real()
-    (indices,) = conditional.files[-1:]
+    (indices,) = conditional.seen[-1:]
     assert labels.tolist() == [conditional.classes.of_volumes[i] for i in indices]
     assert volumes.shape[0] == len(labels)
 
@@ -385,10 +389,10 @@ def test_classes_are_learned(tmp_path):
         labels="folders",
     )
     sg.train_from_folder(config)
-    model = sg.ModelLoader(checkpoint=sg.find_checkpoint(config.models), use_average=False, device="cpu")
+    model = sg.ModelLoader(checkpoint=runs.find_checkpoint(config.models), use_average=False, device="cpu")
     places = {}
     for name in model.class_names:
-        z, noise = sg.batch_inputs(range(16), model.latent_dim, model.shape)
+        z, noise = parallel.batch_inputs(range(16), model.latent_dim, model.shape)
         w = model.noise_to_styles(z, labels=model.labels_of(range(16), name))
         volumes = model.styles_to_images_ext_noise(w, noise)[:, 0]  # (16, Z, X, Y)
         places[name] = float((volumes * torch.arange(16)).sum() / volumes.sum())
@@ -440,7 +444,7 @@ def test_interpolation_between_classes_ends_at_both(conditional, tmp_path):
     model = sg.ModelLoader(checkpoint=conditional.config.models / "model_1.pt", use_average=False)
     config = generator.GenerateConfig(mode="interpolation", seeds="7", label="whole,missing", steps=3)
     recipes = generator.plan_interpolation(config, model)
-    z = sg.latent_of(7, model.latent_dim)[None]
+    z = parallel.latent_of(7, model.latent_dim)[None]
     for recipe, name in ((recipes[0], "whole"), (recipes[-1], "missing")):
         expected = model.noise_to_styles(z, 1.0, model.labels_of([7], name))[0]
         torch.testing.assert_close(generator.style_of(recipe, model)[0], expected)

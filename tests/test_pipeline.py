@@ -20,8 +20,8 @@ from preprocessing.preprocessing import Job, PreprocessConfig, process, to_nativ
 from preprocessing.quality import write_page
 from preprocessing.registration import covered_by, read_transform
 from preprocessing.scans import audit_scan
-from stylegan2_pytorch import file_digest
 from tests.conftest import ROOT, run_script, tiny_flags
+from volumetric.files import file_digest
 
 sys.path.insert(0, str(ROOT / "sample_data"))
 import phantom
@@ -439,7 +439,7 @@ def test_killed_in_the_middle_and_called_again(tmp_path, heads):
     half = config.folder / "volumes" / ".part-sub-01.nii.gz"
     half.write_bytes(b"half")
     assert not (config.folder / "sidecars" / "sub-02.json").exists()
-    run = subprocess.run(command, capture_output=True, encoding="utf-8", timeout=300)
+    run = subprocess.run(command, capture_output=True, encoding="utf-8", timeout=1800)
     assert run.returncode == 0, run.stderr
     assert sorted(p.name for p in (config.folder / "volumes").iterdir()) == [
         "sub-01.nii.gz",

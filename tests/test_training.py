@@ -8,13 +8,18 @@ import subprocess
 import sys
 import time
 
+import nibabel as nib
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
+from PIL import Image
 from torch._subclasses.fake_tensor import FakeTensor
 
 import stylegan2_pytorch as sg
 from tests.conftest import ROOT, random_array, run_script, tiny_flags, write_volume
+from volumetric import dataset, files, layers, parallel, runs
+from volumetric.cli import UserError
 
 NEW_AUGMENTATIONS = ("rotation", "scaling", "bias_field", "noise", "blur")
 BLOCKS = {"attn_layers": (1, 2), "fq_layers": (2,), "fq_dict_size": 16}
@@ -77,7 +82,7 @@ def rows_of(config):
         return list(csv.DictReader(file))
 
 
-def assert_same_state(first, second, ignore=("/config/name",)):
+def assert_same_state(first, second, ignore=("/config/name", "/command/name", "/command/num_train_steps")):
     a, b = flat(first), flat(second)
     assert a.keys() == b.keys()
     for key, value in a.items():
@@ -125,8 +130,8 @@ def test_metrics_and_previews(make_config, short_schedule):
 def test_mixed_preview_takes_coarse_style_from_its_row_and_fine_from_its_column(make_config):
     config = make_config(num_image_tiles=2, batch_size=3)
     trainer = sg.Trainer(config)
-    plain = trainer.preview_volumes(trainer.GAN.SE, trainer.GAN.GE)
-    mixed = trainer.preview_volumes(trainer.GAN.SE, trainer.GAN.GE, mixed=True)
+    plain = trainer.preview_volumes()
+    mixed = trainer.preview_volumes(mixed=True)
     assert plain.shape == mixed.shape == (4, 1, 4, 8, 8)
     assert torch.equal(mixed[0], plain[0])  # row 0, column 0: seed 0 in all blocks, the noise of seed 0
     assert not torch.equal(mixed[1], plain[1])
@@ -195,7 +200,7 @@ def test_learning_rates_and_style_mixing_follow_their_flags(make_config):
     mixed = {}
     for probability in (0.0, 1.0):
         trainer.config.mixed_prob = probability
-        drawn = [trainer.sample_inputs(*trainer.random(sg.STREAM_G, micro))[0] for micro in range(20)]
+        drawn = [trainer.sample_inputs(*trainer.random(parallel.STREAM_G, micro))[0] for micro in range(20)]
         mixed[probability] = sum(not torch.equal(styles[:, 0], styles[:, -1]) for styles in drawn)
     assert mixed[0.0] == 0 and 3 < mixed[1.0] < 20  # a crossover at block 0 mixes nothing
 
@@ -221,7 +226,7 @@ def test_checkpoint_holds_everything_and_fits_the_original(make_config):
     path = trainer.config.models / "model_2.pt"
     state = torch.load(path, weights_only=True)
     wanted = {"GAN", "G_opt", "D_opt", "scaler", "step", "reverts", "pl_mean", "random", "config", "affine"}
-    wanted |= {"best", "ada", "class_names", "class_shares"}
+    wanted |= {"best", "ada", "class_names", "class_shares", "command"}
     assert wanted | {"format_version", "version", "truncation_center", "data_digest"} == set(state)
     original = sg.StyleGAN2(**trainer.config.network())
     original.load_state_dict(state["GAN"], strict=True)
@@ -240,14 +245,14 @@ def test_checkpoint_holds_everything_and_fits_the_original(make_config):
 
 def test_keep_checkpoints(make_config):
     trainer = sg.train_from_folder(make_config(num_train_steps=4, save_every=1, keep_checkpoints=2))
-    assert sg.checkpoint_numbers(trainer.config.models) == [3, 4]
+    assert runs.checkpoint_numbers(trainer.config.models) == [3, 4]
 
 
 def test_load_from_keeps_the_later_checkpoints(make_config):
     first = sg.train_from_folder(make_config(num_train_steps=3, save_every=1))
     later = (first.config.models / "model_3.pt").read_bytes()
     sg.train_from_folder(make_config(num_train_steps=2, save_every=1, load_from=1))
-    assert sg.checkpoint_numbers(first.config.models) == [0, 1, 2]
+    assert runs.checkpoint_numbers(first.config.models) == [0, 1, 2]
     assert (first.config.models / "after-model_1" / "model_3.pt").read_bytes() == later
     with pytest.raises(ValueError, match=r"no model_7\.pt.*can be 0, 1, 2"):
         sg.train_from_folder(make_config(load_from=7))
@@ -273,8 +278,11 @@ def test_init_from_starts_a_new_run_from_given_weights(make_config):
     assert tuned.step == 1
     given = sg.read_checkpoint(source)["GAN"]["G.initial_conv.weight"]
     torch.testing.assert_close(tuned.GAN.G.initial_conv.weight.data, given)
-    with pytest.raises(ValueError, match="--init_from starts a new run"):
-        sg.train_from_folder(config)
+    again = sg.train_from_folder(make_config(name="tuned", num_train_steps=2, init_from=str(source)))
+    assert again.step == 2  # the same start: it goes on
+    other = make_config(name="tuned", num_train_steps=1, init_from=str(tuned.config.models / "model_0.pt"))
+    with pytest.raises(UserError, match="--init_from starts a new run"):
+        sg.train_from_folder(other)
 
 
 def test_original_checkpoint_can_be_continued(make_config, capsys):
@@ -323,16 +331,14 @@ def test_nan_goes_back_to_the_checkpoint_at_most_three_times(make_config, monkey
     def poisoned(real_logits, fake_logits):
         trainer_is_at = len(seen)
         seen.append(real_logits.sum().item())
-        loss = sg.F.relu(1 + real_logits).mean() + sg.F.relu(1 - fake_logits).mean()
+        loss = F.relu(1 + real_logits).mean() + F.relu(1 - fake_logits).mean()
         bad = poisoned.left and trainer_is_at >= 4  # in the second step
         poisoned.left -= bool(bad)
         return loss * float("nan") if bad else loss
 
     poisoned.left = times
     monkeypatch.setattr(sg, "hinge_loss", poisoned)
-    monkeypatch.setattr(
-        sg.Trainer, "generator_loss", lambda self, logits, rng: torch.nan_to_num(logits).mean()
-    )
+    monkeypatch.setattr(sg.Trainer, "generator_loss", lambda self, logits, _: torch.nan_to_num(logits).mean())
     if survives:
         trainer = sg.train_from_folder(config)
         assert trainer.step == 4 and trainer.reverts >= 2
@@ -341,7 +347,7 @@ def test_nan_goes_back_to_the_checkpoint_at_most_three_times(make_config, monkey
         assert [row["step"] for row in rows] == ["1", "2", "3", "4"]
     else:
         poisoned.left = 99
-        with pytest.raises(sg.NanException, match=r"D is not finite.*v\d\.nii\.gz.*--learning_rate"):
+        with pytest.raises(runs.NanException, match=r"D is not finite.*v\d\.nii\.gz.*--learning_rate"):
             sg.train_from_folder(config)
 
 
@@ -350,15 +356,15 @@ def test_rehearsals_leave_no_trace(make_config):
     trainer = sg.Trainer(config)
     before = {n: t.clone() for n, t in trainer.GAN.state_dict().items()}
     trainer.loader = iter(lambda: (torch.rand(2, 1, 4, 8, 8), torch.zeros(2)), None)
-    for _, run in trainer.rehearsals():
-        run()
+    for _, work in trainer.rehearsals():
+        work()
     assert all(torch.equal(t, before[n]) for n, t in trainer.GAN.state_dict().items())
     assert trainer.pl_mean is None and trainer.step == 0
     assert all(p.grad is None for p in trainer.GAN.parameters())
 
 
 def test_allocation_tracker_counts_what_lives():
-    with sg.AllocationTracker() as memory:
+    with runs.AllocationTracker() as memory:
         a = torch.zeros(1000)
         b = a + 1
         del a
@@ -384,9 +390,9 @@ def test_dry_run_writes_nothing_and_allocates_nothing_large(make_config, tmp_pat
 
 
 def test_predicted_memory_grows_with_the_batch(make_config):
-    audit = sg.audit_volumes(make_config().data, (8, 8, 4))
-    small, large = (sg.predict_peak_memory(make_config(batch_size=b), audit) for b in (1, 6))
-    fixed = 4 * sg.count_parameters(sg.StyleGAN2(**make_config().network()))
+    audit = dataset.audit_volumes(make_config().data, (8, 8, 4))
+    small, large = (sg.rehearse_on_cpu(make_config(batch_size=b), audit, parallel.Group()) for b in (1, 6))
+    fixed = 4 * layers.count_parameters(sg.StyleGAN2(**make_config().network()))
     assert small.keys() == {"gradient penalty", "path length", "preview"}
     assert all(fixed / 2 < small[phase] < large[phase] for phase in small)
 
@@ -438,7 +444,7 @@ def half(state, path):
 torch.save = half
 sg.main({[*map(str, tiny_flags(data, tmp_path, num_train_steps=4, save_every=9))]!r})
 """
-    killed = subprocess.run([sys.executable, "-c", program], capture_output=True, timeout=300)
+    killed = subprocess.run([sys.executable, "-c", program], capture_output=True, timeout=1800)
     assert killed.returncode == -signal.SIGKILL
     checkpoint = tmp_path / "models" / "t" / "model_0.pt"
     assert sg.read_checkpoint(checkpoint)["step"] == 2
@@ -497,12 +503,12 @@ def test_generate_writes_volumes_with_the_training_sets_affine(make_config):
         "contact_sheet.png",
         *(f"seed{n:06d}.{e}" for n in range(7, 12) for e in ("nii.gz", "png")),
     ]
-    image = sg.nib.load(folder / "seed000009.nii.gz")
+    image = nib.load(folder / "seed000009.nii.gz")
     assert image.shape == (8, 8, 4)
     np.testing.assert_allclose(image.affine, np.diag([0.6, 0.6, 0.8, 1]), atol=1e-4)
     again = sg.generate_volumes(make_config(num_generate=1, seed=9, batch_size=1))
     assert again.name == f"{folder.name}-1"  # nothing is overwritten
-    alone = sg.nib.load(again / "seed000009.nii.gz")
+    alone = nib.load(again / "seed000009.nii.gz")
     np.testing.assert_allclose(alone.get_fdata(), image.get_fdata(), atol=1e-5)  # rounding in another batch
 
 
@@ -511,6 +517,6 @@ def test_generate_interpolation_writes_every_frame_and_a_gif(make_config):
     folder = sg.generate_interpolation(make_config(interpolation_num_steps=4, save_frames=True))
     names = sorted(p.name for p in folder.iterdir())
     assert names == [*(f"frame{n:04d}.{e}" for n in range(4) for e in ("nii.gz", "png")), "interpolation.gif"]
-    assert sg.Image.open(folder / "interpolation.gif").n_frames == 4
-    first, last = (sg.read_volume(folder / f"frame000{n}.nii.gz")[0] for n in (0, 3))
+    assert Image.open(folder / "interpolation.gif").n_frames == 4
+    first, last = (files.read_volume(folder / f"frame000{n}.nii.gz")[0] for n in (0, 3))
     assert np.abs(first - last).max() > 1e-4

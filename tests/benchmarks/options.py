@@ -33,6 +33,8 @@ from tqdm import tqdm
 ROOT = Path(__file__).parents[2]
 sys.path.insert(0, str(ROOT))
 import stylegan2_pytorch as sg  # noqa: E402
+from volumetric import dataset, files, parallel, pictures, runs  # noqa: E402
+from volumetric.cli import check_fields, one_line_errors, option, parse_cli  # noqa: E402
 
 SIZE = {"image_size": 64, "image_depth": 16, "network_capacity": 4, "fmap_max": 64}
 TRAINED, UNSEEN = 256, 64  # phantoms
@@ -56,26 +58,17 @@ OPTIONS = {
 
 @dataclass(kw_only=True)
 class OptionsConfig:
-    """Compare the options on phantoms.
+    """Compare the options on phantoms."""
 
-    Args:
-        output: New folder.
-        steps: Training steps.
-        batch_size: Volumes of a step.
-        learning_rate: Of the generator; the discriminator has 1.5 times as much.
-        jobs: Trainings at a time, with one thread each.
-        classes: The conditional training instead.
-    """
-
-    output: str = "options"
-    steps: int = 600
-    batch_size: int = 2
-    learning_rate: float = 1e-4
-    jobs: int = 2
-    classes: bool = False
+    output: str = option("options", "New folder.")
+    steps: int = option(600, "Training steps.")
+    batch_size: int = option(2, "Volumes of a step.")
+    learning_rate: float = option(1e-4, "Of the generator; the discriminator has 1.5 times as much.")
+    jobs: int = option(2, "Trainings at a time, with one thread each.")
+    classes: bool = option(False, "The conditional training instead.")
 
     def __post_init__(self):
-        sg.check_fields(self, {})
+        check_fields(self)
 
 
 def run(script, *arguments):
@@ -115,17 +108,20 @@ def settings_of(batch_size, flags):
     """TrainConfig of an option."""
     size = [str(part) for k, v in SIZE.items() for part in (f"--{k}", v)]
     more = ["--batch_size", str(batch_size), "--gradient_accumulate_every", "1", "--device", "cpu"]
-    return sg.parse_cli(sg.TrainConfig, [*size, *more, *flags])
+    return parse_cli(sg.TrainConfig, [*size, *more, *flags])
 
 
 def peak_memory(batch_size, flags):
     """Peak memory of the tensors by --dry_run's prediction, MiB."""
-    return max(sg.predict_peak_memory(settings_of(batch_size, flags), pretended()).values()) / 2**20
+    return (
+        max(sg.rehearse_on_cpu(settings_of(batch_size, flags), pretended(), parallel.Group()).values())
+        / 2**20
+    )
 
 
 def pretended():
     """Audit of as many phantoms as are trained on, without them."""
-    return sg.Audit(range(TRAINED), None, np.eye(4), "", [])
+    return dataset.Audit(range(TRAINED), None, np.eye(4), "", [])
 
 
 def step_times(batch_size, rounds=7):
@@ -133,10 +129,9 @@ def step_times(batch_size, rounds=7):
     trainers, times = {}, {name: [] for name in OPTIONS}
     for name, flags in OPTIONS.items():
         config = settings_of(batch_size, flags)
-        trainers[name] = trainer = sg.Trainer(config)
+        trainers[name] = trainer = sg.Trainer(config, pretended())
         volumes = torch.rand(batch_size, 1, *config.shape)
         trainer.loader = itertools.repeat((volumes, torch.arange(batch_size)))
-        trainer.audit = pretended()
         trainer.step = 1
     for _ in range(rounds + 1):
         for name, trainer in trainers.items():
@@ -207,7 +202,7 @@ def print_table(config, trained, reports):
 
 def load(folder, name):
     """Volumes of a class, scaled as training scales them. Shapes: -> (N, Z, X, Y)"""
-    return np.stack([sg.read_volume(p)[0][0] for p in sorted((folder / name).glob("*.nii.gz"))])
+    return np.stack([files.read_volume(p)[0][0] for p in sorted((folder / name).glob("*.nii.gz"))])
 
 
 class Judge:
@@ -280,7 +275,7 @@ def conditional(config, folder):
         f"D {rows['D'][-100:].mean():.2f}, G {rows['G'][-100:].mean():.2f}, last 100 of {config.steps} steps"
     )
     model = sg.ModelLoader(
-        checkpoint=sg.find_checkpoint(folder / "models" / "classes"), device="cpu", use_average=False
+        checkpoint=runs.find_checkpoint(folder / "models" / "classes"), device="cpu", use_average=False
     )
     measure = Judge({name: load(folder / "train", name) for name in model.class_names})
     print("| volumes | class | " + " | ".join(model.class_names) + " |\n" + "|---" * 5 + "|")
@@ -291,13 +286,13 @@ def conditional(config, folder):
         seeds, made = range(64), []
         for start in seeds[::8]:
             chosen = seeds[start : start + 8]
-            z, noise = sg.batch_inputs(chosen, model.latent_dim, model.shape)
+            z, noise = parallel.batch_inputs(chosen, model.latent_dim, model.shape)
             w = model.noise_to_styles(z, 1.0, model.labels_of(chosen, name))
             made.append(model.styles_to_images_ext_noise(w, noise))
         made = torch.cat(made)
         print_shares("generated", name, measure(made[:, 0].numpy()))
-        sheets.append(sg.contact_sheet(made[:12], model.affine, 6))
-    sg.save_picture(np.concatenate(sheets), folder / "classes.png", smallest=1)
+        sheets.append(pictures.contact_sheet(made[:12], model.affine, 6))
+    pictures.save_picture(np.concatenate(sheets), folder / "classes.png", smallest=1)
     print(f"{folder / 'classes.png'} shows 12 volumes of each class, in this order")
 
 
@@ -308,8 +303,8 @@ def print_shares(kind, name, shares):
 
 def main(argv=None):
     """The command line."""
-    config = sg.parse_cli(OptionsConfig, argv)
-    with sg.one_line_errors():
+    config = parse_cli(OptionsConfig, argv)
+    with one_line_errors():
         folder = Path(config.output).resolve()
         if (folder / "results").exists():
             raise ValueError(f"--output {folder} exists: give a new folder.")

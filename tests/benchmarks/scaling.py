@@ -17,7 +17,9 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from stylegan2_pytorch import LATENT_DIM, check_fields, choose_device, one_line_errors, parse_cli
+from stylegan2_pytorch import LATENT_DIM
+from volumetric.cli import check_device_name, check_fields, one_line_errors, option, parse_cli
+from volumetric.parallel import choose_device
 
 ROOT = Path(__file__).parents[2]
 sys.path.insert(0, str(ROOT))
@@ -40,24 +42,18 @@ AXES = {
 
 @dataclass(kw_only=True)
 class ScalingConfig:
-    """Measure how a training step scales.
+    """Measure how a training step scales."""
 
-    Args:
-        output: New PNG file for the plot.
-        device: auto, cpu, cuda or cuda:<n>.
-        amp: Type of mixed precision, bfloat16 or float16.
-        repeats: Measurements of every phase, after one that is not counted.
-        only: JSON of one point: measure it in this process.
-    """
-
-    output: str = "scaling.png"
-    device: str = "auto"
-    amp: str = "bfloat16"
-    repeats: int = 2
-    only: str | None = None
+    output: str = option("scaling.png", "New PNG file for the plot.")
+    device: str = option("auto", "auto, cpu, cuda or cuda:<n>.", check=check_device_name)
+    amp: str = option(
+        "bfloat16", "Type of mixed precision, bfloat16 or float16.", choices=("bfloat16", "float16")
+    )
+    repeats: int = option(2, "Measurements of every phase, after one that is not counted.")
+    only: str | None = option(None, "JSON of one point: measure it in this process.")
 
     def __post_init__(self):
-        check_fields(self, {"amp": ("bfloat16", "float16")})
+        check_fields(self)
 
 
 def point(config):

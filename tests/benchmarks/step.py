@@ -32,26 +32,11 @@ import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils.flop_counter import FlopCounterMode
 
-from stylegan2_pytorch import (
-    LATENT_DIM,
-    STREAM_G,
-    Group,
-    SeededBatches,
-    StyleGAN2,
-    TrainConfig,
-    Trainer,
-    VolumeDataset,
-    check_fields,
-    choose_device,
-    contact_sheet,
-    host_random,
-    make_loader,
-    one_line_errors,
-    open_volumes,
-    parse_cli,
-    predict_peak_memory,
-    same_style,
-)
+from stylegan2_pytorch import LATENT_DIM, StyleGAN2, TrainConfig, Trainer, rehearse_on_cpu, same_style
+from volumetric.cli import check_device_name, check_fields, one_line_errors, option, parse_cli
+from volumetric.dataset import SeededBatches, VolumeDataset, make_loader, open_data
+from volumetric.parallel import STREAM_G, Group, choose_device, host_random
+from volumetric.pictures import contact_sheet
 
 ROOT = Path(__file__).parents[2]
 sys.path.insert(0, str(ROOT))
@@ -78,34 +63,30 @@ PREVIEWED = 4  # volumes of a preview
 
 @dataclass(kw_only=True)
 class StepConfig:
-    """Measure the training step.
+    """Measure the training step."""
 
-    Args:
-        config: small, medium_v1, medium_v2, large (as published) or demo.
-        batch_size: Volumes in a micro-batch.
-        device: auto, cpu, cuda or cuda:<n>.
-        amp: Type of mixed precision, bfloat16 or float16.
-        repeats: Measurements of every phase, after one that is not counted.
-        volumes: Volumes that the loader is measured with; 0 leaves it out.
-        memory: Measure peak memory too.
-        checkpoint_activations: Let the fast ways compute their blocks again in the backward pass.
-        only: plain, float32 or mixed: run every phase once, and print the peak memory of the process.
-    """
-
-    config: str = "medium_v1"
-    batch_size: int = 2
-    device: str = "auto"
-    amp: str = "bfloat16"
-    repeats: int = 3
-    volumes: int = 0
-    memory: bool = True
-    checkpoint_activations: bool = False
-    only: str | None = None
+    config: str = option(
+        "medium_v1", "small, medium_v1, medium_v2, large (as published) or demo.", choices=CONFIGS
+    )
+    batch_size: int = option(2, "Volumes in a micro-batch.")
+    device: str = option("auto", "auto, cpu, cuda or cuda:<n>.", check=check_device_name)
+    amp: str = option(
+        "bfloat16", "Type of mixed precision, bfloat16 or float16.", choices=("bfloat16", "float16")
+    )
+    repeats: int = option(3, "Measurements of every phase, after one that is not counted.")
+    volumes: int = option(0, "Volumes that the loader is measured with; 0 leaves it out.", least=0)
+    memory: bool = option(True, "Measure peak memory too.")
+    checkpoint_activations: bool = option(
+        False, "Let the fast ways compute their blocks again in the backward pass."
+    )
+    only: str | None = option(
+        None,
+        "plain, float32 or mixed: run every phase once, and print the peak memory of the process.",
+        choices=("plain", "float32", "mixed"),
+    )
 
     def __post_init__(self):
-        check_fields(
-            self, {"config": CONFIGS, "amp": ("bfloat16", "float16"), "only": ("plain", "float32", "mixed")}
-        )
+        check_fields(self)
 
 
 class FixedTrainer(Trainer):
@@ -239,7 +220,7 @@ def print_peak(config):
         trainer.run(phase)
     found = {"mib": peak_of(device) - before}
     if config.only != "plain" and device.type == "cpu":
-        found["predicted"] = max(predict_peak_memory(trainer.config, None).values()) // 2**20
+        found["predicted"] = max(rehearse_on_cpu(trainer.config, None, Group()).values()) // 2**20
     print(json.dumps(found))
 
 
@@ -296,8 +277,7 @@ def generation(trainers, config):
 
 def make_preview(trainer):
     """What a preview does for one of its networks: volumes and their sheet."""
-    GAN = trainer.GAN
-    contact_sheet(trainer.preview_volumes(GAN.SE, GAN.GE), np.eye(4), trainer.config.num_image_tiles)
+    contact_sheet(trainer.preview_volumes(), np.eye(4), trainer.config.num_image_tiles)
 
 
 def loading(config, device):
@@ -312,8 +292,9 @@ def loading(config, device):
             array = host_random(n).integers(0, 1000, shape, dtype=np.int16)
             nib.save(nib.Nifti1Image(array, np.eye(4)), scratch / "volumes" / f"{n}.nii")
         for cache in ("ram", "disk"):
-            common = {"data": str(scratch / "volumes"), "results_dir": str(scratch), **size}
-            audit = open_volumes(TrainConfig(**common, cache=cache), Group())
+            audit = open_data(
+                scratch / "volumes", shape, config.batch_size, cache, scratch / "packed", Group()
+            )
             batches = SeededBatches(config.volumes, config.batch_size, 0.5, (0,))
             loader = make_loader(VolumeDataset(audit), batches, None, device)
             next(loader)

@@ -1,0 +1,246 @@
+"""What is measured of a set of volumes: features, anatomy, and the similarity of pairs."""
+
+import os
+from collections import deque
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from importlib.metadata import version
+
+import numpy as np
+import torch
+
+from MedicalNet.anatomy import PROTOCOL, measure_anatomy
+from MedicalNet.extractors import (
+    PUBLISHED,
+    SliceFeatures,
+    VolumeFeatures,
+    build_inception,
+    build_medicalnet,
+    find_weights,
+)
+from MedicalNet.volumes import READER, VolumeFile, progress
+from volumetric.cli import UserError
+from volumetric.files import array_to_volume, by
+from volumetric.parallel import choose_device, host_random
+
+SIMILARITY = 1  # protocol of MS-SSIM, part of every cached value
+STREAM_PAIRS = 0
+
+
+class Anatomy:
+    """Vessel measures of a volume, as an extractor."""
+
+    name = "anatomy"
+    version = 1  # of the code behind the protocol: raise it when the numbers change
+    digest = ""
+    protocol = PROTOCOL
+    on_host = True
+
+    def __call__(self, array, affine):
+        return measure_anatomy(array, affine)
+
+
+def build_extractors(config, optional=False):
+    """Networks and measures that the configuration asks for.
+
+    Args:
+        config: EvaluateConfig.
+        optional: Leave out what has no weights, and say so, in place of raising.
+
+    Returns:
+        (extractors, weights, missing): what to call on every volume; {network: where its weights are from};
+        a sentence for every network that was left out.
+
+    Raises:
+        UserError: Weights are missing or damaged.
+    """
+    device = choose_device(config.device)
+    asked = [name for name, group in (("medicalnet", "md"), ("inception", "fid")) if group in config.metrics]
+    found, missing = {}, []
+    for name in asked:
+        try:
+            pretrained = config.embedding == "pretrained"
+            found[name] = (
+                find_weights(name, getattr(config, f"{name}_weights")) if pretrained else (None, "random")
+            )
+        except UserError as error:
+            if not optional:
+                raise
+            missing.append(str(error))
+    extractors = []
+    if "medicalnet" in found:
+        path, digest = found["medicalnet"]
+        extractors.append(VolumeFeatures(build_medicalnet(path, device), digest))
+    if "inception" in found:
+        path, digest = found["inception"]
+        network = build_inception(path, device, config.precision == "mixed")
+        extractors += [SliceFeatures(network, digest, plane) for plane in config.planes]
+    if "anatomy" in config.metrics:
+        extractors.append(Anatomy())
+    weights = {
+        name: {"file": str(path), "sha256": digest, "published": digest == PUBLISHED[name].sha256}
+        for name, (path, digest) in found.items()
+    }
+    return extractors, weights, missing
+
+
+@dataclass
+class Measured:
+    """What was measured of a set of n volumes.
+
+    Args:
+        names: Names of the volumes.
+        features: {plane or "volume": (n, s, d) float32}, s feature vectors a volume.
+        anatomy: For every volume {measure: array}; empty without anatomy.
+        pairs: Indices of the pairs compared by MS-SSIM, (p, 2), or None.
+        similarity: Their MS-SSIM, (p,).
+    """
+
+    names: list
+    features: dict
+    anatomy: list
+    pairs: np.ndarray | None = None
+    similarity: np.ndarray | None = None
+
+    def subset(self, chosen):
+        """The volumes of the given indices, without similarities."""
+        features = {name: f[chosen] for name, f in self.features.items()}
+        anatomy = [self.anatomy[i] for i in chosen] if self.anatomy else []
+        return Measured([self.names[i] for i in chosen], features, anatomy)
+
+
+def joined(parts):
+    """One Measured of several, one after the other."""
+    features = {name: np.concatenate([p.features[name] for p in parts]) for name in parts[0].features}
+    whole = Measured([n for p in parts for n in p.names], features, [a for p in parts for a in p.anatomy])
+    if parts[0].pairs is not None:
+        before = np.cumsum([0, *(len(p.names) for p in parts)])
+        whole.pairs = np.concatenate([p.pairs + n for p, n in zip(parts, before, strict=False)])
+        whole.similarity = np.concatenate([p.similarity for p in parts])
+    return whole
+
+
+def measure(sources, number, extractors, config, cache, title):
+    """Measure a set of volumes, each read once, and only if something of it is not cached.
+
+    Args:
+        sources: Iterable of VolumeFile or VolumeInMemory.
+        number: How many there are.
+        extractors: Of `build_extractors`.
+        config: EvaluateConfig.
+        cache: FeatureCache.
+        title: What the progress bar says.
+
+    Raises:
+        UserError: A volume cannot be measured; the text names it.
+    """
+    pairs = choose_pairs(number, config) if "ms_ssim" in config.metrics else None
+    wanted = set() if pairs is None else set(pairs.ravel().tolist())
+    names, kept, results = [], {}, {e.name: [] for e in extractors}
+    volumes = progress(measured_ahead(sources, extractors, cache), f"Measuring {title}", "volume", number)
+    for index, (source, measured) in enumerate(volumes):
+        names.append(source.name)
+        for name, arrays in measured.items():
+            results[name].append(arrays)
+        if index in wanted:
+            kept[index] = source
+    features = {n: np.stack([a["features"] for a in r]) for n, r in results.items() if n != "anatomy"}
+    found = Measured(names, features, results.get("anatomy", []), pairs)
+    if pairs is not None:
+        device = choose_device(config.device)
+        shown = progress(pairs, f"MS-SSIM of {title}", "pair")
+        found.similarity = np.array([similarity(kept[i], kept[j], device, cache) for i, j in shown])
+    return found
+
+
+def measured_ahead(sources, extractors, cache):
+    """Yield (source, {extractor: arrays}) in order; while the networks work, threads read the next ones."""
+
+    def extract(extractor, source, array):
+        try:
+            return extractor(array, source.affine)
+        except UserError as error:
+            raise UserError(f"{source.name} {error}.") from None
+
+    def prepare(source):
+        known = {e.name: [READER, e.name, e.version, e.protocol, e.digest] for e in extractors}
+        keys = {name: ["features", *key, source.digest] for name, key in known.items()}
+        found = {name: cache.get(key) for name, key in keys.items()}
+        lacking = [e for e in extractors if found[e.name] is None]
+        array = source.read() if lacking else None
+        for extractor in lacking:
+            if extractor.on_host:
+                found[extractor.name] = extract(extractor, source, array)
+        return source, keys, found, lacking, array
+
+    def complete(source, keys, found, lacking, array):
+        for extractor in lacking:
+            if not extractor.on_host:
+                found[extractor.name] = extract(extractor, source, array)
+            if isinstance(source, VolumeFile):
+                cache.put(keys[extractor.name], found[extractor.name])
+        return source, found
+
+    workers = min(8, os.cpu_count() or 1)
+    coming = deque()
+    with ThreadPoolExecutor(workers) as pool:
+        for source in sources:
+            coming.append(pool.submit(prepare, source))
+            if len(coming) > workers:
+                yield complete(*coming.popleft().result())
+        while coming:
+            yield complete(*coming.popleft().result())
+
+
+def choose_pairs(number, config):
+    """Random pairs of different volumes, every pair at most once. Shapes: -> (pairs, 2)"""
+    first, second = np.triu_indices(number, 1)
+    rng = host_random(config.seed, STREAM_PAIRS)
+    chosen = rng.permutation(len(first))[: config.num_pairs]
+    return np.stack([first[chosen], second[chosen]], axis=1)
+
+
+def ms_ssim_settings(shape):
+    """Widest window and most scales that fit a volume: sigma (voxels), window edge, exponents of the scales.
+
+    The exponents are the first ones of Wang et al. 2003, scaled to a sum of 1.
+
+    Shapes: (X, Y, Z)
+    """
+    published = np.array([0.0448, 0.2856, 0.3001, 0.2363, 0.1333])
+    plane, smallest = min(shape[:2]), min(shape)
+    for sigma, window in ((1.5, 11), (0.8, 7), (0.5, 5)):
+        fits = [
+            scales
+            for scales in range(1, 6)
+            if smallest // 2 ** (scales - 1) > window // 2 and plane // max(1, scales - 1) ** 2 >= window
+        ]
+        if fits:
+            exponents = published[: fits[-1]]
+            return sigma, window, tuple((exponents / exponents.sum()).tolist())
+    raise UserError(f"{by(shape)} voxels are too few for MS-SSIM: leave ms_ssim out of --metrics.")
+
+
+def similarity(one, other, device, cache):
+    """3D MS-SSIM (Wang et al. 2003) of two volumes, each scaled to [0, 1] by its minimum and maximum."""
+    from torchmetrics.functional.image import multiscale_structural_similarity_index_measure as ms_ssim
+
+    key = ["ms_ssim", READER, SIMILARITY, version("torchmetrics"), *sorted((one.digest, other.digest))]
+    known = cache.get(key)
+    if known is not None:
+        return float(known["value"])
+    volumes = [torch.from_numpy(array_to_volume(v.read())).to(device) for v in (one, other)]
+    least = torch.finfo(torch.float32).tiny  # a generated volume may be constant
+    volumes = [((v - v.min()) / (v.max() - v.min()).clamp_min(least))[None] for v in volumes]
+    sigma, window, exponents = ms_ssim_settings(volumes[0].shape[2:][::-1])
+    settings = {
+        "sigma": sigma,
+        "kernel_size": window,
+        "betas": exponents,
+        "data_range": 1.0,
+        "normalize": "relu",
+    }
+    value = float(ms_ssim(*volumes, **settings))
+    if isinstance(one, VolumeFile) and isinstance(other, VolumeFile):
+        cache.put(key, {"value": np.array(value)})
+    return value

@@ -1,0 +1,149 @@
+"""The evaluation of a training: the same numbers, of volumes straight from memory."""
+
+import csv
+import json
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+from tqdm import tqdm
+
+from MedicalNet.comparing import compare, named
+from MedicalNet.evaluation import EvaluateConfig, Evaluator, describe, new_folder, unpublished
+from MedicalNet.measuring import joined, measure
+from MedicalNet.volumes import in_memory
+from volumetric.cli import UserError
+from volumetric.files import atomic_path, by
+from volumetric.runs import or_reason
+
+
+class TrainingScores:
+    """Numbers of generated volumes against the training volumes, which are measured once.
+
+    What can be wrong with weights and volumes is found when it is built; a network without weights is left
+    out, with a warning.
+
+    Args:
+        real: Folder of the training volumes.
+        recompute: Measure the training volumes again, whatever is cached.
+        bootstrap: Resamples of the intervals; 0 for none.
+        settings: embedding, medicalnet_weights, inception_weights, device and seed of EvaluateConfig.
+
+    Raises:
+        UserError: The training volumes cannot be used.
+    """
+
+    def __init__(self, real, recompute=False, bootstrap=0, **settings):
+        config = EvaluateConfig(
+            real=str(real), planes=("axial",), bootstrap=bootstrap, recompute=recompute, **settings
+        )
+        self.evaluator = Evaluator(config, optional=True)
+        missing = "training without the metrics of this network."
+        warnings = [f"{missing} {reason}" for reason in self.evaluator.missing]
+        for text in (*warnings, *(f"{w}." for w in unpublished(self.evaluator.weights))):
+            print(f"Warning: {text}")
+
+    def names(self):
+        """Names of the numbers."""
+        return self.evaluator.names()
+
+    def together(self, volumes, number, affine, group, step):
+        """Numbers of volumes that the processes of a training share out; what fails is said, not raised.
+
+        Args:
+            volumes: Iterable of this process's (seed, volume (1, Z, X, Y)).
+            number: How many these are.
+            affine: Their affine, (4, 4).
+            group: Group of the processes.
+            step: Step of the training, for the message.
+
+        Returns:
+            {metric: value}, for the first process; {} for the others, and when something failed.
+        """
+        parts = group.collect(or_reason(self.measure_part, volumes, number, affine, group.world))
+        found = {}
+        if group.first:
+            failed = [part for part in parts if isinstance(part, str)]
+            found = failed[0] if failed else or_reason(self.compare_parts, parts)
+        group.wait()  # for the first process, which compares alone
+        if isinstance(found, str):
+            tqdm.write(f"Step {step} could not be evaluated: {found}", file=sys.stderr)
+            return {}
+        return {name: result["value"] for name, result in found.items()}
+
+    def measure_part(self, volumes, number, affine, parts=1):
+        """Measure volumes that are one of several parts of a set."""
+        evaluator = self.evaluator
+        config = replace(evaluator.config, num_pairs=-(-evaluator.config.num_pairs // parts))
+        sources = in_memory(volumes, affine)
+        return measure(sources, number, evaluator.extractors, config, evaluator.cache, "generated volumes")
+
+    def compare_parts(self, parts):
+        """Compare volumes, measured in parts, with the real ones; see `compare`.
+
+        The pairs of MS-SSIM lie within the parts; volumes of other seeds are independent, so any will do.
+        """
+        return compare(self.evaluator.measure_real(), joined(parts), self.evaluator.config)[0]
+
+    def rehearse(self, shape):
+        """Run every network once on a volume of a shape (X, Y, Z), for its memory."""
+        import numpy as np
+
+        ramp = np.linspace(0, 1, int(np.prod(shape)), dtype=np.float32).reshape(shape)
+        for extractor in self.evaluator.extractors:
+            extractor(ramp, np.eye(4))
+
+    def sweep(self, models, seeds, trunc_psi, batch_size, folder):
+        """Evaluate volumes of several models, and write a table and a picture of the curves.
+
+        Args:
+            models: Iterable of ModelLoader.
+            seeds: Of the volumes of each.
+            trunc_psi, batch_size: Of the generation.
+            folder: New folder for sweep.csv, sweep.json and sweep.png.
+
+        Raises:
+            UserError: No model can be evaluated, or one is of another size.
+        """
+        rows = []
+        for model in models:
+            self.check_shape(model)
+            volumes = zip(seeds, model.volumes_of(seeds, trunc_psi, batch_size), strict=True)
+            try:
+                results = self.compare_parts([self.measure_part(volumes, len(seeds), model.affine)])
+            except UserError as error:
+                print(f"{model.path}: no numbers. {error}")
+                continue
+            number = int(model.path.stem.removeprefix("model_"))
+            step = number if model.step is None else model.step
+            rows.append({"checkpoint": number, "step": step, "metrics": results})
+            best = named("MD", self.evaluator.config.embedding)
+            print(model.path, f"{best} {results[best]['value']:.5g}" if best in results else "")
+        if not rows:
+            raise UserError("No checkpoint could be evaluated.")
+        with new_folder(Path(folder)):
+            self.write_sweep(rows, len(seeds), Path(folder))
+
+    def check_shape(self, model):
+        """Raise a UserError unless a model generates volumes of the real ones' shape."""
+        depth, *plane = model.shape
+        real = self.evaluator.real_files[0].shape
+        if (*plane, depth) != real:
+            raise UserError(
+                f"{model.path} generates {by((*plane, depth))} voxels, the real volumes have {by(real)}."
+            )
+
+    def write_sweep(self, rows, number, folder):
+        """sweep.json, sweep.csv and sweep.png."""
+        from MedicalNet.report import draw_sweep
+
+        record = {"checkpoints": rows, "n_generated": number, **describe(self.evaluator)}
+        with atomic_path(folder / "sweep.json") as part:
+            part.write_text(json.dumps(record, indent=1))
+        with atomic_path(folder / "sweep.csv") as part, open(part, "w", newline="") as file:
+            table = csv.writer(file)
+            table.writerow(["checkpoint", "step", *rows[0]["metrics"]])
+            table.writerows(
+                [r["checkpoint"], r["step"], *(m["value"] for m in r["metrics"].values())] for r in rows
+            )
+        draw_sweep(rows, folder / "sweep.png")

@@ -1,0 +1,13 @@
+"""The ground that every program stands on; nothing here knows who stands on it.
+
+    cli.py            options as dataclass fields, their parsing and their errors
+    files.py          NIfTI in and out, atomic writing
+    pictures.py       planes, projections, sheets, GIFs and curves, in one orientation
+    parallel.py       processes as one, devices, precision, seeded draws
+    dataset.py        the audit of a folder, classes, the order of samples, the disk cache
+    diff_augment.py   differentiable augmentation
+    layers.py         operations with gradients of any order, attention, feature quantisation
+    runs.py           the training loop, checkpoints, logs, the memory of the worst step
+
+The first three import no torch.
+"""

@@ -1,0 +1,233 @@
+"""Operations with gradients of any order, and the layers beyond the published model.
+
+Linear attention: Shen et al. 2018, arXiv:1812.01243. Feature quantisation: Zhao et al. 2020,
+arXiv:2004.02088.
+"""
+
+from collections import OrderedDict
+
+import torch
+import torch.nn.functional as F
+from einops import rearrange
+from torch import nn
+from torch.utils.checkpoint import checkpoint
+
+SLOPE = 0.2  # of LeakyReLU
+
+
+def leaky_relu():
+    """The networks' only nonlinearity: LeakyReLU of slope 0.2, no gain, in place."""
+    return nn.LeakyReLU(SLOPE, inplace=True)
+
+
+class Smoothing(torch.autograd.Function):
+    """[1, 2, 1] / 4 along three axes with replicated borders, as shifted sums: no kernel of 27 taps.
+
+    With such borders the filter is a symmetric matrix, so it is its own gradient, of any order.
+    """
+
+    @staticmethod
+    def forward(ctx, x):
+        for axis in (2, 3, 4):
+            last = x.shape[axis] - 1
+            y = x * 0.5
+            for to, source, length in ((1, 0, last), (0, 1, last), (0, 0, 1), (last, last, 1)):
+                y.narrow(axis, to, length).add_(x.narrow(axis, source, length), alpha=0.25)
+            x = y
+        return x
+
+    @staticmethod
+    def backward(ctx, gradient):
+        return Smoothing.apply(gradient)
+
+
+def product_dtype():
+    """Type for small matrix products: float64 without gradients, so that batches do not change a volume.
+
+    The rounding of a float32 product changes with its number of rows.
+    """
+    return torch.float32 if torch.is_grad_enabled() else torch.float64
+
+
+def reliably(layer, x):
+    """layer(x), without autocast where the CPU's bfloat16 convolution is wrong.
+
+    On a CPU, PyTorch 2.15.0 returns garbage as the weight gradient of a bfloat16 3x3x3 convolution over 2
+    slices. Layers that small cost next to nothing in float32.
+    """
+    if x.device.type != "cpu" or x.shape[2] > 2:
+        return layer(x)
+    with torch.autocast("cpu", enabled=False):
+        return layer(x.to(torch.promote_types(x.dtype, torch.float32)))
+
+
+def as_channels(values, x):
+    """(B, C) or (C,) values as factors or terms for the channels of x (B, C, D, H, W), in x's dtype."""
+    return values.to(x.dtype).view(*values.shape, 1, 1, 1)
+
+
+def times_(x, factor):
+    """x * factor, in x's own memory where no gradient needs it."""
+    return x * factor if torch.is_grad_enabled() else x.mul_(factor)
+
+
+def voxels_first(x):
+    """(B, C, D, H, W) -> (B, D * H * W, C), a view where the channels come last in memory."""
+    return x.movedim(1, -1).flatten(1, 3)
+
+
+def add_noise_(x, noise, layer):
+    """x + Linear(1, C)(noise), in x's own memory.
+
+    As a product of matrices, [noise, 1] @ [weight, bias], added to x in one pass; on a CPU in bfloat16,
+    adding the bias and the noise by broadcasting takes forty times as long.
+
+    Shapes:
+        x:      (B, C, D, H, W), overwritten
+        noise:  (B, D * H * W, 2), of which the second is 1
+        return: (B, C, D, H, W)
+    """
+    factors = torch.stack([layer.weight.squeeze(1), layer.bias]).to(x.dtype)  # (2, C)
+    with torch.autocast(x.device.type, enabled=False):
+        voxels = voxels_first(x).baddbmm_(noise.to(x.dtype), factors.expand(len(x), -1, -1))
+    return voxels.unflatten(1, x.shape[2:]).movedim(-1, 1)
+
+
+class ChannelNorm(nn.Module):
+    """Every voxel's channels with mean 0 and variance 1, then a learned factor and term for each channel.
+
+    Shapes: (B, C, D, H, W) -> the same
+    """
+
+    def __init__(self, channels, eps=1e-5):
+        super().__init__()
+        self.factor = nn.Parameter(torch.ones(channels))
+        self.term = nn.Parameter(torch.zeros(channels))
+        self.eps = eps
+
+    def forward(self, x):
+        with torch.autocast(x.device.type, enabled=False):
+            y = F.layer_norm(x.movedim(1, -1).float(), self.factor.shape, self.factor, self.term, self.eps)
+        return y.movedim(-1, 1).to(x.dtype)
+
+
+class LinearAttention(nn.Module):
+    """Attention of every voxel to all voxels, at linear cost (Shen et al. 2018, arXiv:1812.01243, Sec. 3).
+
+        softmax_channels(Q) / sqrt(c) (softmax_voxels(K)^T V), for each head of c channels
+
+    K and V come from a depthwise and a pointwise convolution. Differs from the 2D ancestor: heads of C / 4
+    channels, from 8 to 64, where it has 64; a volume has so many more voxels than an image.
+
+    Shapes: (B, C, D, H, W) -> the same
+    """
+
+    def __init__(self, channels, heads=8):
+        super().__init__()
+        head = min(64, max(8, channels // 4))
+        self.heads = heads
+        self.to_q = nn.Conv3d(channels, heads * head, 1, bias=False)
+        self.to_kv = nn.Sequential(
+            nn.Conv3d(channels, channels, 3, padding=1, groups=channels, bias=False),
+            nn.Conv3d(channels, 2 * heads * head, 1, bias=False),
+        )
+        self.to_out = nn.Conv3d(heads * head, channels, 1)
+
+    def forward(self, x):
+        q, k, v = (
+            rearrange(t, "b (h c) x y z -> b h (x y z) c", h=self.heads)
+            for t in (self.to_q(x), *self.to_kv(x).chunk(2, dim=1))
+        )
+        q = (q.float().softmax(dim=-1) * q.shape[-1] ** -0.5).to(v.dtype)
+        k = k.float().softmax(dim=-2).to(v.dtype)
+        out = F.gelu(q @ (k.transpose(-1, -2) @ v))  # (B, heads, voxels, c)
+        out = out.transpose(-1, -2).reshape(len(x), -1, *x.shape[2:])
+        return self.to_out(out)
+
+
+class AttentionBlock(nn.Module):
+    """Residual linear attention, then two residual pointwise convolutions, each after a ChannelNorm.
+
+    Shapes: (B, C, D, H, W) -> the same
+    """
+
+    def __init__(self, channels):
+        super().__init__()
+        self.attention = nn.Sequential(ChannelNorm(channels), LinearAttention(channels))
+        self.feed_forward = nn.Sequential(
+            ChannelNorm(channels),
+            nn.Conv3d(channels, 2 * channels, 1),
+            leaky_relu(),
+            nn.Conv3d(2 * channels, channels, 1),
+        )
+
+    def forward(self, x):
+        x = x + self.attention(x)
+        return x + self.feed_forward(x)
+
+
+def attention_blocks(layers, channels):
+    """ModuleDict of an AttentionBlock for each layer, 1 the first of `channels`."""
+    return nn.ModuleDict({str(layer): AttentionBlock(channels[layer - 1]) for layer in sorted(layers)})
+
+
+class FeatureQuantizer(nn.Module):
+    """Replace every voxel's features by the nearest code (Zhao et al. 2020, arXiv:2004.02088, Sec. 3).
+
+    Gradients pass straight through; the codes are moving averages of what they replaced, and move only while
+    `learning` is True.
+
+    Shapes: (B, C, D, H, W) -> the same, commitment loss scalar
+    """
+
+    def __init__(self, channels, codes):
+        super().__init__()
+        from vector_quantize_pytorch import VectorQuantize
+
+        self.quantize = VectorQuantize(channels, codes, rotation_trick=False, accept_3d_fmap=True)
+        self.learning = False
+        self.taken = None  # 1 for each code that the last volumes took, else 0
+
+    def forward(self, x):
+        with torch.autocast(x.device.type, enabled=False):
+            quantized, indices, loss = self.quantize(x.float(), freeze_codebook=not self.learning)
+        taken = torch.zeros(self.quantize.codebook_size, device=x.device)
+        self.taken = taken.index_fill(0, indices.flatten(), 1)
+        return quantized.to(x.dtype), loss.sum()
+
+
+def contrastive_head(features, hidden=256, size=128):
+    """Projection of D's features for contrastive regularisation (SimCLR, arXiv:2002.05709, Sec. 2.1).
+
+    Shapes: (B, features) -> (B, size)
+    """
+    layers = nn.Sequential(nn.Linear(features, hidden), leaky_relu(), nn.Linear(hidden, size))
+    return nn.Sequential(OrderedDict(net=layers))
+
+
+def run_block(block, *inputs, again=False):
+    """A block's result; with `again`, what its gradient needs is computed again in the backward pass.
+
+    Without gradients there is nothing to keep.
+    """
+    if not (again and torch.is_grad_enabled()):
+        return block(*inputs)
+    return checkpoint(block, *inputs, use_reentrant=False, preserve_rng_state=False)
+
+
+def upsampling(factors):
+    """Trilinear enlargement by (d, h, w) factors."""
+    return nn.Upsample(scale_factor=tuple(map(float, factors)), mode="trilinear", align_corners=False)
+
+
+def channels_last(module):
+    """Store kernels with the channels last; activations follow. A third faster on a CPU in bfloat16."""
+    for p in module.parameters():
+        if p.ndim == 5:
+            p.data = p.data.contiguous(memory_format=torch.channels_last_3d)
+    return module
+
+
+def count_parameters(module):
+    """Number of weights of a network."""
+    return sum(p.numel() for p in module.parameters())

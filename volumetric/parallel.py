@@ -1,0 +1,282 @@
+"""Several processes as one, devices, precision, and random numbers that their number does not change."""
+
+import contextlib
+import os
+import re
+import sys
+from dataclasses import dataclass
+from datetime import timedelta
+
+import numpy as np
+import torch
+
+from volumetric.cli import UserError
+
+MESSAGE_BYTES = 32 * 2**20  # of gradients sent at once between processes
+# What gloo says when a peer is gone or does not answer; NCCL has an error class of its own.
+LOST_PEER = re.compile(r"gloo|[Cc]onnection|[Tt]imed out|[Tt]imeout|socket|EOF|[Bb]roken pipe")
+WAIT = timedelta(minutes=10)  # for the gradients of another process before it counts as hanging
+LONG_WAIT = timedelta(hours=6)  # for what the first process does alone: downloads, packing, evaluation
+
+# Streams of random numbers: every draw is a function of (seed, reverts, stream, step, micro-batch); several
+# processes draw for the whole batch and take their part, so that their number changes nothing but rounding.
+STREAM_ORDER, STREAM_FLIP, STREAM_D, STREAM_G, STREAM_CLASS = range(5)
+
+
+@dataclass(frozen=True)
+class Group:
+    """The processes of one training, of which each has an equal part of every batch.
+
+    Losses are computed from the logits of all, so that they are those of the whole batch whatever they
+    compare; the gradients of the processes are then summed, once a step, in few large messages.
+    (DistributedDataParallel would average losses of parts, which is another loss for top-k, relativistic and
+    dual contrastive training.)
+
+    Args:
+        rank: Number of this process, from 0.
+        world: Number of processes.
+        patient: torch.distributed group for waiting long, for what one process does alone; None without.
+    """
+
+    rank: int = 0
+    world: int = 1
+    patient: object = None
+
+    def part(self, batch):
+        """This process's part of something with one entry per volume of the batch."""
+        size = len(batch) // self.world
+        return batch[self.rank * size : (self.rank + 1) * size]
+
+    def own(self, batch_size, divisor=1):
+        """Volumes of a batch that this process has; a UserError unless it can be shared like that."""
+        if batch_size % self.world:
+            raise UserError(
+                f"--batch_size {batch_size} cannot be shared by {self.world} processes: choose a multiple of "
+                f"{self.world}."
+            )
+        if batch_size // self.world % divisor:
+            raise UserError(
+                f"--pl_batch_shrink {divisor} does not divide the {batch_size // self.world} volumes of a "
+                f"process's micro-batch: choose a divisor."
+            )
+        return batch_size // self.world
+
+    @contextlib.contextmanager
+    def together(self):
+        """Around what all processes do together: says so when another has ended, or hangs."""
+        try:
+            yield
+        except RuntimeError as error:
+            if not (isinstance(error, torch.distributed.DistError) or LOST_PEER.search(str(error))):
+                raise
+            reason = " ".join(str(error).split())[:200]
+            raise UserError(
+                f"Another process of this training has ended or hangs ({reason}). The same command continues "
+                f"from the last checkpoint."
+            ) from None
+
+    def gather(self, values):
+        """The values of all processes, in order; gradients flow to one's own. Shapes: (b,) -> (b * world,)"""
+        if self.world == 1:
+            return values
+        parts = [torch.empty_like(values) for _ in range(self.world)]
+        with self.together():
+            torch.distributed.all_gather(parts, values.detach().contiguous())
+        parts[self.rank] = values
+        return torch.cat(parts)
+
+    def sum_(self, tensors):
+        """Replace tensors by their sums over all processes, in messages of up to MESSAGE_BYTES."""
+        if self.world == 1:
+            return
+        waiting, size = [], 0
+        for tensor in (*tensors, None):
+            if tensor is None or size > MESSAGE_BYTES:
+                message = torch.cat([t.reshape(-1) for t in waiting])
+                with self.together():
+                    torch.distributed.all_reduce(message)
+                for t, summed in zip(waiting, message.split([t.numel() for t in waiting]), strict=True):
+                    t.copy_(summed.view_as(t))
+                waiting, size = [], 0
+            if tensor is not None:
+                waiting.append(tensor)
+                size += tensor.nbytes
+
+    @property
+    def first(self):
+        """True for the one process that writes, prints and evaluates."""
+        return self.rank == 0
+
+    @contextlib.contextmanager
+    def first_before_others(self):
+        """Around what the first process does before the others do it."""
+        if self.rank:
+            self.wait()
+        yield
+        if self.rank == 0:
+            self.wait()
+
+    def share(self, number):
+        """This process's range of `number` things that need not be equally many for all."""
+        return range(self.rank * number // self.world, (self.rank + 1) * number // self.world)
+
+    def collect(self, thing):
+        """What every process has, as a list, for the first; None for the others."""
+        if self.world == 1:
+            return [thing]
+        things = [None] * self.world if self.rank == 0 else None
+        with self.together():
+            torch.distributed.gather_object(thing, things, group=self.patient)
+        return things
+
+    def tell(self, thing):
+        """The first process's thing, for all."""
+        if self.world == 1:
+            return thing
+        things = [thing]
+        with self.together():
+            torch.distributed.broadcast_object_list(things, group=self.patient)
+        return things[0]
+
+    @property
+    def on_this_machine(self):
+        """Number of these processes on this machine."""
+        return int(os.environ.get("LOCAL_WORLD_SIZE", 1)) if self.world > 1 else 1
+
+    def wait(self):
+        """Wait for all processes, as long as it takes."""
+        if self.world > 1:
+            with self.together():
+                torch.distributed.barrier(group=self.patient)
+
+
+class SharedRandom:
+    """A numpy Generator whose draws are this process's part of those for the whole batch.
+
+    Single draws are the same in all processes.
+    """
+
+    def __init__(self, rng, group):
+        self.rng, self.group = rng, group
+
+    def integers(self, low, high=None, size=None):
+        """As numpy's."""
+        if size is None:
+            return self.rng.integers(low, high)
+        return self.group.part(self.rng.integers(low, high, size * self.group.world))
+
+    def random(self, size=None):
+        """As numpy's."""
+        return (
+            self.rng.random() if size is None else self.group.part(self.rng.random(size * self.group.world))
+        )
+
+
+@contextlib.contextmanager
+def process_group(device="cpu"):
+    """Join the processes that torchrun has started, if it has; yields their Group.
+
+    Args:
+        device: cpu for messages by gloo; auto or cuda for NCCL where there are GPUs, one for each process.
+    """
+    if "WORLD_SIZE" not in os.environ:
+        yield Group()
+        return
+    on_gpu = device != "cpu" and torch.cuda.is_available()
+    if on_gpu:
+        torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", 0)))
+    torch.distributed.init_process_group("nccl" if on_gpu else "gloo", timeout=WAIT)
+    try:
+        patient = torch.distributed.new_group(backend="gloo", timeout=LONG_WAIT)
+        yield Group(torch.distributed.get_rank(), torch.distributed.get_world_size(), patient)
+    finally:
+        torch.distributed.destroy_process_group()
+
+
+@contextlib.contextmanager
+def only_first_prints(group):
+    """Keep all processes but the first from printing what the first prints."""
+    with contextlib.ExitStack() as stack:
+        if group.rank:
+            stack.enter_context(contextlib.redirect_stdout(stack.enter_context(open(os.devnull, "w"))))
+        yield
+
+
+def start_on_all_gpus():
+    """`--multi_gpus`: start this command again by torchrun, with one process for each GPU of this machine."""
+    number = torch.cuda.device_count()
+    if number < 2:
+        raise UserError(f"--multi_gpus needs at least 2 GPUs, PyTorch {torch.__version__} sees {number}.")
+    launcher = ["-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={number}"]
+    os.execv(sys.executable, [sys.executable, *launcher, *sys.argv])
+
+
+@contextlib.contextmanager
+def tf32(enabled):
+    """TF32 for float32 products on a GPU, on or off: it keeps 10 bits of 23, and is on for convolutions else.
+
+    Off around all that promises float32: penalties, training without mixed precision, generation, evaluation.
+    """
+    switches = (torch.backends.cudnn, torch.backends.cuda.matmul)
+    before = [switch.allow_tf32 for switch in switches]
+    try:
+        for switch in switches:
+            switch.allow_tf32 = enabled
+        yield
+    finally:
+        for switch, value in zip(switches, before, strict=True):
+            switch.allow_tf32 = value
+
+
+def choose_device(name):
+    """torch.device for `--device`; auto takes the GPU where there is one, under torchrun one's own."""
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    if name == "cuda" and "LOCAL_RANK" in os.environ:
+        name = f"cuda:{os.environ['LOCAL_RANK']}"
+    device = torch.device(name)
+    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
+        raise UserError(
+            f"--device {name} is not there: PyTorch {torch.__version__} sees {torch.cuda.device_count()} "
+            f"GPUs on this machine. Use --device cpu, or install a CUDA build of PyTorch."
+        )
+    return device
+
+
+def choose_amp_dtype(name, device):
+    """torch.dtype of mixed precision for `--amp_dtype`: float16 on a GPU, as published, bfloat16 on a CPU."""
+    if name == "auto":
+        return torch.float16 if device.type == "cuda" else torch.bfloat16
+    return getattr(torch, name)
+
+
+def host_random(*key):
+    """numpy Generator for decisions on the host, seeded by a tuple of integers >= 0."""
+    return np.random.default_rng(key)
+
+
+def device_random(device, *key):
+    """torch Generator on `device`, seeded by a tuple of integers >= 0."""
+    seed = int(np.random.SeedSequence(key).generate_state(1, np.uint64)[0] >> 1)
+    return torch.Generator(device).manual_seed(seed)
+
+
+def volume_inputs(seed, latent_dim, shape):
+    """Latent and noise of the volume with this seed, drawn on the CPU: the same on every device.
+
+    Shapes: z (latent_dim,), noise (D, H, W, 1)
+    """
+    generator = torch.Generator().manual_seed(seed)
+    z = torch.randn(latent_dim, generator=generator)
+    return z, torch.rand(*shape, 1, generator=generator)
+
+
+def latent_of(seed, latent_dim):
+    """The latent of `volume_inputs` alone. Shapes: -> (latent_dim,)"""
+    return volume_inputs(seed, latent_dim, (0, 0, 0))[0]
+
+
+def batch_inputs(seeds, latent_dim, shape):
+    """`volume_inputs` of several seeds. Shapes: z (B, latent_dim), noise (B, D, H, W, 1)"""
+    z, noise = zip(*(volume_inputs(seed, latent_dim, shape) for seed in seeds), strict=True)
+    return torch.stack(z), torch.stack(noise)

@@ -1,0 +1,168 @@
+"""Pictures of volumes: planes, projections, sheets, GIFs and curves, all in one orientation.
+
+Radiological view, whatever the affine: the patient's right is on the left of an axial or coronal picture,
+front or top is up; in a sagittal one the front is on the left.
+"""
+
+import numpy as np
+from nibabel import affines, orientations
+from PIL import Image
+
+from volumetric.files import atomic_path, volume_to_array
+
+GAP, EDGE, MARGIN = 64, 255, 24  # grey values between tiles, between halves of a sheet, around a view
+
+
+# ╔══════════════════════════════════════════════════════════════════════════════════════════════════════════╗
+# ║ Planes and projections                                                                                   ║
+# ╚══════════════════════════════════════════════════════════════════════════════════════════════════════════╝
+
+
+def canonical(array, affine):
+    """An array with its axes to the right, to the front and up, and the size of its voxels.
+
+    Shapes: (X, Y, Z, ...), affine (4, 4) mm -> (X', Y', Z', ...), (3,) mm
+    """
+    orientation = orientations.io_orientation(affine)
+    spacing = np.empty(3)
+    spacing[orientation[:, 0].astype(int)] = affines.voxel_sizes(affine)
+    return orientations.apply_orientation(array, orientation), spacing
+
+
+def grey(picture):
+    """Values in [0, 1] as uint8."""
+    return np.rint(np.clip(picture, 0, 1) * 255).astype(np.uint8)
+
+
+def axial_pictures(volumes, affine):
+    """Middle axial slice and axial maximum-intensity projection, a pixel for a voxel.
+
+    Shapes: (N, 1, Z, X, Y) in [0, 1] -> two arrays (N, rows, columns) uint8
+    """
+    array, _ = canonical(np.moveaxis(np.asarray(volumes)[:, 0], (2, 3, 1, 0), (0, 1, 2, 3)), affine)
+    planes = array[:, :, array.shape[2] // 2], array.max(axis=2)  # (X', Y', N)
+    return [grey(plane[::-1, ::-1].transpose(2, 1, 0)) for plane in planes]
+
+
+def plane_views(volume, affine):
+    """Middle planes and maximum-intensity projections with square pixels.
+
+    Args:
+        volume: (1, Z, X, Y) in [0, 1].
+        affine: (4, 4), mm.
+
+    Returns:
+        Six arrays (rows, columns) uint8: axial, coronal and sagittal plane, then the three projections.
+    """
+    array, spacing = canonical(np.asarray(volume_to_array(volume), dtype=np.float32), affine)
+    views = []
+    for reduce in (lambda a, axis: np.take(a, a.shape[axis] // 2, axis), np.max):
+        for axis, across, up in ((2, 0, 1), (1, 0, 2), (0, 1, 2)):  # axial, coronal, sagittal
+            plane = reduce(array, axis=axis)[::-1, ::-1].T
+            views.append(square_pixels(plane, spacing[up], spacing[across], min(spacing)))
+    return views
+
+
+def square_pixels(plane, height, width, size):
+    """uint8 picture of a plane of pixels `height` x `width` mm, resampled to `size` mm."""
+    rows, columns = round(plane.shape[0] * height / size), round(plane.shape[1] * width / size)
+    return np.asarray(Image.fromarray(grey(plane)).resize((columns, rows), Image.Resampling.BILINEAR))
+
+
+def factor_to(smallest, picture):
+    """Whole number by which a picture must grow to have at least `smallest` rows."""
+    return max(1, -(-smallest // picture.shape[0]))
+
+
+def enlarged(picture, factor):
+    """A picture with every pixel repeated `factor` times along both axes."""
+    return np.kron(picture, np.ones((factor, factor), np.uint8))
+
+
+def six_views(volume, affine, smallest=256):
+    """Three planes above their projections, enlarged until the axial plane has `smallest` rows."""
+    views = plane_views(volume, affine)
+    factor = factor_to(smallest, views[0])
+    views = [enlarged(view, factor) for view in views]
+    rows = [
+        np.concatenate([on_canvas(v, views[0].shape[0]) for v in row], axis=1)
+        for row in (views[:3], views[3:])
+    ]
+    return np.concatenate(rows, axis=0)
+
+
+def on_canvas(picture, height):
+    """A picture in the middle of a dark strip of the given height, with a margin of 4 pixels."""
+    space = max(0, height - picture.shape[0])
+    return np.pad(picture, ((4 + space // 2, 4 + space - space // 2), (4, 4)), constant_values=MARGIN)
+
+
+# ╔══════════════════════════════════════════════════════════════════════════════════════════════════════════╗
+# ║ Sheets                                                                                                   ║
+# ╚══════════════════════════════════════════════════════════════════════════════════════════════════════════╝
+
+
+def tile(pictures, columns):
+    """Pictures in rows of `columns`, a one-pixel gap between them. Shapes: (N, h, w) -> (H, W)"""
+    number, height, width = pictures.shape
+    rows = -(-number // columns)
+    padded = np.pad(pictures, ((0, rows * columns - number), (0, 1), (0, 1)), constant_values=GAP)
+    grid = padded.reshape(rows, columns, height + 1, width + 1)
+    return grid.swapaxes(1, 2).reshape(rows * (height + 1), columns * (width + 1))
+
+
+def contact_sheet(volumes, affine, columns):
+    """Axial slices on the left, their projections on the right. Shapes: (N, 1, Z, X, Y) -> (H, W)"""
+    left, right = (tile(p, columns) for p in axial_pictures(volumes, affine))
+    gap = np.full((len(left), 8), EDGE, np.uint8)
+    return np.concatenate([left, gap, right], axis=1)
+
+
+# ╔══════════════════════════════════════════════════════════════════════════════════════════════════════════╗
+# ║ Files                                                                                                    ║
+# ╚══════════════════════════════════════════════════════════════════════════════════════════════════════════╝
+
+
+def save_picture(picture, path, smallest=512):
+    """Write a grey picture; a small one is enlarged to `smallest` pixels without interpolation."""
+    image = Image.fromarray(picture)
+    factor = -(-smallest // max(image.size))
+    if factor > 1:
+        image = image.resize((image.width * factor, image.height * factor), Image.Resampling.NEAREST)
+    with atomic_path(path) as part:
+        image.save(part)
+
+
+def save_gif(pictures, path, seconds_per_frame=0.08):
+    """Write pictures (N, H, W) uint8 as an endless GIF."""
+    first, *rest = [Image.fromarray(p) for p in pictures]
+    with atomic_path(path) as part:
+        first.save(part, save_all=True, append_images=rest, duration=int(1000 * seconds_per_frame), loop=0)
+
+
+def new_axes(columns=1, rows=1, width=4.2, height=3.4):
+    """A matplotlib figure, inches, and its axes, (rows * columns,), without a display."""
+    import matplotlib
+    from matplotlib.figure import Figure
+
+    matplotlib.rcParams["svg.fonttype"] = "none"  # text stays text
+    figure = Figure((width * columns, height * rows), layout="constrained")
+    axes = np.ravel(figure.subplots(rows, columns))
+    for one in axes:
+        one.spines[["top", "right"]].set_visible(False)
+    return figure, axes
+
+
+def save_figure(figure, path):
+    """Write a matplotlib figure in the format of the path's suffix."""
+    with atomic_path(path) as part:
+        figure.savefig(part, dpi=120)
+
+
+def save_curve(values, path, label):
+    """Write a curve of positive values over their number, on a logarithmic scale."""
+    figure, (axes,) = new_axes(width=6.4, height=3.6)
+    axes.semilogy(values, color="black", linewidth=1.2)
+    axes.set(xlabel="step", ylabel=label, title=f"last {values[-1]:.4f}")
+    axes.grid(axis="y", color="0.85")
+    save_figure(figure, path)

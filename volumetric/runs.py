@@ -1,0 +1,666 @@
+"""What any long training needs: the loop, signals, the return after NaN, checkpoints, logs, peak memory.
+
+`run(trainer)` drives any object that has
+
+    plan               Plan: folders, number of steps, what is due when
+    group, device      Group of the processes that train together, and this one's torch.device
+    step               completed steps
+    reverts            returns to a checkpoint after NaN; part of every seed, lest the NaN come again
+    best               the evaluation that model_best.pt is of, {"metric", "value", "step"}, or None
+    train_step(log)    one update; hands the losses to `log.add` without waiting for the device
+    state()            all that the run needs to continue exactly, with step, reverts and best
+    load(state)        take it up
+    preview()          {name: picture (H, W) uint8}, of the first process; {} of the others
+    evaluate(received) {metric: number}, of the first process; may give up when a signal was received
+
+and, to know its memory, `rehearsals()`: [(phase, function that runs its heaviest work once)].
+"""
+
+import contextlib
+import csv
+import json
+import math
+import pickle
+import shutil
+import signal
+import sys
+import threading
+import time
+import weakref
+import zipfile
+from collections import deque
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+
+import torch
+from retry.api import retry_call
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+from torch.utils.weak import WeakIdKeyDictionary
+from tqdm import tqdm
+
+from volumetric.cli import UserError
+from volumetric.files import atomic_path, clear_parts, naming, next_free
+from volumetric.pictures import save_picture
+
+NAN_REVERTS = 3  # returns to the last checkpoint before training gives up
+# Steps between readings of the losses, for which a GPU must be waited for.
+READ_EVERY = {"cpu": 1, "cuda": 10}
+
+
+class NanException(UserError):
+    """A loss or a weight is not finite."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Plan:
+    """Where a run writes and what is due when.
+
+    Args:
+        models: Folder of its checkpoints.
+        results: Folder of its previews and logs.
+        num_train_steps: Steps in the whole run.
+        save_every: Steps between checkpoints.
+        preview_every: Steps between previews.
+        early_preview_every, early_until: Previews come more often in the beginning.
+        evaluate_every: Steps between evaluations; None is never.
+        keep_checkpoints: Number of newest checkpoints kept; None keeps all.
+        volumes_per_step: Training volumes in a step.
+        columns: Losses and scores, the columns of metrics.csv beside step and times.
+        shown: Losses in the progress bar.
+        lowest_is_best: Metrics, of which the first that there is decides on model_best.pt.
+        tensorboard: Write TensorBoard files too.
+    """
+
+    models: Path
+    results: Path
+    num_train_steps: int
+    save_every: int
+    preview_every: int
+    early_preview_every: int = 100
+    early_until: int = 2500
+    evaluate_every: int | None = None
+    keep_checkpoints: int | None = None
+    volumes_per_step: int = 1
+    columns: tuple = ()
+    shown: tuple = ()
+    lowest_is_best: tuple = ()
+    tensorboard: bool = False
+
+    def saves_at(self, step):
+        """True if a checkpoint is due after so many steps."""
+        return step % self.save_every == 0 or step == self.num_train_steps
+
+    def previews_at(self, step):
+        """True if a preview is due after so many steps."""
+        early = step < self.early_until and step % self.early_preview_every == 0
+        return early or step % self.preview_every == 0
+
+    def evaluates_at(self, step):
+        """True if an evaluation is due after so many steps."""
+        return self.evaluate_every is not None and step % self.evaluate_every == 0
+
+    def anything_at(self, step):
+        """True if anything is due after so many steps."""
+        return self.saves_at(step) or self.previews_at(step) or self.evaluates_at(step)
+
+
+# ╔══════════════════════════════════════════════════════════════════════════════════════════════════════════╗
+# ║ The loop                                                                                                 ║
+# ╚══════════════════════════════════════════════════════════════════════════════════════════════════════════╝
+
+
+def run(trainer):
+    """Continue from the newest checkpoint, if any, to num_train_steps, a signal or too many NaN.
+
+    Whatever ends it, the run is saved; what was not due yet is lost after NaN alone.
+
+    Args:
+        trainer: An object as this module's docstring describes.
+
+    Returns:
+        The trainer, at its last step.
+
+    Raises:
+        NanException: Losses or weights were not finite again and again.
+    """
+    plan, group = trainer.plan, trainer.group
+    resume(trainer)
+    group.wait()  # until all have read what is there
+    if group.first:
+        for folder in (plan.models, plan.results, plan.results / "previews"):
+            clear_parts(folder)
+    if trainer.step >= plan.num_train_steps:
+        print(f"{plan.models} is at step {trainer.step} already: raise --num_train_steps to train on.")
+        return trainer
+    with interruptions() as received, RunLog(trainer) as log:
+        if trainer.step == 0:
+            save(trainer)
+            preview(trainer, log)
+        log.start_clock()
+        while trainer.step < plan.num_train_steps and not received:
+            retry_call(
+                train_to_checkpoint,
+                [trainer, log, received],
+                exceptions=NanException,
+                tries=1 + NAN_REVERTS,
+                logger=None,
+            )
+    if received:
+        print(f"{received[0]}: saved after step {trainer.step}. The same command continues the run.")
+    return trainer
+
+
+def train_to_checkpoint(trainer, log, received):
+    """Train until a checkpoint is saved, because it is due or a signal was received.
+
+    Raises:
+        NanException: A loss or a weight is not finite; the run is back at its last checkpoint.
+    """
+    plan, group, saved = trainer.plan, trainer.group, False
+    try:
+        while not saved:
+            trainer.train_step(log)
+            signalled = bool(received) and group.world == 1  # else `agree_on_end` decides
+            if not (log.is_full or signalled or plan.anything_at(trainer.step)):
+                continue
+            log.read()
+            agree_on_end(trainer, received)
+            log.write(evaluate(trainer, received) if plan.evaluates_at(trainer.step) else {})
+            saved = plan.saves_at(trainer.step) or bool(received)
+            if saved:
+                save(trainer)
+            if plan.previews_at(trainer.step):
+                preview(trainer, log)
+            log.start_clock()
+    except NanException as error:
+        go_back(trainer, log, error)
+
+
+def go_back(trainer, log, error):
+    """Go back to the last checkpoint, with other random numbers, and raise a NanException that says so."""
+    path, reverts = find_checkpoint(trainer.plan.models), trainer.reverts + 1
+    take_up(trainer, path, reverts=reverts)
+    log.rewind(trainer.step)
+    text, *origin = error.args
+    advice = "If it happens again, try a lower --learning_rate or --fp16 False."
+    message = " ".join([f"{text}; the run went back to {path}.", *origin, advice])
+    if trainer.group.first:
+        tqdm.write(message, file=sys.stderr)
+    raise NanException(message) from None
+
+
+def agree_on_end(trainer, received):
+    """End all processes after the same step when any has received a signal."""
+    if trainer.group.world > 1:
+        asked = torch.tensor([float(bool(received))], device=trainer.device)
+        trainer.group.sum_([asked])
+        if asked.item() and not received:
+            received.append("A signal to another process")
+
+
+def preview(trainer, log):
+    """Write the trainer's pictures, previews/<step>-<name>.png, and to TensorBoard."""
+    folder = trainer.plan.results / "previews"
+    for name, picture in trainer.preview().items():
+        folder.mkdir(parents=True, exist_ok=True)
+        save_picture(picture, folder / f"{trainer.step:06d}-{name}.png")
+        log.show_picture(f"previews/{name}", picture)
+
+
+def evaluate(trainer, received):
+    """Scores of the trainer's evaluation, noted in fid_scores.txt; the best model so far is kept."""
+    plan, scores = trainer.plan, trainer.evaluate(received)
+    if not scores:
+        return {}
+    append_scores(plan.results / "fid_scores.txt", trainer.step, scores)
+    metric = next((name for name in plan.lowest_is_best if name in scores), None)
+    if metric is not None:
+        best = trainer.best if trainer.best and trainer.best["metric"] == metric else {"value": math.inf}
+        if scores[metric] < best["value"]:
+            trainer.best = {"metric": metric, "value": scores[metric], "step": trainer.step}
+            save_checkpoint(trainer.state(), plan.models / "model_best.pt")
+            tqdm.write(f"Step {trainer.step} has the lowest {metric} so far, {scores[metric]:.5g}.")
+    return scores
+
+
+def until_received(items, received):
+    """Yield items until a signal has been received; then an InterruptedError."""
+    for item in items:
+        if received:
+            raise InterruptedError(f"{received[0]} came first")
+        yield item
+
+
+def or_reason(function, *args):
+    """function(*args), or the text of whatever error it raises: it must not end a training of days."""
+    try:
+        return function(*args)
+    except Exception as error:
+        return " ".join(str(error).split()) or type(error).__name__
+
+
+def append_scores(path, step, scores):
+    """Add the numbers of an evaluation to fid_scores.txt, lines of step,metric,value; later steps go."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    lines = path.read_text().splitlines()[1:] if path.exists() else []
+    lines = [line for line in lines if int(line.split(",")[0]) < step]
+    lines += [f"{step},{name},{value:.8g}" for name, value in scores.items()]
+    with atomic_path(path) as part:
+        part.write_text("\n".join(["step,metric,value", *lines, ""]))
+
+
+@contextlib.contextmanager
+def interruptions():
+    """List of the signals (SIGTERM, Ctrl-C) that have arrived; a second Ctrl-C aborts."""
+    received = []
+
+    def remember(number, _):
+        if received and number == signal.SIGINT:
+            raise KeyboardInterrupt
+        received.append(signal.Signals(number).name)
+
+    if threading.current_thread() is not threading.main_thread():
+        yield received  # only the main thread may set handlers
+        return
+    former = {number: signal.signal(number, remember) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield received
+    finally:
+        for number, handler in former.items():
+            signal.signal(number, handler)
+
+
+# ╔══════════════════════════════════════════════════════════════════════════════════════════════════════════╗
+# ║ Checkpoints                                                                                              ║
+# ╚══════════════════════════════════════════════════════════════════════════════════════════════════════════╝
+
+
+def checkpoint_numbers(folder):
+    """Sorted numbers n of the files model_<n>.pt in a folder."""
+    numbers = (p.stem.removeprefix("model_") for p in Path(folder).glob("model_*.pt"))
+    return sorted(int(n) for n in numbers if n.isdecimal())
+
+
+def find_checkpoint(folder, load_from=-1):
+    """Path of checkpoint number `load_from` in a run's folder, the newest for -1.
+
+    Raises:
+        UserError: There is no such checkpoint; the text lists those there are.
+    """
+    numbers = checkpoint_numbers(folder)
+    if not numbers:
+        runs = sorted(p.name for p in Path(folder).parent.glob("*") if checkpoint_numbers(p))
+        there = f" (there are runs {', '.join(runs)})" if runs else ""
+        raise UserError(
+            f"There is no checkpoint model_<n>.pt in {folder}: train first, or correct its name{there}."
+        )
+    if load_from != -1 and load_from not in numbers:
+        there = ", ".join(map(str, numbers))
+        raise UserError(f"There is no model_{load_from}.pt in {folder}. --load_from can be {there}.")
+    return Path(folder) / f"model_{numbers[-1] if load_from == -1 else load_from}.pt"
+
+
+def read_state(path):
+    """Read a checkpoint onto the CPU, with `weights_only=True`.
+
+    Raises:
+        UserError: The file is missing or damaged.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise UserError(f"{path} does not exist: give the path of a checkpoint model_<n>.pt.")
+    try:
+        state = torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
+    except (OSError, EOFError, KeyError, RuntimeError, ValueError, pickle.UnpicklingError) as error:
+        raise UserError(f"{path} cannot be read as a checkpoint ({type(error).__name__}).") from None
+    if not isinstance(state, dict):
+        raise UserError(f"{path} is not a checkpoint: it holds a {type(state).__name__}.")
+    return state
+
+
+def load_networks(module, state_dict):
+    """Load a state dict strictly, and say in one line what does not fit."""
+    try:
+        module.load_state_dict(state_dict)
+    except RuntimeError as error:
+        first = " ".join(str(error).splitlines()[1].split())
+        raise UserError(f"does not fit the networks of this run: {first}") from None
+
+
+def resume(trainer):
+    """Take up the newest checkpoint in the run's folder, if there is one."""
+    if checkpoint_numbers(trainer.plan.models):
+        take_up(trainer, find_checkpoint(trainer.plan.models))
+
+
+def take_up(trainer, path, **changed):
+    """Hand a checkpoint to a trainer; one without a step, of the original, is as far as its number says."""
+    state = read_state(path)
+    if "step" not in state:
+        state["step"] = int(path.stem.removeprefix("model_")) * trainer.plan.save_every
+        print(f"{path} holds weights alone: continuing at step {state['step']} with new optimisers.")
+    with naming(path):
+        trainer.load({**state, **changed})
+
+
+def save(trainer):
+    """Write a checkpoint; remove those beyond keep_checkpoints.
+
+    Raises:
+        NanException: It would hold a number that is not finite.
+    """
+    plan, state = trainer.plan, trainer.state()
+    tensors = [t for t in tree_leaves(state) if isinstance(t, torch.Tensor) and t.is_floating_point()]
+    if not all(t.isfinite().all() for t in tensors):
+        raise NanException(f"a weight is not finite after step {trainer.step}")
+    if not trainer.group.first:
+        return
+    save_checkpoint(state, plan.models / f"model_{trainer.step // plan.save_every}.pt")
+    with atomic_path(plan.models / ".config.json") as part:
+        part.write_text(json.dumps(state.get("config", {}), indent=1))
+    if plan.keep_checkpoints is not None:
+        for number in checkpoint_numbers(plan.models)[: -plan.keep_checkpoints]:
+            (plan.models / f"model_{number}.pt").unlink()
+
+
+def save_checkpoint(state, path):
+    """Write a checkpoint so that the file at `path` is always a whole one, the former or the new."""
+    Path(path).parent.mkdir(parents=True, exist_ok=True)
+    with atomic_path(path) as part:
+        torch.save(state, part)
+
+
+def begin(config):
+    """What a command does with the run of its name, and the settings of the command that began the run.
+
+    The same command continues its run, also if it said --new, --load_from or --init_from: the checkpoint
+    remembers it, so that a job which is started again and again comes to its end.
+
+    Args:
+        config: Dataclass with new, load_from, init_from and the folder models.
+
+    Returns:
+        (config, command, source): the settings without what has been done already; the settings that the
+        checkpoints will remember as "command"; the checkpoint to continue from, or None.
+
+    Raises:
+        UserError: --init_from would start a run whose name is taken.
+    """
+    command = asdict(config)
+    if not checkpoint_numbers(config.models):
+        return config, command, None
+    newest = find_checkpoint(config.models)
+    former = read_state(newest).get("command") or {}
+    if former == command or (config.init_from is not None and config.init_from == former.get("init_from")):
+        if config.new or config.load_from != -1:
+            print(f"This very command began the run in {config.models}, and continues it from {newest}.")
+        return replace(config, new=False, load_from=-1, init_from=None), former, newest
+    if config.new:
+        return config, command, None
+    if config.init_from is not None:
+        raise UserError(
+            f"--init_from starts a new run, but {config.models} has one: use --new or another --name."
+        )
+    if config.load_from != -1:
+        return config, command, find_checkpoint(config.models, config.load_from)
+    return config, former or command, newest
+
+
+def make_way(config):
+    """`--new` and `--load_from`: put out of the way what the run would overwrite."""
+    if config.new:
+        move_aside(config.models, config.results)
+    if config.load_from != -1:
+        set_aside_later(config.models, config.load_from)
+
+
+def move_aside(*folders):
+    """Rename the folders of an earlier run, those that there are."""
+    for folder in filter(Path.exists, folders):
+        aside = next_free(folder.with_name(f"{folder.name}.earlier"))
+        folder.rename(aside)
+        print(f"The earlier run's {folder} is now {aside}.")
+
+
+def set_aside_later(models, number):
+    """Move the checkpoints after model_<number>.pt to a folder of their own, so that none is overwritten."""
+    later = [n for n in checkpoint_numbers(models) if n > number]
+    if not later:
+        return
+    aside = next_free(models / f"after-model_{number}")
+    aside.mkdir()
+    step = read_state(models / f"model_{number}.pt").get("step", 0)
+    best = models / "model_best.pt"
+    if best.exists() and read_state(best)["step"] > step:
+        best.rename(aside / best.name)
+    for n in later:
+        (models / f"model_{n}.pt").rename(aside / f"model_{n}.pt")
+    print(f"{len(later)} later checkpoints are now in {aside}.")
+
+
+# ╔══════════════════════════════════════════════════════════════════════════════════════════════════════════╗
+# ║ Logs                                                                                                     ║
+# ╚══════════════════════════════════════════════════════════════════════════════════════════════════════════╝
+
+
+class RunLog:
+    """Losses, read from the device a few steps at a time, in metrics.csv, TensorBoard and the progress bar.
+
+    One process writes; all read, so that all see the same NaN. A resumed run continues the table and keeps
+    its columns; a table with rows beyond the run's step is kept beside it.
+
+    Args:
+        trainer: As for `run`.
+    """
+
+    def __init__(self, trainer):
+        self.plan, self.writes = trainer.plan, trainer.group.first
+        self.read_every = READ_EVERY[trainer.device.type]
+        self.unread = deque()  # (step, {name: tensor}, origin) of steps whose losses were not read yet
+        self.rows = []  # {"step", name: number}, read and not yet written
+        self.latest = {}  # the last value of every loss
+        self.table = self.board = None
+        self.open(trainer.step)
+        quiet = 0.5 if sys.stderr.isatty() else 30  # seconds, when the bar goes to a file
+        self.bar = tqdm(
+            initial=trainer.step,
+            total=self.plan.num_train_steps,
+            unit="step",
+            dynamic_ncols=True,
+            mininterval=quiet,
+            disable=not self.writes,
+        )
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        self.bar.close()
+        self.close()
+
+    def open(self, step):
+        """Continue the table at a step, and TensorBoard's files if asked."""
+        self.start_clock()
+        if not self.writes:
+            return
+        self.file, columns = continue_table(
+            self.plan.results / "metrics.csv",
+            step,
+            ("step", *self.plan.columns, "seconds", "volumes_per_second"),
+        )
+        self.table = csv.DictWriter(self.file, columns)
+        if self.plan.tensorboard:
+            from torch.utils.tensorboard import SummaryWriter
+
+            self.board = SummaryWriter(self.plan.results / "tensorboard", purge_step=step + 1)
+
+    def close(self):
+        """Write what is buffered."""
+        if self.table is not None:
+            self.file.close()
+        if self.board is not None:
+            self.board.close()
+
+    def rewind(self, step):
+        """Go on from an earlier step."""
+        self.unread.clear()
+        self.rows.clear()
+        self.close()
+        self.open(step)
+        self.bar.update(step - self.bar.n)
+
+    def start_clock(self):
+        """Measure the time of steps from now on."""
+        self.started = time.perf_counter()
+
+    def add(self, step, losses, origin=str):
+        """Note the losses of a step, {name: tensor}; `origin()` tells what it saw, for a message on NaN."""
+        self.unread.append((step, losses, origin))
+
+    @property
+    def is_full(self):
+        """True if the losses of so many steps are unread that it is time to."""
+        return len(self.unread) >= self.read_every
+
+    def read(self):
+        """Wait for the device and read the losses of the steps since the last time.
+
+        Raises:
+            NanException: A loss is not finite.
+        """
+        unread, self.unread = self.unread, deque()
+        numbers = [loss.float() for _, losses, _ in unread for loss in losses.values()]
+        numbers = iter(torch.stack(numbers).tolist())
+        seconds = (time.perf_counter() - self.started) / len(unread)
+        for step, losses, origin in unread:
+            values = {name: next(numbers) for name in losses}
+            broken = [name for name, value in values.items() if not math.isfinite(value)]
+            if broken:
+                verb = "is" if len(broken) == 1 else "are"
+                raise NanException(f"{' and '.join(broken)} {verb} not finite in step {step}", origin())
+            values |= {"seconds": seconds, "volumes_per_second": self.plan.volumes_per_step / seconds}
+            self.rows.append({"step": step + 1, **values})
+
+    def write(self, scores):
+        """Write the rows that were read, the scores of an evaluation in the last, and show it."""
+        rows, self.rows = self.rows, []
+        if not self.writes:
+            return
+        rows[-1] |= scores
+        for row in rows:
+            step = row.pop("step")
+            self.table.writerow({"step": step, **{name: f"{value:.6g}" for name, value in row.items()}})
+            if self.board is not None:
+                for name, value in row.items():
+                    self.board.add_scalar(name, value, step)
+            self.latest |= row
+        text = {name: f"{self.latest[name]:.3g}" for name in self.plan.shown if name in self.latest}
+        text["volumes/s"] = f"{self.latest['volumes_per_second']:.3g}"
+        self.bar.set_postfix(text, refresh=False)
+        self.bar.update(step - self.bar.n)
+
+    def show_picture(self, name, picture):
+        """Give a picture (H, W) to TensorBoard."""
+        if self.board is not None:
+            self.board.add_image(name, picture[None], self.bar.n)
+
+
+def continue_table(path, step, columns):
+    """Open a CSV table to append to, without the rows beyond a step; a longer one is kept beside it.
+
+    Returns:
+        The open file, and its columns: the given ones and those that it had.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    rows, columns = [], list(dict.fromkeys(columns))
+    if path.exists():
+        with open(path, newline="") as file:
+            reader = csv.DictReader(file)
+            written = list(reader)
+            columns += [name for name in reader.fieldnames or () if name not in columns]
+        rows = [row for row in written if row["step"].isdecimal() and int(row["step"]) <= step]
+        if len(rows) < len(written):
+            shutil.move(path, next_free(path.with_name("metrics-superseded.csv")))
+    with atomic_path(path) as part, open(part, "w", newline="") as file:
+        table = csv.DictWriter(file, columns, extrasaction="ignore")
+        table.writeheader()
+        table.writerows(rows)
+    return open(path, "a", newline="", buffering=1), columns
+
+
+# ╔══════════════════════════════════════════════════════════════════════════════════════════════════════════╗
+# ║ Memory                                                                                                   ║
+# ╚══════════════════════════════════════════════════════════════════════════════════════════════════════════╝
+
+
+class AllocationTracker(TorchDispatchMode):
+    """Bytes of all tensors alive, and their peak, while the mode is on.
+
+    With fake tensors nothing is allocated: a step of any size is followed in seconds.
+    """
+
+    def __init__(self):
+        super().__init__()
+        self.bytes = self.peak = 0
+        self.known = WeakIdKeyDictionary()
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        result = func(*args, **(kwargs or {}))
+        for tensor in tree_leaves(result):
+            if isinstance(tensor, torch.Tensor):
+                self.count(tensor.untyped_storage())
+        return result
+
+    def count(self, storage):
+        """Add a storage that was not seen before; it is subtracted when it is freed."""
+        if storage in self.known:
+            return
+        size = storage.nbytes()
+        self.known[storage] = size
+        weakref.finalize(storage, self.free, size)
+        self.bytes += size
+        self.peak = max(self.peak, self.bytes)
+
+    def free(self, size):
+        """Subtract a storage that is gone."""
+        self.bytes -= size
+
+
+def predict_peak_memory(build):
+    """Peak bytes of the worst steps on the CPU, {phase: bytes}, found on fake tensors.
+
+    Args:
+        build: Function that makes the trainer; it must not move tensors.
+    """
+    tracker, peaks = AllocationTracker(), {}
+    with FakeTensorMode(), tracker:
+        trainer = build()
+        for phase, work in trainer.rehearsals():
+            tracker.peak = tracker.bytes
+            work()
+            peaks[phase] = tracker.peak
+    return peaks
+
+
+def measure_peak_memory(trainer):
+    """Peak bytes of the worst steps on the GPU, {phase: bytes}, found by running each once without an update.
+
+    Raises:
+        UserError: A step does not fit into the GPU's memory.
+    """
+    peaks = {}
+    for phase, work in trainer.rehearsals():
+        torch.cuda.reset_peak_memory_stats(trainer.device)
+        try:
+            work()
+        except torch.OutOfMemoryError:
+            total = torch.cuda.get_device_properties(trainer.device).total_memory / 2**30
+            raise UserError(
+                f"The step with {phase} does not fit into the {total:.1f} GiB of {trainer.device}: lower "
+                f"--batch_size and raise --gradient_accumulate_every by the same factor."
+            ) from None
+        peaks[phase] = torch.cuda.max_memory_allocated(trainer.device)
+    torch.cuda.empty_cache()
+    return peaks
