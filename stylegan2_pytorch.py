@@ -46,15 +46,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from tqdm import tqdm
 
 from volumetric import dataset, parallel, runs
-from volumetric.cli import (
-    UserError,
-    check_device_name,
-    check_fields,
-    one_line_errors,
-    option,
-    options_of,
-    parse_cli,
-)
+from volumetric.cli import RunConfig, UserError, one_line_errors, option, options_of, parse_cli
 from volumetric.diff_augment import AUGMENTATIONS, AdaptiveAugmentation, augment
 from volumetric.files import __version__, naming, next_free, save_nifti
 from volumetric.layers import (
@@ -104,34 +96,20 @@ SWEEP_RESAMPLES = 200  # of the intervals in the curves of --evaluate_checkpoint
 # ╚══════════════════════════════════════════════════════════════════════════════════════════════════════════╝
 
 
-def check_run_name(flag, name):
-    """Raise a UserError unless a name can be that of a folder."""
-    if name in ("", ".", "..") or {"/", "\\"} & set(name):
-        raise UserError(f"{flag} must be the name of a folder, without a path, got {name!r}.")
-
-
 SHARE, FEWEST = {"least": 0, "most": 1}, dataset.FEWEST_EVALUATED  # range of a probability; of a count
 AUG_TYPES = f"Augmentations, a list of {', '.join(AUGMENTATIONS)}; a left-right flip comes with them."
 ADA_TARGET = "Adapt aug_prob until D finds this share of real volumes more real than fakes, beyond chance."
-AMP_DTYPE = "auto, float16 or bfloat16; auto is float16 on a GPU and bfloat16 on a CPU."
-CACHE = "ram: decoded volumes in memory; disk: packed in results_dir for all runs; none: decoded every epoch."
 EMBEDDING = "pretrained, or random: evaluate with untrained networks, which need no download."
 
 
 @dataclass(kw_only=True)
-class TrainConfig:
+class TrainConfig(RunConfig):
     """Train a 3D StyleGAN2 on a folder of NIfTI volumes, or generate from a trained one.
 
     The same command given again continues the run. In a flag's name - and _ are the same.
     """
 
-    data: str = option("./data", "Folder of NIfTI volumes of (image_size, image_size, image_depth) voxels.")
-    results_dir: str = option("./results", "Folder for previews, logs and volumes, in a sub-folder `name`.")
-    models_dir: str = option("./models", "Folder for checkpoints, in a sub-folder `name`.")
-    name: str = option("default", "Name of the run.", check=check_run_name)
-    new: bool = option(False, "Start afresh; an earlier run of this name is moved aside, never deleted.")
-    load_from: int = option(-1, "Number n of the checkpoint to go back to; -1: newest.", least=-1)
-    init_from: str | None = option(None, "Checkpoint whose weights a new run starts from (fine-tuning).")
+    # folders, steps, device, precision and seed, as every training has them: volumetric.cli.RunConfig
     # networks
     image_size: int = option(128, "In-plane edge in voxels, a power of two.", network=True)
     image_depth: int = option(32, "Axial slices, a power of two, 4 <= depth <= image_size.", network=True)
@@ -147,7 +125,6 @@ class TrainConfig:
     # training step
     batch_size: int = option(8, "Volumes in a micro-batch, of all processes together.", resumed=True)
     gradient_accumulate_every: int = option(4, "Micro-batches in a training step.", resumed=True)
-    num_train_steps: int = option(100000, "Steps in the whole run, those of earlier sessions included.")
     learning_rate: float = option(1e-4, "Adam's rate of generator and mapping network.", resumed=True)
     ttur_mult: float = option(1.5, "The discriminator's rate is learning_rate times this.", resumed=True)
     mixed_prob: float = option(0.9, "Probability of style mixing, for a micro-batch.", **SHARE, resumed=True)
@@ -166,24 +143,10 @@ class TrainConfig:
     dataset_aug_prob: float = option(0.5, "Probability of a left-right flip.", **SHARE, resumed=True)
     labels: str | None = option(None, "Train for classes: `folders` of data, or a CSV of file and label.")
     balance_classes: bool = option(False, "Show every class equally often.", resumed=True)
-    # machine
-    device: str = option("auto", "auto, cpu, cuda or cuda:<n>.", check=check_device_name)
-    multi_gpus: bool = option(False, "Train on all GPUs of this machine; the batch is shared out.")
-    fp16: bool = option(True, "Mixed precision; penalties are always computed in float32.", resumed=True)
-    amp_dtype: str = option("auto", AMP_DTYPE, choices=("auto", "float16", "bfloat16"), resumed=True)
-    cache: str = option("ram", CACHE, choices=("ram", "disk", "none"))
-    num_workers: int | None = option(None, "Reading processes; None: 0 with a cache, else up to 4.", least=0)
     checkpoint_activations: bool = option(False, "Compute blocks again going backward: saves memory.")
-    seed: int = option(42, "Seed of everything; also of the first generated volume.", least=0, resumed=True)
-    # what is written when
-    save_every: int = option(3000, "Steps between checkpoints.", resumed=True)
-    keep_checkpoints: int | None = option(None, "Number of newest checkpoints kept; None keeps all.")
-    evaluate_every: int = option(3000, "Steps between previews (below step 2500 every 100).")
+    # previews and evaluation
     num_image_tiles: int = option(8, "Previews show num_image_tiles x num_image_tiles volumes.")
     trunc_psi: float = option(1.0, "Truncation psi of previews and generation; 1 is none.", **SHARE)
-    log: bool = option(False, "Write TensorBoard files beside metrics.csv; they need no server.")
-    dry_run: bool = option(False, "Check everything, print sizes and peak memory, and train nothing.")
-    # evaluation
     calculate_fid_every: int | None = option(None, "Steps between evaluations (FID, MD, ...); None is never.")
     calculate_fid_num_images: int = option(1782, "Volumes generated for each.", least=FEWEST)
     clear_fid_cache: bool = option(False, "Compute the features of the real volumes again.")
@@ -201,9 +164,7 @@ class TrainConfig:
     use_average: bool = option(True, "Generate from the averages SE and GE; False takes S and G.")
 
     def __post_init__(self):
-        if self.log == "aim":
-            raise UserError("--log aim is not supported: --log alone writes TensorBoard files.")
-        check_fields(self)
+        super().__post_init__()
         check_networks(self.image_size, self.image_depth)
         if self.transparent:
             raise UserError("--transparent is not possible: a one-channel volume has no alpha channel.")
@@ -215,23 +176,6 @@ class TrainConfig:
                 raise UserError(f"--{name} needs augmentations: give --aug_types.")
         if self.balance_classes and self.labels is None:
             raise UserError("--balance_classes needs classes: give --labels.")
-        if self.new and self.load_from != -1:
-            raise UserError("--new starts afresh and --load_from continues: give one of them.")
-
-    @property
-    def results(self):
-        """Folder of this run's previews and logs."""
-        return Path(self.results_dir) / self.name
-
-    @property
-    def packs(self):
-        """Folder of the volumes packed by `--cache disk`, of all runs."""
-        return Path(self.results_dir) / "packed"
-
-    @property
-    def models(self):
-        """Folder of this run's checkpoints."""
-        return Path(self.models_dir) / self.name
 
     @property
     def shape(self):
@@ -254,18 +198,15 @@ class TrainConfig:
 
     def plan(self, scores=()):
         """Plan of the run, with columns in its table for the options and the given scores."""
-        optional = {"Q": self.fq_layers, "Q_usage": self.fq_layers, "CR": self.cl_reg}
-        optional["aug_prob"] = self.ada_target is not None
-        return runs.Plan(
-            **{n: getattr(self, n) for n in ("models", "results", "num_train_steps", "save_every")},
-            preview_every=self.evaluate_every,
+        columns = ["D", "G", "GP", "PL", "pl_mean"] + (["Q", "Q_usage"] if self.fq_layers else [])
+        columns += (["CR"] if self.cl_reg else []) + (["aug_prob"] if self.ada_target is not None else [])
+        return runs.Plan.of(
+            self,
             evaluate_every=self.calculate_fid_every,
-            keep_checkpoints=self.keep_checkpoints,
             volumes_per_step=self.batch_size * self.gradient_accumulate_every,
-            columns=("D", "G", "GP", "PL", "pl_mean", *(n for n, used in optional.items() if used), *scores),
+            columns=(*columns, *scores),
             shown=("D", "G", "GP", "PL"),
             lowest_is_best=("MD", "FD-random-volume"),
-            tensorboard=self.log,
         )
 
 
@@ -1149,15 +1090,13 @@ class Trainer:
         """Endless batches of real volumes from the current step on."""
         config, volumes = self.config, dataset.VolumeDataset(self.audit)
         per_step = config.gradient_accumulate_every * (2 if config.dual_contrast_loss else 1)
-        batches = dataset.SeededBatches(
-            len(volumes),
+        drawn = (
             config.batch_size,
             config.dataset_aug_prob,
-            key=(config.seed, self.reverts),
-            start=self.step * per_step,
-            group=self.group,
-            classes=self.classes,
+            (config.seed, self.reverts),
+            self.step * per_step,
         )
+        batches = dataset.SeededBatches(len(volumes), *drawn, self.group, self.classes)
         return dataset.make_loader(volumes, batches, config.num_workers, self.device)
 
     def next_real(self):
@@ -1390,9 +1329,10 @@ class Trainer:
     def rehearsals(self):
         """[(phase, function that runs its heaviest work once, without an update)]; all is left as it was."""
         path_length = not self.config.no_pl_reg
+        two = min(2, self.config.gradient_accumulate_every)  # one finds the gradients of the other in memory
         work = [
-            ("gradient penalty", self.accumulate_discriminator, True),
-            ("path length" if path_length else "generator", self.accumulate_generator, path_length),
+            ("gradient penalty", self.accumulate_discriminator, True, two),
+            ("path length" if path_length else "generator", self.accumulate_generator, path_length, two),
             ("preview", self.generate_once),
         ]
         if self.scores is not None and self.device.type == "cuda":
@@ -1408,8 +1348,6 @@ class Trainer:
         trained = [p for o in (self.G_opt, self.D_opt) for p in o.param_groups[0]["params"]]
         moments = [torch.zeros_like(p) for p in trained for _ in range(2)]  # what Adam will hold
         try:
-            if function in (self.accumulate_discriminator, self.accumulate_generator):
-                args += (min(2, self.config.gradient_accumulate_every),)  # one finds the other's gradients
             with parallel.tf32(False):
                 function(*args)
         finally:
@@ -1445,7 +1383,7 @@ class Trainer:
         cells, layers = np.arange(len(seeds)), networks.G.num_layers
         w = networks.styles_of(seeds, config.trunc_psi)
         styles = mix_styles(w[cells // tiles], w[cells % tiles], layers, layers // 2) if mixed else w
-        own = slice(self.group.share(len(seeds)).start, self.group.share(len(seeds)).stop)
+        own = slice(*self.group.share(len(seeds)))
         volumes = networks.volumes_of(seeds[own], batch_size=self.batch_size, styles=styles[own])
         parts = self.group.collect(torch.cat([torch.empty(0, 1, *config.shape), *(v[None] for v in volumes)]))
         return torch.cat(parts) if self.group.first else None
@@ -1467,11 +1405,11 @@ class Trainer:
     def evaluate(self, received):
         """{metric: value} of volumes of the averaged networks, which the processes share out."""
         config = self.config
-        own = self.group.share(config.calculate_fid_num_images)
-        seeds = range(config.seed + own.start, config.seed + own.stop)
+        number = config.calculate_fid_num_images
+        seeds = range(config.seed, config.seed + number)[slice(*self.group.share(number))]
         made = self.synthesizer().volumes_of(seeds, config.trunc_psi, self.batch_size)
         volumes = runs.until_received(zip(seeds, made, strict=True), received)
-        return self.scores.together(volumes, len(own), self.audit.affine, self.group, self.step)
+        return self.scores.together(volumes, len(seeds), self.audit.affine, self.group, self.step)
 
     # ---- state
 
@@ -1713,9 +1651,8 @@ def evaluate_checkpoints(config):
     """
     runs.find_checkpoint(config.models)  # or say that there is none
     scores = open_scores(config, parallel.Group(), SWEEP_RESAMPLES)
-    models = (
-        open_generator(replace(config, load_from=number)) for number in runs.checkpoint_numbers(config.models)
-    )
+    numbers = runs.checkpoint_numbers(config.models)
+    models = (open_generator(replace(config, load_from=number)) for number in numbers)
     folder = next_free(config.results / "sweep")
     seeds = range(config.seed, config.seed + config.calculate_fid_num_images)
     scores.sweep(models, seeds, config.trunc_psi, config.batch_size, folder)

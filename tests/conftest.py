@@ -21,6 +21,14 @@ def pytest_configure():
     torch.set_num_threads(1)
 
 
+@pytest.fixture(autouse=True)
+def own_cache(tmp_path_factory, monkeypatch):
+    """No test reads or writes the user's cache or downloaded weights."""
+    shared = tmp_path_factory.getbasetemp() / "cache"
+    monkeypatch.setenv("XDG_CACHE_HOME", str(shared))
+    monkeypatch.setenv("TORCH_HOME", str(shared / "torch"))
+
+
 def write_volume(path, array, affine=None):
     """Write a NIfTI file and return its path."""
     path.parent.mkdir(parents=True, exist_ok=True)

@@ -15,8 +15,7 @@ import torch
 from PIL import Image
 from scipy import linalg, stats
 
-import stylegan2_pytorch as sg
-from MedicalNet import anatomy, distances, evaluation, extractors
+from MedicalNet import anatomy, comparing, distances, evaluation, extractors, measuring, volumes
 from tests.conftest import random_array, run_script, write_volume
 from volumetric import files
 
@@ -31,14 +30,6 @@ NUMBERS = (
 )
 NUMBERS += ("density-random", "coverage-random", "nearest-real-random", "MS-SSIM-real", "MS-SSIM-generated")
 NUMBERS += tuple(f"W1-{measure}" for measure in anatomy.MEASURES)
-
-
-@pytest.fixture(autouse=True)
-def own_cache(tmp_path_factory, monkeypatch):
-    """No test reads or writes the user's cache or downloaded weights."""
-    shared = tmp_path_factory.getbasetemp() / "cache"
-    monkeypatch.setenv("XDG_CACHE_HOME", str(shared))
-    monkeypatch.setenv("TORCH_HOME", str(shared / "torch"))
 
 
 def normal(seed, *shape):
@@ -268,16 +259,16 @@ def test_volumes_are_standardised_by_their_voxels_above_zero():
 
 
 def test_ms_ssim_settings_fit_the_volume():
-    assert evaluation.ms_ssim_settings((128, 128, 32))[:2] == (1.5, 11)
-    assert len(evaluation.ms_ssim_settings((128, 128, 32))[2]) == 3
-    assert sum(evaluation.ms_ssim_settings((64, 64, 16))[2]) == pytest.approx(1)
-    volume = evaluation.VolumeInMemory("a", random_array(0), np.eye(4))
-    other = evaluation.VolumeInMemory("b", random_array(1), np.eye(4))
+    assert measuring.ms_ssim_settings((128, 128, 32))[:2] == (1.5, 11)
+    assert len(measuring.ms_ssim_settings((128, 128, 32))[2]) == 3
+    assert sum(measuring.ms_ssim_settings((64, 64, 16))[2]) == pytest.approx(1)
+    volume = volumes.VolumeInMemory("a", random_array(0), np.eye(4))
+    other = volumes.VolumeInMemory("b", random_array(1), np.eye(4))
     cpu, cache = torch.device("cpu"), extractors.FeatureCache(None)
-    assert evaluation.similarity(volume, volume, cpu, cache) == pytest.approx(1)
-    assert evaluation.similarity(volume, other, cpu, cache) < 0.5
-    black = evaluation.VolumeInMemory("c", np.zeros((8, 8, 4), np.float32), np.eye(4))
-    assert 0 <= evaluation.similarity(volume, black, cpu, cache) < 0.5
+    assert measuring.similarity(volume, volume, cpu, cache) == pytest.approx(1)
+    assert measuring.similarity(volume, other, cpu, cache) < 0.5
+    black = volumes.VolumeInMemory("c", np.zeros((8, 8, 4), np.float32), np.eye(4))
+    assert 0 <= measuring.similarity(volume, black, cpu, cache) < 0.5
 
 
 def test_the_cache_knows_by_everything(tmp_path):
@@ -543,9 +534,10 @@ def test_second_run_measures_nothing_and_one_changed_file_alone(folders, report,
 def test_volumes_in_memory_give_the_numbers_of_their_files(folders, tmp_path):
     config = settings(folders, metrics=evaluation.GROUPS, planes=("axial",), cache_dir=str(tmp_path))
     evaluator = evaluation.Evaluator(config)
-    files = evaluation.list_volumes(folders / "generated", "--generated", evaluator.cache)
-    in_memory = [evaluation.VolumeInMemory(f.name, f.read(), f.affine) for f in files]
-    by_file, by_memory = evaluator(files, 6)[0], evaluator(iter(in_memory), 6)[0]
+    files = volumes.list_volumes(folders / "generated", "--generated", evaluator.cache)
+    in_memory = [volumes.VolumeInMemory(f.name, f.read(), f.affine) for f in files]
+    sets = [evaluator.measure(one, 6, "generated volumes") for one in (files, iter(in_memory))]
+    by_file, by_memory = (comparing.compare(evaluator.measure_real(), one, config)[0] for one in sets)
     assert by_file == by_memory and set(by_file) == set(evaluator.names()) == set(NUMBERS)
 
 
@@ -626,113 +618,9 @@ def test_sets_of_different_shape_are_refused(folders, tmp_path):
         (("--bootstrap", "-1"), "--bootstrap must be 0 or more"),
         (("--reel", "x"), "reel"),
         (("--real", "nowhere"), "--real nowhere does not exist"),
-        (("--checkpoints", "nowhere"), "--checkpoints nowhere holds no model_<n>.pt"),
     ],
-    ids=["choice", "range", "flag", "folder", "checkpoints"],
+    ids=["choice", "range", "flag", "folder"],
 )
 def test_mistakes_on_the_command_line_get_one_line(flags, text):
     process = run_script("MedicalNet/evaluation.py", "--embedding", "random", *flags)
     assert process.returncode != 0 and text in process.stderr and "Traceback" not in process.stderr
-
-
-# ╔══════════════════════════════════════════════════════════════════════════════════════════════════════════╗
-# ║ In training                                                                                              ║
-# ╚══════════════════════════════════════════════════════════════════════════════════════════════════════════╝
-
-
-@pytest.fixture
-def evaluated(make_config):
-    """Function that builds a tiny run with evaluations by the volume network alone, and trains it."""
-
-    def train(**changed):
-        given = {"calculate_fid_num_images": 6, "embedding": "random", "num_train_steps": 2, **changed}
-        return sg.train_from_folder(make_config(**given))
-
-    return train
-
-
-@pytest.fixture
-def without_slices(monkeypatch):
-    """Leave Inception out: it costs seconds and changes nothing in these tests."""
-    config = evaluation.EvaluateConfig
-    monkeypatch.setattr(
-        evaluation, "EvaluateConfig", lambda **given: config(**{**given, "metrics": ("md", "anatomy")})
-    )
-
-
-def test_evaluation_in_training_is_logged_and_keeps_the_best(evaluated, tmp_path):
-    trainer = evaluated(calculate_fid_every=1, log=True)
-    with open(tmp_path / "results" / "t" / "metrics.csv") as file:
-        rows = list(csv.DictReader(file))
-    distances_seen = [float(row["FD-random-volume"]) for row in rows]
-    assert all(row[name] != "" for row in rows for name in NUMBERS)
-    best = torch.load(tmp_path / "models" / "t" / "model_best.pt", weights_only=True)
-    assert best["best"]["value"] == pytest.approx(min(distances_seen), rel=1e-4)
-    assert best["step"] == best["best"]["step"] == 1 + int(np.argmin(distances_seen))
-    scores = (tmp_path / "results" / "t" / "fid_scores.txt").read_text().splitlines()
-    assert scores[0] == "step,metric,value" and len(scores) == 1 + 2 * len(NUMBERS)
-    assert scores[1].startswith("1,FD-random")
-    assert trainer.best == best["best"]
-    assert sg.ModelLoader(checkpoint=tmp_path / "models" / "t" / "model_best.pt").step == best["step"]
-
-
-def test_evaluation_changes_nothing_in_training(evaluated, without_slices):
-    plain = evaluated(name="plain")
-    watched = evaluated(name="watched", calculate_fid_every=1)
-    for name, tensor in plain.GAN.state_dict().items():
-        assert torch.equal(tensor, watched.GAN.state_dict()[name]), name
-
-
-def test_a_resumed_run_remembers_its_best(evaluated, without_slices, tmp_path):
-    first = evaluated(calculate_fid_every=1, save_every=1)
-    best = first.best
-    resumed = evaluated(save_every=1, num_train_steps=3)
-    assert resumed.best == best
-    with open(tmp_path / "results" / "t" / "metrics.csv") as file:  # the columns stay
-        assert [row["FD-random-volume"] != "" for row in csv.DictReader(file)] == [True, True, False]
-    evaluated(save_every=1, load_from=0, num_train_steps=1)
-    assert (tmp_path / "models" / "t" / "after-model_0" / "model_best.pt").exists()
-
-
-def test_a_failing_evaluation_does_not_end_the_training(evaluated, without_slices, monkeypatch, capsys):
-    def fail(*_):
-        raise np.linalg.LinAlgError("did not converge")
-
-    monkeypatch.setattr(evaluation, "compare", fail)
-    assert evaluated(calculate_fid_every=1).step == 2
-    assert "Step 1 could not be evaluated: did not converge" in capsys.readouterr().err
-
-
-def test_missing_weights_are_said_at_the_start_and_the_rest_is_measured(
-    evaluated, monkeypatch, capsys, tmp_path
-):
-    for name in extractors.PUBLISHED:
-        missing = replace(extractors.PUBLISHED[name], url=(tmp_path / "nowhere.pth").as_uri())
-        monkeypatch.setitem(extractors.PUBLISHED, name, missing)
-    trainer = evaluated(calculate_fid_every=2, embedding="pretrained")
-    out = capsys.readouterr().out
-    assert out.count("Warning: training without the metrics of this network.") == 2 and trainer.step == 2
-    text = (tmp_path / "results" / "t" / "fid_scores.txt").read_text()
-    assert "2,W1-vessel-volume-ml" in text and "FID" not in text and "MD," not in text
-
-
-def test_sweep_over_the_checkpoints_of_a_run(evaluated, make_config, tmp_path):
-    evaluated(save_every=1)
-    config = evaluation.EvaluateConfig(
-        real=make_config().data,
-        checkpoints=str(tmp_path / "models" / "t"),
-        output=str(tmp_path / "sweep"),
-        metrics=("md",),
-        embedding="random",
-        bootstrap=5,
-        use_average=False,
-        device="cpu",
-        cache_dir="none",
-    )
-    folder = evaluation.sweep(config)
-    with open(folder / "sweep.csv") as file:
-        rows = list(csv.DictReader(file))
-    assert [row["step"] for row in rows] == ["0", "1", "2"]
-    assert len({row["FD-random-volume"] for row in rows}) == 3
-    assert np.ptp(np.array(Image.open(folder / "sweep.png").convert("L"))) > 100
-    assert json.loads((folder / "sweep.json").read_text())["n_generated"] == 6

@@ -21,6 +21,7 @@ import inspect
 import math
 import sys
 from dataclasses import dataclass, field, fields
+from pathlib import Path
 
 import fire
 
@@ -157,3 +158,66 @@ def one_line_errors(interrupted="Interrupted."):
     except KeyboardInterrupt:
         print(interrupted, file=sys.stderr)
         sys.exit(130)
+
+
+# ╔══════════════════════════════════════════════════════════════════════════════════════════════════════════╗
+# ║ What every training asks                                                                                 ║
+# ╚══════════════════════════════════════════════════════════════════════════════════════════════════════════╝
+
+
+def check_run_name(flag, name):
+    """Raise a UserError unless a name can be that of a folder."""
+    if name in ("", ".", "..") or {"/", "\\"} & set(name):
+        raise UserError(f"{flag} must be the name of a folder, without a path, got {name!r}.")
+
+
+AMP_DTYPE = "auto, float16 or bfloat16; auto is float16 on a GPU and bfloat16 on a CPU."
+CACHE = "ram: decoded volumes in memory; disk: packed in results_dir for all runs; none: decoded every epoch."
+
+
+@dataclass(kw_only=True)
+class RunConfig:
+    """Options of any training: its folders, how far it goes, and on what machine."""
+
+    data: str = option("./data", "Folder of NIfTI volumes of (image_size, image_size, image_depth) voxels.")
+    results_dir: str = option("./results", "Folder for previews, logs and volumes, in a sub-folder `name`.")
+    models_dir: str = option("./models", "Folder for checkpoints, in a sub-folder `name`.")
+    name: str = option("default", "Name of the run.", check=check_run_name)
+    new: bool = option(False, "Start afresh; an earlier run of this name is moved aside, never deleted.")
+    load_from: int = option(-1, "Number n of the checkpoint to go back to; -1: newest.", least=-1)
+    init_from: str | None = option(None, "Checkpoint whose weights a new run starts from (fine-tuning).")
+    num_train_steps: int = option(100000, "Steps in the whole run, those of earlier sessions included.")
+    device: str = option("auto", "auto, cpu, cuda or cuda:<n>.", check=check_device_name)
+    multi_gpus: bool = option(False, "Train on all GPUs of this machine; the batch is shared out.")
+    fp16: bool = option(True, "Mixed precision; penalties are always computed in float32.", resumed=True)
+    amp_dtype: str = option("auto", AMP_DTYPE, choices=("auto", "float16", "bfloat16"), resumed=True)
+    cache: str = option("ram", CACHE, choices=("ram", "disk", "none"))
+    num_workers: int | None = option(None, "Reading processes; None: 0 with a cache, else up to 4.", least=0)
+    seed: int = option(42, "Seed of everything; also of the first generated volume.", least=0, resumed=True)
+    save_every: int = option(3000, "Steps between checkpoints.", resumed=True)
+    keep_checkpoints: int | None = option(None, "Number of newest checkpoints kept; None keeps all.")
+    evaluate_every: int = option(3000, "Steps between previews (below step 2500 every 100).")
+    log: bool = option(False, "Write TensorBoard files beside metrics.csv; they need no server.")
+    dry_run: bool = option(False, "Check everything, print sizes and peak memory, and train nothing.")
+
+    def __post_init__(self):
+        if self.log == "aim":
+            raise UserError("--log aim is not supported: --log alone writes TensorBoard files.")
+        check_fields(self)
+        if self.new and self.load_from != -1:
+            raise UserError("--new starts afresh and --load_from continues: give one of them.")
+
+    @property
+    def results(self):
+        """Folder of this run's previews and logs."""
+        return Path(self.results_dir) / self.name
+
+    @property
+    def packs(self):
+        """Folder of the volumes packed by `--cache disk`, of all runs."""
+        return Path(self.results_dir) / "packed"
+
+    @property
+    def models(self):
+        """Folder of this run's checkpoints."""
+        return Path(self.models_dir) / self.name

@@ -21,7 +21,7 @@ from einops import rearrange
 
 from volumetric.cli import UserError
 
-__version__ = "0.2.0"
+__version__ = "0.1.0"
 
 NIFTI_SUFFIXES = (".nii", ".nii.gz")
 MAX_FILES_NAMED = 50  # offending files listed in one message

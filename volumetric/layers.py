@@ -108,7 +108,7 @@ class ChannelNorm(nn.Module):
     def forward(self, x):
         with torch.autocast(x.device.type, enabled=False):
             y = F.layer_norm(x.movedim(1, -1).float(), self.factor.shape, self.factor, self.term, self.eps)
-        return y.movedim(-1, 1).to(x.dtype)
+        return y.movedim(-1, 1)
 
 
 class LinearAttention(nn.Module):

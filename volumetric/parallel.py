@@ -117,8 +117,8 @@ class Group:
             self.wait()
 
     def share(self, number):
-        """This process's range of `number` things that need not be equally many for all."""
-        return range(self.rank * number // self.world, (self.rank + 1) * number // self.world)
+        """(start, stop) of this process's part of `number` things, which may be unequal."""
+        return self.rank * number // self.world, (self.rank + 1) * number // self.world
 
     def collect(self, thing):
         """What every process has, as a list, for the first; None for the others."""

@@ -88,6 +88,13 @@ class Plan:
     lowest_is_best: tuple = ()
     tensorboard: bool = False
 
+    @classmethod
+    def of(cls, config, **more):
+        """Plan of a RunConfig, and what else its trainer says."""
+        names = ("models", "results", "num_train_steps", "save_every", "keep_checkpoints")
+        same = {name: getattr(config, name) for name in names}
+        return cls(**same, preview_every=config.evaluate_every, tensorboard=config.log, **more)
+
     def saves_at(self, step):
         """True if a checkpoint is due after so many steps."""
         return step % self.save_every == 0 or step == self.num_train_steps

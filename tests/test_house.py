@@ -1,0 +1,115 @@
+"""The house: which file may import which, sizes, docstrings. volumetric/ is the ground; arrows go down."""
+
+import ast
+import subprocess
+import sys
+
+import pytest
+
+from tests.conftest import ROOT
+
+# What each module of the ground may import of the ground.
+GROUND = {
+    "cli": set(),
+    "files": {"cli"},
+    "pictures": {"files"},
+    "parallel": {"cli"},
+    "dataset": {"cli", "files", "parallel"},
+    "diff_augment": {"files", "parallel"},
+    "layers": set(),
+    "runs": {"cli", "files", "parallel", "pictures"},
+}
+WITHOUT_TORCH = ("volumetric/cli.py", "volumetric/files.py", "volumetric/pictures.py")
+# Programs in one file, and how long they may be; every other file has at most 700 lines.
+PROGRAMS = {"stylegan2_pytorch.py": 1800, "CoW_generator.py": 1100, "sample_data/phantom.py": 1000}
+LONGEST_METHOD = 45  # lines, of the trainer
+
+FILES = sorted(
+    p
+    for p in ROOT.rglob("*.py")
+    if not {"build", "demo", ".venv"} & set(p.relative_to(ROOT).parts) and "egg-info" not in str(p)
+)
+CODE = [p for p in FILES if "tests" not in p.relative_to(ROOT).parts]
+
+
+def name_of(path):
+    """volumetric/cli.py -> volumetric.cli"""
+    return ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__")
+
+
+MODULES = {name_of(path): path for path in CODE}
+
+
+def imported(path):
+    """Names of all modules that a file imports, wherever in it."""
+    names = set()
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            names |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            names |= {node.module, *(f"{node.module}.{alias.name}" for alias in node.names)}
+    return names
+
+
+ARROWS = {name: (imported(path) & MODULES.keys()) - {name} for name, path in MODULES.items()}
+
+
+def test_no_circle():
+    def walk(name, trail):
+        assert name not in trail, " -> ".join([*trail[trail.index(name) :], name])
+        for below in ARROWS[name]:
+            walk(below, [*trail, name])
+
+    for name in ARROWS:
+        walk(name, [])
+
+
+@pytest.mark.parametrize("module", GROUND)
+def test_the_ground_knows_nothing_of_who_stands_on_it(module):
+    below = {name.removeprefix("volumetric.") for name in ARROWS[f"volumetric.{module}"]}
+    assert below - {"volumetric"} <= GROUND[module]
+
+
+def test_the_ground_has_no_other_modules():
+    assert {n for n in MODULES if n.startswith("volumetric.")} == {f"volumetric.{m}" for m in GROUND}
+
+
+def test_tools_do_not_import_the_trainer_but_for_the_generator():
+    users = {name for name, below in ARROWS.items() if "stylegan2_pytorch" in below}
+    assert users == {"CoW_generator"}
+
+
+@pytest.mark.parametrize("path", WITHOUT_TORCH)
+def test_no_torch_where_it_must_not_be(path):
+    assert not {n for n in imported(ROOT / path) if n.split(".")[0] == "torch"}
+
+
+def test_workers_that_need_no_torch_do_not_import_it():
+    modules = "preprocessing.scans, preprocessing.preprocessing, sample_data.phantom, MedicalNet.anatomy"
+    code = f"import sys, {modules}; print([m for m in sys.modules if m.split('.')[0] == 'torch'])"
+    run = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=1800)
+    assert run.stdout.strip() == "[]", run.stdout + run.stderr
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda p: str(p.relative_to(ROOT)))
+def test_files_hold_one_thing(path):
+    limit = PROGRAMS.get(path.relative_to(ROOT).as_posix(), 700)
+    assert len(path.read_text(encoding="utf-8").splitlines()) <= limit
+
+
+def test_methods_of_the_trainer_fit_a_screen():
+    tree = ast.parse((ROOT / "stylegan2_pytorch.py").read_text())
+    trainer = next(n for n in tree.body if isinstance(n, ast.ClassDef) and n.name == "Trainer")
+    lengths = {n.name: n.end_lineno - n.lineno + 1 for n in trainer.body if isinstance(n, ast.FunctionDef)}
+    assert max(lengths.values()) <= LONGEST_METHOD, {n: k for n, k in lengths.items() if k > LONGEST_METHOD}
+
+
+@pytest.mark.parametrize("path", CODE, ids=lambda p: str(p.relative_to(ROOT)))
+def test_every_definition_says_what_it_is(path):
+    tree = ast.parse(path.read_text(encoding="utf-8"))
+    assert ast.get_docstring(tree)
+    for scope in [tree, *(n for n in tree.body if isinstance(n, ast.ClassDef))]:
+        for node in scope.body:
+            plain = isinstance(node, ast.FunctionDef | ast.ClassDef)
+            if plain and not node.name.startswith("__") and node.name not in ("forward", "backward"):
+                assert ast.get_docstring(node), f"{path.name}: {node.name}"

@@ -1,0 +1,187 @@
+"""The loop by itself, with a trainer that is not StyleGAN2: a line fitted to noisy points."""
+
+import csv
+import os
+import signal
+import threading
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from volumetric import runs
+from volumetric.cli import UserError
+from volumetric.files import atomic_path, clear_parts, part_of
+from volumetric.parallel import Group, host_random
+
+
+class LineTrainer:
+    """Fits y = 2 x + 1 from seeded samples; goes wrong, or gets a signal, where it is told to."""
+
+    def __init__(self, folder, steps, seed=0, events=None, **plan):
+        given = {"models": folder / "models", "results": folder / "results", "num_train_steps": steps}
+        given |= {"save_every": 4, "preview_every": 3, "early_until": 0, "columns": ("loss",)}
+        self.plan = runs.Plan(**given | {"shown": ("loss",), "lowest_is_best": ("slope error",), **plan})
+        self.group, self.device = Group(), torch.device("cpu")
+        torch.manual_seed(seed)
+        self.line, self.seed = nn.Linear(1, 1), seed
+        self.optimizer = torch.optim.Adam(self.line.parameters(), lr=0.1)
+        self.step, self.reverts, self.best = 0, 0, None
+        self.events = events or {}  # {step: function of the trainer}, each happens once
+
+    def train_step(self, log):
+        x = torch.from_numpy(host_random(self.seed, self.reverts, self.step).normal(size=(16, 1))).float()
+        loss = (self.line(x) - 2 * x - 1).square().mean()
+        self.optimizer.zero_grad()
+        loss.backward()
+        self.optimizer.step()
+        event = self.events.pop(self.step, None)
+        loss = loss.detach() * (event(self) or 1 if event else 1)
+        log.add(self.step, {"loss": loss}, lambda: "Points of the step: 16.")
+        self.step += 1
+
+    def state(self):
+        return {
+            "line": self.line.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            **{name: getattr(self, name) for name in ("step", "reverts", "best")},
+        }
+
+    def load(self, state):
+        self.line.load_state_dict(state["line"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.step, self.reverts, self.best = state["step"], state["reverts"], state["best"]
+
+    def preview(self):
+        return {"line": np.full((8, 8), 255 * (self.step % 2), np.uint8)}
+
+    def evaluate(self, received):
+        return {"slope error": abs(self.line.weight.item() - 2)}
+
+
+def rows_of(trainer):
+    with open(trainer.plan.results / "metrics.csv", newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def losses_of(trainer):
+    return [row["loss"] for row in rows_of(trainer)]
+
+
+def test_a_run_in_pieces_is_the_run_in_one(tmp_path):
+    whole = runs.run(LineTrainer(tmp_path / "whole", 11))
+    for steps in (2, 5, 5, 11):
+        parts = runs.run(LineTrainer(tmp_path / "parts", steps))
+    assert torch.equal(whole.line.weight, parts.line.weight) and parts.step == 11
+    assert losses_of(whole) == losses_of(parts) and len(losses_of(whole)) == 11
+    assert float(losses_of(whole)[-1]) < float(losses_of(whole)[0])
+    previews = sorted(p.name for p in (tmp_path / "whole" / "results" / "previews").iterdir())
+    assert previews == [f"{step:06d}-line.png" for step in (0, 3, 6, 9)]
+    assert runs.checkpoint_numbers(whole.plan.models) == [0, 1, 2]  # 11 // 4 is the last
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_saves_and_ends(tmp_path, number, capsys):
+    stopped = runs.run(LineTrainer(tmp_path, 99, events={6: lambda _: os.kill(os.getpid(), number)}))
+    assert stopped.step == 7 and runs.read_state(tmp_path / "models" / "model_1.pt")["step"] == 7
+    assert f"{number.name}: saved after step 7. The same command continues" in capsys.readouterr().out
+    assert signal.getsignal(number) in (signal.SIG_DFL, signal.default_int_handler)
+
+
+def test_nan_goes_back_with_other_numbers(tmp_path, capsys):
+    whole = runs.run(LineTrainer(tmp_path / "whole", 8))
+    broken = runs.run(LineTrainer(tmp_path / "nan", 8, events={5: lambda _: float("nan")}))
+    assert broken.step == 8 and broken.reverts == 1
+    assert losses_of(broken)[:4] == losses_of(whole)[:4] and losses_of(broken)[4:] != losses_of(whole)[4:]
+    assert "loss is not finite in step 5; the run went back to" in capsys.readouterr().err
+    superseded = tmp_path / "nan" / "results" / "metrics-superseded.csv"
+    assert len(superseded.read_text().splitlines()) == 1 + 5
+
+
+def test_nan_again_and_again_ends_the_run(tmp_path):
+    class Hopeless(LineTrainer):
+        def train_step(self, log):
+            self.events = {2: lambda _: float("nan")}
+            super().train_step(log)
+
+    with pytest.raises(
+        runs.NanException, match=r"not finite in step 2.*Points of the step: 16\..*--learning"
+    ):
+        runs.run(Hopeless(tmp_path, 8))
+
+
+def test_a_weight_that_is_not_finite_at_a_save_goes_back(tmp_path, capsys):
+    def break_weight(trainer):
+        with torch.no_grad():
+            trainer.line.weight.fill_(float("inf"))
+
+    trainer = runs.run(LineTrainer(tmp_path, 6, events={3: break_weight}))
+    assert trainer.step == 6 and trainer.reverts == 1 and trainer.line.weight.isfinite().all()
+    assert "a weight is not finite after step 4; the run went back" in capsys.readouterr().err
+
+
+def test_the_best_model_is_kept(tmp_path, capsys):
+    trainer = runs.run(LineTrainer(tmp_path, 8, evaluate_every=2, columns=("loss", "slope error")))
+    errors = [float(row["slope error"]) for row in rows_of(trainer) if row.get("slope error")]
+    best = runs.read_state(tmp_path / "models" / "model_best.pt")
+    assert best["best"]["value"] == pytest.approx(min(errors), rel=1e-4)
+    assert best["step"] == best["best"]["step"] == 2 * (1 + int(np.argmin(errors)))
+    assert "has the lowest slope error so far" in capsys.readouterr().out
+
+
+def test_old_checkpoints_go(tmp_path):
+    runs.run(LineTrainer(tmp_path, 16, keep_checkpoints=2))
+    assert runs.checkpoint_numbers(tmp_path / "models") == [3, 4]
+
+
+def test_a_finished_run_says_so(tmp_path, capsys):
+    runs.run(LineTrainer(tmp_path, 2))
+    runs.run(LineTrainer(tmp_path, 2))
+    assert "is at step 2 already: raise --num_train_steps" in capsys.readouterr().out
+
+
+def test_a_checkpoint_of_another_program_is_named(tmp_path):
+    (tmp_path / "models").mkdir()
+    torch.save([1], tmp_path / "models" / "model_0.pt")
+    with pytest.raises(UserError, match=r"model_0\.pt is not a checkpoint: it holds a list"):
+        runs.run(LineTrainer(tmp_path, 2))
+
+
+# ---- files
+
+
+def test_writers_of_one_file_do_not_meet(tmp_path):
+    """Each has a part of its own; the last to finish decides, and nothing is left."""
+    path, barrier, errors = tmp_path / "v.txt", threading.Barrier(8), []
+
+    def write(number):
+        try:
+            for _ in range(20):
+                with atomic_path(path) as part:
+                    barrier.wait(timeout=60)
+                    part.write_text(str(number) * 1000)
+                    barrier.wait(timeout=60)
+        except Exception as error:
+            errors.append(error)
+            barrier.abort()
+
+    threads = [threading.Thread(target=write, args=(n,)) for n in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert not errors and list(tmp_path.iterdir()) == [path]
+    assert len(set(path.read_text())) == 1 and len(path.read_text()) == 1000
+
+
+def test_parts_of_dead_processes_alone_are_removed(tmp_path):
+    alive = part_of(tmp_path / "a.pt")
+    dead = alive.with_name(alive.name.replace(str(os.getpid()), "999999999"))
+    elsewhere = tmp_path / ".part-00000000-999999999-ab-a.pt"
+    folder = dead.with_name(f"{dead.name}-folder")
+    for path in (alive, dead, elsewhere, tmp_path / "a.pt"):
+        path.write_text("")
+    folder.mkdir()
+    clear_parts(tmp_path)
+    assert sorted(tmp_path.iterdir()) == sorted([alive, elsewhere, tmp_path / "a.pt"])
