@@ -11,6 +11,7 @@ import pytest
 
 import CoW_generator as cow
 import stylegan2_pytorch as sg
+from MedicalNet import evaluation
 from preprocessing.generate_TOF_template import TemplateConfig
 from preprocessing.preprocessing import PreprocessConfig
 from tests.conftest import ROOT, run_script, tiny_flags
@@ -140,6 +141,33 @@ def test_errors_have_no_traceback_and_a_non_zero_exit(tmp_path):
         == f"Error: --data {tmp_path} holds no .nii or .nii.gz file (0 other files)."
     )
     assert "Traceback" not in run.stderr
+
+
+def test_a_fault_of_ours_keeps_its_traceback_and_the_systems_get_one_line(capsys):
+    with pytest.raises(ValueError, match="of ours"), cli.one_line_errors():
+        raise ValueError("of ours")
+    for error, text in (
+        (cli.UserError("wrong"), "Error: wrong"),
+        (OSError(28, "No space left on device"), "Error: [Errno 28] No space left on device"),
+    ):
+        with pytest.raises(SystemExit) as stop, cli.one_line_errors():
+            raise error
+        assert stop.value.code == text
+    with pytest.raises(SystemExit) as stop, cli.one_line_errors("Stopped."):
+        raise KeyboardInterrupt
+    assert stop.value.code == 130 and capsys.readouterr().err == "Stopped.\n"
+
+
+def test_every_program_says_ctrl_c_in_one_line(monkeypatch):
+    for module, name in ((sg, "train_from_folder"), (cow, "generate"), (evaluation, "evaluate")):
+
+        def interrupt(*_):
+            raise KeyboardInterrupt
+
+        monkeypatch.setattr(module, name, interrupt)
+        with pytest.raises(SystemExit) as stop:
+            module.main([])
+        assert stop.value.code == 130
 
 
 def test_help_explains_every_flag():

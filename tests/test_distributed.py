@@ -15,6 +15,7 @@ import torch
 from PIL import Image
 
 from tests.conftest import ROOT, SMALL, run_script, tiny_flags
+from volumetric.cli import UserError
 from volumetric.dataset import SeededBatches
 from volumetric.parallel import Group, SharedRandom, host_random
 
@@ -41,6 +42,58 @@ def test_parts_make_the_whole():
     for _ in range(5):
         first, *others = (next(b) for b in batches)
         assert [n for other in others for n in other] == first
+
+
+def test_only_a_lost_process_is_reported_as_one():
+    group = Group(0, 2)
+    with pytest.raises(RuntimeError, match="expected scalar type"), group.together():
+        raise RuntimeError("expected scalar type Float but found Half")
+    lost = "[/pytorch/third_party/gloo/gloo/transport/tcp/pair.cc:534] Connection closed by peer [127.0.0.1]"
+    hangs = (
+        "[/pytorch/third_party/gloo/gloo/transport/tcp/unbound_buffer.cc] Timed out waiting 600000ms for recv"
+    )
+    for text in (lost, hangs):
+        with (
+            pytest.raises(UserError, match=r"Another process .* has ended or hangs.*continues"),
+            group.together(),
+        ):
+            raise RuntimeError(text)
+    with pytest.raises(UserError, match="Another process"), group.together():
+        raise torch.distributed.DistBackendError("NCCL error")
+
+
+HANGING = """
+import datetime, sys, time
+from volumetric import parallel
+from volumetric.cli import one_line_errors
+import torch
+parallel.WAIT = datetime.timedelta(seconds=3)
+with one_line_errors(), parallel.process_group("cpu") as group:
+    if group.rank:
+        time.sleep({sleep})
+    {wait}
+    print("together", group.rank)
+"""
+
+
+@pytest.mark.parametrize(
+    ("sleep", "wait", "ends"), [(8, "group.wait()", True), (60, "group.sum_([torch.ones(1)])", False)]
+)
+def test_a_hanging_process_is_not_waited_for_long_but_for_what_takes_long(tmp_path, sleep, wait, ends):
+    """Gradients are waited for by WAIT, here 3 seconds; what the first process does alone by LONG_WAIT."""
+    (tmp_path / "job.py").write_text(HANGING.format(sleep=sleep, wait=wait))
+    start = time.monotonic()
+    run = subprocess.run(
+        [*LAUNCH, str(tmp_path / "job.py")],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=1800,
+        env=ENVIRONMENT,
+    )
+    assert (run.returncode == 0) == ends, run.stderr
+    assert ends or ("Another process of this training has ended or hangs" in run.stderr)
+    assert ends or time.monotonic() - start < 55
 
 
 @pytest.mark.parametrize(

@@ -147,6 +147,34 @@ def test_controller_reaches_its_target():
     assert max(np.abs(np.diff(seen))) <= 256 / 64000 + 1e-9
 
 
+@pytest.mark.parametrize("offset", [0.0, 50.0, -50.0])
+@pytest.mark.parametrize("options", [{}, {"rel_disc_loss": True}, {"dual_contrast_loss": True}])
+def test_what_each_loss_takes_for_real(make_config, options, offset):
+    """D's loss falls as real volumes move in the sense that top-k and ADA look at, whatever the offset."""
+    trainer = sg.Trainer(make_config(ada_target=0.6, ada_volumes=100, top_k_training=True, **options))
+    fake = offset + torch.tensor([0.5, -0.5, 0.25, -0.25])
+    apart = [offset + trainer.sense * x * torch.ones(4) for x in (0.5, 1.0)]
+    losses = [float(trainer.discriminator_loss(real, fake)) for real in apart]
+    assert losses[1] < losses[0] or (offset and not options)  # hinge alone has an absolute place
+    kept = sg.most_real(fake, 5, 0.0, 0.25, trainer.sense)
+    ahead = [float(trainer.discriminator_loss(apart[0], fake + d * trainer.sense)) for d in (0.0, 0.5)]
+    assert ahead[1] >= ahead[0] or (offset and not options)  # fakes that go the same way are harder for D
+    assert float(kept) == float(fake[(trainer.sense * fake).argmax()])
+    trainer.ada.observe(apart[1], fake, trainer.sense)
+    trainer.ada.update()
+    assert trainer.ada.prob > 0.5  # D tells them apart: more augmentation
+    trainer.ada.observe(offset - trainer.sense * torch.ones(4), fake, trainer.sense)
+    trainer.ada.update()
+    assert trainer.ada.prob == pytest.approx(0.5)
+
+
+def test_codes_stop_learning_after_an_error():
+    D = sg.Discriminator(8, 4, 2, 16, fq_layers=(1,), fq_dict_size=4)
+    with pytest.raises(RuntimeError), D.learning_codes():
+        raise RuntimeError
+    assert not D.quantizers["1"].learning
+
+
 @pytest.mark.parametrize(("target", "end"), [(1.0, 0.0), (0.0, 1.0)])
 def test_controller_stays_a_probability(target, end):
     ada = diff_augment.AdaptiveAugmentation(0.5, target, volumes=10)

@@ -68,6 +68,9 @@ def short_schedule(monkeypatch):
         monkeypatch.setattr(sg, name, value)
 
 
+start, judged = sg.Generator.initial, sg.Discriminator.features
+
+
 def flat(tree, prefix=""):
     """{path: leaf} of nested dictionaries and lists."""
     if isinstance(tree, dict | list | tuple):
@@ -285,6 +288,70 @@ def test_init_from_starts_a_new_run_from_given_weights(make_config):
         sg.train_from_folder(other)
 
 
+@pytest.mark.parametrize("start", [{"new": True}, {"load_from": 0}, {"init_from": "OTHER"}], ids=str)
+def test_the_same_command_continues_what_it_began(make_config, monkeypatch, start, capsys):
+    """As on a cluster that preempts: a command that is started again and again comes to its end."""
+    common = {"save_every": 2, "num_train_steps": 6}
+    if "init_from" in start:
+        other = sg.train_from_folder(make_config(name="other", num_train_steps=1))
+        start = {"init_from": str(other.config.models / "model_0.pt")}
+    else:
+        sg.train_from_folder(make_config(num_train_steps=4, save_every=2, seed=9))
+    config = make_config(**common, **start)
+    step = sg.Trainer.train_step
+    seen = []
+
+    def preempted(trainer, log):
+        seen.append(trainer.step)
+        step(trainer, log)
+        if len(seen) in (3, 5):
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    monkeypatch.setattr(sg.Trainer, "train_step", preempted)
+    steps = [sg.train_from_folder(config).step for _ in range(3)]
+    assert steps == [3, 5, 6] and seen == [0, 1, 2, 3, 4, 5]
+    assert sg.train_from_folder(config).step == 6
+    assert "is at step 6 already" in capsys.readouterr().out
+
+
+def test_another_command_with_new_starts_over(make_config):
+    first = sg.train_from_folder(make_config(num_train_steps=2, new=True))
+    assert sg.train_from_folder(make_config(num_train_steps=1, new=True)).step == 1
+    assert (first.config.models.parent / "t.earlier").exists()
+    sg.train_from_folder(make_config(num_train_steps=2))  # goes on, and what began the run is remembered
+    assert sg.read_checkpoint(first.config.models / "model_0.pt")["command"]["new"] is True
+
+
+@pytest.mark.parametrize("fp16", [True, False])
+def test_float32_is_no_tf32(make_config, monkeypatch, fp16):
+    """Penalties, training in float32 and rendering are computed without TF32, which PyTorch has on."""
+    assert torch.backends.cudnn.allow_tf32
+    seen = []
+    monkeypatch.setattr(
+        sg.Generator, "initial", lambda G, s: seen.append(torch.backends.cudnn.allow_tf32) or start(G, s)
+    )
+    monkeypatch.setattr(
+        sg.Discriminator,
+        "features",
+        lambda D, v: seen.append(torch.backends.cudnn.allow_tf32) or judged(D, v),
+    )
+    trainer = sg.train_from_folder(make_config(num_train_steps=1, fp16=fp16))
+    model = sg.ModelLoader(checkpoint=trainer.config.models / "model_0.pt", device="cpu")
+    before = len(seen)
+    list(model.volumes_of([1]))
+    assert seen[before:] == [False] and torch.backends.cudnn.allow_tf32
+    with torch.autocast("cpu", torch.bfloat16):
+        list(model.volumes_of([1]))
+    assert seen[-1] is True  # where speed was asked for
+    assert seen[:before].count(False) >= 5 and (fp16 or True not in seen[:before])
+
+
+def test_changed_settings_are_reported_once_each(make_config, capsys):
+    sg.train_from_folder(make_config(num_train_steps=1))
+    sg.train_from_folder(make_config(num_train_steps=2, pl_batch_shrink=2))
+    assert capsys.readouterr().out.count("--pl_batch_shrink was 1") == 1
+
+
 def test_original_checkpoint_can_be_continued(make_config, capsys):
     config = make_config(num_train_steps=6, save_every=5)
     gan = sg.StyleGAN2(**config.network())
@@ -454,14 +521,25 @@ sg.main({[*map(str, tiny_flags(data, tmp_path, num_train_steps=4, save_every=9))
     assert [p.name for p in sorted(checkpoint.parent.iterdir())] == [".config.json", "model_0.pt"]
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-def test_signals_save_and_exit_cleanly(data, tmp_path, number):
-    flags = tiny_flags(data, tmp_path, num_train_steps=100000, save_every=100000)
+@pytest.mark.parametrize(
+    ("number", "settings"),
+    [
+        (signal.SIGTERM, {}),
+        (signal.SIGINT, {}),
+        (signal.SIGTERM, {"cache": "none", "num_workers": 2}),
+        (signal.SIGTERM, {"cache": "ram", "num_workers": 1}),
+    ],
+    ids=["SIGTERM", "SIGINT", "SIGTERM to workers too", "SIGTERM to a worker too"],
+)
+def test_signals_save_and_exit_cleanly(data, tmp_path, number, settings):
+    """The signal goes to all processes of the job, as Slurm and Kubernetes send it."""
+    flags = tiny_flags(data, tmp_path, num_train_steps=100000, save_every=100000, **settings)
     run = subprocess.Popen(
         [sys.executable, ROOT / "stylegan2_pytorch.py", *map(str, flags)],
         stdout=subprocess.PIPE,
         stderr=subprocess.DEVNULL,
         encoding="utf-8",
+        start_new_session=True,
         env={**os.environ, "OMP_NUM_THREADS": "1"},
     )
     table = tmp_path / "results" / "t" / "metrics.csv"
@@ -469,7 +547,7 @@ def test_signals_save_and_exit_cleanly(data, tmp_path, number):
     while not (table.exists() and len(table.read_text().splitlines()) > 3):
         assert run.poll() is None and time.monotonic() < deadline
         time.sleep(0.1)
-    run.send_signal(number)
+    os.killpg(run.pid, number)
     text, _ = run.communicate(timeout=60)
     assert run.returncode == 0 and "The same command continues the run" in text
     step = sg.read_checkpoint(tmp_path / "models" / "t" / "model_0.pt")["step"]
