@@ -2,6 +2,7 @@
 
 import re
 import shlex
+import shutil
 import subprocess
 import sys
 from dataclasses import fields
@@ -24,6 +25,11 @@ except ModuleNotFoundError:  # Python 3.10
 
 PREPROCESSING = {"preprocessing": PreprocessConfig, "generate_TOF_template": TemplateConfig}
 README = (ROOT / "README.md").read_text(encoding="utf-8")
+PAGES = {
+    path: path.read_text(encoding="utf-8")
+    for path in (ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")))
+}
+LONGEST_README = 250  # lines
 
 # The published options with their published values, a flag written with - where the authors' command has one.
 PUBLISHED = """
@@ -219,43 +225,79 @@ def test_train_and_generate_by_command_line(data, tmp_path):
     assert len(list(folder.glob("*.nii.gz"))) == 2
 
 
-def test_bundled_data_trains_with_the_commands_of_the_readme():
-    commands = readme_commands("stylegan2_pytorch.py")
-    assert len(commands) >= 4
-    for command in commands:
-        cli.parse_cli(sg.TrainConfig, command)
-
-
-def readme_commands(script):
-    """Arguments of every call of a script in the README's code blocks."""
-    blocks = re.findall(r"```(?:bash|sh)?\n(.*?)```", README, re.DOTALL)
+def commands(script, pages=PAGES):
+    """Arguments of every call of a script in the code blocks of the README and of docs/."""
+    blocks = [b for text in pages.values() for b in re.findall(r"```(?:bash|sh)?\n(.*?)```", text, re.DOTALL)]
     lines = [line for block in blocks for line in block.replace("\\\n", " ").splitlines()]
     calls = [shlex.split(line, comments=True) for line in lines]
-    return [call[call.index(script) + 1 :] for call in calls if script in call]
+    return [c[c.index(script) + 1 :] for c in calls if script in c and c[0] in ("python", "torchrun", "srun")]
 
 
-def test_every_command_in_the_readme_parses(monkeypatch):
+def test_every_command_in_the_readme_and_the_docs_parses(monkeypatch):
     monkeypatch.syspath_prepend(ROOT / "sample_data")
     import phantom
 
-    for command in readme_commands("sample_data/phantom.py"):
-        cli.parse_cli(phantom.PhantomConfig, command)
-    generator_commands = readme_commands("CoW_generator.py")
-    assert {
-        config.mode for config in (cli.parse_cli(cow.GenerateConfig, c) for c in generator_commands)
-    } == set(cow.MODES)
-    for (
-        script,
-        config,
-    ) in PREPROCESSING.items():  # their files do not exist here: the names of flags are checked
-        commands = readme_commands(f"preprocessing/{script}.py")
-        flags = {part[2:] for command in commands for part in command if part.startswith("--")}
-        assert commands and flags <= {field.name for field in fields(config)}
+    configs = {
+        "stylegan2_pytorch.py": sg.TrainConfig,
+        "CoW_generator.py": cow.GenerateConfig,
+        "sample_data/phantom.py": phantom.PhantomConfig,
+        "MedicalNet/evaluation.py": evaluation.EvaluateConfig,
+    }
+    for script, config in configs.items():
+        parsed = [cli.parse_cli(config, c) for c in commands(script)]
+        assert len(parsed) >= 3
+        if config is cow.GenerateConfig:
+            assert {p.mode for p in parsed} == set(cow.MODES)
+    for script, config in PREPROCESSING.items():  # their files do not exist here: flags are checked
+        flags = {
+            part[2:]
+            for command in commands(f"preprocessing/{script}.py")
+            for part in command
+            if part[:2] == "--"
+        }
+        assert flags and flags <= {field.name for field in fields(config)}
+    known = {*configs, *(f"preprocessing/{script}.py" for script in PREPROCESSING)}
+    used = {
+        s for text in PAGES.values() for s in re.findall(r"(?:python|torchrun[^\n]*?) ([\w/]+\.py)", text)
+    }
+    assert {s for s in used if not s.startswith("tests/")} <= known
+    assert all((ROOT / s).exists() for s in used)
+
+
+def test_the_published_command_is_quoted_to_the_letter():
+    published = """
+        --data folder_containing_3D_nifti_128_128_32 --name PROJECT_NAME --results_dir folder_to_save_results
+        --models_dir folder_to_save_models --image-size 128 --network_capacity 8 --fmap_max 1024
+        --gradient-accumulate-every 4 --batch-size 8 --learning_rate 4e-05 --aug-prob 0.5
+        --aug-types [translation,cutout] --dataset_aug_prob 0.5 --save_every 3000 --calculate_fid_every 3000
+        --calculate_fid_num_images 1782 --trunc_psi 1 --ttur_mult 1.5 --fp16 True"""
+    assert shlex.split(published) in commands("stylegan2_pytorch.py", {"README": README})
+
+
+def test_the_readme_is_a_newcomers_page():
+    assert len(README.splitlines()) <= LONGEST_README
+    for path, text in PAGES.items():
+        if path.parent.name == "docs":  # a chapter opens with its three commands, and the README links it
+            first = re.search(r"```bash\n(.*?)```", text, re.DOTALL)[1]
+            assert len(first.replace("\\\n", " ").splitlines()) == 3 and f"(docs/{path.name})" in README
+        for link in re.findall(r"\]\(([\w./-]+)(?:#[\w-]+)?\)", text):
+            assert (path.parent / link).exists(), (path.name, link)
     targets = set(re.findall(r"^(\w+):", (ROOT / "Makefile").read_text(), re.MULTILINE))
-    used = set(re.findall(r"`?make (\w+)`?", README))
+    used = {target for text in PAGES.values() for target in re.findall(r"`?make (\w+)`?", text)}
     assert used and used <= targets
-    for path in re.findall(r"\]\(([\w./-]+)\)", README):
-        assert (ROOT / path).exists(), path
+
+
+def test_the_first_commands_run(tmp_path):
+    """As they stand in the README, but for the number of steps."""
+    shutil.copytree(ROOT / "sample_data", tmp_path / "sample_data")
+    first = [c for c in commands("stylegan2_pytorch.py", {"README": README}) if "first" in c]
+    assert len(first) == 3 and "--dry_run" in first[0]
+    for command in first:
+        run = run_script(
+            "stylegan2_pytorch.py", *("2" if part == "100" else part for part in command), cwd=tmp_path
+        )
+        assert run.returncode == 0, run.stderr
+    assert len(list((tmp_path / "results" / "first" / "generated-model_0").glob("*.nii.gz"))) == 4
 
 
 def test_set_up_files_agree():
