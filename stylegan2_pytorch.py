@@ -46,8 +46,8 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from tqdm import tqdm
 
 from volumetric import dataset, parallel, runs
-from volumetric.cli import RunConfig, UserError, one_line_errors, option, options_of, parse_cli
-from volumetric.diff_augment import AUGMENTATIONS, AdaptiveAugmentation, augment
+from volumetric.cli import RunConfig, UserError, one_line_errors, option, options_of, parse_cli, with_recipes
+from volumetric.diff_augment import AUGMENTATIONS, AdaptiveAugmentation, augment, augment_each
 from volumetric.files import __version__, naming, next_free, save_nifti
 from volumetric.layers import (
     FeatureQuantizer,
@@ -58,7 +58,9 @@ from volumetric.layers import (
     channels_last,
     contrastive_head,
     count_parameters,
+    equalized_scale,
     leaky_relu,
+    nt_xent,
     product_dtype,
     reliably,
     run_block,
@@ -73,7 +75,6 @@ LATENT_DIM = 512  # of z and w, as published
 STYLE_DEPTH = 8  # layers of the mapping network, as published
 
 # The training schedule of the published model, in steps.
-GRADIENT_PENALTY_EVERY = 16
 PATH_LENGTH_EVERY = 32
 PATH_LENGTH_AFTER = 5000
 PATH_LENGTH_DECAY = 0.99
@@ -82,6 +83,10 @@ AVERAGE_EVERY = 10
 AVERAGE_AFTER = 20000
 AVERAGE_COPY_EVERY = 1000  # before the averages start, SE and GE are copies made at step % 1000 == 2
 AVERAGE_COPY_UNTIL = 25000
+# The ramped average: its half-life in volumes, as a share of those seen, and at most.
+AVERAGE_RAMP = 0.05
+AVERAGE_HALF_LIFE = 10000
+
 ADA_EVERY = 4
 CONTRAST_FAKES_AFTER = 20000
 
@@ -96,12 +101,15 @@ SWEEP_RESAMPLES = 200  # of the intervals in the curves of --evaluate_checkpoint
 # ╚══════════════════════════════════════════════════════════════════════════════════════════════════════════╝
 
 
+RECIPES = {"published": "as in the paper", "robust": "learns sooner and stays diverse"}
+LOSSES = {"hinge": "as published", "logistic": "softplus", "relativistic": "pairs of real and generated"}
+PENALTIES = {"one_centered": "as published", "r1": "to 0 at real volumes", "r1r2": "at generated ones too"}
+AVERAGES = {"published": "from step 20000", "ramped": "from the first step, ever longer"}
+EMBEDDINGS = {"pretrained": "FID, MD, AUC-PRD", "random": "no download, numbers of other names"}
 SHARE, FEWEST = {"least": 0, "most": 1}, dataset.FEWEST_EVALUATED  # range of a probability; of a count
-AUG_TYPES = f"Augmentations, a list of {', '.join(AUGMENTATIONS)}; a left-right flip comes with them."
-ADA_TARGET = "Adapt aug_prob until D finds this share of real volumes more real than fakes, beyond chance."
-EMBEDDING = "pretrained, or random: evaluate with untrained networks, which need no download."
 
 
+@with_recipes
 @dataclass(kw_only=True)
 class TrainConfig(RunConfig):
     """Train a 3D StyleGAN2 on a folder of NIfTI volumes, or generate from a trained one.
@@ -123,12 +131,22 @@ class TrainConfig(RunConfig):
     cl_reg: bool = option(False, "Contrastive regularisation of the discriminator.", network=True)
     transparent: bool = option(False, "Not available: a one-channel volume has no alpha channel.")
     # training step
+    recipe: str = option("published", "Set of defaults.", choices=RECIPES, resumed=True)
     batch_size: int = option(8, "Volumes in a micro-batch, of all processes together.", resumed=True)
     gradient_accumulate_every: int = option(4, "Micro-batches in a training step.", resumed=True)
-    learning_rate: float = option(1e-4, "Adam's rate of generator and mapping network.", resumed=True)
-    ttur_mult: float = option(1.5, "The discriminator's rate is learning_rate times this.", resumed=True)
+    learning_rate: float = option(1e-4, "Adam's rate of G and S.", robust=3e-3, resumed=True)
+    ttur_mult: float = option(1.5, "D's rate is learning_rate times this.", robust=1.0, resumed=True)
+    equalized_lr: bool = option(False, "Rates that suit each layer's size.", robust=True, resumed=True)
+    final_rate: float = option(1.0, "Share of the rates left at the end.", **SHARE, robust=0.3, resumed=True)
+    adam_betas: tuple = option((0.5, 0.9), "Adam's two betas.", robust=(0.0, 0.99), resumed=True)
+    average: str = option("published", "Moving average.", choices=AVERAGES, robust="ramped", resumed=True)
+    loss: str = option("hinge", "Loss of G and D.", choices=LOSSES, robust="relativistic", resumed=True)
+    penalty: str = option("one_centered", "Of D's gradient.", choices=PENALTIES, robust="r1r2", resumed=True)
+    penalty_every: int = option(16, "Steps between gradient penalties.", robust=4, resumed=True)
+    gamma: float = option(1.0, "Weight of a zero-centred penalty.", resumed=True)
+    final_gamma: float | None = option(None, "Its weight at the end; None keeps it.", resumed=True)
     mixed_prob: float = option(0.9, "Probability of style mixing, for a micro-batch.", **SHARE, resumed=True)
-    no_pl_reg: bool = option(False, "Switch path-length regularisation off.", resumed=True)
+    no_pl_reg: bool = option(False, "No path-length regularisation.", robust=True, resumed=True)
     pl_batch_shrink: int = option(1, "Measure path lengths on every so-many-th volume.", resumed=True)
     rel_disc_loss: bool = option(False, "Relativistic discriminator loss.", resumed=True)
     dual_contrast_loss: bool = option(False, "Dual contrastive loss, not the hinge loss.", resumed=True)
@@ -136,9 +154,12 @@ class TrainConfig(RunConfig):
     generator_top_k_gamma: float = option(0.99, "Factor of that share per epoch.", **SHARE, resumed=True)
     generator_top_k_frac: float = option(0.5, "Smallest share of fakes kept.", **SHARE, resumed=True)
     # augmentation and classes
-    aug_prob: float = option(0.5, "Probability that D sees a micro-batch augmented.", **SHARE, resumed=True)
-    aug_types: tuple = option(("translation", "cutout"), AUG_TYPES, choices=AUGMENTATIONS, resumed=True)
-    ada_target: float | None = option(None, ADA_TARGET, **SHARE, resumed=True)
+    aug_prob: float = option(0.5, "Probability of augmentation before D.", **SHARE, robust=0.0, resumed=True)
+    aug_each: bool = option(False, "Decide for each volume, not micro-batch.", robust=True, resumed=True)
+    aug_types: tuple = option(
+        ("translation", "cutout"), "Beside a flip.", choices=AUGMENTATIONS, resumed=True
+    )
+    ada_target: float | None = option(None, "Adapt aug_prob to this overfitting.", **SHARE, resumed=True)
     ada_volumes: int = option(500000, "Real volumes in which aug_prob can adapt from 0 to 1.", resumed=True)
     dataset_aug_prob: float = option(0.5, "Probability of a left-right flip.", **SHARE, resumed=True)
     labels: str | None = option(None, "Train for classes: `folders` of data, or a CSV of file and label.")
@@ -151,7 +172,7 @@ class TrainConfig(RunConfig):
     calculate_fid_num_images: int = option(1782, "Volumes generated for each.", least=FEWEST)
     clear_fid_cache: bool = option(False, "Compute the features of the real volumes again.")
     evaluate_checkpoints: bool = option(False, "Evaluate every checkpoint of the run: a table and curves.")
-    embedding: str = option("pretrained", EMBEDDING, choices=("pretrained", "random"))
+    embedding: str = option("pretrained", "Networks that evaluate.", choices=EMBEDDINGS)
     medicalnet_weights: str | None = option(None, "File resnet_10_23dataset.pth; None downloads it.")
     inception_weights: str | None = option(None, "File weights-inception-2015-12-05-6726825d.pth; as above.")
     # generation
@@ -174,6 +195,12 @@ class TrainConfig(RunConfig):
         for name in ("cl_reg", "ada_target"):
             if getattr(self, name) and not self.aug_types:
                 raise UserError(f"--{name} needs augmentations: give --aug_types.")
+        if self.loss != "hinge" and (self.rel_disc_loss or self.dual_contrast_loss):
+            raise UserError(f"--loss {self.loss} stands alone: leave the flags of other losses out.")
+        if self.loss == "relativistic" and self.top_k_training:
+            raise UserError("--loss relativistic compares pairs: leave --top_k_training out.")
+        if len(self.adam_betas) != 2 or not all(0 <= beta < 1 for beta in self.adam_betas):
+            raise UserError(f"--adam_betas must be two numbers from 0 to below 1, got {self.adam_betas}.")
         if self.balance_classes and self.labels is None:
             raise UserError("--balance_classes needs classes: give --labels.")
 
@@ -673,10 +700,10 @@ class StyleGAN2(nn.Module):
         self.GE.load_state_dict(self.G.state_dict())
 
     @torch.no_grad()
-    def update_averages(self):
-        """One step of the exponential moving averages: SE, GE <- 0.995 * (SE, GE) + 0.005 * (S, G)."""
+    def update_averages(self, decay=AVERAGE_DECAY):
+        """One step of the exponential moving averages: SE, GE <- decay * (SE, GE) + (1 - decay) * (S, G)."""
         average, current = self.averages()
-        torch._foreach_lerp_(average, current, 1 - AVERAGE_DECAY)
+        torch._foreach_lerp_(average, current, 1 - decay)
 
 
 # ╔══════════════════════════════════════════════════════════════════════════════════════════════════════════╗
@@ -690,6 +717,24 @@ def hinge_loss(real_logits, fake_logits):
     Shapes: (B,), (B,) -> scalar
     """
     return F.relu(1 + real_logits).mean() + F.relu(1 - fake_logits).mean()
+
+
+def logistic_loss(real_logits, fake_logits):
+    """D's logistic loss, mean(softplus(-D(real))) + mean(softplus(D(fake))) (arXiv:1406.2661, Eq. 1).
+
+    Shapes: (B,), (B,) -> scalar
+    """
+    return F.softplus(-real_logits).mean() + F.softplus(fake_logits).mean()
+
+
+def relativistic_pairs(one, other):
+    """How much less real the one is than the other, in pairs: mean(softplus(other - one)) (arXiv:2501.05441).
+
+    D minimises it for (real, fake), G for (fake, real).
+
+    Shapes: (B,), (B,) -> scalar
+    """
+    return F.softplus(other - one).mean()
 
 
 def relativistic(real_logits, fake_logits):
@@ -733,21 +778,6 @@ def most_real(fake_logits, epochs, gamma, frac, sense):
     return fake_logits.topk(k, largest=sense > 0).values
 
 
-def nt_xent(one, other, temperature=0.1):
-    """Contrastive loss of two views of the same volumes (NT-Xent, arXiv:2002.05709, Eq. 1).
-
-    Each of the 2 B features is to find its other view among the 2 B - 1 others, by cosine similarity.
-
-    Shapes: (B, C), (B, C) -> scalar
-    """
-    features = F.normalize(torch.cat([one, other]).float(), dim=1)
-    similarity = features @ features.T / temperature
-    number = len(features)
-    similarity = similarity.masked_fill(torch.eye(number, dtype=torch.bool, device=one.device), -torch.inf)
-    partner = torch.arange(number, device=one.device).roll(len(one))
-    return F.cross_entropy(similarity, partner)
-
-
 def gradient_penalty(volumes, logits, weight=10.0):
     """Pull the norm of the discriminator's input gradient to 1 (arXiv:1704.00028, Eq. 3).
 
@@ -759,6 +789,17 @@ def gradient_penalty(volumes, logits, weight=10.0):
     """
     (gradient,) = torch.autograd.grad(logits.float().sum(), volumes, create_graph=True)
     return weight * (gradient.flatten(1).norm(dim=1) - 1).square().mean()
+
+
+def zero_centered_penalty(volumes, logits, gamma):
+    """R1 at real volumes, R2 at generated ones (arXiv:1801.04406, Eq. 9).
+
+        gamma / 2 * mean_b ||dD(x_b)/dx_b||_2^2
+
+    Shapes: (B, 1, D, H, W), (B,) -> scalar
+    """
+    (gradient,) = torch.autograd.grad(logits.float().sum(), volumes, create_graph=True)
+    return gamma / 2 * gradient.flatten(1).square().sum(dim=1).mean()
 
 
 def path_lengths(styles, volumes, y):
@@ -1015,7 +1056,9 @@ class Trainer:
         self.ada = None
         if config.ada_target is not None:
             self.ada = AdaptiveAugmentation(config.aug_prob, config.ada_target, config.ada_volumes)
-        self.sense = 1 if config.dual_contrast_loss else -1  # D's output is high, or low, for real volumes
+        self.loss = "dual" if config.dual_contrast_loss else config.loss
+        self.sense = -1 if self.loss == "hinge" else 1  # D's output is low, or high, for real volumes
+        self.compares = self.loss in ("dual", "relativistic")  # G's loss needs real volumes too
         self.step = 0  # completed steps
         self.reverts = 0  # returns to a checkpoint after NaN; part of every seed, lest the NaN come again
         self.best = None  # the evaluation of model_best.pt
@@ -1033,14 +1076,18 @@ class Trainer:
         return GAN if self.device.type == "cpu" else GAN.to(self.device)  # fake tensors cannot be moved
 
     def build_optimizers(self):
-        """Adam for G and S, and Adam for D and what learns with it."""
-        config, GAN = self.config, self.GAN
-        adam = functools.partial(torch.optim.Adam, betas=(0.5, 0.9), fused=True)
-        head = GAN.CR.parameters() if config.cl_reg else ()
-        return (
-            adam([*GAN.G.parameters(), *GAN.S.parameters()], lr=config.learning_rate),
-            adam([*GAN.D.parameters(), *head], lr=config.learning_rate * config.ttur_mult),
-        )
+        """Adam for G and S, and Adam for D and what learns with it; a group for every scale of the rate."""
+        config, GAN, found = self.config, self.GAN, []
+        for names, mult in ((("G", "S"), 1.0), (("D", "CR") if config.cl_reg else ("D",), config.ttur_mult)):
+            groups = {}
+            for module in names:
+                for name, p in getattr(GAN, module).named_parameters():
+                    scale = config.lr_mlp if module == "S" else equalized_scale(name, p)
+                    groups.setdefault(scale if config.equalized_lr else 1.0, []).append(p)
+            rate = config.learning_rate * mult
+            groups = [{"params": p, "lr": rate * scale, "full": rate * scale} for scale, p in groups.items()]
+            found.append(torch.optim.Adam(groups, betas=tuple(config.adam_betas), fused=True))
+        return found
 
     def train(self):
         """Train until num_train_steps, a signal or too many NaN; saves before it returns."""
@@ -1089,7 +1136,7 @@ class Trainer:
     def open_loader(self):
         """Endless batches of real volumes from the current step on."""
         config, volumes = self.config, dataset.VolumeDataset(self.audit)
-        per_step = config.gradient_accumulate_every * (2 if config.dual_contrast_loss else 1)
+        per_step = config.gradient_accumulate_every * (2 if self.compares else 1)
         drawn = (
             config.batch_size,
             config.dataset_aug_prob,
@@ -1115,7 +1162,8 @@ class Trainer:
         if prob is None:
             prob = self.config.aug_prob if self.ada is None else self.ada.prob
         geometry = () if self.audit is None else (self.audit.spacing, self.audit.left_right)
-        return augment(volumes, prob, self.config.aug_types, rng, *geometry)
+        how = augment_each if self.config.aug_each else augment
+        return how(volumes, prob, self.config.aug_types, rng, *geometry)
 
     def judge(self, volumes, labels):
         """Logits of volumes, float32. Shapes: (B, 1, D, H, W), (B,) or None -> (B,)"""
@@ -1125,8 +1173,9 @@ class Trainer:
         """The loss that the run's options choose for D. Shapes: (B,), (B,) -> scalar"""
         if self.config.rel_disc_loss:
             real_logits, fake_logits = relativistic(real_logits, fake_logits)
-        loss = dual_contrastive_loss if self.config.dual_contrast_loss else hinge_loss
-        return loss(real_logits, fake_logits)
+        losses = {"hinge": hinge_loss, "dual": dual_contrastive_loss}
+        losses |= {"logistic": logistic_loss, "relativistic": relativistic_pairs}
+        return losses[self.loss](real_logits, fake_logits)
 
     def generator_loss(self, fake_logits, real_logits=None):
         """The loss that the run's options choose for G. Shapes: (B,), (B,) or None -> scalar"""
@@ -1135,19 +1184,33 @@ class Trainer:
             epochs = self.step * self.plan.volumes_per_step / len(self.audit.paths)
             share = (config.generator_top_k_gamma, config.generator_top_k_frac)
             fake_logits = most_real(fake_logits, epochs, *share, self.sense)
-        return fake_logits.mean() if real_logits is None else dual_contrastive_loss(fake_logits, real_logits)
+        if self.compares:
+            compare = dual_contrastive_loss if self.loss == "dual" else relativistic_pairs
+            return compare(fake_logits, real_logits)
+        return fake_logits.mean() if self.loss == "hinge" else F.softplus(-fake_logits).mean()
 
     # ---- one step
 
     def train_step(self, log):
         """One update of every network; the log reads the losses when it waits for the device."""
         self.seen = []
+        runs.set_rates((self.G_opt, self.D_opt), self.done, self.config.final_rate)
         with parallel.tf32(False):
             losses = {**self.discriminator_step(), **self.generator_step()}
         self.scaler.update()
         self.update_averages()
         log.add(self.step, losses, functools.partial(self.name_volumes, self.seen))
         self.step += 1
+
+    @property
+    def done(self):
+        """Share of the run that is done, for what changes in its course."""
+        return min(1.0, self.step / self.config.num_train_steps)
+
+    def gamma(self):
+        """Weight of a zero-centred penalty at this step; it goes to final_gamma exponentially."""
+        start, end = self.config.gamma, self.config.final_gamma or self.config.gamma
+        return start * (end / start) ** self.done
 
     def name_volumes(self, seen):
         """Sentence that names the volumes of the given indices."""
@@ -1156,10 +1219,10 @@ class Trainer:
 
     def discriminator_step(self):
         """One update of D; returns its losses."""
-        regularize = self.step % GRADIENT_PENALTY_EVERY == 0
+        regularize = self.step % self.config.penalty_every == 0
         losses = self.accumulate_discriminator(regularize, self.config.gradient_accumulate_every)
         shares = [losses[name] for name in ("GP", "Q") if name in losses]
-        self.group.sum_([p.grad for p in self.D_opt.param_groups[0]["params"]] + shares)
+        self.group.sum_([p.grad for p in runs.trained_by(self.D_opt)] + shares)
         self.scaler.step(self.D_opt)
         self.D_opt.zero_grad(set_to_none=True)
         if self.ada is not None:
@@ -1175,16 +1238,25 @@ class Trainer:
             rng, generator = self.random(parallel.STREAM_D, micro)
             generated, fake_labels = self.generate(rng, generator)
             volumes, labels = self.next_real()
-            parts = [p.requires_grad_() for p in volumes.split(self.penalty_part)] if regularize else []
-            real = self.augment(torch.cat(parts) if regularize else volumes, rng)
+            through = regularize and self.config.penalty == "one_centered"  # the augmentation
+            parts = [p.requires_grad_() for p in volumes.split(self.penalty_part)] if through else []
+            real = self.augment(torch.cat(parts) if through else volumes, rng)
             fake = self.augment(generated, rng)
             self.tell_apart((real.detach(), labels), (fake, fake_labels), losses, micro_batches)
             if self.config.cl_reg:
                 losses["CR"] += self.contrast(volumes.detach(), rng, micro_batches)
                 if self.step >= CONTRAST_FAKES_AFTER:
                     losses["CR"] += self.contrast(generated, rng, micro_batches)
-            if regularize:
-                losses["GP"] += self.penalize_gradient(parts, real, labels, micro_batches)
+            if through:
+                seen = real.split(self.penalty_part)
+                losses["GP"] += self.penalize_gradient(parts, seen, labels, gradient_penalty, micro_batches)
+            elif regularize:
+                both = ((real, labels), (fake, fake_labels))
+                for seen, of in both if self.config.penalty == "r1r2" else both[:1]:
+                    parts = [p.detach().requires_grad_() for p in seen.split(self.penalty_part)]
+                    weight = self.gamma() * self.config.penalty_every  # lazy: as if at every step
+                    penalty = functools.partial(zero_centered_penalty, gamma=weight)
+                    losses["GP"] += self.penalize_gradient(parts, parts, of, penalty, micro_batches)
         return losses
 
     @torch.no_grad()
@@ -1236,20 +1308,25 @@ class Trainer:
         self.scaler.scale(loss).backward()
         return loss.detach()
 
-    def penalize_gradient(self, parts, augmented, labels, micro_batches):
-        """Add the gradients of the gradient penalty; returns this process's share of its value.
+    def penalize_gradient(self, parts, seen, labels, penalty, micro_batches):
+        """Add the gradients of a gradient penalty; returns this process's share of its value.
 
         One part after another, so that the graph of gradients, in float32, is that of a part only.
 
-        Shapes: parts of (b, 1, D, H, W), augmented (B, 1, D, H, W), computed from them, labels (B,) or None
+        Args:
+            parts: Volumes (b, 1, D, H, W) in whose voxels the gradient is taken.
+            seen: What D sees of them, computed from them; as many.
+            labels: Their classes, (B,) or None.
+            penalty: Function of (volumes, logits).
+            micro_batches: Of which this is one.
         """
         weights, total = [p for p in self.GAN.D.parameters() if p.requires_grad], 0.0
         labels = len(parts) * [None] if labels is None else labels.split(self.penalty_part)
-        for part, volumes, of in zip(parts, augmented.split(self.penalty_part), labels, strict=True):
+        for part, volumes, of in zip(parts, seen, labels, strict=True):
             share = len(part) / self.config.batch_size / micro_batches
-            penalty = gradient_penalty(part, self.judge(volumes, of)) * share
-            self.scaler.scale(penalty).backward(inputs=weights)  # the augmentation is needed again
-            total += penalty.detach()
+            value = penalty(part, self.judge(volumes, of)) * share
+            self.scaler.scale(value).backward(inputs=weights)  # the augmentation is needed again
+            total += value.detach()
         return total
 
     def generator_step(self):
@@ -1257,7 +1334,7 @@ class Trainer:
         due = self.step > PATH_LENGTH_AFTER and self.step % PATH_LENGTH_EVERY == 0
         regularize = due and not self.config.no_pl_reg
         losses = self.accumulate_generator(regularize, self.config.gradient_accumulate_every)
-        self.group.sum_([p.grad for p in self.G_opt.param_groups[0]["params"]])
+        self.group.sum_([p.grad for p in runs.trained_by(self.G_opt)])
         self.scaler.step(self.G_opt)
         self.G_opt.zero_grad(set_to_none=True)
         if regularize:
@@ -1278,7 +1355,7 @@ class Trainer:
             styles = mapped.detach().requires_grad_()  # collects the gradients of both passes for S
             with self.autocast():
                 fake_logits = self.judge(self.augment(self.GAN.G(styles, noise), rng), labels)
-            real_logits = self.judge_real(rng) if self.config.dual_contrast_loss else None
+            real_logits = self.judge_real(rng) if self.compares else None
             loss = self.generator_loss(self.group.gather(fake_logits), real_logits)
             losses["G"] += loss.detach() / micro_batches
             self.scaler.scale(loss / micro_batches).backward()
@@ -1318,7 +1395,12 @@ class Trainer:
         return losses
 
     def update_averages(self):
-        """SE and GE follow S and G: copies at first, moving averages later."""
+        """SE and GE follow S and G: copies at first, moving averages later; or from the first step on."""
+        if self.config.average == "ramped":
+            volumes = self.plan.volumes_per_step
+            half_life = min(AVERAGE_HALF_LIFE, AVERAGE_RAMP * (self.step + 1) * volumes)
+            self.GAN.update_averages(0.5 ** (volumes / half_life))
+            return
         if self.step > AVERAGE_AFTER and self.step % AVERAGE_EVERY == 0:
             self.GAN.update_averages()
         if self.step <= AVERAGE_COPY_UNTIL and self.step % AVERAGE_COPY_EVERY == 2:
@@ -1345,7 +1427,7 @@ class Trainer:
         former = self.loader, self.pl_mean
         self.loader = itertools.repeat((volumes, torch.zeros(self.batch_size, dtype=torch.int64)))
         self.pl_mean, self.rehearsing = 0.0, True
-        trained = [p for o in (self.G_opt, self.D_opt) for p in o.param_groups[0]["params"]]
+        trained = [*runs.trained_by(self.G_opt), *runs.trained_by(self.D_opt)]
         moments = [torch.zeros_like(p) for p in trained for _ in range(2)]  # what Adam will hold
         try:
             with parallel.tf32(False):
@@ -1456,9 +1538,10 @@ class Trainer:
                 f"{__version__} with format {FORMAT_VERSION}: update the program."
             )
         for optimizer, saved in ((self.G_opt, state["G_opt"]), (self.D_opt, state["D_opt"])):
-            rate = optimizer.param_groups[0]["lr"]
+            rates = [group["full"] for group in optimizer.param_groups]
             optimizer.load_state_dict(saved)
-            optimizer.param_groups[0]["lr"] = rate  # the flag's, also when it was changed
+            for group, rate in zip(optimizer.param_groups, rates, strict=True):
+                group["full"] = group["lr"] = rate  # the flag's, also when it was changed
         if self.scaler.is_enabled() and state["scaler"]:
             self.scaler.load_state_dict(state["scaler"])
         self.reverts, self.pl_mean = state["reverts"], state["pl_mean"]
@@ -1509,6 +1592,7 @@ class ModelLoader(Synthesizer):
         state, device = read_checkpoint(self.path), parallel.choose_device(device)
         self.settings = settings = network_settings(state, self.path, image_depth)
         self.step = state.get("step")
+        self.average = state.get("config", {}).get("average")
         self.affine = np.array(state.get("affine", np.eye(4)))
         names = state.get("class_names") or []
         S = StyleVectorizer(settings["latent_dim"], settings["style_depth"], settings["lr_mlp"], len(names))
@@ -1530,7 +1614,8 @@ def open_generator(config):
     model = ModelLoader(
         device=config.device, checkpoint=path, use_average=config.use_average, image_depth=config.chosen_depth
     )
-    if config.use_average and model.step is not None and model.step < AVERAGE_AFTER:
+    copied = model.average != "ramped" and model.step is not None and model.step < AVERAGE_AFTER
+    if config.use_average and copied:
         last_copy = (model.step - 3) // AVERAGE_COPY_EVERY * AVERAGE_COPY_EVERY + 3 if model.step > 2 else 0
         print(
             f"The average is a copy of the generator after step {last_copy}; "
@@ -1621,7 +1706,8 @@ def adopt_settings(config, checkpoint, classes=None):
     if adopted:
         print(f"Taken from {checkpoint}: " + ", ".join(f"{name} {value}" for name, value in adopted.items()))
     former = state.get("config", {})
-    for name in options_of(TrainConfig, resumed=True):
+    scheduled = ["num_train_steps"] if config.final_rate < 1 or config.final_gamma else []
+    for name in (*options_of(TrainConfig, resumed=True), *scheduled):
         if name in former and former[name] != getattr(config, name):
             now = getattr(config, name)
             print(f"--{name} was {former[name]} when {checkpoint} was written and is {now} now.")

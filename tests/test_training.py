@@ -58,7 +58,6 @@ OPTIONS = {
 def short_schedule(monkeypatch):
     """Regularisers and averages act within a few steps."""
     for name, value in {
-        "GRADIENT_PENALTY_EVERY": 2,
         "PATH_LENGTH_AFTER": 0,
         "PATH_LENGTH_EVERY": 2,
         "AVERAGE_AFTER": 1,

@@ -17,6 +17,7 @@ Help, type, range and choices of an option are read off its field; no second pla
 """
 
 import contextlib
+import functools
 import inspect
 import math
 import sys
@@ -33,6 +34,9 @@ class UserError(ValueError):
     """
 
 
+UNSET = object()
+
+
 @dataclass(frozen=True)
 class Option:
     """What a field of a configuration says of itself beside its type and default.
@@ -40,10 +44,11 @@ class Option:
     Args:
         help: Sentence for --help.
         least, most: Smallest and largest value; without `least`, numbers must be greater than 0.
-        choices: Words that it knows.
+        choices: Words that it knows, or {word: what it means}.
         check: Function of (flag, value) that raises a UserError.
         resumed: A continued run computes something else with another value.
         network: Part of the networks' shape, which a checkpoint decides.
+        robust: Default under `--recipe robust`, if it is another.
     """
 
     help: str
@@ -53,11 +58,34 @@ class Option:
     check: object = None
     resumed: bool = False
     network: bool = False
+    robust: object = UNSET
+
+    def described(self):
+        """The sentence for --help, with the choices and what a recipe changes."""
+        words = self.choices if isinstance(self.choices, dict) else dict.fromkeys(self.choices)
+        meanings = [f"{word} ({text})" if isinstance(text, str) else word for word, text in words.items()]
+        choices = f" One of: {', '.join(meanings)}." if words else ""
+        robust = "" if self.robust is UNSET else f" With --recipe robust: {self.robust}."
+        return f"{self.help}{choices}{robust}"
 
 
 def option(default, help, **settings):
     """Dataclass field of one option; the settings are those of `Option`."""
     return field(default=default, metadata={"option": Option(help, **settings)})
+
+
+def with_recipes(config_class):
+    """Class decorator: with `recipe` robust, options that are not given have their robust default."""
+    plain = config_class.__init__
+
+    @functools.wraps(plain)
+    def init(self, **given):
+        rules = {f.name: f.metadata["option"] for f in fields(config_class)}
+        robust = {name: rule.robust for name, rule in rules.items() if rule.robust is not UNSET}
+        plain(self, **{**(robust if given.get("recipe") == "robust" else {}), **given})
+
+    config_class.__init__ = init
+    return config_class
 
 
 def options_of(config_class, **wanted):
@@ -71,7 +99,8 @@ def options_of(config_class, **wanted):
 
 def describe(config_class):
     """Docstring of a configuration with one line for every option, as fire shows it."""
-    lines = [f"    {f.name}: {f.metadata['option'].help}" for f in fields(config_class)]
+    rules = {f.name: f.metadata["option"] for f in fields(config_class)}
+    lines = [f"    {name}: {rule.described()}" for name, rule in rules.items()]
     return "\n".join([inspect.cleandoc(config_class.__doc__), "", "Args:", *lines])
 
 
@@ -171,8 +200,8 @@ def check_run_name(flag, name):
         raise UserError(f"{flag} must be the name of a folder, without a path, got {name!r}.")
 
 
-AMP_DTYPE = "auto, float16 or bfloat16; auto is float16 on a GPU and bfloat16 on a CPU."
-CACHE = "ram: decoded volumes in memory; disk: packed in results_dir for all runs; none: decoded every epoch."
+AMP_DTYPES = {"auto": "by device", "float16": "auto on a GPU", "bfloat16": "auto on a CPU"}
+CACHES = {"ram": "decoded", "disk": "packed in results_dir, for all runs", "none": "decoded in every epoch"}
 
 
 @dataclass(kw_only=True)
@@ -190,8 +219,8 @@ class RunConfig:
     device: str = option("auto", "auto, cpu, cuda or cuda:<n>.", check=check_device_name)
     multi_gpus: bool = option(False, "Train on all GPUs of this machine; the batch is shared out.")
     fp16: bool = option(True, "Mixed precision; penalties are always computed in float32.", resumed=True)
-    amp_dtype: str = option("auto", AMP_DTYPE, choices=("auto", "float16", "bfloat16"), resumed=True)
-    cache: str = option("ram", CACHE, choices=("ram", "disk", "none"))
+    amp_dtype: str = option("auto", "Of mixed precision.", choices=AMP_DTYPES, resumed=True)
+    cache: str = option("ram", "Where the training volumes are kept.", choices=CACHES)
     num_workers: int | None = option(None, "Reading processes; None: 0 with a cache, else up to 4.", least=0)
     seed: int = option(42, "Seed of everything; also of the first generated volume.", least=0, resumed=True)
     save_every: int = option(3000, "Steps between checkpoints.", resumed=True)

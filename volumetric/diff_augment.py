@@ -243,6 +243,16 @@ class AdaptiveAugmentation:
         self.prob, self.signs, self.seen = state["prob"], state["signs"], state["seen"]
 
 
+def augment_each(volumes, prob, types, rng, spacing=(1, 1, 1), left_right=-2):
+    """`augment`, decided for each volume by itself, so that D sees as many augmented of every kind."""
+    if not prob:
+        return volumes
+    chosen, flipped = rng.random(len(volumes)) < prob, rng.random(len(volumes)) < 0.5
+    chosen, flipped = (torch.from_numpy(m).to(volumes.device).view(-1, 1, 1, 1, 1) for m in (chosen, flipped))
+    augmented = torch.where(flipped, volumes.flip(left_right), volumes)
+    return torch.where(chosen, diff_augment(augmented, types, rng, spacing), volumes)
+
+
 def augment(volumes, prob, types, rng, spacing=(1, 1, 1), left_right=-2):
     """With probability `prob`, a left-right flip with probability 0.5, and `diff_augment`; else no change.
 

@@ -231,3 +231,29 @@ def channels_last(module):
 def count_parameters(module):
     """Number of weights of a network."""
     return sum(p.numel() for p in module.parameters())
+
+
+def nt_xent(one, other, temperature=0.1):
+    """Contrastive loss of two views of the same volumes (NT-Xent, arXiv:2002.05709, Eq. 1).
+
+    Each of the 2 B features is to find its other view among the 2 B - 1 others, by cosine similarity.
+
+    Shapes: (B, C), (B, C) -> scalar
+    """
+    features = F.normalize(torch.cat([one, other]).float(), dim=1)
+    similarity = features @ features.T / temperature
+    number = len(features)
+    similarity = similarity.masked_fill(torch.eye(number, dtype=torch.bool, device=one.device), -torch.inf)
+    partner = torch.arange(number, device=one.device).roll(len(one))
+    return F.cross_entropy(similarity, partner)
+
+
+def equalized_scale(name, parameter):
+    """Factor on Adam's rate that equalises a parameter's learning (arXiv:1912.04958, after arXiv:1710.10196).
+
+    The paper divides weights by their He deviation, sqrt(2 / fan_in), and multiplies what a layer computes by
+    it. Under Adam, a rate multiplied by it does the same, and leaves the weights in a checkpoint as they are.
+    """
+    if parameter.ndim < 2 or "to_noise" in name or "initial_block" in name or "embedding" in name:
+        return 1.0
+    return (2 / parameter[0].numel()) ** 0.5

@@ -198,6 +198,17 @@ def go_back(trainer, log, error):
     raise NanException(message) from None
 
 
+def trained_by(optimizer):
+    """Parameters of an optimiser, of all its groups."""
+    return [p for group in optimizer.param_groups for p in group["params"]]
+
+
+def set_rates(optimizers, done, final):
+    """Let rates fall linearly, from "full" of each group to `final` of it as `done` goes from 0 to 1."""
+    for group in [group for optimizer in optimizers for group in optimizer.param_groups]:
+        group["lr"] = group["full"] * (1 - done * (1 - final))
+
+
 def agree_on_end(trainer, received):
     """End all processes after the same step when any has received a signal."""
     if trainer.group.world > 1:

@@ -1,0 +1,257 @@
+"""Which recipe learns: trainings on phantoms, scored as they go against phantoms that none has seen.
+
+    python tests/benchmarks/learning.py --output learning
+    python tests/benchmarks/learning.py --output learning --only relativistic --seeds 0 --steps 12000
+    python tests/benchmarks/learning.py --output learning --table True
+
+Every run is a training of its own, a process with one thread; what is there already goes on or is left alone,
+so that the same command can be given again for days. scores.csv has a row for every checkpoint of every run,
+table.md the means over the seeds, curves.png their course.
+
+FD: Frechet distance of 50 principal components of the voxels; FDv: the same of the projection from which the
+tissue was taken, so of vessels; both divided by the held-out phantoms' variance, so that 0 is equal and 1 as
+far as their spread. P, R, C: precision, recall and coverage (5 neighbours) of the projections; spread: ratio
+of the standard deviations between volumes. "floor" is other phantoms against the held-out ones.
+"""
+
+import csv
+import json
+import os
+import subprocess
+import sys
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from scipy import ndimage
+
+ROOT = Path(__file__).parents[2]
+sys.path.insert(0, str(ROOT))
+from MedicalNet.distances import Neighbours, OfNeighbours, frechet_distance  # noqa: E402
+from stylegan2_pytorch import ModelLoader  # noqa: E402
+from volumetric.cli import check_fields, one_line_errors, option, parse_cli  # noqa: E402
+from volumetric.files import atomic_path, read_volume  # noqa: E402
+from volumetric.pictures import axial_pictures, new_axes, save_figure, save_picture, tile  # noqa: E402
+from volumetric.runs import checkpoint_numbers  # noqa: E402
+
+SIZE = ["--image_size", "32", "--image_depth", "8"]
+NETWORK = [*SIZE, "--network_capacity", "4", "--fmap_max", "64"]
+TRAINING = ["--batch_size", "8", "--gradient_accumulate_every", "1", "--fp16", "False", "--device", "cpu"]
+TRAINING += ["--evaluate_every", "3000", "--num_image_tiles", "4", "--learning_rate", "5e-4", "--aug_types"]
+TRAINING += ["[translation,cutout]"]
+ROBUST = ["--recipe", "robust", "--learning_rate", "3e-3"]
+RECIPES = {
+    "published": [],
+    "published, ramped average": ["--average", "ramped"],
+    "logistic": [*ROBUST, "--loss", "logistic", "--penalty", "r1"],
+    "relativistic": ROBUST,
+    "relativistic, gamma 0.3": [*ROBUST, "--gamma", "0.3"],
+    "relativistic, gamma falling": [*ROBUST, "--final_gamma", "0.05"],
+    "relativistic, augmented": [*ROBUST, "--aug_prob", "0.5"],
+    "relativistic, larger D": [*ROBUST, "--fmap_max", "128"],
+}
+TRAINED, HELD_OUT, FLOOR, SAMPLES = 1024, 512, 256, 256
+COMPONENTS = 50
+TISSUE = 3.0  # voxels, width of the Gaussian that is taken for tissue in a projection
+SCORES = ("FD", "FDv", "P", "R", "C", "spread")
+
+
+@dataclass(kw_only=True)
+class LearningConfig:
+    """Train recipes on phantoms and score them."""
+
+    output: str = option("learning", "Folder for everything; runs in it go on.")
+    only: str | None = option(None, "Name of one recipe; None takes the four that are compared.")
+    seeds: tuple = option((0, 1, 2), "Seeds of the trainings.")
+    steps: int = option(3000, "Training steps of batch 8.")
+    score_every: int = option(500, "Steps between scores.")
+    volumes: int = option(TRAINED, "Phantoms to train on.")
+    jobs: int = option(2, "Trainings at a time, with one thread each.")
+    table: bool = option(False, "Only score what is there, and write the table.")
+
+    def __post_init__(self):
+        check_fields(self)
+
+
+def phantoms(folder, number, seed):
+    """Folder of as many phantoms, made unless it is there."""
+    if not (folder / "variants.csv").exists():
+        flags = ["--output", folder, "--num", number, "--seed", seed, *SIZE]
+        subprocess.run([sys.executable, ROOT / "sample_data" / "phantom.py", *map(str, flags)], check=True)
+    return folder
+
+
+def read_all(folder):
+    """Volumes of a folder. Shapes: -> (N, Z, X, Y)"""
+    return np.stack([read_volume(path)[0][0] for path in sorted(Path(folder).glob("*.nii.gz"))])
+
+
+def vessels_in(volumes):
+    """Projection of each volume without its tissue. Shapes: (N, Z, X, Y) -> (N, X * Y)"""
+    projections = volumes.max(axis=1)
+    tissue = ndimage.gaussian_filter(np.minimum(projections, np.median(projections)), (0, TISSUE, TISSUE))
+    return np.clip(projections - tissue, 0, None).reshape(len(volumes), -1)
+
+
+class Judge:
+    """Scores of volumes against held-out phantoms.
+
+    Args:
+        held_out: (N, Z, X, Y).
+    """
+
+    def __init__(self, held_out):
+        self.views = {"FD": held_out.reshape(len(held_out), -1), "FDv": vessels_in(held_out)}
+        self.axes = {name: self.principal(view) for name, view in self.views.items()}
+
+    def principal(self, view):
+        """Mean and first components of a view. Shapes: (N, d) -> (d,), (d, COMPONENTS)"""
+        mean = view.mean(axis=0)
+        return mean, np.linalg.svd(view - mean, full_matrices=False)[2][:COMPONENTS].T
+
+    def __call__(self, volumes):
+        """{score: value} of volumes (N, Z, X, Y)."""
+        views, found = {"FD": volumes.reshape(len(volumes), -1), "FDv": vessels_in(volumes)}, {}
+        for name, view in views.items():
+            mean, axes = self.axes[name]
+            real, fake = ((v - mean) @ axes for v in (self.views[name], view))
+            moments = [f(x) for x in (real, fake) for f in (lambda x: x.mean(0), lambda x: np.cov(x.T))]
+            found[name] = frechet_distance(*moments) / np.trace(moments[1])
+        neighbours = Neighbours(self.views["FDv"], views["FDv"])
+        for short, name in (("P", "precision"), ("R", "recall"), ("C", "coverage")):
+            found[short] = OfNeighbours(neighbours, name, (0, 1)).exact()
+        found["spread"] = float(np.sqrt(views["FDv"].var(0).sum() / self.views["FDv"].var(0).sum()))
+        return found
+
+
+def name_of(recipe, seed, config):
+    """Name of a run."""
+    extra = "" if config.volumes == TRAINED else f"_{config.volumes}"
+    plain = "".join(c if c.isalnum() or c == "." else "-" for c in recipe)
+    return f"{plain}{extra}_s{seed}_{config.steps}"
+
+
+def train(recipe, seed, config):
+    """Train one run to its end, or go on with it."""
+    folder = Path(config.output)
+    flags = ["--data", folder / f"train_{config.volumes}", "--name", name_of(recipe, seed, config)]
+    flags += ["--results_dir", folder / "results", "--models_dir", folder / "models", "--seed", seed]
+    flags += ["--num_train_steps", config.steps, "--save_every", config.score_every]
+    command = [
+        sys.executable,
+        ROOT / "stylegan2_pytorch.py",
+        *flags,
+        *once([*NETWORK, *TRAINING, *RECIPES[recipe]]),
+    ]
+    with open(folder / f"{name_of(recipe, seed, config)}.log", "a") as log:
+        environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+        subprocess.run(list(map(str, command)), stdout=log, stderr=log, env=environment, check=True)
+
+
+def once(flags):
+    """Flags of which a later one takes the place of an earlier one of its name."""
+    return [part for pair in dict(zip(flags[::2], flags[1::2], strict=True)).items() for part in pair]
+
+
+def score(recipe, seed, config, judge):
+    """Rows of a run: its checkpoints' scores, computed once and kept in a file."""
+    folder, name = Path(config.output), name_of(recipe, seed, config)
+    kept = folder / "scores" / f"{name}.json"
+    rows = json.loads(kept.read_text()) if kept.exists() else []
+    known = {(row["step"], row["networks"]) for row in rows}
+    for number in checkpoint_numbers(folder / "models" / name):
+        for networks in ("average", "current"):
+            step = number * config.score_every
+            if step == 0 or (step, networks) in known:
+                continue
+            path = folder / "models" / name / f"model_{number}.pt"
+            model = ModelLoader(checkpoint=path, use_average=networks == "average", device="cpu")
+            made = np.stack([v[0].numpy() for v in model.volumes_of(range(10**6, 10**6 + SAMPLES))])
+            about = {"recipe": recipe, "volumes": config.volumes, "seed": seed, "steps": config.steps}
+            rows.append({**about, "step": step, "networks": networks, **judge(made)})
+            if networks == "average":
+                sheet = tile(axial_pictures(made[:16, None], model.affine)[1], 8)
+                save_picture(sheet, folder / "pictures" / f"{name}_{step:06d}.png", 512)
+    kept.parent.mkdir(parents=True, exist_ok=True)
+    with atomic_path(kept) as part:
+        part.write_text(json.dumps(rows, indent=1))
+    return rows
+
+
+def write_table(folder, floor):
+    """scores.csv, table.md and curves.png of all runs that have scores."""
+    rows = [
+        row for path in sorted((folder / "scores").glob("*.json")) for row in json.loads(path.read_text())
+    ]
+    if not rows:
+        return
+    with atomic_path(folder / "scores.csv") as part, open(part, "w", newline="") as file:
+        table = csv.DictWriter(file, list(rows[0]))
+        table.writeheader()
+        table.writerows(rows)
+    lines = [f"| recipe | seed | step | {' | '.join(SCORES)} |", "|---" * (3 + len(SCORES)) + "|"]
+    lines += [f"| floor: other phantoms | | | {' | '.join(f'{floor[s]:.2f}' for s in SCORES)} |"]
+    groups = {}
+    for row in rows:
+        groups.setdefault(
+            (row["recipe"], row["volumes"], row["steps"], row["seed"], row["networks"]), []
+        ).append(row)
+    for (recipe, volumes, _, seed, networks), members in groups.items():
+        last = max(members, key=lambda row: row["step"])
+        title = recipe + ("" if volumes == TRAINED else f", {volumes} phantoms")
+        title += "" if networks == "average" else ", current weights"
+        lines.append(
+            f"| {title} | {seed} | {last['step']} | {' | '.join(f'{last[s]:.2f}' for s in SCORES)} |"
+        )
+    with atomic_path(folder / "table.md") as part:
+        part.write_text("\n".join([*lines, ""]))
+    draw_curves(groups, floor, folder / "curves.png")
+
+
+def draw_curves(groups, floor, path):
+    """Course of every score, a line for each run of the averaged networks, a colour for each recipe."""
+    figure, plots = new_axes(3, 2, width=4.2, height=3.0)
+    recipes = list(dict.fromkeys(key[:3] for key in groups))
+    for one, name in zip(plots, SCORES, strict=True):
+        for (*kind, _, networks), members in groups.items():
+            if networks == "average":
+                members = sorted(members, key=lambda row: row["step"])
+                label = kind[0] + ("" if kind[1] == TRAINED else f", {kind[1]}")
+                again = label in [line.get_label() for line in one.lines]
+                colour = f"C{[r[0] for r in recipes].index(kind[0]) % 10}"
+                steps, values = zip(*((row["step"], row[name]) for row in members), strict=True)
+                one.plot(steps, values, ".-", color=colour, linewidth=1, label="_" if again else label)
+        one.axhline(floor[name], color="0.6", linestyle=":", linewidth=1)
+        one.set(title=name, xlabel="step")
+    plots[0].legend(frameon=False, fontsize=7)
+    save_figure(figure, path)
+
+
+def main(argv=None):
+    """The command line."""
+    config = parse_cli(LearningConfig, argv)
+    with one_line_errors():
+        folder = Path(config.output)
+        for name in ("pictures", "scores"):
+            (folder / name).mkdir(parents=True, exist_ok=True)
+        phantoms(folder / f"train_{config.volumes}", config.volumes, 0)
+        judge = Judge(read_all(phantoms(folder / "held_out", HELD_OUT, 10**6)))
+        floor = judge(read_all(phantoms(folder / "floor", FLOOR, 2 * 10**6)))
+        recipes = list(RECIPES)[:4] if config.only is None else [config.only]
+        planned = [(recipe, seed) for seed in config.seeds for recipe in recipes]
+
+        def work(run):
+            if not config.table:
+                train(*run, config)
+            if (folder / "models" / name_of(*run, config)).exists():
+                score(*run, config, judge)
+            write_table(folder, floor)
+
+        with ThreadPoolExecutor(config.jobs) as pool:
+            list(pool.map(work, planned))
+        print((folder / "table.md").read_text())
+
+
+if __name__ == "__main__":
+    main()
