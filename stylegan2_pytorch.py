@@ -255,8 +255,7 @@ def check_networks(image_size, image_depth):
 
 def check_layers(name, layers, blocks):
     """Raise a UserError unless `layers` are different numbers of blocks, 1 to `blocks`."""
-    numbers = all(isinstance(n, int) and not isinstance(n, bool) and 1 <= n <= blocks for n in layers)
-    if not numbers or len(set(layers)) < len(layers):
+    if any(type(n) is not int or not 1 <= n <= blocks for n in layers) or len(set(layers)) < len(layers):
         given = ",".join(map(str, layers))
         raise UserError(f"--{name} must be different numbers of blocks, 1 to {blocks}, got {given}.")
 
@@ -765,14 +764,9 @@ def dual_contrastive_loss(t1, t2):
 def most_real(fake_logits, epochs, gamma, frac, sense):
     """The share max(gamma^epochs, frac) of logits that are most real, one at least (arXiv:2002.06224).
 
-    Args:
-        fake_logits: (B,).
-        epochs: Times that the data set was shown.
-        gamma, frac: Factor of the share for each epoch, and its smallest value.
-        sense: 1 if D's output is high for what it takes for real, -1 if it is low.
+    `sense` is 1 if D's output is high for what it takes for real, -1 if it is low.
 
-    Returns:
-        (k,).
+    Shapes: (B,) -> (k,)
     """
     k = max(1, math.ceil(len(fake_logits) * max(gamma**epochs, frac)))
     return fake_logits.topk(k, largest=sense > 0).values
@@ -944,12 +938,7 @@ class Synthesizer:
     def volumes_of(self, seeds, trunc_psi=1.0, batch_size=8, label=None, styles=None):
         """Yield the volume of every seed, (1, Z, S, S) in [0, 1] on the CPU, a batch at a time.
 
-        Args:
-            seeds: Sequence of integers >= 0; each gives latent, noise and, without a label, class.
-            trunc_psi: Truncation psi.
-            batch_size: Volumes computed together.
-            label: Name of the class of all.
-            styles: Styles in place of the seeds', (B, latent) or (B, L, latent).
+        A seed gives latent, noise and, without a label, class; `styles` take the place of the latents'.
         """
         for start in range(0, len(seeds), batch_size):
             chosen = slice(start, start + batch_size)
@@ -1253,7 +1242,7 @@ class Trainer:
             elif regularize:
                 both = ((real, labels), (fake, fake_labels))
                 for seen, of in both if self.config.penalty == "r1r2" else both[:1]:
-                    parts = [p.detach().requires_grad_() for p in seen.split(self.penalty_part)]
+                    parts = [p.detach().float().requires_grad_() for p in seen.split(self.penalty_part)]
                     weight = self.gamma() * self.config.penalty_every  # lazy: as if at every step
                     penalty = functools.partial(zero_centered_penalty, gamma=weight)
                     losses["GP"] += self.penalize_gradient(parts, parts, of, penalty, micro_batches)
@@ -1268,11 +1257,9 @@ class Trainer:
             return self.GAN.G(styles, noise), labels
 
     def tell_apart(self, real, fake, losses, micro_batches):
-        """Add the gradients of D's loss; real and fake go through D in one batch.
+        """Add the gradients of D's loss, and its shares to `losses`; real and fake go through D in one batch.
 
-        Args:
-            real, fake: (volumes as D sees them (B, 1, D, H, W), classes (B,) or None).
-            losses: The shares of this micro-batch are added here.
+        Shapes: real and fake are ((B, 1, D, H, W), labels (B,) or None)
         """
         labels = None if real[1] is None else torch.cat([real[1], fake[1]])
         with self.autocast(), self.GAN.D.learning_codes(not self.rehearsing):
@@ -1311,14 +1298,10 @@ class Trainer:
     def penalize_gradient(self, parts, seen, labels, penalty, micro_batches):
         """Add the gradients of a gradient penalty; returns this process's share of its value.
 
-        One part after another, so that the graph of gradients, in float32, is that of a part only.
+        One part after another, so that the graph of gradients, in float32, is that of a part only. `seen` is
+        what D sees of `parts`, in whose voxels the gradient is taken.
 
-        Args:
-            parts: Volumes (b, 1, D, H, W) in whose voxels the gradient is taken.
-            seen: What D sees of them, computed from them; as many.
-            labels: Their classes, (B,) or None.
-            penalty: Function of (volumes, logits).
-            micro_batches: Of which this is one.
+        Shapes: parts and seen of (b, 1, D, H, W), labels (B,) or None
         """
         weights, total = [p for p in self.GAN.D.parameters() if p.requires_grad], 0.0
         labels = len(parts) * [None] if labels is None else labels.split(self.penalty_part)
@@ -1415,7 +1398,7 @@ class Trainer:
         work = [
             ("gradient penalty", self.accumulate_discriminator, True, two),
             ("path length" if path_length else "generator", self.accumulate_generator, path_length, two),
-            ("preview", self.generate_once),
+            ("preview", self.preview_volumes),
         ]
         if self.scores is not None and self.device.type == "cuda":
             work.append(("evaluation", self.scores.rehearse, self.config.array_shape))
@@ -1436,13 +1419,6 @@ class Trainer:
             (self.loader, self.pl_mean), self.rehearsing = former, False
             self.GAN.zero_grad(set_to_none=True)
             del moments
-
-    @torch.no_grad()
-    def generate_once(self):
-        """Generate as many volumes as a preview does at once."""
-        rng, generator = self.random(parallel.STREAM_G, 0)
-        with self.autocast():
-            self.GAN.GE(*self.sample_inputs(rng, generator, self.draw_labels(rng)))
 
     # ---- previews and evaluation
 
@@ -1616,19 +1592,11 @@ def open_generator(config):
     )
     copied = model.average != "ramped" and model.step is not None and model.step < AVERAGE_AFTER
     if config.use_average and copied:
-        last_copy = (model.step - 3) // AVERAGE_COPY_EVERY * AVERAGE_COPY_EVERY + 3 if model.step > 2 else 0
+        last = (model.step - 3) // AVERAGE_COPY_EVERY * AVERAGE_COPY_EVERY + 3 if model.step > 2 else 0
         print(
-            f"The average is a copy of the generator after step {last_copy}; "
-            f"--use_average False takes the current one."
+            f"The average is a copy made after step {last}; --use_average False takes the current networks."
         )
     return model
-
-
-def new_folder(config, name, model):
-    """New folder in the run's results for what a checkpoint generates."""
-    folder = next_free(config.results / f"{name}-{model.path.stem}")
-    folder.mkdir(parents=True)
-    return folder
 
 
 def generate_volumes(config):
@@ -1640,7 +1608,8 @@ def generate_volumes(config):
     model = open_generator(config)
     seeds = range(config.seed, config.seed + config.num_generate)
     model.labels_of(seeds[:1], config.label)  # before anything is written
-    folder, shown = new_folder(config, "generated", model), []
+    folder, shown = next_free(config.results / f"generated-{model.path.stem}"), []
+    folder.mkdir(parents=True)
     volumes = model.volumes_of(seeds, config.trunc_psi, config.batch_size, config.label)
     for seed, volume in zip(seeds, tqdm(volumes, "Generating", len(seeds), unit="volume"), strict=True):
         save_nifti(volume, model.affine, folder / f"seed{seed:06d}.nii.gz")
@@ -1663,7 +1632,8 @@ def generate_interpolation(config):
     """
     model = open_generator(config)
     labels = model.labels_of([config.seed], config.label)
-    folder = new_folder(config, "interpolation", model)
+    folder = next_free(config.results / f"interpolation-{model.path.stem}")
+    folder.mkdir(parents=True)
     z, noise = parallel.batch_inputs((config.seed, config.seed + 1), model.latent_dim, model.shape)
     positions = torch.linspace(0, 1, config.interpolation_num_steps)
     pictures = []
@@ -1727,14 +1697,7 @@ def open_scores(config, group, bootstrap=0):
 
 
 def evaluate_checkpoints(config):
-    """`--evaluate_checkpoints`: scores of every checkpoint of the run, a table and a picture of the curves.
-
-    Returns:
-        The new folder with sweep.csv, sweep.json and sweep.png.
-
-    Raises:
-        UserError: There is no checkpoint, or weights or volumes cannot be used; nothing has been computed.
-    """
+    """`--evaluate_checkpoints`: scores of every checkpoint of the run; returns the new folder with them."""
     runs.find_checkpoint(config.models)  # or say that there is none
     scores = open_scores(config, parallel.Group(), SWEEP_RESAMPLES)
     numbers = runs.checkpoint_numbers(config.models)
@@ -1751,9 +1714,8 @@ def print_report(trainer, peaks):
     config, audit, GAN = trainer.config, trainer.audit, trainer.GAN
     sizes = ", ".join(f"{name} {count_parameters(getattr(GAN, name)) / 1e6:.1f}" for name in "SGD")
     precision = str(trainer.amp_dtype).removeprefix("torch.") if config.fp16 else "float32"
-    print("\n".join([*audit.summary, *([audit.classes.summary()] if audit.classes else [])]))
-    print(audit.kept(config.cache, config.packs))
-    print(f"parameters (million): {sizes}")
+    print(*audit.summary, *([audit.classes.summary()] if audit.classes else []), sep="\n")
+    print(audit.kept(config.cache, config.packs), f"parameters (million): {sizes}", sep="\n")
     print(f"device: {trainer.device}, precision: {precision}, PyTorch {torch.__version__}")
     print(f"steps per epoch: {len(audit.paths) / trainer.plan.volumes_per_step:.1f}")
     if peaks and trainer.device.type == "cpu":

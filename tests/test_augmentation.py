@@ -70,3 +70,15 @@ def test_probability_decides_for_the_whole_micro_batch():
     assert all(torch.equal(v, VOLUMES) or torch.equal(v, VOLUMES.flip(3)) for v in seen)
     assert 30 <= flipped <= 70  # 0.5 augmented, half of them flipped left-right, along H
     assert diff_augment.augment(VOLUMES, 0.0, ("cutout",), rng) is VOLUMES
+
+
+def test_each_volume_is_augmented_by_its_own_decision():
+    rng = np.random.default_rng(0)
+    many = torch.rand(64, 1, 4, 6, 8) + 1
+    y = diff_augment.augment_each(many, 0.5, ("cutout",), rng)
+    same = [torch.equal(a, b) for a, b in zip(y, many, strict=True)]
+    assert 20 <= sum(same) <= 44
+    assert diff_augment.augment_each(many, 0.0, ("cutout",), rng) is many
+    everything = diff_augment.augment_each(many, 1.0, (), rng)
+    flipped = sum(torch.equal(a, b.flip(2)) for a, b in zip(everything, many, strict=True))
+    assert 20 <= flipped <= 44

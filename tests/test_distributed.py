@@ -104,6 +104,8 @@ def test_a_hanging_process_is_not_waited_for_long_but_for_what_takes_long(tmp_pa
         {"dual_contrast_loss": True},
         {"top_k_training": True, "generator_top_k_gamma": 0.5},
         {"labels": "LABELS", "balance_classes": True, "pl_batch_shrink": 2},
+        {"recipe": "robust", "aug_prob": 0.5, "no_pl_reg": False},
+        {"loss": "logistic", "penalty": "r1", "labels": "LABELS"},
         {"attn_layers": [1, 2], "fq_layers": [2], "fq_dict_size": 8, "cl_reg": True, "no_const": True},
         {"aug_types": ("rotation", "scaling", "bias_field", "noise", "blur"), "ada_target": 0.6},
     ],

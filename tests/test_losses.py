@@ -45,6 +45,21 @@ def test_top_k_keeps_one_at_least():
     assert sg.most_real(torch.tensor([3.0, -1.0]), 5, gamma=0.0, frac=0.0, sense=-1).tolist() == [-1]
 
 
+def test_logistic_and_relativistic_losses_of_known_logits():
+    real, fake = torch.tensor([1.0, -1.0]), torch.tensor([0.0, 2.0])
+    softplus = [math.log(1 + math.exp(x)) for x in (-1.0, 1.0, 0.0, 2.0)]
+    assert sg.logistic_loss(real, fake).item() == pytest.approx(sum(softplus) / 2, rel=1e-6)
+    pairs = (math.log(1 + math.exp(-1.0)) + math.log(1 + math.exp(3.0))) / 2
+    assert sg.relativistic_pairs(real, fake).item() == pytest.approx(pairs, rel=1e-6)
+    assert sg.relativistic_pairs(real + 5, fake + 5).item() == pytest.approx(pairs, rel=1e-6)
+
+
+def test_zero_centred_penalty_of_a_linear_discriminator():
+    x = torch.randn(2, 1, 2, 2, 2, requires_grad=True)
+    logits = 3 * x.flatten(1).sum(dim=1)  # squared gradient 9 in 8 voxels
+    torch.testing.assert_close(sg.zero_centered_penalty(x, logits, gamma=0.1), torch.tensor(0.05 * 72))
+
+
 def test_gradient_penalty_of_a_linear_discriminator():
     x = torch.randn(2, 1, 2, 2, 2, requires_grad=True)
     logits = 3 * x.flatten(1).sum(dim=1)  # gradient 3 in 8 voxels, norm 3 * sqrt(8)

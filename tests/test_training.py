@@ -46,6 +46,11 @@ OPTIONS = {
     "balanced classes": {"labels": "LABELS", "balance_classes": True},
     "activations again, with blocks of all kinds": {"checkpoint_activations": True, **BLOCKS},
     "float16, with blocks of all kinds": {"amp_dtype": "float16", **BLOCKS},
+    "ramped average": {"average": "ramped"},
+    "logistic": {"loss": "logistic", "penalty": "r1", "penalty_every": 2},
+    "relativistic pairs": {"loss": "relativistic", "penalty": "r1r2", "penalty_every": 2, "gamma": 0.5},
+    "equalised": {"equalized_lr": True, "adam_betas": (0.0, 0.99), "cl_reg": True},
+    "each augmented": {"aug_each": True, "aug_prob": 0.5},
     "everything": {
         **{"labels": "LABELS", "balance_classes": True, "cl_reg": True, "no_const": True, **BLOCKS},
         **{"ada_target": 0.6, "ada_volumes": 100, "aug_prob": 0.5, "aug_types": NEW_AUGMENTATIONS},

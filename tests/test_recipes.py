@@ -1,0 +1,132 @@
+"""Recipes: sets of defaults, the robust losses, penalties, rates, averages, and their exact resuming."""
+
+import os
+import signal
+
+import pytest
+import torch
+
+import stylegan2_pytorch as sg
+from tests.test_training import assert_same_state, rows_of
+from volumetric import cli
+from volumetric.cli import UserError
+
+ROBUST = {
+    "plain": {},
+    "float32": {"fp16": False},
+    "float16": {"amp_dtype": "float16"},
+    "classes": {"labels": "LABELS", "balance_classes": True},
+    "falling": {
+        "final_gamma": 0.05,
+        "final_rate": 0.1,
+        "aug_prob": 0.5,
+        "ada_target": 0.6,
+        "ada_volumes": 100,
+    },
+}
+
+
+@pytest.mark.parametrize("option", ROBUST)
+def test_robust_resumes_bit_for_bit_across_its_schedules(make_config, label_table, monkeypatch, option):
+    """Interrupted by a signal: the schedules are shares of num_train_steps, which stay the same."""
+    settings = {"recipe": "robust", "penalty_every": 2, "num_train_steps": 6, **ROBUST[option]}
+    if "labels" in settings:
+        settings["labels"] = str(label_table)
+    whole = sg.train_from_folder(make_config(name="whole", **settings))
+    step = sg.Trainer.train_step
+
+    def interrupted(trainer, log):
+        step(trainer, log)
+        if trainer.step == 3:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(sg.Trainer, "train_step", interrupted)
+        assert sg.train_from_folder(make_config(name="parts", **settings)).step == 3
+    parts = sg.train_from_folder(make_config(name="parts", **settings))
+    assert_same_state(*(sg.read_checkpoint(t.config.models / "model_0.pt") for t in (whole, parts)))
+    assert [row["D"] for row in rows_of(whole.config)] == [row["D"] for row in rows_of(parts.config)]
+    full = whole.config.learning_rate
+    for group in whole.G_opt.param_groups:
+        assert group["lr"] / group["full"] == pytest.approx(1 - 5 / 6 * (1 - whole.config.final_rate))
+    assert max(group["full"] for group in whole.G_opt.param_groups) == full
+
+
+def test_recipe_is_a_set_of_defaults_and_a_flag_wins():
+    robust = cli.parse_cli(sg.TrainConfig, ["--recipe", "robust", "--ttur_mult", "1.5"])
+    assert robust == sg.TrainConfig(recipe="robust", ttur_mult=1.5)
+    assert (robust.loss, robust.penalty, robust.average) == ("relativistic", "r1r2", "ramped")
+    assert (
+        robust.learning_rate == 3e-3 and robust.equalized_lr and robust.no_pl_reg and robust.ttur_mult == 1.5
+    )
+    given = cli.parse_cli(sg.TrainConfig, ["--recipe", "robust", "--loss", "hinge", "--average", "published"])
+    assert (given.loss, given.average) == ("hinge", "published")
+    assert sg.replace(given, seed=3).loss == "hinge"  # what was resolved stays
+
+
+@pytest.mark.parametrize(
+    ("settings", "text"),
+    [
+        ({"loss": "logistic", "dual_contrast_loss": True}, "--loss logistic stands alone"),
+        ({"loss": "relativistic", "rel_disc_loss": True}, "--loss relativistic stands alone"),
+        ({"loss": "relativistic", "top_k_training": True}, "compares pairs: leave --top_k_training out"),
+        ({"adam_betas": (0.5, 1.0)}, r"--adam_betas must be two numbers from 0 to below 1, got \(0.5, 1.0\)"),
+        ({"adam_betas": 0.5}, r"--adam_betas must be two numbers from 0 to below 1, got \(0.5,\)"),
+        ({"loss": "hinged"}, "--loss must be hinge or logistic or relativistic, got 'hinged'"),
+        ({"final_rate": 1.5}, "--final_rate must be between 0 and 1"),
+        ({"gamma": 0.0}, "--gamma must be greater than 0"),
+    ],
+)
+def test_settings_that_do_not_go_together_are_refused(settings, text):
+    with pytest.raises(UserError, match=text):
+        sg.TrainConfig(**settings)
+
+
+def test_ramped_average_follows_the_length_of_the_training(make_config):
+    """Half of its weight is in the last 5 % of the volumes seen, up to 10,000 volumes."""
+    trainer = sg.Trainer(make_config(average="ramped", batch_size=8, gradient_accumulate_every=1))
+    weight, average = trainer.GAN.G.initial_conv.weight, trainer.GAN.GE.initial_conv.weight
+    with torch.no_grad():
+        average.zero_()
+        weight.fill_(1)
+    for step, half_life in ((0, 0.4), (999, 400), (10**6, 10000)):
+        with torch.no_grad():
+            average.zero_()
+        trainer.step = step
+        trainer.update_averages()
+        torch.testing.assert_close(average.mean(), torch.tensor(1 - 0.5 ** (8 / half_life)))
+
+
+def test_equalised_rates_follow_the_size_of_the_layers(make_config):
+    trainer = sg.Trainer(make_config(recipe="robust"))
+    rates = {
+        id(p): g["lr"] for o in (trainer.G_opt, trainer.D_opt) for g in o.param_groups for p in g["params"]
+    }
+    block, config = trainer.GAN.G.blocks[0], trainer.config
+    assert len(rates) == sum(1 for n in "SGD" for _ in getattr(trainer.GAN, n).parameters())
+    fan_in = block.conv1.weight[0].numel()
+    assert rates[id(block.conv1.weight)] == pytest.approx(3e-3 * (2 / fan_in) ** 0.5)
+    assert rates[id(block.to_style1.weight)] == pytest.approx(3e-3 * (2 / 512) ** 0.5)
+    plain = (block.to_noise1.weight, block.to_style1.bias, trainer.GAN.G.initial_block)
+    assert all(rates[id(p)] == 3e-3 for p in plain)
+    assert rates[id(trainer.GAN.S.net[0].weight)] == pytest.approx(3e-3 * config.lr_mlp)
+
+
+def test_zero_centred_penalties_are_of_what_d_sees_and_lazy(make_config, monkeypatch):
+    """R1 + R2 of a linear D: gamma / 2 * 2 * |w|^2, times the steps between them."""
+    trainer = sg.train_from_folder(make_config(num_train_steps=1))
+    config = sg.replace(trainer.config, penalty="r1r2", penalty_every=4, gamma=0.5, fp16=False)
+    trainer = sg.Trainer(config, trainer.audit)
+    slope = torch.randn(1, 1, 4, 8, 8)
+    monkeypatch.setattr(trainer, "judge", lambda volumes, _: (volumes * slope).sum(dim=(1, 2, 3, 4)))
+    monkeypatch.setattr(trainer.scaler, "scale", lambda loss: Spy(loss))
+
+    class Spy:
+        def __init__(self, loss):
+            self.loss = loss
+
+        def backward(self, **_):
+            pass
+
+    found = trainer.accumulate_discriminator(True, 2)
+    assert float(found["GP"]) == pytest.approx(float(4 * 0.5 * slope.square().sum()), rel=1e-4)
