@@ -555,6 +555,17 @@ def test_real_halves_are_a_floor(folders, tmp_path):
     assert not (tmp_path / "p").exists()
 
 
+def test_a_folder_of_copies_is_listed_with_a_fresh_cache(folders, tmp_path):
+    """Equal files have one entry in the cache, which several threads write at once."""
+    whole = (folders / "real" / "v0.nii.gz").read_bytes()
+    (tmp_path / "copies").mkdir()
+    for n in range(32):
+        (tmp_path / "copies" / f"v{n}.nii.gz").write_bytes(whole)
+    cache = extractors.FeatureCache(tmp_path / "cache")
+    assert len(volumes.list_volumes(tmp_path / "copies", "--real", cache)) == 32
+    assert len([p for p in (tmp_path / "cache").rglob("*") if p.is_file()]) == 1
+
+
 def test_copies_and_another_spacing_are_said(folders, tmp_path):
     for n in range(6):
         array = random_array(n % 2, SHAPE)

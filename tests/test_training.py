@@ -47,8 +47,8 @@ OPTIONS = {
     "activations again, with blocks of all kinds": {"checkpoint_activations": True, **BLOCKS},
     "float16, with blocks of all kinds": {"amp_dtype": "float16", **BLOCKS},
     "ramped average": {"average": "ramped"},
-    "logistic": {"loss": "logistic", "penalty": "r1", "penalty_every": 2},
-    "relativistic pairs": {"loss": "relativistic", "penalty": "r1r2", "penalty_every": 2, "gamma": 0.5},
+    "logistic": {"loss": "logistic", "penalty": "r1"},
+    "relativistic pairs": {"loss": "relativistic", "penalty": "r1r2", "gamma": 0.5},
     "equalised": {"equalized_lr": True, "adam_betas": (0.0, 0.99), "cl_reg": True},
     "each augmented": {"aug_each": True, "aug_prob": 0.5},
     "everything": {
@@ -103,7 +103,7 @@ def assert_same_state(first, second, ignore=("/config/name", "/command/name", "/
 def test_interrupted_run_equals_uninterrupted_run_bit_for_bit(
     make_config, short_schedule, label_table, option
 ):
-    settings = dict(OPTIONS[option])
+    settings = {"penalty_every": 2, **OPTIONS[option]}
     if "labels" in settings:
         settings["labels"] = str(label_table)
     whole = sg.train_from_folder(make_config(name="whole", num_train_steps=5, **settings))
@@ -121,7 +121,7 @@ def test_interrupted_run_equals_uninterrupted_run_bit_for_bit(
 
 def test_metrics_and_previews(make_config, short_schedule):
     trainer = sg.train_from_folder(
-        make_config(num_train_steps=4, num_image_tiles=2, evaluate_every=2, log=True)
+        make_config(num_train_steps=4, num_image_tiles=2, evaluate_every=2, penalty_every=2, log=True)
     )
     results = trainer.config.results
     rows = rows_of(trainer.config)
