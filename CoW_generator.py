@@ -97,7 +97,14 @@ style_npy_path = None
 # ╚══════════════════════════════════════════════════════════════════════════════════════════════════════════╝
 
 
-MODE_NAMES = ("normal", "stochastic_variation", "interpolation", "style_mixing", "truncation", "projection")
+MODES = {
+    "normal": "a volume for each seed",
+    "stochastic_variation": "one style, several noises",
+    "interpolation": "the way from seed to seed",
+    "style_mixing": "coarse style by row, fine style by column",
+    "truncation": "from the mean style to none",
+    "projection": "the nearest to a given volume",
+}
 
 
 @dataclass(kw_only=True)
@@ -106,8 +113,8 @@ class GenerateConfig:
 
     mode: str = option(
         mode,
-        "normal, stochastic_variation, interpolation, style_mixing, truncation or projection.",
-        choices=MODE_NAMES,
+        "What is generated.",
+        choices=MODES,
     )
     num_generate: int = option(
         num_generate, "Volumes (normal), styles to vary or truncate, pairs to interpolate, edge of the grid."
@@ -150,8 +157,8 @@ class GenerateConfig:
     )
     load_from_style: bool = option(load_from_style, "Vary the style in style_npy_path.")
     style_npy_path: str | None = option(style_npy_path, "A *_style.npy file.")
-    volume_format: str = option("nii.gz", "nii.gz or nii.", choices=("nii.gz", "nii"))
-    picture_format: str = option("png", "png, jpg, or none for no pictures.", choices=("png", "jpg", "none"))
+    volume_format: str = option("nii.gz", "Of the volumes.", choices=("nii.gz", "nii"))
+    picture_format: str = option("png", "Of the pictures; none makes none.", choices=("png", "jpg", "none"))
     batch_size: int | None = option(
         None, "Volumes at a time, None for 8 on a GPU and 2 on a CPU; halves itself when memory is short."
     )
@@ -718,13 +725,12 @@ def smoothness(volumes):
     return float(steps.max()), max(float(steps.mean()), 1e-12)
 
 
-MODES = {
+PLANS = {
     "normal": (plan_normal, picture_sheet),
     "stochastic_variation": (plan_stochastic_variation, picture_series),
     "interpolation": (plan_interpolation, picture_series),
     "style_mixing": (plan_style_mixing, picture_sheet),
     "truncation": (plan_truncation, picture_series),
-    "projection": (None, None),
 }
 
 
@@ -968,7 +974,7 @@ def generate(config):
     if config.mode == "projection":
         project(config, open_model(config))
         return config.folder
-    plan, picture = MODES[config.mode]
+    plan, picture = PLANS[config.mode]
     with process_group() as group:
         model = open_model(config)
         recipes = plan(config, model)

@@ -44,7 +44,9 @@ generated = "demo/results/demo/generated-model_2"
 output = "evaluation"
 
 NUMBERS = 1  # protocol of the comparison, part of every cached result
-GROUPS = ("fid", "md", "ms_ssim", "anatomy")
+GROUPS = {"fid": "slices", "md": "whole volumes", "ms_ssim": "diversity", "anatomy": "vessels"}
+EMBEDDINGS = {"pretrained": "FID, MD", "random": "no download, numbers of other names"}
+PRECISIONS = {"float32": "exact", "mixed": "most of Inception in bfloat16: faster where that is computed"}
 
 
 # ╔══════════════════════════════════════════════════════════════════════════════════════════════════════════╗
@@ -59,22 +61,12 @@ class EvaluateConfig:
     real: str = option(real, "Folder of real NIfTI volumes, 3D or (X, Y, Z, 1), all of one shape.")
     generated: str = option(generated, "Folder of generated volumes of the same shape.")
     output: str = option(output, "New folder for metrics.json, metric_values.txt, report.html and tables.")
-    metrics: tuple = option(
-        GROUPS, "fid (slices), md (volumes), ms_ssim (diversity), anatomy.", choices=GROUPS
-    )
+    metrics: tuple = option(tuple(GROUPS), "Groups of numbers, a list.", choices=GROUPS)
     planes: tuple = option(tuple(PLANES), "Planes of the slices; axial is FID as published.", choices=PLANES)
-    embedding: str = option(
-        "pretrained",
-        "pretrained, or random: networks without training, numbers of other names, no download.",
-        choices=("pretrained", "random"),
-    )
+    embedding: str = option("pretrained", "Networks that look at volumes.", choices=EMBEDDINGS)
     medicalnet_weights: str | None = option(None, "File resnet_10_23dataset.pth; None downloads it.")
     inception_weights: str | None = option(None, "File weights-inception-2015-12-05-6726825d.pth; as above.")
-    precision: str = option(
-        "float32",
-        "float32, or mixed: most of Inception in bfloat16, faster on processors that compute in it.",
-        choices=("float32", "mixed"),
-    )
+    precision: str = option("float32", "Of the networks.", choices=PRECISIONS)
     bootstrap: int = option(200, "Resamples of the 95 % intervals; 0 for none.", least=0)
     real_split: bool = option(False, "Compare random halves of the real volumes too: numbers between equals.")
     real_split_repeats: int = option(5, "Random splits.")

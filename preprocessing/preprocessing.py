@@ -160,7 +160,7 @@ class PreprocessConfig:
     )
     nmi_gate: float = option(NMI_GATE, "Normalised mutual information below which a registration has failed.")
     bias_correction: bool = option(bias_correction, "Correct the bias field by N4.")
-    interpolation: str = option("linear", "linear or bspline; the one resampling.", choices=INTERPOLATORS)
+    interpolation: str = option("linear", "Of the one resampling.", choices=tuple(INTERPOLATORS))
     stripped: bool = option(False, "Crop the stripped scan; False crops the whole one, as published.")
     clip_percentiles: tuple = option(
         (), "Two percentiles of the volume to which its values are clipped; () clips nothing."

@@ -58,7 +58,7 @@ class PhantomConfig:
     )
     image_depth: int = option(32, "Number of axial slices.")
     seed: int = option(0, "Seed, >= 0; phantom number n depends on the seed and n alone.", least=0)
-    dtype: str = option("float32", "Voxel type, float32 or uint8.", choices=INTENSITY)
+    dtype: str = option("float32", "Voxel type.", choices=INTENSITY)
     whole_head: bool = option(
         False, "Whole heads as they come from the scanner, with their poses, in place of the circle alone."
     )

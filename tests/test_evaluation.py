@@ -532,7 +532,7 @@ def test_second_run_measures_nothing_and_one_changed_file_alone(folders, report,
 
 
 def test_volumes_in_memory_give_the_numbers_of_their_files(folders, tmp_path):
-    config = settings(folders, metrics=evaluation.GROUPS, planes=("axial",), cache_dir=str(tmp_path))
+    config = settings(folders, metrics=tuple(evaluation.GROUPS), planes=("axial",), cache_dir=str(tmp_path))
     evaluator = evaluation.Evaluator(config)
     files = volumes.list_volumes(folders / "generated", "--generated", evaluator.cache)
     in_memory = [volumes.VolumeInMemory(f.name, f.read(), f.affine) for f in files]
