@@ -64,7 +64,9 @@ from volumetric.layers import (
     product_dtype,
     reliably,
     run_block,
+    set_rates,
     times_,
+    trained_by,
     upsampling,
     voxels_first,
 )
@@ -1183,7 +1185,7 @@ class Trainer:
     def train_step(self, log):
         """One update of every network; the log reads the losses when it waits for the device."""
         self.seen = []
-        runs.set_rates((self.G_opt, self.D_opt), self.done, self.config.final_rate)
+        set_rates((self.G_opt, self.D_opt), self.done, self.config.final_rate)
         with parallel.tf32(False):
             losses = {**self.discriminator_step(), **self.generator_step()}
         self.scaler.update()
@@ -1211,7 +1213,7 @@ class Trainer:
         regularize = self.step % self.config.penalty_every == 0
         losses = self.accumulate_discriminator(regularize, self.config.gradient_accumulate_every)
         shares = [losses[name] for name in ("GP", "Q") if name in losses]
-        self.group.sum_([p.grad for p in runs.trained_by(self.D_opt)] + shares)
+        self.group.sum_([p.grad for p in trained_by(self.D_opt)] + shares)
         self.scaler.step(self.D_opt)
         self.D_opt.zero_grad(set_to_none=True)
         if self.ada is not None:
@@ -1317,7 +1319,7 @@ class Trainer:
         due = self.step > PATH_LENGTH_AFTER and self.step % PATH_LENGTH_EVERY == 0
         regularize = due and not self.config.no_pl_reg
         losses = self.accumulate_generator(regularize, self.config.gradient_accumulate_every)
-        self.group.sum_([p.grad for p in runs.trained_by(self.G_opt)])
+        self.group.sum_([p.grad for p in trained_by(self.G_opt)])
         self.scaler.step(self.G_opt)
         self.G_opt.zero_grad(set_to_none=True)
         if regularize:
@@ -1410,7 +1412,7 @@ class Trainer:
         former = self.loader, self.pl_mean
         self.loader = itertools.repeat((volumes, torch.zeros(self.batch_size, dtype=torch.int64)))
         self.pl_mean, self.rehearsing = 0.0, True
-        trained = [*runs.trained_by(self.G_opt), *runs.trained_by(self.D_opt)]
+        trained = [*trained_by(self.G_opt), *trained_by(self.D_opt)]
         moments = [torch.zeros_like(p) for p in trained for _ in range(2)]  # what Adam will hold
         try:
             with parallel.tf32(False):

@@ -14,7 +14,14 @@ from MedicalNet.measuring import joined, measure
 from MedicalNet.volumes import in_memory
 from volumetric.cli import UserError
 from volumetric.files import atomic_path, by
-from volumetric.runs import or_reason
+
+
+def or_reason(function, *args):
+    """function(*args), or the text of whatever error it raises: it must not end a training of days."""
+    try:
+        return function(*args)
+    except Exception as error:
+        return " ".join(str(error).split()) or type(error).__name__
 
 
 class TrainingScores:

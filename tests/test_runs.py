@@ -136,6 +136,29 @@ def test_old_checkpoints_go(tmp_path):
     assert runs.checkpoint_numbers(tmp_path / "models") == [3, 4]
 
 
+def test_another_save_every_loses_nothing(tmp_path):
+    """The step inside decides which checkpoint is the newest, not its number alone."""
+    runs.run(LineTrainer(tmp_path, 6, save_every=1))
+    runs.run(LineTrainer(tmp_path, 20, save_every=7, keep_checkpoints=2))
+    models = tmp_path / "models"
+    steps = [runs.read_state(models / f"model_{n}.pt")["step"] for n in runs.checkpoint_numbers(models)]
+    assert steps == [7, 20]  # the last one takes the place of that of step 14, in whose interval it is
+    assert runs.read_state(runs.find_checkpoint(models))["step"] == 20
+    last = runs.run(LineTrainer(tmp_path, 23, save_every=3))
+    assert last.step == 23 and runs.read_state(runs.find_checkpoint(models))["step"] == 23
+
+
+def test_another_save_every_keeps_all_that_is_there(tmp_path):
+    runs.run(LineTrainer(tmp_path, 6, save_every=1))
+    runs.run(LineTrainer(tmp_path, 15, save_every=7))
+    models = tmp_path / "models"
+    steps = [runs.read_state(models / f"model_{n}.pt")["step"] for n in runs.checkpoint_numbers(models)]
+    assert steps == [*range(7), 7, 15]
+    runs.set_aside_later(models, 6)
+    assert runs.read_state(runs.find_checkpoint(models))["step"] == 6
+    assert len(list((models / "after-model_6").iterdir())) == 2
+
+
 def test_a_finished_run_says_so(tmp_path, capsys):
     runs.run(LineTrainer(tmp_path, 2))
     runs.run(LineTrainer(tmp_path, 2))

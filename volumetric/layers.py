@@ -257,3 +257,14 @@ def equalized_scale(name, parameter):
     if parameter.ndim < 2 or "to_noise" in name or "initial_block" in name or "embedding" in name:
         return 1.0
     return (2 / parameter[0].numel()) ** 0.5
+
+
+def trained_by(optimizer):
+    """Parameters of an optimiser, of all its groups."""
+    return [p for group in optimizer.param_groups for p in group["params"]]
+
+
+def set_rates(optimizers, done, final):
+    """Let rates fall linearly, from "full" of each group to `final` of it as `done` goes from 0 to 1."""
+    for group in [group for optimizer in optimizers for group in optimizer.param_groups]:
+        group["lr"] = group["full"] * (1 - done * (1 - final))

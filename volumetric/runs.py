@@ -18,6 +18,7 @@ and, to know its memory, `rehearsals()`: [(phase, function that runs its heavies
 
 import contextlib
 import csv
+import functools
 import json
 import math
 import pickle
@@ -198,17 +199,6 @@ def go_back(trainer, log, error):
     raise NanException(message) from None
 
 
-def trained_by(optimizer):
-    """Parameters of an optimiser, of all its groups."""
-    return [p for group in optimizer.param_groups for p in group["params"]]
-
-
-def set_rates(optimizers, done, final):
-    """Let rates fall linearly, from "full" of each group to `final` of it as `done` goes from 0 to 1."""
-    for group in [group for optimizer in optimizers for group in optimizer.param_groups]:
-        group["lr"] = group["full"] * (1 - done * (1 - final))
-
-
 def agree_on_end(trainer, received):
     """End all processes after the same step when any has received a signal."""
     if trainer.group.world > 1:
@@ -251,14 +241,6 @@ def until_received(items, received):
         yield item
 
 
-def or_reason(function, *args):
-    """function(*args), or the text of whatever error it raises: it must not end a training of days."""
-    try:
-        return function(*args)
-    except Exception as error:
-        return " ".join(str(error).split()) or type(error).__name__
-
-
 def append_scores(path, step, scores):
     """Add the numbers of an evaluation to fid_scores.txt, lines of step,metric,value; later steps go."""
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -296,9 +278,40 @@ def interruptions():
 
 
 def checkpoint_numbers(folder):
-    """Sorted numbers n of the files model_<n>.pt in a folder."""
-    numbers = (p.stem.removeprefix("model_") for p in Path(folder).glob("model_*.pt"))
-    return sorted(int(n) for n in numbers if n.isdecimal())
+    """Numbers n of the files model_<n>.pt in a folder, in the order of the steps inside."""
+    found = {p.stem.removeprefix("model_"): p for p in Path(folder).glob("model_*.pt")}
+    return [int(n) for n in sorted(filter(str.isdecimal, found), key=lambda n: age(found[n]))]
+
+
+def age(path):
+    """Key by which a later checkpoint comes after an earlier one; a damaged one is last, to be named.
+
+    Numbers do not tell: they are step // save_every, and save_every may have changed. Those of the original,
+    which hold no step, come first, by their number.
+    """
+    about = path.stat()
+    step = step_inside(path, about.st_mtime_ns, about.st_size)
+    number = int(path.stem.removeprefix("model_"))
+    return (0, number, 0) if step is None else (1, step, number)
+
+
+@functools.lru_cache(maxsize=1024)
+def step_inside(path, *_):
+    """Step of a checkpoint; None if it holds none, infinity if it cannot be read."""
+    try:
+        return read_state(path).get("step")
+    except UserError:
+        return math.inf
+
+
+def number_for(plan, step):
+    """Number of the checkpoint to write: step // save_every, or more, so that later ones have higher ones."""
+    number, there = step // plan.save_every, checkpoint_numbers(plan.models)
+    if not there or number > max(there):
+        return number
+    _, newest, _ = age(plan.models / f"model_{there[-1]}.pt")
+    same = there[-1] == max(there) and newest // plan.save_every == number
+    return there[-1] if same else max(there) + 1
 
 
 def find_checkpoint(folder, load_from=-1):
@@ -375,7 +388,7 @@ def save(trainer):
         raise NanException(f"a weight is not finite after step {trainer.step}")
     if not trainer.group.first:
         return
-    save_checkpoint(state, plan.models / f"model_{trainer.step // plan.save_every}.pt")
+    save_checkpoint(state, plan.models / f"model_{number_for(plan, trainer.step)}.pt")
     with atomic_path(plan.models / ".config.json") as part:
         part.write_text(json.dumps(state.get("config", {}), indent=1))
     if plan.keep_checkpoints is not None:
@@ -444,7 +457,8 @@ def move_aside(*folders):
 
 def set_aside_later(models, number):
     """Move the checkpoints after model_<number>.pt to a folder of their own, so that none is overwritten."""
-    later = [n for n in checkpoint_numbers(models) if n > number]
+    numbers = checkpoint_numbers(models)
+    later = numbers[numbers.index(number) + 1 :]
     if not later:
         return
     aside = next_free(models / f"after-model_{number}")
