@@ -85,17 +85,14 @@ AVERAGE_EVERY = 10
 AVERAGE_AFTER = 20000
 AVERAGE_COPY_EVERY = 1000  # before the averages start, SE and GE are copies made at step % 1000 == 2
 AVERAGE_COPY_UNTIL = 25000
-# The ramped average: its half-life in volumes, as a share of those seen, and at most.
-AVERAGE_RAMP = 0.05
-AVERAGE_HALF_LIFE = 10000
-
+# The ramped average: its half-life, as a share of the volumes seen, and in volumes, at most.
+AVERAGE_RAMP, AVERAGE_HALF_LIFE = 0.05, 10000
 ADA_EVERY = 4
 CONTRAST_FAKES_AFTER = 20000
 
 PENALTY_PARTS = 4  # of a micro-batch, whose penalties are computed one after the other to save memory
 PENALTY_VOXELS = 2**19  # in such a part, at least, unless the micro-batch has fewer
 TRUNCATION_SAMPLES = 2000  # styles averaged for the truncation centre
-SWEEP_RESAMPLES = 200  # of the intervals in the curves of --evaluate_checkpoints
 
 
 # ╔══════════════════════════════════════════════════════════════════════════════════════════════════════════╗
@@ -119,8 +116,7 @@ class TrainConfig(RunConfig):
     The same command given again continues the run. In a flag's name - and _ are the same.
     """
 
-    # folders, steps, device, precision and seed, as every training has them: volumetric.cli.RunConfig
-    # networks
+    # networks; folders, steps, device, precision and seed, as every training has them, are in RunConfig
     image_size: int = option(128, "In-plane edge in voxels, a power of two.", network=True)
     image_depth: int = option(32, "Axial slices, a power of two, 4 <= depth <= image_size.", network=True)
     network_capacity: int = option(8, "Half the channels of the generator's last block.", network=True)
@@ -138,7 +134,7 @@ class TrainConfig(RunConfig):
     gradient_accumulate_every: int = option(4, "Micro-batches in a training step.", resumed=True)
     learning_rate: float = option(1e-4, "Adam's rate of G and S.", robust=3e-3, resumed=True)
     ttur_mult: float = option(1.5, "D's rate is learning_rate times this.", robust=1.0, resumed=True)
-    equalized_lr: bool = option(False, "Rates that suit each layer's size.", robust=True, resumed=True)
+    equalized_lr: bool = option(False, "Rates by each layer's fan-in.", robust=True, resumed=True)
     final_rate: float = option(1.0, "Share of the rates left at the end.", **SHARE, robust=0.3, resumed=True)
     adam_betas: tuple = option((0.5, 0.9), "Adam's two betas.", robust=(0.0, 0.99), resumed=True)
     average: str = option("published", "Moving average.", choices=AVERAGES, robust="ramped", resumed=True)
@@ -159,9 +155,17 @@ class TrainConfig(RunConfig):
     aug_prob: float = option(0.5, "Probability of augmentation before D.", **SHARE, robust=0.0, resumed=True)
     aug_each: bool = option(False, "Decide for each volume, not micro-batch.", robust=True, resumed=True)
     aug_types: tuple = option(
-        ("translation", "cutout"), "Beside a flip.", choices=AUGMENTATIONS, resumed=True
+        ("translation", "cutout"),
+        "Augmentations, beside a flip, a list.",
+        choices=AUGMENTATIONS,
+        resumed=True,
     )
-    ada_target: float | None = option(None, "Adapt aug_prob to this overfitting.", **SHARE, resumed=True)
+    ada_target: float | None = option(
+        None,
+        "Adapt aug_prob until D tells this share of reals from fakes, beyond chance.",
+        **SHARE,
+        resumed=True,
+    )
     ada_volumes: int = option(500000, "Real volumes in which aug_prob can adapt from 0 to 1.", resumed=True)
     dataset_aug_prob: float = option(0.5, "Probability of a left-right flip.", **SHARE, resumed=True)
     labels: str | None = option(None, "Train for classes: `folders` of data, or a CSV of file and label.")
@@ -1701,7 +1705,7 @@ def open_scores(config, group, bootstrap=0):
 def evaluate_checkpoints(config):
     """`--evaluate_checkpoints`: scores of every checkpoint of the run; returns the new folder with them."""
     runs.find_checkpoint(config.models)  # or say that there is none
-    scores = open_scores(config, parallel.Group(), SWEEP_RESAMPLES)
+    scores = open_scores(config, parallel.Group(), bootstrap=200)
     numbers = runs.checkpoint_numbers(config.models)
     models = (open_generator(replace(config, load_from=number)) for number in numbers)
     folder = next_free(config.results / "sweep")
