@@ -160,12 +160,7 @@ class TrainConfig(RunConfig):
         choices=AUGMENTATIONS,
         resumed=True,
     )
-    ada_target: float | None = option(
-        None,
-        "Adapt aug_prob until D tells this share of reals from fakes, beyond chance.",
-        **SHARE,
-        resumed=True,
-    )
+    ada_target: float | None = option(None, "Overfitting that aug_prob adapts to.", **SHARE, resumed=True)
     ada_volumes: int = option(500000, "Real volumes in which aug_prob can adapt from 0 to 1.", resumed=True)
     dataset_aug_prob: float = option(0.5, "Probability of a left-right flip.", **SHARE, resumed=True)
     labels: str | None = option(None, "Train for classes: `folders` of data, or a CSV of file and label.")
@@ -1593,9 +1588,8 @@ class ModelLoader(Synthesizer):
 def open_generator(config):
     """ModelLoader of the run's checkpoint; says how old its average is."""
     path = runs.find_checkpoint(config.models, config.load_from)
-    model = ModelLoader(
-        device=config.device, checkpoint=path, use_average=config.use_average, image_depth=config.chosen_depth
-    )
+    settings = {"use_average": config.use_average, "image_depth": config.chosen_depth}
+    model = ModelLoader(checkpoint=path, device=config.device, **settings)
     copied = model.average != "ramped" and model.step is not None and model.step < AVERAGE_AFTER
     if config.use_average and copied:
         last = (model.step - 3) // AVERAGE_COPY_EVERY * AVERAGE_COPY_EVERY + 3 if model.step > 2 else 0
