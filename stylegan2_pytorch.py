@@ -48,7 +48,7 @@ from tqdm import tqdm
 from volumetric import dataset, parallel, runs
 from volumetric.cli import RunConfig, UserError, one_line_errors, option, options_of, parse_cli, with_recipes
 from volumetric.diff_augment import AUGMENTATIONS, AdaptiveAugmentation, augment, augment_each
-from volumetric.files import __version__, naming, next_free, save_nifti
+from volumetric.files import __version__, locked, naming, next_free, save_nifti
 from volumetric.layers import (
     FeatureQuantizer,
     Smoothing,
@@ -155,10 +155,7 @@ class TrainConfig(RunConfig):
     aug_prob: float = option(0.5, "Probability of augmentation before D.", **SHARE, robust=0.0, resumed=True)
     aug_each: bool = option(False, "Decide for each volume, not micro-batch.", robust=True, resumed=True)
     aug_types: tuple = option(
-        ("translation", "cutout"),
-        "Augmentations, beside a flip, a list.",
-        choices=AUGMENTATIONS,
-        resumed=True,
+        ("translation", "cutout"), "Augmentations beside a flip.", choices=AUGMENTATIONS, resumed=True
     )
     ada_target: float | None = option(None, "Overfitting that aug_prob adapts to.", **SHARE, resumed=True)
     ada_volumes: int = option(500000, "Real volumes in which aug_prob can adapt from 0 to 1.", resumed=True)
@@ -1766,13 +1763,16 @@ def train_from_folder(config, group=None):
     if config.dry_run:
         return trainer
     group.wait()  # until all have read what is there
-    if group.first:
-        runs.make_way(config)
-    group.wait()
-    if config.init_from:
-        with naming(config.init_from):
-            runs.load_networks(trainer.GAN, read_checkpoint(config.init_from)["GAN"])
-    trainer.train()
+    with contextlib.ExitStack() as stack:
+        if group.first:
+            lock = config.models.with_name(f".{config.name}.lock")
+            stack.enter_context(locked(lock, f"The run {config.models}"))
+            runs.make_way(config)
+        group.wait()
+        if config.init_from:
+            with naming(config.init_from):
+                runs.load_networks(trainer.GAN, read_checkpoint(config.init_from)["GAN"])
+        trainer.train()
     print(f"Checkpoints are in {config.models}, previews and metrics.csv in {config.results}.")
     return trainer
 

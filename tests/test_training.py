@@ -558,6 +558,32 @@ def test_signals_save_and_exit_cleanly(data, tmp_path, number, settings):
     assert step == len(table.read_text().splitlines()) - 1
 
 
+def test_a_run_is_not_started_twice(data, tmp_path):
+    """By a lock that a killed process does not leave behind."""
+    flags = [*map(str, tiny_flags(data, tmp_path, num_train_steps=100000, save_every=100000))]
+    first = subprocess.Popen(
+        [sys.executable, ROOT / "stylegan2_pytorch.py", *flags],
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+    )
+    table = tmp_path / "results" / "t" / "metrics.csv"
+    deadline = time.monotonic() + 1800
+    while not (table.exists() and len(table.read_text().splitlines()) > 3):
+        assert first.poll() is None and time.monotonic() < deadline
+        time.sleep(0.1)
+    second = run_script("stylegan2_pytorch.py", *flags)
+    assert second.returncode == 1
+    assert f"in use by process {first.pid} on" in second.stderr.splitlines()[-1]
+    rows = len(table.read_text().splitlines())
+    first.kill()
+    first.wait()
+    assert len(table.read_text().splitlines()) >= rows
+    done = run_script("stylegan2_pytorch.py", *flags[:-2], "--num_train_steps", 1, "--new", True)
+    assert done.returncode == 0, done.stderr
+    assert not list((tmp_path / "models").glob("*.lock"))
+
+
 def test_model_loader_and_generation(make_config):
     config = make_config(num_train_steps=2)
     sg.train_from_folder(config)

@@ -5,6 +5,7 @@ A NIfTI array is (X, Y, Z); inside the networks a volume is (B, 1, D, H, W) = (B
 """
 
 import contextlib
+import errno
 import gzip
 import hashlib
 import itertools
@@ -20,6 +21,11 @@ import numpy as np
 from einops import rearrange
 
 from volumetric.cli import UserError
+
+try:
+    import fcntl
+except ModuleNotFoundError:  # Windows has no such locks
+    fcntl = None
 
 __version__ = "0.1.0"
 
@@ -198,6 +204,50 @@ def atomic_path(path):
         os.replace(part, path)
     finally:
         part.unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def locked(path, what):
+    """Hold a lock that ends with this process, however it ends; the file is gone afterwards.
+
+    Args:
+        path: Lock file.
+        what: What is locked, for the message.
+
+    Raises:
+        UserError: Another process holds it; the text names machine and process.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    file = take_lock(path)
+    if file is None:
+        holder = path.read_text(errors="replace").strip() or "another process"
+        raise UserError(f"{what} is in use by {holder}: wait for it, end it, or give another --name.")
+    with file:
+        file.truncate(0)
+        file.write(f"process {os.getpid()} on {platform.node()}")
+        file.flush()
+        try:
+            yield
+        finally:
+            path.unlink(missing_ok=True)
+
+
+def take_lock(path):
+    """The open and locked file, or None if another process has it."""
+    while True:
+        file = open(path, "a")  # noqa: SIM115  the caller closes it, and so gives the lock back
+        if fcntl is None:
+            return file
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            if path.exists() and os.path.samestat(os.fstat(file.fileno()), path.stat()):
+                return file
+        except OSError as error:
+            file.close()
+            if error.errno in (errno.EWOULDBLOCK, errno.EACCES):
+                return None
+            raise
+        file.close()  # its holder has removed the file since it was opened
 
 
 def part_of(path):
