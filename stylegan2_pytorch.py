@@ -1464,8 +1464,8 @@ class Trainer:
         number = config.calculate_fid_num_images
         seeds = range(config.seed, config.seed + number)[slice(*self.group.share(number))]
         made = self.synthesizer().volumes_of(seeds, config.trunc_psi, self.batch_size)
-        volumes = runs.until_received(zip(seeds, made, strict=True), received)
-        return self.scores.together(volumes, len(seeds), self.audit.affine, self.group, self.step)
+        about = (len(seeds), self.audit.affine, self.group, self.step, received)
+        return self.scores.together(zip(seeds, made, strict=True), *about)
 
     # ---- state
 

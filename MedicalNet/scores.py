@@ -16,6 +16,14 @@ from volumetric.cli import UserError
 from volumetric.files import atomic_path, by
 
 
+def until_received(items, received):
+    """Yield items until a signal has been received; then an InterruptedError."""
+    for item in items:
+        if received:
+            raise InterruptedError(f"{received[0]} came first")
+        yield item
+
+
 def or_reason(function, *args):
     """function(*args), or the text of whatever error it raises: it must not end a training of days."""
     try:
@@ -54,7 +62,7 @@ class TrainingScores:
         """Names of the numbers."""
         return self.evaluator.names()
 
-    def together(self, volumes, number, affine, group, step):
+    def together(self, volumes, number, affine, group, step, received):
         """Numbers of volumes that the processes of a training share out; what fails is said, not raised.
 
         Args:
@@ -63,11 +71,14 @@ class TrainingScores:
             affine: Their affine, (4, 4).
             group: Group of the processes.
             step: Step of the training, for the message.
+            received: Names of the signals that have arrived; with one, the evaluation is given up.
 
         Returns:
             {metric: value}, for the first process; {} for the others, and when something failed.
         """
-        parts = group.collect(or_reason(self.measure_part, volumes, number, affine, group.world))
+        parts = group.collect(
+            or_reason(self.measure_part, until_received(volumes, received), number, affine, group.world)
+        )
         found = {}
         if group.first:
             failed = [part for part in parts if isinstance(part, str)]

@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+import zipfile
 
 import nibabel as nib
 import numpy as np
@@ -486,6 +487,25 @@ def test_damaged_checkpoints_are_named(make_config, spoil, text):
     with pytest.raises(ValueError, match=text) as error:
         sg.train_from_folder(make_config(num_train_steps=2))
     assert str(path) in str(error.value) and "\n" not in str(error.value)
+
+
+def test_flipped_bytes_in_a_checkpoint_are_found(make_config):
+    path = sg.train_from_folder(make_config(num_train_steps=1)).config.models / "model_0.pt"
+    whole = path.read_bytes()
+    with zipfile.ZipFile(path) as archive:
+        records = [r for r in archive.infolist() if r.file_size]
+    rng = np.random.default_rng(0)
+    for record in (records[n] for n in rng.integers(0, len(records), 50)):
+        name_and_extra = int.from_bytes(whole[record.header_offset + 26 :][:2], "little")
+        name_and_extra += int.from_bytes(whole[record.header_offset + 28 :][:2], "little")
+        place = record.header_offset + 30 + name_and_extra + int(rng.integers(record.file_size))
+        path.write_bytes(
+            whole[:place] + bytes([whole[place] ^ (1 << int(rng.integers(8)))]) + whole[place + 1 :]
+        )
+        with pytest.raises(UserError, match=r"model_0\.pt cannot be read as a checkpoint"):
+            sg.read_checkpoint(path)
+    path.write_bytes(whole)
+    assert sg.read_checkpoint(path)["step"] == 1
 
 
 def test_checkpoint_of_a_newer_program_is_refused(make_config):

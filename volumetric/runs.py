@@ -45,6 +45,16 @@ from volumetric.cli import UserError
 from volumetric.files import atomic_path, clear_parts, naming, next_free
 from volumetric.pictures import save_picture
 
+# What a damaged checkpoint raises.
+UNREADABLE = (
+    zipfile.BadZipFile,
+    OSError,
+    EOFError,
+    KeyError,
+    RuntimeError,
+    ValueError,
+    pickle.UnpicklingError,
+)
 NAN_REVERTS = 3  # returns to the last checkpoint before training gives up
 # Steps between readings of the losses, for which a GPU must be waited for.
 READ_EVERY = {"cpu": 1, "cuda": 10}
@@ -233,14 +243,6 @@ def evaluate(trainer, received):
     return scores
 
 
-def until_received(items, received):
-    """Yield items until a signal has been received; then an InterruptedError."""
-    for item in items:
-        if received:
-            raise InterruptedError(f"{received[0]} came first")
-        yield item
-
-
 def append_scores(path, step, scores):
     """Add the numbers of an evaluation to fid_scores.txt, lines of step,metric,value; later steps go."""
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -299,7 +301,7 @@ def age(path):
 def step_inside(path, *_):
     """Step of a checkpoint; None if it holds none, infinity if it cannot be read."""
     try:
-        return read_state(path).get("step")
+        return read_state(path, check=False).get("step")
     except UserError:
         return math.inf
 
@@ -333,8 +335,8 @@ def find_checkpoint(folder, load_from=-1):
     return Path(folder) / f"model_{numbers[-1] if load_from == -1 else load_from}.pt"
 
 
-def read_state(path):
-    """Read a checkpoint onto the CPU, with `weights_only=True`.
+def read_state(path, check=True):
+    """Read a checkpoint onto the CPU, with `weights_only=True`, and compare its checksums if asked.
 
     Raises:
         UserError: The file is missing or damaged.
@@ -343,8 +345,11 @@ def read_state(path):
     if not path.is_file():
         raise UserError(f"{path} does not exist: give the path of a checkpoint model_<n>.pt.")
     try:
-        state = torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
-    except (OSError, EOFError, KeyError, RuntimeError, ValueError, pickle.UnpicklingError) as error:
+        zipped = zipfile.is_zipfile(path)
+        if check and zipped and zipfile.ZipFile(path).testzip():
+            raise zipfile.BadZipFile
+        state = torch.load(path, map_location="cpu", weights_only=True, mmap=zipped)
+    except UNREADABLE as error:
         raise UserError(f"{path} cannot be read as a checkpoint ({type(error).__name__}).") from None
     if not isinstance(state, dict):
         raise UserError(f"{path} is not a checkpoint: it holds a {type(state).__name__}.")
