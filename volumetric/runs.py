@@ -132,11 +132,6 @@ class Plan:
 def run(trainer):
     """Continue from the newest checkpoint, if any, to num_train_steps, a signal or too many NaN.
 
-    Whatever ends it, the run is saved; what was not due yet is lost after NaN alone.
-
-    Args:
-        trainer: An object as this module's docstring describes.
-
     Returns:
         The trainer, at its last step.
 
@@ -487,9 +482,6 @@ class RunLog:
 
     One process writes; all read, so that all see the same NaN. A resumed run continues the table and keeps
     its columns; a table with rows beyond the run's step is kept beside it.
-
-    Args:
-        trainer: As for `run`.
     """
 
     def __init__(self, trainer):
