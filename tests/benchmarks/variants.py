@@ -171,6 +171,12 @@ def count(network, volumes):
     return voxels, torch.cat(states), maps
 
 
+def balanced(found, true):
+    """Mean share of right answers where it is there and where it is not: 0.5 for one answer to everything."""
+    right = [float((found == true)[true == value].float().mean()) for value in true.unique()]
+    return sum(right) / len(right)
+
+
 def wilson(hits, number):
     """Share and its 95 % interval (Wilson 1927)."""
     z, p = 1.96, hits / number
@@ -202,7 +208,7 @@ def compare(network, config):
         inter = ((maps == n) & (labels == n)).sum()
         row = {"dice": float(2 * inter / ((maps == n).sum() + (labels == n).sum())), "voxels": least}
         present = voxels[:, n] > least
-        row["accuracy"] = float((present == there).float().mean())
+        row["balanced_accuracy"] = balanced(present, there)
         row["truth"] = wilson(int(there.sum()), len(there))
         row["phantoms"] = wilson(int(present.sum()), len(present))
         if generated is not None:
@@ -212,8 +218,7 @@ def compare(network, config):
         for k, state in enumerate(STATES):
             if not (states[:, s] == k).any():
                 continue
-            right = (told[:, s] == k) == (states[:, s] == k)
-            row = {"accuracy": float(right.float().mean())}
+            row = {"balanced_accuracy": balanced(told[:, s] == k, states[:, s] == k)}
             row["truth"] = wilson(int((states[:, s] == k).sum()), len(states))
             row["phantoms"] = wilson(int((told[:, s] == k).sum()), len(told))
             if generated is not None:
@@ -229,14 +234,12 @@ def shown(result):
 
 def write(table, folder):
     """counts.json, and counts.md as it is printed."""
-    lines = [
-        "| | right on unseen phantoms | Dice | phantoms, truth | phantoms, counted | generated, counted |"
-    ]
+    lines = ["| | balanced accuracy | Dice | phantoms, truth | phantoms, counted | generated, counted |"]
     lines += ["|---|---|---|---|---|---|"]
     for name, row in table.items():
         dice = f"{row['dice']:.2f}" if "dice" in row else ""
         shares = [shown(row.get(kind)) for kind in ("truth", "phantoms", "generated")]
-        lines.append(f"| {name} | {row['accuracy']:.2f} | {dice} | {' | '.join(shares)} |")
+        lines.append(f"| {name} | {row['balanced_accuracy']:.2f} | {dice} | {' | '.join(shares)} |")
     with atomic_path(folder / "counts.json") as part:
         part.write_text(json.dumps(table, indent=1))
     with atomic_path(folder / "counts.md") as part:
