@@ -11,6 +11,7 @@ import hashlib
 import io
 import json
 import os
+import threading
 import urllib.error
 import zipfile
 from dataclasses import dataclass
@@ -325,6 +326,10 @@ def standardized(array):
 # ╚══════════════════════════════════════════════════════════════════════════════════════════════════════════╝
 
 
+# numpy parses a file's header as Python, which CPython 3.11 cannot do in two threads at once (gh-106905).
+ONE_PARSER = threading.Lock()
+
+
 class FeatureCache:
     """What was computed from a file, found again by the content of everything it was computed from.
 
@@ -347,7 +352,7 @@ class FeatureCache:
         if self.folder is None or self.renew:
             return None
         try:
-            with np.load(self.path(key), allow_pickle=False) as arrays:
+            with ONE_PARSER, np.load(self.path(key), allow_pickle=False) as arrays:
                 return dict(arrays)
         except (OSError, ValueError, EOFError, KeyError, zipfile.BadZipFile):
             return None

@@ -186,11 +186,9 @@ def process_group(device="cpu"):
     if on_gpu:
         torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", 0)))
     torch.distributed.init_process_group("nccl" if on_gpu else "gloo", timeout=WAIT)
-    try:
-        patient = torch.distributed.new_group(backend="gloo", timeout=LONG_WAIT)
-        yield Group(torch.distributed.get_rank(), torch.distributed.get_world_size(), patient)
-    finally:
-        torch.distributed.destroy_process_group()
+    patient = torch.distributed.new_group(backend="gloo", timeout=LONG_WAIT)
+    yield Group(torch.distributed.get_rank(), torch.distributed.get_world_size(), patient)
+    torch.distributed.destroy_process_group()  # not after an error: it would wait for those who are gone
 
 
 @contextlib.contextmanager
