@@ -165,11 +165,11 @@ def score(recipe, seed, config, judge):
     known = {(row["step"], row["networks"]) for row in rows}
     for number in checkpoint_numbers(folder / "models" / name):
         for networks in ("average", "current"):
-            step = number * config.score_every
-            if step == 0 or (step, networks) in known:
-                continue
             path = folder / "models" / name / f"model_{number}.pt"
             model = ModelLoader(checkpoint=path, use_average=networks == "average", device="cpu")
+            step = model.step  # an interrupted run leaves checkpoints between those that are due
+            if step == 0 or (step, networks) in known:
+                continue
             made = np.stack([v[0].numpy() for v in model.volumes_of(range(10**6, 10**6 + SAMPLES))])
             about = {"recipe": recipe, "volumes": config.volumes, "seed": seed, "steps": config.steps}
             rows.append({**about, "step": step, "networks": networks, **judge(made)})
