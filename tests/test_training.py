@@ -545,6 +545,14 @@ sg.main({[*map(str, tiny_flags(data, tmp_path, num_train_steps=4, save_every=9))
     assert [p.name for p in sorted(checkpoint.parent.iterdir())] == [".config.json", "model_0.pt"]
 
 
+def wait_for_steps(table, process):
+    """Wait until a training has written a few rows of its metrics.csv."""
+    deadline = time.monotonic() + 1800
+    while not (table.exists() and len(table.read_text().splitlines()) > 3):
+        assert process.poll() is None and time.monotonic() < deadline
+        time.sleep(0.1)
+
+
 @pytest.mark.parametrize(
     ("number", "settings"),
     [
@@ -567,10 +575,7 @@ def test_signals_save_and_exit_cleanly(data, tmp_path, number, settings):
         env={**os.environ, "OMP_NUM_THREADS": "1"},
     )
     table = tmp_path / "results" / "t" / "metrics.csv"
-    deadline = time.monotonic() + 120
-    while not (table.exists() and len(table.read_text().splitlines()) > 3):
-        assert run.poll() is None and time.monotonic() < deadline
-        time.sleep(0.1)
+    wait_for_steps(table, run)
     os.killpg(run.pid, number)
     text, _ = run.communicate(timeout=60)
     assert run.returncode == 0 and "The same command continues the run" in text
@@ -588,10 +593,7 @@ def test_a_run_is_not_started_twice(data, tmp_path):
         env={**os.environ, "OMP_NUM_THREADS": "1"},
     )
     table = tmp_path / "results" / "t" / "metrics.csv"
-    deadline = time.monotonic() + 1800
-    while not (table.exists() and len(table.read_text().splitlines()) > 3):
-        assert first.poll() is None and time.monotonic() < deadline
-        time.sleep(0.1)
+    wait_for_steps(table, first)
     second = run_script("stylegan2_pytorch.py", *flags)
     assert second.returncode == 1
     assert f"in use by process {first.pid} on" in second.stderr.splitlines()[-1]

@@ -423,7 +423,7 @@ def begin(config):
     if not checkpoint_numbers(config.models):
         return config, command, None
     newest = find_checkpoint(config.models)
-    former = read_state(newest).get("command") or {}
+    former = read_state(newest, check=False).get("command") or {}  # it is checked when it is taken up
     if former == command or (config.init_from is not None and config.init_from == former.get("init_from")):
         if config.new or config.load_from != -1:
             print(f"This very command began the run in {config.models}, and continues it from {newest}.")
