@@ -32,16 +32,29 @@ import torch.nn.functional as F
 from tqdm import tqdm
 
 import stylegan2_pytorch as sg
-from volumetric.cli import UserError, check_device_name, check_fields, one_line_errors, option, parse_cli
+from volumetric.cli import (
+    UserError,
+    check_device_name,
+    check_fields,
+    one_line_errors,
+    option,
+    parse_cli,
+)
 from volumetric.files import (
-    UNREADABLE,
     __version__,
     array_to_volume,
+    as_damaged,
     atomic_path,
     by,
+    check_affine,
+    check_array,
+    clear_parts,
     file_digest,
+    load_nifti,
     naming,
+    read_json,
     read_volume,
+    reading,
     save_nifti,
     volume_to_array,
 )
@@ -97,6 +110,7 @@ style_npy_path = None
 # ╚══════════════════════════════════════════════════════════════════════════════════════════════════════════╝
 
 
+MOST_VOLUMES = 10**6  # of one command
 MODES = {
     "normal": "a volume for each seed",
     "stochastic_variation": "one style, several noises",
@@ -117,7 +131,10 @@ class GenerateConfig:
         choices=MODES,
     )
     num_generate: int = option(
-        num_generate, "Volumes (normal), styles to vary or truncate, pairs to interpolate, edge of the grid."
+        num_generate,
+        "Volumes (normal), styles to vary or truncate, pairs to interpolate, edge of the grid.",
+        least=1,
+        most=MOST_VOLUMES,
     )
     seed: int = option(42, "First seed; the following are seed + 1, seed + 2, ...", least=0)
     seeds: str | None = option(None, "Seeds in place of seed and num_generate, for example 0-99,205.")
@@ -127,7 +144,7 @@ class GenerateConfig:
         model_from_epoch, "Number n of the checkpoint, -1 for the newest.", least=-1
     )
     checkpoint: str | None = option(
-        None, "Checkpoint file in place of the three settings before, the original's included."
+        None, "Checkpoint file in place of the three settings before, the original's included.", file=True
     )
     image_depth: int | None = option(
         None, "Axial slices, for a checkpoint of the original that does not state them."
@@ -144,19 +161,23 @@ class GenerateConfig:
         truncation_psi, "Truncation psi in [0, 1]; 1 is no truncation.", least=0, most=1
     )
     save_directory: str = option(
-        save_directory, "Folder for the results, in a sub-folder with the mode's name."
+        save_directory, "Folder for the results, in a sub-folder with the mode's name.", folder=True
     )
     template_path: str | None = option(
-        template_path, "NIfTI file whose affine the volumes get; None takes the training volumes' affine."
+        template_path,
+        "NIfTI file whose affine the volumes get; None takes the training volumes' affine.",
+        file=True,
     )
     intensity_range: tuple | None = option(None, "Two grey values that 0 and 1 become; None keeps [0, 1].")
-    steps: int = option(steps, "Volumes of an interpolation or of a truncation sweep.")
-    num_stochastic_variation: int = option(num_stochastic_variation, "Noises for each style.")
+    steps: int = option(steps, "Volumes of an interpolation or truncation sweep.", least=1, most=MOST_VOLUMES)
+    num_stochastic_variation: int = option(
+        num_stochastic_variation, "Noises for each style.", least=1, most=MOST_VOLUMES
+    )
     interpolate_styles: bool = option(
         interpolate_styles, "Interpolate between styles w rather than latents z."
     )
     load_from_style: bool = option(load_from_style, "Vary the style in style_npy_path.")
-    style_npy_path: str | None = option(style_npy_path, "A *_style.npy file.")
+    style_npy_path: str | None = option(style_npy_path, "A *_style.npy file.", file=True)
     volume_format: str = option("nii.gz", "Of the volumes.", choices=("nii.gz", "nii"))
     picture_format: str = option("png", "Of the pictures; none makes none.", choices=("png", "jpg", "none"))
     batch_size: int | None = option(
@@ -166,7 +187,7 @@ class GenerateConfig:
     amp: bool = option(
         False, "Generate with mixed precision (bfloat16): faster, equal to about 1 % of the range only."
     )
-    target: str | None = option(None, "NIfTI volume to project (mode projection).")
+    target: str | None = option(None, "NIfTI volume to project (mode projection).", file=True)
     projection_steps: int = option(
         600, "Steps of the projection, the last third of them with one style per block."
     )
@@ -174,9 +195,9 @@ class GenerateConfig:
         True, "Search the noise too; False searches the style alone, with the noise of `seed`."
     )
     medicalnet_weights: str | None = option(
-        None, "MedicalNet ResNet-10 weights; adds its features to the loss of the projection."
+        None, "MedicalNet ResNet-10 weights; adds its features to the loss of the projection.", file=True
     )
-    recreate: str | None = option(None, "Sidecar .json of a volume to render again and compare.")
+    recreate: str | None = option(None, "Sidecar .json of a volume to render again and compare.", file=True)
 
     def __post_init__(self):
         check_fields(self)
@@ -194,7 +215,11 @@ class GenerateConfig:
             raise UserError(
                 "--mode projection needs --target FILE, the volume to project, and no other mode does."
             )
-        self.seed_list(1)
+        volumes = {"stochastic_variation": self.num_stochastic_variation, "interpolation": self.steps}
+        volumes |= {"style_mixing": self.num_generate, "truncation": self.steps}
+        number = volumes.get(self.mode, 1) * len(self.seed_list(self.num_generate))
+        if number > MOST_VOLUMES:
+            raise UserError(f"--mode {self.mode} would make {number} volumes, at most {MOST_VOLUMES}.")
 
     def seed_list(self, count):
         """The seeds asked for: those of `seeds`, or `count` seeds from `seed` on."""
@@ -213,8 +238,10 @@ def parse_seeds(text):
     seeds = []
     for part in text.replace(" ", "").strip("()[]").rstrip(",").split(","):
         first, dash, last = part.partition("-")
-        if not first.isdigit() or (dash and not (last.isdigit() and int(first) <= int(last))):
+        if not re.fullmatch("[0-9]{1,15}(-[0-9]{1,15})?", part) or (dash and int(first) > int(last)):
             raise UserError(f"--seeds must be like 0-99,205, got {text!r}.")
+        if len(seeds) + int(last or first) - int(first) >= MOST_VOLUMES:
+            raise UserError(f"--seeds {text} are more than {MOST_VOLUMES}: give fewer at a time.")
         seeds += range(int(first), int(last or first) + 1)
     if len(set(seeds)) < len(seeds):
         raise UserError(f"--seeds {text} names a seed twice.")
@@ -280,10 +307,10 @@ def style_of(recipe, model):
 
 def read_style(path, model):
     """w of every block from a *_style.npy file of this program or the original. Shapes: -> (L, latent_dim)"""
-    try:
+    with reading(path, "give a *_style.npy file"):
         style = torch.from_numpy(np.load(path, allow_pickle=False).astype(np.float32))
-    except (OSError, ValueError, EOFError) as error:
-        raise UserError(f"{path} cannot be read as a style ({error}).") from None
+        if not style.isfinite().all():
+            raise UserError("has NaN or Inf: make it again")
     layers = model.G.num_layers
     if style.shape in ((model.latent_dim,), (1, model.latent_dim)):
         return sg.same_style(style.reshape(1, -1), layers)[0]
@@ -303,7 +330,10 @@ def file_source(path):
 def noise_of(recipe, model):
     """Noise of a recipe, on the CPU. Shapes: -> (Z, S, S, 1)"""
     if "file" in recipe.noise:
-        return torch.from_numpy(np.load(recipe.noise["file"], allow_pickle=False))[0]
+        with reading(recipe.noise["file"]):
+            return torch.from_numpy(np.load(recipe.noise["file"], allow_pickle=False))[0].view(
+                *model.shape, 1
+            )
     seed, variation = recipe.noise["seed"], recipe.noise["variation"]
     if variation == 0:
         return volume_inputs(seed, model.latent_dim, model.shape)[1]
@@ -472,13 +502,20 @@ def open_model(config):
     return sg.ModelLoader(checkpoint=path, device=device, use_average=config.use_average, image_depth=depth)
 
 
-@torch.no_grad()
-def render(recipes, model, amp=False):
-    """Volumes of some recipes, in one batch. Shapes: -> (B, 1, Z, S, S) float32 in [0, 1], on the CPU"""
+def inputs_of(recipes, model):
+    """Styles and noise of some recipes, on the CPU. Shapes: -> (B, L, latent_dim), (B, Z, S, S, 1)"""
     styles = torch.stack([style_of(recipe, model) for recipe in recipes])
-    noise = torch.stack([noise_of(recipe, model) for recipe in recipes])
+    return styles, torch.stack([noise_of(recipe, model) for recipe in recipes])
+
+
+@torch.no_grad()
+def render(styles, noise, model, amp=False):
+    """Volumes of styles and noise, on the CPU.
+
+    Shapes: (B, L, latent_dim), (B, Z, S, S, 1) -> (B, 1, Z, S, S) in [0, 1]
+    """
     with torch.autocast(model.device.type, torch.bfloat16, enabled=amp):
-        return model.render(styles, noise), styles, noise
+        return model.render(styles, noise)
 
 
 def render_all(recipes, model, batch_size, amp=False):
@@ -486,8 +523,9 @@ def render_all(recipes, model, batch_size, amp=False):
     done = 0
     while done < len(recipes):
         batch = recipes[done : done + batch_size]
+        styles, noise = inputs_of(batch, model)
         try:
-            volumes, styles, noise = render(batch, model, amp)
+            volumes = render(styles, noise, model, amp)
         except RuntimeError as error:  # torch.OutOfMemoryError is one; the CPU's allocator raises a plain one
             if "memory" not in str(error) or batch_size == 1:
                 raise
@@ -538,20 +576,27 @@ class Writer:
         sidecar = self.path(recipe, "json")
         if not sidecar.exists():
             return False
-        there, wanted = (
-            {
-                "checkpoint": [details["checkpoint"][key] for key in ("sha256", "networks")],
-                "recipe": [details["recipe"][key] for key in ("style", "noise", "truncation_psi")],
-                **{key: details[key] for key in ("affine", "intensity_range", "precision")},
-            }
-            for details in (json.loads(sidecar.read_text()), self.common | {"recipe": recipe.__dict__})
-        )
+        found = read_json(sidecar)
+        with reading(sidecar, "remove it; the volume is then made again"):
+            there, wanted = (
+                {
+                    "checkpoint": [details["checkpoint"][key] for key in ("sha256", "networks")],
+                    "recipe": [details["recipe"][key] for key in ("style", "noise", "truncation_psi")],
+                    **{key: details[key] for key in ("affine", "intensity_range", "precision")},
+                }
+                for details in (found, self.common | {"recipe": recipe.__dict__})
+            )
         different = [key for key in wanted if there[key] != wanted[key]]
         if different:
             raise UserError(
                 f"{sidecar} was made with another {' and '.join(different)}: choose another --save_directory."
             )
-        return self.path(recipe, self.config.volume_format).exists()
+        volume = self.path(recipe, self.config.volume_format)
+        try:
+            load_nifti(volume)
+        except UserError:
+            return False  # it is not there, or damaged
+        return True
 
     def write(self, recipe, volume, style, noise):
         """Write all files of one volume, the sidecar last: where it is, the volume is complete."""
@@ -602,10 +647,9 @@ def choose_affine(config, model):
     """Affine of the template, or of the training volumes; another shape of the template is only warned of."""
     if config.template_path is None:
         return model.affine
-    try:
-        image = nib.load(config.template_path)
-    except UNREADABLE as error:
-        raise UserError(f"--template_path {config.template_path} cannot be read ({error}).") from None
+    with naming(f"--template_path {config.template_path}"):
+        image = load_nifti(config.template_path)
+        check_affine(image.affine)
     shape = (model.shape[1], model.shape[2], model.shape[0])
     if image.shape[:3] != shape:
         print(
@@ -630,7 +674,9 @@ def generate_recipes(config, model, recipes):
     """Render all recipes that are not there yet, and write them while the next are rendered."""
     rank, ranks = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
     affine = choose_affine(config, model)
-    (config.folder / "style_and_noise").mkdir(parents=True, exist_ok=True)
+    for folder in (config.folder, config.folder / "style_and_noise"):
+        folder.mkdir(parents=True, exist_ok=True)
+        clear_parts(folder)
     writer = Writer(config, model, affine)
     mine = recipes[rank::ranks]  # shared out before looking at files that another process may be writing
     missing = [recipe for recipe in mine if not writer.is_complete(recipe)]
@@ -668,8 +714,9 @@ def read_series(config, recipes):
     low, high = config.intensity_range or (0, 1)
     volumes = []
     for recipe in recipes:
-        image = nib.load(config.folder / f"{recipe.name}.{config.volume_format}")
-        array = image.get_fdata(dtype=np.float32)
+        array = load_nifti(config.folder / f"{recipe.name}.{config.volume_format}").get_fdata(
+            dtype=np.float32
+        )
         volumes.append(array_to_volume((array - low) / (high - low)))
     return np.stack(volumes)
 
@@ -888,7 +935,7 @@ def project(config, model):
         position={},
     )
     other = replace(recipe, noise={"seed": config.seed, "variation": 1})
-    (volume, with_other_noise), _, _ = render([recipe, other], model)
+    volume, with_other_noise = render(*inputs_of([recipe, other], model), model)
     l1, l1_other = (F.l1_loss(v, torch.from_numpy(target)).item() for v in (volume, with_other_noise))
     source = {"target": str(config.target), "target_sha256": file_digest(config.target)}
     recipe = replace(recipe, position={**source, "l1": l1, "l1_with_other_noise": l1_other})
@@ -927,38 +974,38 @@ def recreate(config):
         UserError: The checkpoint is another, or the volume differs by more than rounding.
     """
     sidecar = Path(config.recreate)
-    try:
-        details = json.loads(sidecar.read_text())
+    details = read_json(sidecar)
+    with as_damaged("give the .json beside a generated volume", sidecar):
         recipe, wanted = Recipe(**details["recipe"]), details["checkpoint"]
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise UserError(f"--recreate {sidecar} cannot be read as a volume's sidecar ({error}).") from None
-    path = Path(config.checkpoint or wanted["path"])
+        path, digest, step = Path(config.checkpoint or wanted["path"]), wanted["sha256"], wanted["step"]
+        average, depth = wanted["networks"] == "SE, GE", details["model"]["image_depth"]
+        amp, file, volume_digest = (details[key] for key in ("precision", "file", "volume_sha256"))
+        low, high = details["intensity_range"] or (0, 1)
+        scale = float(high) - float(low)
     if not path.is_file():
         raise UserError(f"{path} does not exist: give the checkpoint of {sidecar} with --checkpoint.")
-    if file_digest(path) != wanted["sha256"]:
+    if file_digest(path) != digest:
         raise UserError(
-            f"{path} is not the checkpoint that {sidecar} was made with (SHA-256 {wanted['sha256'][:12]}..., "
-            f"step {wanted['step']}): give that with --checkpoint."
+            f"{path} is not the checkpoint that {sidecar} was made with (SHA-256 {digest[:12]}..., "
+            f"step {step}): give that with --checkpoint."
         )
-    average = wanted["networks"] == "SE, GE"
-    depth = details["model"]["image_depth"]
     model = sg.ModelLoader(checkpoint=path, device=config.device, use_average=average, image_depth=depth)
-    if "file" in recipe.style:  # the sidecar's own copy, wherever the folder is now
-        recipe = replace(recipe, style={"file": str(sidecar.parent / details["style"])})
-    if "file" in recipe.noise:
-        recipe = replace(recipe, noise={"file": str(sidecar.parent / details["noise"])})
-    (volume,), _, _ = render([recipe], model, amp=details["precision"] == "bfloat16")
-    low, high = details["intensity_range"] or (0, 1)
-    stored = nib.load(sidecar.parent / details["file"]).get_fdata(dtype=np.float32)
-    difference = float(np.abs(volume_to_array(volume.numpy()) - (stored - low) / (high - low)).max())
-    if hashlib.sha256(volume.numpy().tobytes()).hexdigest() == details["volume_sha256"] and difference < 1e-5:
-        print(f"{details['file']}: identical")
-    elif difference < 1e-2 if details["precision"] == "bfloat16" else difference < 1e-4:
-        print(f"{details['file']}: equal up to rounding, largest difference {difference:.1e}")
+    with as_damaged("give the .json beside a generated volume", sidecar):
+        if "file" in recipe.style:  # the sidecar's own copy, wherever the folder is now
+            recipe = replace(recipe, style={"file": str(sidecar.parent / details["style"])})
+        if "file" in recipe.noise:
+            recipe = replace(recipe, noise={"file": str(sidecar.parent / details["noise"])})
+        inputs = inputs_of([recipe], model)
+    (volume,) = render(*inputs, model, amp == "bfloat16")
+    with naming(sidecar.parent / file):
+        stored = load_nifti(sidecar.parent / file, check_array).get_fdata(dtype=np.float32)
+    difference = float(np.abs(volume_to_array(volume.numpy()) - (stored - low) / scale).max())
+    if hashlib.sha256(volume.numpy().tobytes()).hexdigest() == volume_digest and difference < 1e-5:
+        print(f"{file}: identical")
+    elif difference < (1e-2 if amp == "bfloat16" else 1e-4):
+        print(f"{file}: equal up to rounding, largest difference {difference:.1e}")
     else:
-        raise UserError(
-            f"{details['file']} differs from what its sidecar describes, by up to {difference:.3g}."
-        )
+        raise UserError(f"{file} differs from what its sidecar describes, by up to {difference:.3g}.")
     return difference
 
 

@@ -1,13 +1,14 @@
 # make install   create .venv and install the project with its test tools
 # make demo      train a small model on phantoms, generate 128 volumes, and evaluate them
 # make test      lint, format check and all tests
+# make faults    kills, full disks, damaged files and odd command lines, for about an hour
 
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 DEMO := demo
 
-.PHONY: install demo test
+.PHONY: install demo test faults
 
 install: $(VENV)/.installed
 
@@ -36,3 +37,6 @@ test: install
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/python -m pytest -n 2
+
+faults: install
+	$(BIN)/python -m tests.faults

@@ -31,7 +31,6 @@ NeuroImage 304 (2024) 120936).
 import contextlib
 import functools
 import itertools
-import json
 import math
 import os
 from collections import defaultdict
@@ -45,10 +44,20 @@ from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from tqdm import tqdm
 
-from volumetric import dataset, parallel, runs
+from volumetric import dataset, memory, parallel, runs
 from volumetric.cli import RunConfig, UserError, one_line_errors, option, options_of, parse_cli, with_recipes
 from volumetric.diff_augment import AUGMENTATIONS, AdaptiveAugmentation, augment, augment_each
-from volumetric.files import __version__, locked, naming, next_free, save_nifti
+from volumetric.files import (
+    __version__,
+    as_damaged,
+    check_affine,
+    locked,
+    naming,
+    next_free,
+    read_json,
+    reading,
+    save_nifti,
+)
 from volumetric.layers import (
     FeatureQuantizer,
     Smoothing,
@@ -56,6 +65,8 @@ from volumetric.layers import (
     as_channels,
     attention_blocks,
     channels_last,
+    check_layers,
+    check_networks,
     contrastive_head,
     count_parameters,
     equalized_scale,
@@ -117,22 +128,22 @@ class TrainConfig(RunConfig):
     """
 
     # networks; folders, steps, device, precision and seed, as every training has them, are in RunConfig
-    image_size: int = option(128, "In-plane edge in voxels, a power of two.", network=True)
+    image_size: int = option(128, "In-plane edge in voxels, a power of two.", most=1024, network=True)
     image_depth: int = option(32, "Axial slices, a power of two, 4 <= depth <= image_size.", network=True)
-    network_capacity: int = option(8, "Half the channels of the generator's last block.", network=True)
-    fmap_max: int = option(512, "Largest number of channels of any layer.", network=True)
-    lr_mlp: float = option(0.1, "Learning-rate multiplier of the mapping network.", network=True)
+    network_capacity: int = option(8, "Half the channels of G's last block.", most=1024, network=True)
+    fmap_max: int = option(512, "Largest number of channels of any layer.", most=16384, network=True)
+    lr_mlp: float = option(0.1, "Learning-rate multiplier of the mapping network.", most=10, network=True)
     no_const: bool = option(False, "Start G from the mean style, not a learned constant.", network=True)
     attn_layers: tuple = option((), "Blocks with linear attention, a list; 1 is at the volume.", network=True)
     fq_layers: tuple = option((), "Blocks of D with feature quantisation, a list; as above.", network=True)
-    fq_dict_size: int = option(256, "Codes of each feature quantisation.", network=True)
+    fq_dict_size: int = option(256, "Codes of each feature quantisation.", most=65536, network=True)
     cl_reg: bool = option(False, "Contrastive regularisation of the discriminator.", network=True)
     transparent: bool = option(False, "Not available: a one-channel volume has no alpha channel.")
     # training step
     recipe: str = option("published", "Set of defaults.", choices=RECIPES, resumed=True)
     batch_size: int = option(8, "Volumes in a micro-batch, of all processes together.", resumed=True)
     gradient_accumulate_every: int = option(4, "Micro-batches in a training step.", resumed=True)
-    learning_rate: float = option(1e-4, "Adam's rate of G and S.", robust=3e-3, resumed=True)
+    learning_rate: float = option(1e-4, "Adam's rate of G and S.", most=10, robust=3e-3, resumed=True)
     ttur_mult: float = option(1.5, "D's rate is learning_rate times this.", robust=1.0, resumed=True)
     equalized_lr: bool = option(False, "Rates by each layer's fan-in.", robust=True, resumed=True)
     final_rate: float = option(1.0, "Share of the rates left at the end.", **SHARE, robust=0.3, resumed=True)
@@ -164,20 +175,22 @@ class TrainConfig(RunConfig):
     balance_classes: bool = option(False, "Show every class equally often.", resumed=True)
     checkpoint_activations: bool = option(False, "Compute blocks again going backward: saves memory.")
     # previews and evaluation
-    num_image_tiles: int = option(8, "Previews show num_image_tiles x num_image_tiles volumes.")
+    num_image_tiles: int = option(8, "Previews show num_image_tiles x num_image_tiles volumes.", most=64)
     trunc_psi: float = option(1.0, "Truncation psi of previews and generation; 1 is none.", **SHARE)
     calculate_fid_every: int | None = option(None, "Steps between evaluations (FID, MD, ...); None is never.")
-    calculate_fid_num_images: int = option(1782, "Volumes generated for each.", least=FEWEST)
+    calculate_fid_num_images: int = option(1782, "Volumes generated for each.", least=FEWEST, most=10**6)
     clear_fid_cache: bool = option(False, "Compute the features of the real volumes again.")
     evaluate_checkpoints: bool = option(False, "Evaluate every checkpoint of the run: a table and curves.")
     embedding: str = option("pretrained", "Networks that evaluate.", choices=EMBEDDINGS)
-    medicalnet_weights: str | None = option(None, "File resnet_10_23dataset.pth; None downloads it.")
-    inception_weights: str | None = option(None, "File weights-inception-2015-12-05-6726825d.pth; as above.")
+    medicalnet_weights: str | None = option(None, "resnet_10_23dataset.pth; None downloads it.", file=True)
+    inception_weights: str | None = option(
+        None, "weights-inception-2015-12-05-6726825d.pth; same.", file=True
+    )
     # generation
     generate: bool = option(False, "Generate volumes from the newest checkpoint instead of training.")
-    num_generate: int = option(1, "Volumes to generate, with seeds seed, seed + 1, ...")
+    num_generate: int = option(1, "Volumes to generate, with seeds seed, seed + 1, ...", most=10**6)
     generate_interpolation: bool = option(False, "Generate the way from one volume to another.")
-    interpolation_num_steps: int = option(100, "Volumes of an interpolation.")
+    interpolation_num_steps: int = option(100, "Volumes of an interpolation.", most=10**6)
     save_frames: bool = option(False, "Save every frame of an interpolation also as PNG.")
     label: str | None = option(None, "Class of generated volumes; None draws as in training.")
     use_average: bool = option(True, "Generate from the averages SE and GE; False takes S and G.")
@@ -237,25 +250,6 @@ class TrainConfig(RunConfig):
 
 NETWORK_SETTINGS = options_of(TrainConfig, network=True)
 GENERATOR_SETTINGS = ("image_size", "image_depth", "network_capacity", "fmap_max", "attn_layers", "no_const")
-
-
-def check_networks(image_size, image_depth):
-    """Raise a UserError unless both sizes are powers of two and 4 <= image_depth <= image_size."""
-    for name, value in (("image_size", image_size), ("image_depth", image_depth)):
-        if value < 4 or value & (value - 1):
-            raise UserError(f"--{name} must be a power of two, at least 4 voxels, got {value}.")
-    if image_depth > image_size:
-        raise UserError(
-            f"--image_depth {image_depth} is larger than --image_size {image_size}: "
-            f"choose 4 <= image_depth <= image_size."
-        )
-
-
-def check_layers(name, layers, blocks):
-    """Raise a UserError unless `layers` are different numbers of blocks, 1 to `blocks`."""
-    if any(type(n) is not int or not 1 <= n <= blocks for n in layers) or len(set(layers)) < len(layers):
-        given = ",".join(map(str, layers))
-        raise UserError(f"--{name} must be different numbers of blocks, 1 to {blocks}, got {given}.")
 
 
 # ╔══════════════════════════════════════════════════════════════════════════════════════════════════════════╗
@@ -957,7 +951,7 @@ def read_checkpoint(path):
         UserError: The file is missing, damaged or not a checkpoint of this program or the original.
     """
     state = runs.read_state(path)
-    with naming(path):
+    with reading(path, "it is damaged or of another program"):
         return state | {"GAN": network_tensors(state)}
 
 
@@ -965,7 +959,11 @@ def network_tensors(state):
     """State dict of a checkpoint's networks."""
     if "GAN" not in state:
         raise UserError("is not a 3D StyleGAN2 checkpoint: it has no entry 'GAN'.")
-    return {name.removeprefix("module."): tensor for name, tensor in state["GAN"].items()}
+    tensors = {str(name).removeprefix("module."): tensor for name, tensor in dict(state["GAN"]).items()}
+    broken = [n for n, t in tensors.items() if not (isinstance(t, torch.Tensor) and t.isfinite().all())]
+    if broken:
+        raise UserError(f"has NaN, or no tensor, in {broken[0]}: take an earlier checkpoint.")
+    return tensors
 
 
 def network_settings(state, path, image_depth=None):
@@ -999,7 +997,7 @@ def network_settings(state, path, image_depth=None):
         "style_depth": sum(n.startswith("S.net.") and n.endswith(".weight") for n in shapes),
     }
     beside = Path(path).parent / ".config.json"
-    stated = json.loads(beside.read_text()) if beside.is_file() else {}
+    stated = read_json(beside) if beside.is_file() else {}
     settings.update({k: stated[k] for k in ("image_depth", "lr_mlp") if k in stated})
     if image_depth is None and "image_depth" not in stated:
         print(
@@ -1513,7 +1511,7 @@ class Trainer:
             )
         for optimizer, saved in ((self.G_opt, state["G_opt"]), (self.D_opt, state["D_opt"])):
             rates = [group["full"] for group in optimizer.param_groups]
-            optimizer.load_state_dict(saved)
+            runs.load_optimizer(optimizer, saved)
             for group, rate in zip(optimizer.param_groups, rates, strict=True):
                 group["full"] = group["lr"] = rate  # the flag's, also when it was changed
         if self.scaler.is_enabled() and state["scaler"]:
@@ -1564,21 +1562,28 @@ class ModelLoader(Synthesizer):
     ):
         self.path = Path(checkpoint or runs.find_checkpoint(Path(base_dir) / "models" / name, load_from))
         state, device = read_checkpoint(self.path), parallel.choose_device(device)
+        with as_damaged("it is damaged or of another program", self.path):
+            self.read(state, device, use_average, image_depth)
+
+    def read(self, state, device, use_average, image_depth):
+        """Build the networks of a checkpoint, and take what generation needs from it."""
         self.settings = settings = network_settings(state, self.path, image_depth)
         self.step = state.get("step")
         self.average = state.get("config", {}).get("average")
-        self.affine = np.array(state.get("affine", np.eye(4)))
-        names = state.get("class_names") or []
+        self.affine = np.array(state.get("affine", np.eye(4)), dtype=float).reshape(4, 4)
+        names = list(map(str, state.get("class_names") or []))
         S = StyleVectorizer(settings["latent_dim"], settings["style_depth"], settings["lr_mlp"], len(names))
         G = Generator(**{n: settings[n] for n in (*GENERATOR_SETTINGS, "latent_dim")})
         prefixes = ("SE", "GE") if use_average else ("S", "G")
         for module, prefix in zip((S, G), prefixes, strict=True):
             own = [n for n in state["GAN"] if n.startswith(f"{prefix}.")]
             with naming(self.path):
+                check_affine(self.affine)
                 runs.load_networks(module, {n.removeprefix(f"{prefix}."): state["GAN"][n] for n in own})
             channels_last(module).requires_grad_(False).eval().to(device)
         center = state.get("truncation_center", {}).get(prefixes[0])
         center = truncation_center(S, settings["latent_dim"], device) if center is None else center.to(device)
+        center = center.view(max(len(names), 1), settings["latent_dim"])
         super().__init__(S, G, center, names, state.get("class_shares"))
 
 
@@ -1653,10 +1658,11 @@ def generate_interpolation(config):
 
 def adopt_settings(config, checkpoint, classes=None):
     """The configuration with a checkpoint's network sizes in place of defaults; others are refused."""
-    state = read_checkpoint(checkpoint)
-    stored = network_settings(state, checkpoint, config.chosen_depth)
-    adopted = {}
-    there, names = state.get("class_names") or [], classes.names if classes else []
+    with as_damaged("it is damaged or of another program", checkpoint):
+        state = read_checkpoint(checkpoint)
+        stored = network_settings(state, checkpoint, config.chosen_depth)
+        there, former = list(map(str, state.get("class_names") or [])), dict(state.get("config", {}))
+    adopted, names = {}, classes.names if classes else []
     if there != names:
         raise UserError(
             f"{checkpoint} has the classes {', '.join(there) or 'none'}, --labels gives "
@@ -1672,7 +1678,6 @@ def adopt_settings(config, checkpoint, classes=None):
             adopted[name] = there
     if adopted:
         print(f"Taken from {checkpoint}: " + ", ".join(f"{name} {value}" for name, value in adopted.items()))
-    former = state.get("config", {})
     scheduled = ["num_train_steps"] if config.final_rate < 1 or config.final_gamma else []
     for name in (*options_of(TrainConfig, resumed=True), *scheduled):
         if name in former and former[name] != getattr(config, name):
@@ -1715,16 +1720,13 @@ def print_report(trainer, peaks):
     print(audit.kept(config.cache, config.packs), f"parameters (million): {sizes}", sep="\n")
     print(f"device: {trainer.device}, precision: {precision}, PyTorch {torch.__version__}")
     print(f"steps per epoch: {len(audit.paths) / trainer.plan.volumes_per_step:.1f}")
-    if peaks and trainer.device.type == "cpu":
-        print("Memory of the tensors (a process on the CPU takes about a third more):")
-    for phase, peak in peaks.items():
-        print(f"peak memory, {phase}: {peak / 2**30:.2f} GiB")
+    memory.print_peaks(peaks, trainer.device)
 
 
 def rehearse_on_cpu(config, audit, group):
     """Peak bytes of the worst steps of one process on the CPU, {phase: bytes}, without making its tensors."""
     alone = replace(config, device="cpu", batch_size=config.batch_size // group.world)
-    return runs.predict_peak_memory(lambda: Trainer(alone, audit))
+    return memory.predict_peak_memory(lambda: Trainer(alone, audit))
 
 
 def train_from_folder(config, group=None):
@@ -1757,7 +1759,7 @@ def train_from_folder(config, group=None):
     if config.dry_run:
         print("\n".join(f"{name}: {value}" for name, value in asdict(config).items()))
     if on_gpu:
-        print_report(trainer, runs.measure_peak_memory(trainer))
+        print_report(trainer, memory.measure_peak_memory(trainer))
     else:
         print_report(trainer, rehearse_on_cpu(config, audit, group) if config.dry_run else {})
     if config.dry_run:

@@ -29,7 +29,14 @@ from MedicalNet.distances import frechet_distance, prd_area, prd_curve
 from MedicalNet.extractors import PLANES, PUBLISHED, FeatureCache, default_cache
 from MedicalNet.measuring import build_extractors, measure, ms_ssim_settings
 from MedicalNet.volumes import compare_geometry, copies, list_volumes
-from volumetric.cli import UserError, check_device_name, check_fields, one_line_errors, option, parse_cli
+from volumetric.cli import (
+    UserError,
+    check_device_name,
+    check_fields,
+    one_line_errors,
+    option,
+    parse_cli,
+)
 from volumetric.dataset import FEWEST_EVALUATED
 from volumetric.files import __version__, atomic_path, next_free
 
@@ -60,12 +67,14 @@ class EvaluateConfig:
 
     real: str = option(real, "Folder of real NIfTI volumes, 3D or (X, Y, Z, 1), all of one shape.")
     generated: str = option(generated, "Folder of generated volumes of the same shape.")
-    output: str = option(output, "New folder for metrics.json, metric_values.txt, report.html and tables.")
+    output: str = option(output, "New folder for metrics.json, report.html and tables.", folder=True)
     metrics: tuple = option(tuple(GROUPS), "Groups of numbers, a list.", choices=GROUPS)
     planes: tuple = option(tuple(PLANES), "Planes of the slices; axial is FID as published.", choices=PLANES)
     embedding: str = option("pretrained", "Networks that look at volumes.", choices=EMBEDDINGS)
-    medicalnet_weights: str | None = option(None, "File resnet_10_23dataset.pth; None downloads it.")
-    inception_weights: str | None = option(None, "File weights-inception-2015-12-05-6726825d.pth; as above.")
+    medicalnet_weights: str | None = option(None, "resnet_10_23dataset.pth; None downloads it.", file=True)
+    inception_weights: str | None = option(
+        None, "weights-inception-2015-12-05-6726825d.pth; same.", file=True
+    )
     precision: str = option("float32", "Of the networks.", choices=PRECISIONS)
     bootstrap: int = option(200, "Resamples of the 95 % intervals; 0 for none.", least=0)
     real_split: bool = option(False, "Compare random halves of the real volumes too: numbers between equals.")

@@ -85,7 +85,9 @@ class TemplateConfig:
     data: str = option(
         data, "Folder of raw scans: NIfTI files, flat or one folder per subject, or DICOM series."
     )
-    output: str = option(output, "New folder for template.nii.gz, its mask, template.json and template.png.")
+    output: str = option(
+        output, "New folder for template.nii.gz, its mask, template.json and template.png.", folder=True
+    )
     series: str | None = option(
         None, "Text that the description of a DICOM series must contain; None takes all series."
     )
@@ -360,6 +362,8 @@ def main(argv=None):
         for name, reason in sorted(problems.items()):
             print(f"left out: {name} {reason}", file=sys.stderr)
         print("\n".join(summary(scans)))
+        if len(scans) < LEAST_SCANS:
+            raise UserError(f"{len(scans)} of the scans can be used, at least {LEAST_SCANS} are needed.")
         choose_reference(scans, config.reference)
         with open_client(config.scheduler, config.n_workers) as client:
             path = build_template(config, scans, client)

@@ -5,13 +5,12 @@ An affine is (4, 4), voxels to RAS mm, as nibabel has it; ANTs is LPS.
 
 import os
 from dataclasses import dataclass
-from pathlib import Path
 
 import nibabel as nib
 import numpy as np
 
 from volumetric.cli import UserError
-from volumetric.files import by, load_nifti
+from volumetric.files import by, load_nifti, naming
 
 SEED = 1  # of ANTs
 LPS_RAS = np.diag([-1.0, -1.0, 1.0, 1.0])
@@ -84,7 +83,8 @@ def read_image(path, canonical=True):
         canonical: Turn the voxel axes to the nearest of right, anterior and superior; every voxel stays at
             its place. False keeps the axes as stored.
     """
-    image = load_nifti(Path(path))
+    with naming(path):
+        image = load_nifti(path)
     image = nib.as_closest_canonical(image) if canonical else image
     return to_ants(image.get_fdata(dtype=np.float32, caching="unchanged"), image.affine)
 

@@ -24,7 +24,6 @@ import functools
 import json
 import re
 import resource
-import shutil
 import sys
 import time
 from dataclasses import asdict, dataclass, replace
@@ -73,7 +72,17 @@ from preprocessing.registration import (
 )
 from preprocessing.scans import audit, audit_scan, collect, summary
 from volumetric.cli import UserError, check_fields, one_line_errors, option, parse_cli
-from volumetric.files import UNREADABLE, __version__, atomic_path, file_digest, load_nifti
+from volumetric.files import (
+    __version__,
+    atomic_path,
+    check_array,
+    clear_parts,
+    file_digest,
+    load_nifti,
+    naming,
+    read_json,
+    reading,
+)
 
 # Edit these, or pass them as flags; a flag wins.
 # folder of raw scans: NIfTI files, flat or one folder per subject, or DICOM series
@@ -126,7 +135,9 @@ class PreprocessConfig:
         data, "Folder of raw scans: NIfTI files, flat or one folder per subject, or DICOM series."
     )
     output: str = option(
-        output, "Folder for volumes/, transforms/, masks/, qc/, sidecars/, status.csv and qc.html."
+        output,
+        "Folder for volumes/, transforms/, masks/, sidecars/, status.csv and qc.html.",
+        folder=True,
     )
     series: str | None = option(
         None, "Text that the description of a DICOM series must contain; None takes all series."
@@ -443,7 +454,7 @@ def same_settings(config, settings):
         with atomic_path(path) as part:
             part.write_text(json.dumps(settings, indent=1), encoding="utf-8")
         return
-    earlier = json.loads(path.read_text(encoding="utf-8"))
+    earlier = read_json(path)
     changed = [
         f"{name} {earlier.get(name)} then, {settings.get(name)} now"
         for name in sorted(earlier.keys() | settings.keys())
@@ -460,7 +471,7 @@ def read_status(folder):
     path = folder / "status.csv"
     if not path.exists():
         return {}
-    with open(path, newline="", encoding="utf-8") as file:
+    with reading(path), open(path, newline="", encoding="utf-8") as file:
         return {row["subject"]: row for row in csv.DictReader(file)}
 
 
@@ -484,10 +495,12 @@ def finished(scan, folder):
     sidecar, volume = folder / "sidecars" / f"{scan.name}.json", folder / "volumes" / f"{scan.name}.nii.gz"
     if not (sidecar.exists() and volume.exists()):
         return False
-    record = json.loads(sidecar.read_text(encoding="utf-8"))
-    if record["source"]["sha256"] != scan.digest:
+    record = read_json(sidecar)
+    with reading(sidecar):
+        source, made = record["source"]["sha256"], record["volume"]["sha256"]
+    if source != scan.digest:
         raise UserError(f"has changed since its volume was made: remove {sidecar} to make it again")
-    return file_digest(volume) == record["volume"]["sha256"]
+    return file_digest(volume) == made
 
 
 def make_template(config, scans, client):
@@ -536,7 +549,8 @@ def prepare(config):
         check_bounds(config.cropping_bound_slices, grid, "The template, built on the grid of a scan,")
     settings = config.settings()
     same_settings(config, settings)
-    clean(config.folder)
+    for part in {path.parent for path in config.folder.rglob(".part-*")}:
+        clear_parts(part)
     earlier = read_status(config.folder)
     rows = {name: blank_row(name, named.get(name, ""), "audit", reason) for name, reason in problems.items()}
     to_do = []
@@ -552,15 +566,6 @@ def prepare(config):
     for name, reason in sorted(problems.items()):
         print(f"left out: {name} {reason}", file=sys.stderr)
     return to_do, rows, source, settings
-
-
-def clean(folder):
-    """Remove what a killed run left half-written."""
-    for path in folder.rglob(".part-*"):
-        if path.is_dir():
-            shutil.rmtree(path)
-        else:
-            path.unlink()
 
 
 def preprocess(config):
@@ -635,17 +640,18 @@ def to_native(config):
         raise UserError(
             f"{config.output} has no finished scan {subject!r} (no {sidecar}): name it with --subject."
         )
-    record = json.loads(sidecar.read_text(encoding="utf-8"))
-    try:
-        image = load_nifti(path)
-    except UNREADABLE as error:
-        raise UserError(f"--to_native {path} cannot be read ({' '.join(str(error).split())}).") from None
-    expected = Grid(tuple(record["volume"]["shape"]), np.array(record["volume"]["affine"]))
+    record = read_json(sidecar)
+    with reading(sidecar):
+        expected, raw = (
+            Grid(tuple(record[key]["shape"]), np.array(record[key]["affine"], dtype=float))
+            for key in ("volume", "source")
+        )
+        matrix = np.linalg.inv(record["transform"]["template_to_scan_ras_mm"])
+    with naming(f"--to_native {path}"):
+        image = load_nifti(path, check_array)
     same_place(to_ants(np.zeros(image.shape), image.affine), expected.image(), path)
     labels = image.get_data_dtype().kind in "iu"
     values = to_ants(image.get_fdata(dtype=np.float32), image.affine)
-    raw = Grid(tuple(record["source"]["shape"]), np.array(record["source"]["affine"]))
-    matrix = np.linalg.inv(record["transform"]["template_to_scan_ras_mm"])
     array = resample(values, raw.image(), matrix, "nearestNeighbor" if labels else "linear").numpy()
     folder = config.folder / "native"
     folder.mkdir(exist_ok=True)

@@ -6,7 +6,6 @@ apart; a file that is wrong is named, with the remedy, and left alone.
 
 import gzip
 import hashlib
-import io
 import os
 import re
 from collections import Counter
@@ -20,11 +19,13 @@ from tqdm import tqdm
 
 from volumetric.cli import UserError
 from volumetric.files import (
+    HEADER_BYTES,
     NIFTI_SUFFIXES,
-    UNREADABLE,
+    as_damaged,
     atomic_path,
     by,
     duplicates_among,
+    file_digest,
     is_grey,
     load_nifti,
 )
@@ -34,7 +35,6 @@ GEOMETRY_TOLERANCE = 0.1  # mm, between the corners of the volume as sform and q
 SHEAR_TOLERANCE = 1e-4  # of the cosine between two axes; ITK refuses more
 SLICE_TOLERANCE = 0.02  # of the distance between two slices
 NOT_DICOM = (*NIFTI_SUFFIXES, ".json", ".csv", ".tsv", ".txt", ".bval", ".bvec", ".mat", ".png", ".md")
-HEADER_SIZE = 540  # bytes of a NIfTI-2 header, the longer of the two
 
 
 @dataclass
@@ -92,43 +92,32 @@ def audit_scan(name, path):
         UserError: What was found, what is expected and what to do; the file's name is not in the text.
     """
     path = Path(path)
-    try:
-        content = path.read_bytes()
-        image = load_nifti(path)
-        header = raw_header(content)
-    except UNREADABLE as error:
-        reason = " ".join(str(error).split()) or type(error).__name__
-        raise UserError(f"cannot be read ({reason}): copy it again or remove it") from None
-    if not is_grey(image):
-        raise UserError(f"holds voxels of type {image.get_data_dtype()}, expected one number per voxel")
-    check_shape(image.shape)
-    check_geometry(header, image)
-    try:
+    image = load_nifti(path, check_grid)
+    with as_damaged(), np.errstate(all="ignore"):
+        check_geometry(raw_header(path), image)
         array = np.asarray(image.dataobj, dtype=np.float32)
-    except UNREADABLE as error:
-        raise UserError(
-            f"cannot be read ({' '.join(str(error).split())}): copy it again or remove it"
-        ) from None
     check_values(array)
     spacing = tuple(float(s) for s in nib.affines.voxel_sizes(image.affine).round(4))
     orientation = "".join(nib.aff2axcodes(image.affine))
     voxels = hashlib.sha256(array.tobytes() + image.affine.tobytes()).hexdigest()
-    digest = hashlib.sha256(content).hexdigest()
-    return Scan(name, path, digest, voxels, image.shape, spacing, orientation)
+    return Scan(name, path, file_digest(path), voxels, image.shape, spacing, orientation)
 
 
-def raw_header(content):
+def raw_header(path):
     """Header of a NIfTI file as it was written, before nibabel repairs it."""
-    file = io.BytesIO(content)
-    head = (gzip.GzipFile(fileobj=file) if content[:2] == b"\x1f\x8b" else file).read(HEADER_SIZE)
+    with gzip.open(path) if path.name.lower().endswith(".gz") else open(path, "rb") as file:
+        head = file.read(HEADER_BYTES)
     kinds = (nib.Nifti2Header, nib.Nifti1Header)
     kind = next(k for k in kinds if k.may_contain_header(head))
     size = kind.template_dtype.itemsize
     return kind(head[:size], check=False)
 
 
-def check_shape(shape):
-    """Raise a UserError unless a scan is 3D and large enough to register."""
+def check_grid(header):
+    """Raise a UserError unless a scan is 3D, of one number a voxel, and large enough to register."""
+    if not is_grey(header):
+        raise UserError(f"holds voxels of type {header.get_data_dtype()}, expected one number per voxel")
+    shape = tuple(map(int, header.get_data_shape()))
     if len(shape) == 4 and shape[3] == 1:
         raise UserError(
             f"is 4D with one volume {shape}: ITK takes it for 3D and others do not; save it as 3D"

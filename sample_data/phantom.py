@@ -48,22 +48,25 @@ INTENSITY = {"float32": 600.0, "uint8": 180.0}  # grey value of full flow
 class PhantomConfig:
     """Generate Circle-of-Willis phantoms as TOF MRA, a table of their variants, and label maps if asked."""
 
-    output: str = option("phantoms", "New folder for the volumes phantom_<number>.nii.gz and variants.csv.")
+    output: str = option("phantoms", "New folder for phantom_<number>.nii.gz and variants.csv.", folder=True)
     labels: str | None = option(
         None, "New folder for label maps (TopCoW ids), or, of whole heads, brain masks; None writes none."
     )
-    num: int = option(64, "Number of phantoms.")
+    num: int = option(64, "Number of phantoms.", most=10**6)
     image_size: int = option(
-        128, "In-plane edge in voxels; the field of view is always 79.36 x 79.36 x 19.84 mm."
+        128,
+        "In-plane edge in voxels; the field of view is always 79.36 x 79.36 x 19.84 mm.",
+        least=4,
+        most=1024,
     )
-    image_depth: int = option(32, "Number of axial slices.")
+    image_depth: int = option(32, "Number of axial slices.", least=4, most=1024)
     seed: int = option(0, "Seed, >= 0; phantom number n depends on the seed and n alone.", least=0)
     dtype: str = option("float32", "Voxel type.", choices=INTENSITY)
     whole_head: bool = option(
         False, "Whole heads as they come from the scanner, with their poses, in place of the circle alone."
     )
     head_spacing: float | None = option(
-        None, "Voxel edge of whole heads in mm; None takes that of each scanner."
+        None, "Voxel edge of whole heads in mm; None takes that of each scanner.", least=0.2, most=10
     )
     classes: bool = option(
         False,

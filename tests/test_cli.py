@@ -116,7 +116,7 @@ WRONG_FLAGS = {
     "no data": (["--data", "nowhere"], "--data nowhere does not exist"),
     "not a checkpoint": (
         ["--data", "sample_data", "--init_from", "README.md"],
-        "README.md cannot be read as a check",
+        "README.md cannot be read (",
     ),
 }
 
@@ -237,6 +237,7 @@ def test_every_command_in_the_readme_and_the_docs_parses(monkeypatch):
     monkeypatch.syspath_prepend(ROOT / "sample_data")
     import phantom
 
+    monkeypatch.setattr(cli, "check_file", lambda *_: None)  # their files are not here
     configs = {
         "stylegan2_pytorch.py": sg.TrainConfig,
         "CoW_generator.py": cow.GenerateConfig,

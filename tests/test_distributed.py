@@ -155,7 +155,8 @@ def test_runs_go_over_from_two_processes_to_one_and_back(tmp_path, data):
     expected, found = losses_of(tmp_path / "single"), losses_of(tmp_path / "mixed")
     assert sorted(found) == [1, 2, 3, 4, 5, 6]
     assert found == pytest.approx(expected, rel=1e-3)  # the same run, up to rounding
-    refused = run_two("stylegan2_pytorch.py", *flags, "--batch_size", 3, "--name", "odd")
+    odd = tiny_flags(data, tmp_path / "odd", **settings | {"batch_size": 3})
+    refused = run_two("stylegan2_pytorch.py", *odd)
     assert refused.returncode != 0
     assert "--batch_size 3 cannot be shared by 2 processes: choose a multiple of 2" in refused.stderr
 

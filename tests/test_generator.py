@@ -198,7 +198,7 @@ def test_recreate_says_identical_and_notices_changes(make, home, tmp_path, capsy
     nib.save(nib.Nifti1Image(array, image.affine), folder / "seed000042.nii.gz")
     with pytest.raises(ValueError, match=r"differs from what its sidecar describes, by up to 0\.1"):
         cow.recreate(cow.GenerateConfig(recreate=str(sidecar), device="cpu"))
-    with pytest.raises(ValueError, match="cannot be read as a volume's sidecar"):
+    with pytest.raises(ValueError, match="cannot be read"):
         cow.recreate(cow.GenerateConfig(recreate=str(ROOT / "README.md")))
 
 
@@ -296,11 +296,11 @@ def test_intensity_range_takes_two_words():
 def test_memory_error_halves_the_batch(make, monkeypatch, capsys):
     render, sizes = cow.render, []
 
-    def limited(recipes, model, amp):
-        sizes.append(len(recipes))
-        if len(recipes) > 2:
+    def limited(styles, noise, model, amp):
+        sizes.append(len(styles))
+        if len(styles) > 2:
             raise torch.OutOfMemoryError("CUDA out of memory")
-        return render(recipes, model, amp)
+        return render(styles, noise, model, amp)
 
     monkeypatch.setattr(cow, "render", limited)
     folder = make(num_generate=5, batch_size=8)
@@ -377,7 +377,7 @@ def test_projection_with_medicalnet_features(make, tmp_path):
     assert loss(goal).item() == 0 and loss(goal.flip(2)).item() > 0
     flags = {"mode": "projection", "target": str(target), "projection_steps": 3}
     make(**flags, medicalnet_weights=str(tmp_path / "w.pth"))
-    with pytest.raises(ValueError, match="MedicalNet weights nowhere do not exist"):
+    with pytest.raises(ValueError, match="--medicalnet_weights nowhere does not exist"):
         make(**flags, medicalnet_weights="nowhere", save_directory=str(tmp_path / "b"))
 
 
@@ -422,12 +422,12 @@ WRONG = {
     ),
     "missing run": (["--model_folder_name", "x"], "correct its name (there are runs demo)."),
     "missing file": (["--checkpoint", "x.pt"], "x.pt does not exist"),
-    "template": (["--template_path", "x.nii"], "--template_path x.nii cannot be read"),
-    "target": (["--mode", "projection", "--target", "x.nii"], "x.nii cannot be read"),
+    "template": (["--template_path", "x.nii"], "--template_path x.nii does not exist"),
+    "target": (["--mode", "projection", "--target", "x.nii"], "--target x.nii does not exist"),
     "steps": (["--mode", "interpolation", "--steps", "1"], "--mode interpolation needs two seeds"),
     "style file": (
         ["--mode", "stochastic_variation", "--load_from_style", "--style_npy_path", "data/v0.nii.gz"],
-        "data/v0.nii.gz cannot be read as a style",
+        "data/v0.nii.gz cannot be read",
     ),
 }
 

@@ -16,7 +16,8 @@ GROUND = {
     "parallel": {"cli"},
     "dataset": {"cli", "files", "parallel"},
     "diff_augment": {"files", "parallel"},
-    "layers": set(),
+    "layers": {"cli"},
+    "memory": {"cli"},
     "runs": {"cli", "files", "parallel", "pictures"},
 }
 WITHOUT_TORCH = ("volumetric/cli.py", "volumetric/files.py", "volumetric/pictures.py")

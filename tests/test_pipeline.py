@@ -21,7 +21,7 @@ from preprocessing.quality import write_page
 from preprocessing.registration import covered_by, read_transform
 from preprocessing.scans import audit_scan
 from tests.conftest import ROOT, run_script, tiny_flags
-from volumetric.files import file_digest
+from volumetric.files import file_digest, part_of
 
 sys.path.insert(0, str(ROOT / "sample_data"))
 import phantom
@@ -436,8 +436,8 @@ def test_killed_in_the_middle_and_called_again(tmp_path, heads):
         while not (config.folder / "transforms" / "sub-01.mat").exists() and time.monotonic() < deadline:
             time.sleep(0.005)
         os.killpg(run.pid, signal.SIGKILL)
-    half = config.folder / "volumes" / ".part-sub-01.nii.gz"
-    half.write_bytes(b"half")
+    own = part_of(config.folder / "volumes" / "sub-01.nii.gz")
+    own.with_name(own.name.replace(str(os.getpid()), str(run.pid))).write_bytes(b"half")
     assert not (config.folder / "sidecars" / "sub-02.json").exists()
     run = subprocess.run(command, capture_output=True, encoding="utf-8", timeout=1800)
     assert run.returncode == 0, run.stderr

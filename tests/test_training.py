@@ -19,7 +19,7 @@ from torch._subclasses.fake_tensor import FakeTensor
 
 import stylegan2_pytorch as sg
 from tests.conftest import ROOT, random_array, run_script, tiny_flags, write_volume
-from volumetric import dataset, files, layers, parallel, runs
+from volumetric import dataset, files, layers, memory, parallel, runs
 from volumetric.cli import UserError
 
 NEW_AUGMENTATIONS = ("rotation", "scaling", "bias_field", "noise", "blur")
@@ -436,14 +436,14 @@ def test_rehearsals_leave_no_trace(make_config):
 
 
 def test_allocation_tracker_counts_what_lives():
-    with runs.AllocationTracker() as memory:
+    with memory.AllocationTracker() as tracker:
         a = torch.zeros(1000)
         b = a + 1
         del a
         c = b.view(10, 100) * 2  # a view is no memory
-    assert memory.bytes == 4 * 2000 and memory.peak == 4 * 2000
+    assert tracker.bytes == 4 * 2000 and tracker.peak == 4 * 2000
     del b, c
-    assert memory.bytes == 0
+    assert tracker.bytes == 0
 
 
 def test_dry_run_writes_nothing_and_allocates_nothing_large(make_config, tmp_path, capsys):
@@ -472,9 +472,9 @@ def test_predicted_memory_grows_with_the_batch(make_config):
 @pytest.mark.parametrize(
     ("spoil", "text"),
     [
-        (lambda p: p.write_bytes(p.read_bytes()[:-500]), "cannot be read as a checkpoint"),
-        (lambda p: p.write_bytes(b"garbage"), "cannot be read as a checkpoint"),
-        (lambda p: p.write_bytes(b""), "cannot be read as a checkpoint"),
+        (lambda p: p.write_bytes(p.read_bytes()[:-500]), "cannot be read"),
+        (lambda p: p.write_bytes(b"garbage"), "cannot be read"),
+        (lambda p: p.write_bytes(b""), "cannot be read"),
         (lambda p: torch.save({"state_dict": {}}, p), "it has no entry 'GAN'"),
         (lambda p: torch.save({"GAN": {"weight": torch.zeros(1)}}, p), "is not a 3D StyleGAN2 checkpoint"),
     ],
@@ -502,7 +502,7 @@ def test_flipped_bytes_in_a_checkpoint_are_found(make_config):
         path.write_bytes(
             whole[:place] + bytes([whole[place] ^ (1 << int(rng.integers(8)))]) + whole[place + 1 :]
         )
-        with pytest.raises(UserError, match=r"model_0\.pt cannot be read as a checkpoint"):
+        with pytest.raises(UserError, match=r"model_0\.pt (cannot be read|is damaged)"):
             sg.read_checkpoint(path)
     path.write_bytes(whole)
     assert sg.read_checkpoint(path)["step"] == 1
@@ -601,7 +601,8 @@ def test_a_run_is_not_started_twice(data, tmp_path):
     first.kill()
     first.wait()
     assert len(table.read_text().splitlines()) >= rows
-    done = run_script("stylegan2_pytorch.py", *flags[:-2], "--num_train_steps", 1, "--new", True)
+    one = tiny_flags(data, tmp_path, num_train_steps=1, save_every=100000, new=True)
+    done = run_script("stylegan2_pytorch.py", *one)
     assert done.returncode == 0, done.stderr
     assert not list((tmp_path / "models").glob("*.lock"))
 

@@ -17,9 +17,12 @@ Help, type, range and choices of an option are read off its field; no second pla
 """
 
 import contextlib
+import difflib
 import functools
 import inspect
 import math
+import os
+import re
 import sys
 from dataclasses import dataclass, field, fields
 from pathlib import Path
@@ -35,6 +38,8 @@ class UserError(ValueError):
 
 
 UNSET = object()
+LARGEST = 2**53  # of numbers; beyond it, whole ones are not exact as floats
+LONGEST = 4096  # characters of a value
 
 
 @dataclass(frozen=True)
@@ -46,6 +51,8 @@ class Option:
         least, most: Smallest and largest value; without `least`, numbers must be greater than 0.
         choices: Words that it knows, or {word: what it means}.
         check: Function of (flag, value) that raises a UserError.
+        file: Path of a file that must be there.
+        folder: Path of a folder that must be there, or can be made, and can be written to.
         resumed: A continued run computes something else with another value.
         network: Part of the networks' shape, which a checkpoint decides.
         robust: Default under `--recipe robust`, if it is another.
@@ -56,6 +63,8 @@ class Option:
     most: float | None = None
     choices: tuple = ()
     check: object = None
+    file: bool = False
+    folder: bool = False
     resumed: bool = False
     network: bool = False
     robust: object = UNSET
@@ -112,10 +121,25 @@ def check_fields(config):
         if isinstance(value, int | float) and not isinstance(value, bool):
             check_range(f.name, value, rules.least, rules.most)
         for word in value if isinstance(value, tuple) else (value,):
+            if isinstance(word, str):
+                check_text(f.name, word)
             if rules.choices and word is not None and word not in rules.choices:
                 raise UserError(f"--{f.name} must be {' or '.join(rules.choices)}, got {word!r}.")
-        if rules.check is not None and value is not None:
-            rules.check(f"--{f.name}", value)
+        for asked, check in (
+            (rules.file, check_file),
+            (rules.folder, check_folder),
+            (rules.check, rules.check),
+        ):
+            if asked and value is not None:
+                check(f"--{f.name}", value)
+
+
+def check_text(name, text):
+    """Raise a UserError for a text that is empty, or that no file name, table or terminal can take."""
+    if not text.strip():
+        raise UserError(f"--{name} is empty: give it a value, or leave it out.")
+    if not text.isprintable():
+        raise UserError(f"--{name} must be one line of printable characters, got {text!a}.")
 
 
 def typed_value(field, value):
@@ -126,32 +150,60 @@ def typed_value(field, value):
         return None
     if kind is tuple:
         value = value.split(",") if isinstance(value, str) else value
-        return tuple(value) if isinstance(value, list | tuple) else (value,)
+        value = tuple(value) if isinstance(value, list | tuple) else (value,)
+        if not is_plain(value):
+            raise UserError(f"--{field.name} must be a list of finite numbers or words, got {value!r}.")
+        return value
     if kind is float and isinstance(value, int) and not isinstance(value, bool):
-        return float(value)
+        value = float(value) if abs(value) < LARGEST else math.inf
     if not isinstance(value, kind) or (isinstance(value, bool) and kind is not bool):
         expected = {bool: "True or False", int: "a whole number", float: "a number", str: "a text"}[kind]
         raise UserError(f"--{field.name} must be {expected}, got {value!r}.")
     return value
 
 
+def is_plain(value):
+    """True for a word, a finite number, and tuples and lists of them."""
+    if isinstance(value, tuple | list):
+        return all(map(is_plain, value))
+    if isinstance(value, bool) or not isinstance(value, str | int | float):
+        return False
+    return isinstance(value, str) or abs(value) < LARGEST
+
+
 def check_range(name, value, least=None, most=None):
     """Raise a UserError for a number outside its range; without `least` it must be greater than 0."""
-    if most is not None:
-        if not least <= value <= most:
-            raise UserError(f"--{name} must be between {least} and {most}, got {value}.")
-    elif least is not None:
-        if not (value >= least and math.isfinite(value)):
-            raise UserError(f"--{name} must be {least} or more, got {value}.")
-    elif not (value > 0 and math.isfinite(value)):
-        raise UserError(f"--{name} must be greater than 0, got {value}.")
+    low = value > 0 if least is None else value >= least
+    high = value <= (LARGEST if most is None else most)
+    if not (low and high):
+        expected = "greater than 0" if least is None else f"{least} or more"
+        if least is not None and most is not None:
+            expected = f"between {least} and {most}"
+        elif low:
+            expected = f"at most {LARGEST if most is None else most}"
+        raise UserError(f"--{name} must be {expected}, got {value}.")
 
 
 def check_device_name(flag, name):
     """Raise a UserError unless a name is auto, cpu, cuda or cuda:<n>."""
-    kind, _, index = name.partition(":")
-    if name not in ("auto", "cpu", "cuda") and not (kind == "cuda" and index.isdecimal()):
+    if name not in ("auto", "cpu", "cuda") and not re.fullmatch("cuda:[0-9]{1,3}", name):
         raise UserError(f"{flag} must be auto, cpu, cuda or cuda:<n>, got {name!r}.")
+
+
+def check_file(flag, path):
+    """Raise a UserError unless there is a file."""
+    if not Path(path).is_file():
+        state = "is no file" if Path(path).exists() else "does not exist"
+        raise UserError(f"{flag} {path} {state}: correct the path.")
+
+
+def check_folder(flag, path):
+    """Raise a UserError unless a folder is there, or can be made, and can be written to."""
+    there = next(p for p in (Path(path).absolute(), *Path(path).absolute().parents) if p.exists())
+    if not there.is_dir():
+        raise UserError(f"{flag} {path} cannot be made: {there} is a file.")
+    if not os.access(there, os.W_OK | os.X_OK):
+        raise UserError(f"{flag} {path} cannot be written to: {there} is not yours to write in.")
 
 
 def parse_cli(config_class, argv=None):
@@ -166,15 +218,53 @@ def parse_cli(config_class, argv=None):
     keep_text = {f.name: str for f in fields(config_class) if f.type in (str, str | None)}
     fire.decorators.SetParseFns(**keep_text)(build)  # else `--name 20240101_1` becomes a number
     with one_line_errors():
-        fire.Fire(build, command=argv)
+        fire.Fire(build, command=joined_words(config_class, sys.argv[1:] if argv is None else argv))
     return built[0]
+
+
+def joined_words(config_class, words):
+    """Words of a command line as --flag=value, which Fire cannot take apart otherwise.
+
+    Raises:
+        UserError: A word is no flag, a flag is unknown, comes twice or lacks its value.
+    """
+    words = list(map(str, words))
+    if {"--help", "-h"} & set(words):
+        return ["--help"]
+    switches = {f.name: f.type is bool for f in fields(config_class)}
+    given = {}
+    while words:
+        word = words.pop(0)
+        flag, equals, value = word.partition("=")
+        name = flag.removeprefix("--").replace("-", "_")
+        if not flag.startswith("--"):
+            raise UserError(f"{word!a} is no flag: every value follows its --flag.")
+        if name.startswith("no") and switches.get(name.removeprefix("no"), False) and not equals:
+            name, equals, value = name.removeprefix("no"), "=", "False"
+        if name not in switches:
+            near = difflib.get_close_matches(name, switches, 1)
+            hint = f", do you mean --{near[0]}?" if near else ": --help lists all."
+            raise UserError(f"There is no flag {flag!a}{hint}")
+        if not equals and words and not words[0].startswith("--"):
+            value = words.pop(0)
+        elif not equals and not switches[name]:
+            raise UserError(f"--{name} lacks its value.")
+        elif not equals:
+            value = "True"
+        if name in given:
+            raise UserError(f"--{name} is given twice.")
+        if len(value) > LONGEST:
+            raise UserError(f"--{name} has a value of {len(value)} characters, at most {LONGEST} are read.")
+        given[name] = value
+    return [f"--{name}={value}" for name, value in given.items()]
 
 
 @contextlib.contextmanager
 def one_line_errors(interrupted="Interrupted."):
     """Around a whole program: one line on stderr and a non-zero exit for what is no fault of the program's.
 
-    That is a mistake of the user's (UserError), what the system refuses (OSError), and Ctrl-C.
+    That is a mistake of the user's (UserError), what the system refuses (OSError), too little memory, and
+    Ctrl-C.
 
     Args:
         interrupted: What Ctrl-C says.
@@ -184,6 +274,10 @@ def one_line_errors(interrupted="Interrupted."):
     except (UserError, OSError) as error:
         reason = str(error) or type(error).__name__
         sys.exit(f"Error: {reason}")
+    except (MemoryError, RuntimeError) as error:  # PyTorch has no other kind for the host's memory
+        if not isinstance(error, MemoryError) and "memory" not in str(error):
+            raise
+        sys.exit(f"Error: The memory does not suffice: {' '.join(str(error).split())[:200]}".rstrip(": "))
     except KeyboardInterrupt:
         print(interrupted, file=sys.stderr)
         sys.exit(130)
@@ -196,10 +290,17 @@ def one_line_errors(interrupted="Interrupted."):
 
 def check_run_name(flag, name):
     """Raise a UserError unless a name can be that of a folder."""
-    if name in ("", ".", "..") or {"/", "\\"} & set(name):
+    if name in (".", "..") or {"/", "\\"} & set(name):
         raise UserError(f"{flag} must be the name of a folder, without a path, got {name!r}.")
+    if len(name.encode(errors="replace")) > LONGEST_NAME:
+        raise UserError(f"{flag} must have at most {LONGEST_NAME} letters, got {len(name)}.")
+    if name == PACKED:
+        raise UserError(f"{flag} {PACKED} is the folder of --cache disk: give another name.")
 
 
+WORKERS = {"least": 0, "most": 64}
+LONGEST_NAME = 150  # bytes; a file system takes 255, and the program adds to it
+PACKED = "packed"
 AMP_DTYPES = {"auto": "by device", "float16": "auto on a GPU", "bfloat16": "auto on a CPU"}
 CACHES = {"ram": "decoded", "disk": "packed in results_dir, for all runs", "none": "decoded in every epoch"}
 
@@ -209,19 +310,23 @@ class RunConfig:
     """Options of any training: its folders, how far it goes, and on what machine."""
 
     data: str = option("./data", "Folder of NIfTI volumes of (image_size, image_size, image_depth) voxels.")
-    results_dir: str = option("./results", "Folder for previews, logs and volumes, in a sub-folder `name`.")
-    models_dir: str = option("./models", "Folder for checkpoints, in a sub-folder `name`.")
+    results_dir: str = option(
+        "./results", "Folder for previews and logs, in a sub-folder `name`.", folder=True
+    )
+    models_dir: str = option("./models", "Folder for checkpoints, in a sub-folder `name`.", folder=True)
     name: str = option("default", "Name of the run.", check=check_run_name)
     new: bool = option(False, "Start afresh; an earlier run of this name is moved aside, never deleted.")
     load_from: int = option(-1, "Number n of the checkpoint to go back to; -1: newest.", least=-1)
-    init_from: str | None = option(None, "Checkpoint whose weights a new run starts from (fine-tuning).")
+    init_from: str | None = option(None, "Checkpoint whose weights a new run starts from.", file=True)
     num_train_steps: int = option(100000, "Steps in the whole run, those of earlier sessions included.")
     device: str = option("auto", "auto, cpu, cuda or cuda:<n>.", check=check_device_name)
     multi_gpus: bool = option(False, "Train on all GPUs of this machine; the batch is shared out.")
     fp16: bool = option(True, "Mixed precision; penalties are always computed in float32.", resumed=True)
     amp_dtype: str = option("auto", "Of mixed precision.", choices=AMP_DTYPES, resumed=True)
     cache: str = option("ram", "Where the training volumes are kept.", choices=CACHES)
-    num_workers: int | None = option(None, "Reading processes; None: 0 with a cache, else up to 4.", least=0)
+    num_workers: int | None = option(
+        None, "Processes that read; None: 0 with a cache, else up to 4.", **WORKERS
+    )
     seed: int = option(42, "Seed of everything; also of the first generated volume.", least=0, resumed=True)
     save_every: int = option(3000, "Steps between checkpoints.", resumed=True)
     keep_checkpoints: int | None = option(None, "Number of newest checkpoints kept; None keeps all.")
@@ -244,7 +349,7 @@ class RunConfig:
     @property
     def packs(self):
         """Folder of the volumes packed by `--cache disk`, of all runs."""
-        return Path(self.results_dir) / "packed"
+        return Path(self.results_dir) / PACKED
 
     @property
     def models(self):

@@ -24,6 +24,8 @@ from tqdm import tqdm
 from volumetric.cli import UserError
 from volumetric.files import (
     MAX_FILES_NAMED,
+    MAX_REASON,
+    as_damaged,
     by,
     clear_parts,
     duplicates_among,
@@ -157,15 +159,18 @@ def read_label_table(path):
     """{file: label} of a CSV file."""
     if not Path(path).is_file():
         raise UserError(f"--labels {path} is no file: give folders, or a CSV file of file and label.")
-    with open(path, newline="", encoding="utf-8-sig") as file:
-        rows = csv.DictReader(file)
-        if not {"file", "label"} <= set(rows.fieldnames or ()):
-            raise UserError(f"{path} has columns {rows.fieldnames}, expected file and label.")
-        of = {}
-        for row in rows:
-            name, label = row["file"], (row["label"] or "").strip()
-            if of.setdefault(name, label) != label:
-                raise UserError(f"{path} gives {name} two labels, {of[name]} and {label}: keep one.")
+    with as_damaged("save it as CSV in UTF-8", path), open(path, newline="", encoding="utf-8-sig") as file:
+        table = csv.DictReader(file)
+        rows, columns = list(table), table.fieldnames
+    if not {"file", "label"} <= set(columns or ()):
+        raise UserError(f"{path} has columns {ascii(columns)[:MAX_REASON]}, expected file and label.")
+    of = {}
+    for row in rows:
+        name, label = row["file"], (row["label"] or "").strip()
+        if not label.isprintable():
+            raise UserError(f"{path} gives {name!r} the label {label!r}: save it as CSV in UTF-8.")
+        if of.setdefault(name, label) != label:
+            raise UserError(f"{path} gives {name} two labels, {of[name]} and {label}: keep one.")
     return of
 
 
@@ -285,7 +290,7 @@ class Pack:
             self.index = json.loads((self.folder / "index.json").read_text(encoding="utf-8"))
             self.voxels = np.load(self.folder / "volumes.npy", mmap_mode="r")
             fits = self.voxels.shape == packed_shape(len(self.index["files"]), self.index["shape"])
-        except (OSError, ValueError, KeyError, TypeError):
+        except Exception:  # whatever damaged files raise
             fits = False
         if not fits:
             self.refuse("is not complete")

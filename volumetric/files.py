@@ -6,12 +6,16 @@ A NIfTI array is (X, Y, Z); inside the networks a volume is (B, 1, D, H, W) = (B
 
 import contextlib
 import errno
+import functools
 import gzip
 import hashlib
 import itertools
+import json
+import math
 import os
 import platform
 import shutil
+import time
 import uuid
 import zlib
 from pathlib import Path
@@ -31,12 +35,14 @@ __version__ = "0.1.0"
 
 NIFTI_SUFFIXES = (".nii", ".nii.gz")
 MAX_FILES_NAMED = 50  # offending files listed in one message
+MAX_REASON = 300  # characters of an error of a library's
 
-# What nibabel raises for damaged files.
-UNREADABLE = (
-    *(OSError, EOFError, ValueError, zlib.error),
-    *(nib.filebasedimages.ImageFileError, nib.spatialimages.HeaderDataError),
-)
+MAX_VOXELS = 2**30  # 4 GiB as float32, a head at 0.2 mm
+HEADER_BYTES = 540  # of a NIfTI-2 header, the longer of the two
+DEFLATE = 1032  # times that a .gz can grow at most
+MAX_EXTRA = 2**20  # bytes before and behind the voxels, beside the header
+WEEK = 7 * 24 * 3600.0  # seconds
+NOT_A_LINK = getattr(os, "O_NOFOLLOW", 0)
 
 
 def array_to_volume(array):
@@ -56,10 +62,22 @@ def find_volumes(folder, flag="--data"):
         state = "is a file" if folder.exists() else "does not exist"
         raise UserError(f"{flag} {folder} {state}: give the folder that holds the .nii or .nii.gz volumes.")
     names = [p for p in folder.rglob("*") if p.is_file() and not p.name.startswith(".")]
+    odd = [p for p in names if not is_text(p)]
+    if odd:
+        raise UserError(f"{flag} holds file names that are not UTF-8: rename {str(odd[0])!a}.")
     paths = sorted(p for p in names if p.name.lower().endswith(NIFTI_SUFFIXES))
     if not paths:
         raise UserError(f"{flag} {folder} holds no .nii or .nii.gz file ({len(names)} other files).")
     return paths
+
+
+def is_text(path):
+    """True if a path is UTF-8, so that it can be printed and written down."""
+    try:
+        str(path).encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def read_array(path, shape=None):
@@ -75,28 +93,14 @@ def read_array(path, shape=None):
     Raises:
         UserError: The file cannot be used; the text says what was found, what is expected and what to do.
     """
-    try:
-        image = load_nifti(Path(path))
-        array = image.get_fdata(dtype=np.float32, caching="unchanged") if is_grey(image) else None
-    except UNREADABLE as error:
-        reason = " ".join(str(error).split()) or type(error).__name__
-        raise UserError(f"cannot be read ({reason}): copy it again or remove it") from None
-    if array is None:
-        raise UserError(f"holds voxels of type {image.get_data_dtype()}, expected one number per voxel")
-    while array.ndim > 3 and array.shape[-1] == 1:
-        array = array[..., 0]
-    if array.ndim != 3:
-        raise UserError(f"is {array.ndim}D {array.shape}, expected 3D (X, Y, Z): extract one volume")
-    if shape is not None and array.shape != tuple(shape):
-        raise UserError(
-            f"has {by(array.shape)} voxels, expected {by(shape)}: resample or crop it, "
-            f"or set --image_size and --image_depth"
-        )
+    image = load_nifti(path, functools.partial(check_array, shape=shape))
+    with as_damaged(), np.errstate(all="ignore"):
+        array = image.get_fdata(dtype=np.float32, caching="unchanged")
+    array = array.reshape(array.shape[:3])
     bad = array.size - np.count_nonzero(np.isfinite(array))
     if bad:
         raise UserError(f"has NaN or Inf in {bad} of {array.size} voxels: repair or remove it")
-    if not np.isfinite(image.affine).all() or abs(np.linalg.det(image.affine[:3, :3])) < 1e-9:
-        raise UserError("has an affine that is singular or not finite: repair its header")
+    check_affine(image.affine)
     if array.min() == array.max():
         raise UserError(f"is constant (every voxel {array.min():g}): remove it")
     return array, image
@@ -118,22 +122,126 @@ def read_volume(path, shape=None):
     return volume, image
 
 
-def load_nifti(path):
-    """nibabel image of a NIfTI-1 or NIfTI-2 file.
+def check_affine(affine):
+    """Raise a UserError unless an affine (4, 4) is finite and can be inverted."""
+    if not np.isfinite(affine).all() or abs(np.linalg.det(affine[:3, :3])) < 1e-9:
+        raise UserError("has an affine that is singular or not finite: repair its header")
 
-    A .gz is decompressed as a whole: nibabel would stop before the checksum at its end, and miss damage.
+
+def check_array(header, shape=None):
+    """Raise a UserError unless a NIfTI header is of one 3D array, of a shape (X, Y, Z) if one is given."""
+    if not is_grey(header):
+        raise UserError(f"holds voxels of type {header.get_data_dtype()}, expected one number per voxel")
+    found = tuple(map(int, header.get_data_shape()))
+    if len(found) < 3 or any(n != 1 for n in found[3:]):
+        raise UserError(f"is {len(found)}D {found}, expected 3D (X, Y, Z): extract one volume")
+    if shape is not None and found[:3] != tuple(shape):
+        raise UserError(
+            f"has {by(found[:3])} voxels, expected {by(shape)}: resample or crop it, "
+            f"or set --image_size and --image_depth"
+        )
+
+
+def load_nifti(path, check=None):
+    """nibabel image of a NIfTI-1 or NIfTI-2 file, read as a whole and to the checksum at its end.
+
+    The header comes first: what it states must fit the file, before anything of that size is read. Of a .gz,
+    no more is decompressed than it states.
+
+    Args:
+        path: .nii or .nii.gz file.
+        check: Function of the header that raises a UserError.
+
+    Raises:
+        UserError: The file is damaged, larger than MAX_VOXELS, or not what `check` wants.
     """
-    if not path.name.lower().endswith(".gz"):
-        return nib.load(path)
-    raw = gzip.decompress(path.read_bytes())
-    kinds = [k for k in (nib.Nifti2Image, nib.Nifti1Image) if k.header_class.may_contain_header(raw[:540])]
+    path = Path(path)
+    packed = path.name.lower().endswith(".gz")
+    with as_damaged():
+        size = path.stat().st_size * (DEFLATE if packed else 1)
+        with gzip.open(path) if packed else open(path, "rb") as file:
+            head = file.read(HEADER_BYTES)
+            kind, needed = stated_size(head, check)
+            refuse_cut_off(needed, size)
+            raw = head + file.read(max(needed - len(head), 0))
+            refuse_cut_off(needed, len(raw))
+            if len(file.read(MAX_EXTRA)) == MAX_EXTRA:
+                raise UserError("holds more than its header states: export it again")
+        return kind.from_bytes(raw)
+
+
+def refuse_cut_off(needed, there):
+    """Raise a UserError unless a file has the bytes that it needs."""
+    if there < needed:
+        raise UserError(
+            f"cannot be read (its header asks for {needed} bytes, it has at most {there}): copy it again or "
+            f"remove it"
+        )
+
+
+def stated_size(head, check=None):
+    """(nibabel class, bytes up to the last voxel) as a NIfTI header states them; see `load_nifti`."""
+    kinds = [k for k in (nib.Nifti2Image, nib.Nifti1Image) if k.header_class.may_contain_header(head)]
     if not kinds:
-        raise UserError("no NIfTI header" if raw else "it is empty")
-    return kinds[0].from_bytes(raw)
+        found = "no NIfTI header" if head else "it is empty"
+        raise UserError(f"cannot be read ({found}): copy it again or remove it")
+    header_class = kinds[0].header_class
+    header = header_class(head[: header_class.template_dtype.itemsize], check=False)
+    shape = [int(n) for n in header.get_data_shape()]
+    if not shape or min(shape) < 1 or math.prod(shape) > MAX_VOXELS:
+        raise UserError(f"states {by(shape)} voxels, expected 1 to {MAX_VOXELS}: its header is damaged")
+    if check is not None:
+        check(header)
+    start = float(header["vox_offset"])
+    if not 0 <= start <= MAX_EXTRA:
+        raise UserError(f"states that its voxels start at byte {start:g}: its header is damaged")
+    return kinds[0], int(start) + math.prod(shape) * header.get_data_dtype().itemsize
+
+
+@contextlib.contextmanager
+def as_damaged(remedy="copy it again or remove it", path=""):
+    """Around the reading of a file: whatever its parser raises becomes a UserError of one line.
+
+    What comes from elsewhere can be wrong in more ways than parsers have errors for.
+
+    Args:
+        remedy: What to do.
+        path: What the line begins with.
+    """
+    try:
+        yield
+    except UserError:
+        raise
+    except Exception as error:
+        raise UserError(f"{path} cannot be read ({one_line(error)}): {remedy}".strip()) from None
+
+
+@contextlib.contextmanager
+def reading(path, remedy="copy it again or remove it"):
+    """`as_damaged`, and the error begins with the path."""
+    with naming(path), as_damaged(remedy):
+        yield
+
+
+def read_json(path):
+    """The JSON object in a file, a dictionary; a UserError that names the file if there is none."""
+    with reading(path):
+        record = json.loads(Path(path).read_text(encoding="utf-8"))
+        if not isinstance(record, dict):
+            raise UserError("holds no JSON object: remove it")
+    return record
+
+
+def one_line(error):
+    """First sentence of an error, with its kind where the text alone says too little."""
+    text = " ".join(str(error).split()).split(". ")[0]
+    if not text or not isinstance(error, OSError | ValueError):
+        text = f"{type(error).__name__} {text}".strip()
+    return text if len(text) <= MAX_REASON else f"{text[:MAX_REASON]}..."
 
 
 def is_grey(image):
-    """True if a nibabel image holds one real number per voxel."""
+    """True if a nibabel image or header has one real number per voxel."""
     return image.get_data_dtype().names is None and image.get_data_dtype().kind != "c"
 
 
@@ -197,13 +305,27 @@ def atomic_path(path):
     path = Path(path)
     part = part_of(path)
     try:
-        os.close(os.open(part, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o666))
+        os.close(os.open(part, os.O_CREAT | os.O_EXCL | os.O_WRONLY | NOT_A_LINK, 0o666))
         yield part
-        with open(part, "rb") as file:
-            os.fsync(file.fileno())
+        to_disk(part)
         os.replace(part, path)
+        to_disk(path.parent)
     finally:
         part.unlink(missing_ok=True)
+
+
+def to_disk(path):
+    """Wait until the disk has a file, or the names in a folder."""
+    if os.name != "posix" and Path(path).is_dir():
+        return  # Windows opens no folders
+    file = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(file)
+    except OSError as error:
+        if error.errno not in (errno.EINVAL, errno.ENOTSUP):  # some network disks sync no folders
+            raise
+    finally:
+        os.close(file)
 
 
 @contextlib.contextmanager
@@ -257,13 +379,14 @@ def part_of(path):
 
 
 def clear_parts(folder):
-    """Remove what killed processes of this machine have left in a folder."""
+    """Remove what killed processes have left in a folder: of this machine, or untouched for a week."""
     for path in Path(folder).glob(".part-*"):
-        _, machine, process, *_ = [*path.name.split("-"), "", ""]
-        if machine != f"{zlib.crc32(platform.node().encode()):08x}" or not process.isdecimal():
-            continue
-        if not is_running(int(process)):
-            shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
+        with contextlib.suppress(FileNotFoundError):  # its writer has just finished
+            _, machine, process, *_ = [*path.name.split("-"), "", ""]
+            here = machine == f"{zlib.crc32(platform.node().encode()):08x}" and process.isdecimal()
+            alive = is_running(int(process)) if here else time.time() - path.lstat().st_mtime < WEEK
+            if not alive:
+                shutil.rmtree(path) if path.is_dir() else path.unlink()
 
 
 def is_running(process):

@@ -12,6 +12,8 @@ from einops import rearrange
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
+from volumetric.cli import UserError
+
 SLOPE = 0.2  # of LeakyReLU
 
 
@@ -268,3 +270,22 @@ def set_rates(optimizers, done, final):
     """Let rates fall linearly, from "full" of each group to `final` of it as `done` goes from 0 to 1."""
     for group in [group for optimizer in optimizers for group in optimizer.param_groups]:
         group["lr"] = group["full"] * (1 - done * (1 - final))
+
+
+def check_networks(image_size, image_depth):
+    """Raise a UserError unless both sizes are powers of two and 4 <= image_depth <= image_size."""
+    for name, value in (("image_size", image_size), ("image_depth", image_depth)):
+        if value < 4 or value & (value - 1):
+            raise UserError(f"--{name} must be a power of two, at least 4 voxels, got {value}.")
+    if image_depth > image_size:
+        raise UserError(
+            f"--image_depth {image_depth} is larger than --image_size {image_size}: "
+            f"choose 4 <= image_depth <= image_size."
+        )
+
+
+def check_layers(name, layers, blocks):
+    """Raise a UserError unless `layers` are different numbers of blocks, 1 to `blocks`."""
+    if any(type(n) is not int or not 1 <= n <= blocks for n in layers) or len(set(layers)) < len(layers):
+        given = ",".join(map(str, layers))
+        raise UserError(f"--{name} must be different numbers of blocks, 1 to {blocks}, got {given}.")

@@ -1,4 +1,4 @@
-"""What any long training needs: the loop, signals, the return after NaN, checkpoints, logs, peak memory.
+"""What any long training needs: the loop, signals, the return after NaN, checkpoints, logs.
 
 `run(trainer)` drives any object that has
 
@@ -13,21 +13,21 @@
     preview()          {name: picture (H, W) uint8}, of the first process; {} of the others
     evaluate(received) {metric: number}, of the first process; may give up when a signal was received
 
-and, to know its memory, `rehearsals()`: [(phase, function that runs its heaviest work once)].
+and, for memory.py, `rehearsals()`: [(phase, function that runs its heaviest work once)].
 """
 
 import contextlib
 import csv
 import functools
+import io
 import json
 import math
-import pickle
+import re
 import shutil
 import signal
 import sys
 import threading
 import time
-import weakref
 import zipfile
 from collections import deque
 from dataclasses import asdict, dataclass, replace
@@ -35,29 +35,18 @@ from pathlib import Path
 
 import torch
 from retry.api import retry_call
-from torch._subclasses.fake_tensor import FakeTensorMode
-from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
-from torch.utils.weak import WeakIdKeyDictionary
 from tqdm import tqdm
 
 from volumetric.cli import UserError
-from volumetric.files import atomic_path, clear_parts, naming, next_free
+from volumetric.files import as_damaged, atomic_path, clear_parts, next_free, one_line, reading
 from volumetric.pictures import save_picture
 
-# What a damaged checkpoint raises.
-UNREADABLE = (
-    zipfile.BadZipFile,
-    OSError,
-    EOFError,
-    KeyError,
-    RuntimeError,
-    ValueError,
-    pickle.UnpicklingError,
-)
+CHECKPOINT = r"model_(0|[1-9][0-9]{0,11})\.pt"  # its file's name
 NAN_REVERTS = 3  # returns to the last checkpoint before training gives up
 # Steps between readings of the losses, for which a GPU must be waited for.
 READ_EVERY = {"cpu": 1, "cuda": 10}
+MOST_STEPS = 2**53
 
 
 class NanException(UserError):
@@ -150,6 +139,7 @@ def run(trainer):
     with interruptions() as received, RunLog(trainer) as log:
         if trainer.step == 0:
             save(trainer)
+        if lacks_preview(trainer):
             preview(trainer, log)
         log.start_clock()
         while trainer.step < plan.num_train_steps and not received:
@@ -217,9 +207,26 @@ def preview(trainer, log):
     """Write the trainer's pictures, previews/<step>-<name>.png, and to TensorBoard."""
     folder = trainer.plan.results / "previews"
     for name, picture in trainer.preview().items():
-        folder.mkdir(parents=True, exist_ok=True)
-        save_picture(picture, folder / f"{trainer.step:06d}-{name}.png")
-        log.show_picture(f"previews/{name}", picture)
+        with dispensable(f"The preview {name} of step {trainer.step}"):
+            folder.mkdir(parents=True, exist_ok=True)
+            save_picture(picture, folder / f"{trainer.step:06d}-{name}.png")
+            log.show_picture(f"previews/{name}", picture)
+
+
+def lacks_preview(trainer):
+    """True if a preview of this step is due and not there, as after a kill between checkpoint and preview."""
+    pictures = trainer.plan.results.glob(f"previews/{trainer.step:06d}-*.png")
+    return trainer.plan.previews_at(trainer.step) and not any(trainer.group.tell([p.name for p in pictures]))
+
+
+@contextlib.contextmanager
+def dispensable(what):
+    """Around what a training can do without: a full disk, and what else the system refuses, is a warning."""
+    try:
+        yield
+    except OSError as error:
+        with contextlib.suppress(OSError):  # the disk may be that of the terminal's log
+            tqdm.write(f"Warning: {what} was left out ({one_line(error)}).", file=sys.stderr)
 
 
 def evaluate(trainer, received):
@@ -227,7 +234,8 @@ def evaluate(trainer, received):
     plan, scores = trainer.plan, trainer.evaluate(received)
     if not scores:
         return {}
-    append_scores(plan.results / "fid_scores.txt", trainer.step, scores)
+    with dispensable(f"The line of step {trainer.step} in fid_scores.txt"):
+        append_scores(plan.results / "fid_scores.txt", trainer.step, scores)
     metric = next((name for name in plan.lowest_is_best if name in scores), None)
     if metric is not None:
         best = trainer.best if trainer.best and trainer.best["metric"] == metric else {"value": math.inf}
@@ -242,10 +250,15 @@ def append_scores(path, step, scores):
     """Add the numbers of an evaluation to fid_scores.txt, lines of step,metric,value; later steps go."""
     path.parent.mkdir(parents=True, exist_ok=True)
     lines = path.read_text().splitlines()[1:] if path.exists() else []
-    lines = [line for line in lines if int(line.split(",")[0]) < step]
+    lines = [line for line in lines if is_before(line.split(",")[0], step)]
     lines += [f"{step},{name},{value:.8g}" for name, value in scores.items()]
     with atomic_path(path) as part:
         part.write_text("\n".join(["step,metric,value", *lines, ""]))
+
+
+def is_before(text, step):
+    """True if a text is the number of an earlier step."""
+    return re.fullmatch("[0-9]{1,15}", text or "") is not None and int(text) < step
 
 
 @contextlib.contextmanager
@@ -276,8 +289,14 @@ def interruptions():
 
 def checkpoint_numbers(folder):
     """Numbers n of the files model_<n>.pt in a folder, in the order of the steps inside."""
-    found = {p.stem.removeprefix("model_"): p for p in Path(folder).glob("model_*.pt")}
-    return [int(n) for n in sorted(filter(str.isdecimal, found), key=lambda n: age(found[n]))]
+    found = [p for p in Path(folder).glob("model_*.pt") if re.fullmatch(CHECKPOINT, p.name)]
+    return [number_of(path) for path in sorted(found, key=age)]
+
+
+def number_of(path):
+    """Number n of a checkpoint model_<n>.pt; 0 of another file."""
+    named = re.fullmatch(CHECKPOINT, Path(path).name)
+    return int(named[1]) if named else 0
 
 
 def age(path):
@@ -288,8 +307,7 @@ def age(path):
     """
     about = path.stat()
     step = step_inside(path, about.st_mtime_ns, about.st_size)
-    number = int(path.stem.removeprefix("model_"))
-    return (0, number, 0) if step is None else (1, step, number)
+    return (0, number_of(path), 0) if step is None else (1, step, number_of(path))
 
 
 @functools.lru_cache(maxsize=1024)
@@ -339,15 +357,16 @@ def read_state(path, check=True):
     path = Path(path)
     if not path.is_file():
         raise UserError(f"{path} does not exist: give the path of a checkpoint model_<n>.pt.")
-    try:
+    with reading(path, "it is no whole checkpoint; take an earlier one"):
         zipped = zipfile.is_zipfile(path)
         if check and zipped and zipfile.ZipFile(path).testzip():
-            raise zipfile.BadZipFile
+            raise UserError("is damaged, its checksums do not agree: take an earlier checkpoint")
         state = torch.load(path, map_location="cpu", weights_only=True, mmap=zipped)
-    except UNREADABLE as error:
-        raise UserError(f"{path} cannot be read as a checkpoint ({type(error).__name__}).") from None
-    if not isinstance(state, dict):
-        raise UserError(f"{path} is not a checkpoint: it holds a {type(state).__name__}.")
+        if not isinstance(state, dict):
+            raise UserError(f"is not a checkpoint: it holds a {type(state).__name__}.")
+        step = state.get("step", 0)
+        if type(step) is not int or not 0 <= step < MOST_STEPS:
+            raise UserError(f"states step {step!r}: it is damaged; take an earlier checkpoint")
     return state
 
 
@@ -360,6 +379,22 @@ def load_networks(module, state_dict):
         raise UserError(f"does not fit the networks of this run: {first}") from None
 
 
+def load_optimizer(optimizer, state):
+    """Load an optimiser's moments, and compare their shapes, as PyTorch does not; rates and betas stay."""
+    own = optimizer.state_dict()["param_groups"]
+    if [group["params"] for group in own] != [group["params"] for group in state["param_groups"]]:
+        raise UserError("has an optimiser of other parameter groups: leave --equalized_lr as it was")
+    optimizer.load_state_dict({"state": state["state"], "param_groups": own})
+    kinds = {tuple(sorted(moments)) for moments in optimizer.state.values()}
+    fits = [
+        isinstance(m, torch.Tensor) and m.shape in ((), parameter.shape) and m.isfinite().all()
+        for parameter, moments in optimizer.state.items()
+        for m in moments.values()
+    ]
+    if len(kinds) > 1 or not all(fits):
+        raise UserError("has an optimiser of other networks: take an earlier checkpoint")
+
+
 def resume(trainer):
     """Take up the newest checkpoint in the run's folder, if there is one."""
     if checkpoint_numbers(trainer.plan.models):
@@ -370,9 +405,9 @@ def take_up(trainer, path, **changed):
     """Hand a checkpoint to a trainer; one without a step, of the original, is as far as its number says."""
     state = read_state(path)
     if "step" not in state:
-        state["step"] = int(path.stem.removeprefix("model_")) * trainer.plan.save_every
+        state["step"] = number_of(path) * trainer.plan.save_every
         print(f"{path} holds weights alone: continuing at step {state['step']} with new optimisers.")
-    with naming(path):
+    with reading(path, "it is damaged or of another program; take an earlier checkpoint"):
         trainer.load({**state, **changed})
 
 
@@ -399,8 +434,14 @@ def save(trainer):
 def save_checkpoint(state, path):
     """Write a checkpoint so that the file at `path` is always a whole one, the former or the new."""
     Path(path).parent.mkdir(parents=True, exist_ok=True)
-    with atomic_path(path) as part:
-        torch.save(state, part)
+    try:
+        with atomic_path(path) as part:
+            torch.save(state, part)
+    except (OSError, RuntimeError) as error:  # PyTorch has its own for a full disk
+        raise UserError(
+            f"{path} could not be written ({one_line(error)}): make room. The checkpoints before it are "
+            f"whole, and the same command continues from the last."
+        ) from None
 
 
 def begin(config):
@@ -421,6 +462,8 @@ def begin(config):
     """
     command = asdict(config)
     if not checkpoint_numbers(config.models):
+        if config.load_from != -1:
+            find_checkpoint(config.models)  # raises
         return config, command, None
     newest = find_checkpoint(config.models)
     former = read_state(newest, check=False).get("command") or {}  # it is checked when it is taken up
@@ -527,10 +570,11 @@ class RunLog:
 
     def close(self):
         """Write what is buffered."""
-        if self.table is not None:
-            self.file.close()
-        if self.board is not None:
-            self.board.close()
+        with dispensable("The end of metrics.csv"):
+            if self.table is not None:
+                self.file.close()
+            if self.board is not None:
+                self.board.close()
 
     def rewind(self, step):
         """Go on from an earlier step."""
@@ -580,15 +624,17 @@ class RunLog:
         rows[-1] |= scores
         for row in rows:
             step = row.pop("step")
-            self.table.writerow({"step": step, **{name: f"{value:.6g}" for name, value in row.items()}})
-            if self.board is not None:
-                for name, value in row.items():
-                    self.board.add_scalar(name, value, step)
+            with dispensable(f"The row of step {step} in metrics.csv"):
+                self.table.writerow({"step": step, **{name: f"{value:.6g}" for name, value in row.items()}})
+                if self.board is not None:
+                    for name, value in row.items():
+                        self.board.add_scalar(name, value, step)
             self.latest |= row
         text = {name: f"{self.latest[name]:.3g}" for name in self.plan.shown if name in self.latest}
         text["volumes/s"] = f"{self.latest['volumes_per_second']:.3g}"
-        self.bar.set_postfix(text, refresh=False)
-        self.bar.update(step - self.bar.n)
+        with contextlib.suppress(OSError):  # the bar may go to a file on a full disk
+            self.bar.set_postfix(text, refresh=False)
+            self.bar.update(step - self.bar.n)
 
     def show_picture(self, name, picture):
         """Give a picture (H, W) to TensorBoard."""
@@ -605,91 +651,15 @@ def continue_table(path, step, columns):
     path.parent.mkdir(parents=True, exist_ok=True)
     rows, columns = [], list(dict.fromkeys(columns))
     if path.exists():
-        with open(path, newline="") as file:
-            reader = csv.DictReader(file)
-            written = list(reader)
-            columns += [name for name in reader.fieldnames or () if name not in columns]
-        rows = [row for row in written if row["step"].isdecimal() and int(row["step"]) <= step]
-        if len(rows) < len(written):
+        text = path.read_text(encoding="utf-8", errors="replace").replace("\0", "")
+        with as_damaged("move it away", path):
+            written = list(csv.DictReader(io.StringIO(text, newline="")))
+        rows = [row for row in written if is_before(row.get("step"), step + 1) and None not in row.values()]
+        columns += [name for name in (rows[0] if rows else ()) if name and name not in columns]
+        if len(rows) < len(written) or not written:
             shutil.move(path, next_free(path.with_name("metrics-superseded.csv")))
     with atomic_path(path) as part, open(part, "w", newline="") as file:
         table = csv.DictWriter(file, columns, extrasaction="ignore")
         table.writeheader()
         table.writerows(rows)
     return open(path, "a", newline="", buffering=1), columns
-
-
-# ╔══════════════════════════════════════════════════════════════════════════════════════════════════════════╗
-# ║ Memory                                                                                                   ║
-# ╚══════════════════════════════════════════════════════════════════════════════════════════════════════════╝
-
-
-class AllocationTracker(TorchDispatchMode):
-    """Bytes of all tensors alive, and their peak, while the mode is on.
-
-    With fake tensors nothing is allocated: a step of any size is followed in seconds.
-    """
-
-    def __init__(self):
-        super().__init__()
-        self.bytes = self.peak = 0
-        self.known = WeakIdKeyDictionary()
-
-    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-        result = func(*args, **(kwargs or {}))
-        for tensor in tree_leaves(result):
-            if isinstance(tensor, torch.Tensor):
-                self.count(tensor.untyped_storage())
-        return result
-
-    def count(self, storage):
-        """Add a storage that was not seen before; it is subtracted when it is freed."""
-        if storage in self.known:
-            return
-        size = storage.nbytes()
-        self.known[storage] = size
-        weakref.finalize(storage, self.free, size)
-        self.bytes += size
-        self.peak = max(self.peak, self.bytes)
-
-    def free(self, size):
-        """Subtract a storage that is gone."""
-        self.bytes -= size
-
-
-def predict_peak_memory(build):
-    """Peak bytes of the worst steps on the CPU, {phase: bytes}, found on fake tensors.
-
-    Args:
-        build: Function that makes the trainer; it must not move tensors.
-    """
-    tracker, peaks = AllocationTracker(), {}
-    with FakeTensorMode(), tracker:
-        trainer = build()
-        for phase, work in trainer.rehearsals():
-            tracker.peak = tracker.bytes
-            work()
-            peaks[phase] = tracker.peak
-    return peaks
-
-
-def measure_peak_memory(trainer):
-    """Peak bytes of the worst steps on the GPU, {phase: bytes}, found by running each once without an update.
-
-    Raises:
-        UserError: A step does not fit into the GPU's memory.
-    """
-    peaks = {}
-    for phase, work in trainer.rehearsals():
-        torch.cuda.reset_peak_memory_stats(trainer.device)
-        try:
-            work()
-        except torch.OutOfMemoryError:
-            total = torch.cuda.get_device_properties(trainer.device).total_memory / 2**30
-            raise UserError(
-                f"The step with {phase} does not fit into the {total:.1f} GiB of {trainer.device}: lower "
-                f"--batch_size and raise --gradient_accumulate_every by the same factor."
-            ) from None
-        peaks[phase] = torch.cuda.max_memory_allocated(trainer.device)
-    torch.cuda.empty_cache()
-    return peaks

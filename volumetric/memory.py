@@ -1,0 +1,90 @@
+"""Peak memory of the heaviest steps of a training: predicted on the CPU, measured on a GPU."""
+
+import weakref
+
+import torch
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+from torch.utils.weak import WeakIdKeyDictionary
+
+from volumetric.cli import UserError
+
+
+class AllocationTracker(TorchDispatchMode):
+    """Bytes of all tensors alive, and their peak, while the mode is on.
+
+    With fake tensors nothing is allocated: a step of any size is followed in seconds.
+    """
+
+    def __init__(self):
+        super().__init__()
+        self.bytes = self.peak = 0
+        self.known = WeakIdKeyDictionary()
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        result = func(*args, **(kwargs or {}))
+        for tensor in tree_leaves(result):
+            if isinstance(tensor, torch.Tensor):
+                self.count(tensor.untyped_storage())
+        return result
+
+    def count(self, storage):
+        """Add a storage that was not seen before; it is subtracted when it is freed."""
+        if storage in self.known:
+            return
+        size = storage.nbytes()
+        self.known[storage] = size
+        weakref.finalize(storage, self.free, size)
+        self.bytes += size
+        self.peak = max(self.peak, self.bytes)
+
+    def free(self, size):
+        """Subtract a storage that is gone."""
+        self.bytes -= size
+
+
+def predict_peak_memory(build):
+    """Peak bytes of the worst steps on the CPU, {phase: bytes}, found on fake tensors.
+
+    Args:
+        build: Function that makes the trainer; it must not move tensors.
+    """
+    tracker, peaks = AllocationTracker(), {}
+    with FakeTensorMode(), tracker:
+        trainer = build()
+        for phase, work in trainer.rehearsals():
+            tracker.peak = tracker.bytes
+            work()
+            peaks[phase] = tracker.peak
+    return peaks
+
+
+def measure_peak_memory(trainer):
+    """Peak bytes of the worst steps on the GPU, {phase: bytes}, found by running each once without an update.
+
+    Raises:
+        UserError: A step does not fit into the GPU's memory.
+    """
+    peaks = {}
+    for phase, work in trainer.rehearsals():
+        torch.cuda.reset_peak_memory_stats(trainer.device)
+        try:
+            work()
+        except torch.OutOfMemoryError:
+            total = torch.cuda.get_device_properties(trainer.device).total_memory / 2**30
+            raise UserError(
+                f"The step with {phase} does not fit into the {total:.1f} GiB of {trainer.device}: lower "
+                f"--batch_size and raise --gradient_accumulate_every by the same factor."
+            ) from None
+        peaks[phase] = torch.cuda.max_memory_allocated(trainer.device)
+    torch.cuda.empty_cache()
+    return peaks
+
+
+def print_peaks(peaks, device):
+    """Print peak bytes, {phase: bytes}, if any are known."""
+    if peaks and device.type == "cpu":
+        print("Memory of the tensors (a process on the CPU takes about a third more):")
+    for phase, peak in peaks.items():
+        print(f"peak memory, {phase}: {peak / 2**30:.2f} GiB")
