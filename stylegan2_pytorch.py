@@ -210,7 +210,7 @@ class TrainConfig(RunConfig):
             raise UserError(f"--loss {self.loss} stands alone: leave the flags of other losses out.")
         if self.loss == "relativistic" and self.top_k_training:
             raise UserError("--loss relativistic compares pairs: leave --top_k_training out.")
-        if len(self.adam_betas) != 2 or not all(0 <= beta < 1 for beta in self.adam_betas):
+        if [type(b) in (int, float) and 0 <= b < 1 for b in self.adam_betas] != [True, True]:
             raise UserError(f"--adam_betas must be two numbers from 0 to below 1, got {self.adam_betas}.")
         if self.balance_classes and self.labels is None:
             raise UserError("--balance_classes needs classes: give --labels.")
@@ -1568,8 +1568,7 @@ class ModelLoader(Synthesizer):
     def read(self, state, device, use_average, image_depth):
         """Build the networks of a checkpoint, and take what generation needs from it."""
         self.settings = settings = network_settings(state, self.path, image_depth)
-        self.step = state.get("step")
-        self.average = state.get("config", {}).get("average")
+        self.step, self.average = state.get("step"), state.get("config", {}).get("average")
         self.affine = np.array(state.get("affine", np.eye(4)), dtype=float).reshape(4, 4)
         names = list(map(str, state.get("class_names") or []))
         S = StyleVectorizer(settings["latent_dim"], settings["style_depth"], settings["lr_mlp"], len(names))
@@ -1699,14 +1698,15 @@ def open_scores(config, group, bootstrap=0):
 
 
 def evaluate_checkpoints(config):
-    """`--evaluate_checkpoints`: scores of every checkpoint of the run; returns the new folder with them."""
+    """`--evaluate_checkpoints`: scores of every checkpoint of the run; returns the folder with them."""
     runs.find_checkpoint(config.models)  # or say that there is none
     scores = open_scores(config, parallel.Group(), bootstrap=200)
-    numbers = runs.checkpoint_numbers(config.models)
-    models = (open_generator(replace(config, load_from=number)) for number in numbers)
-    folder = next_free(config.results / "sweep")
+    models = {}
+    for number in runs.checkpoint_numbers(config.models):
+        of_number = replace(config, load_from=number)
+        models[config.models / f"model_{number}.pt"] = functools.partial(open_generator, of_number)
     seeds = range(config.seed, config.seed + config.calculate_fid_num_images)
-    scores.sweep(models, seeds, config.trunc_psi, config.batch_size, folder)
+    folder = scores.sweep(models, seeds, config.trunc_psi, config.batch_size, config.results / "sweep")
     print(f"{folder / 'sweep.png'} shows the curves; the numbers are in {folder / 'sweep.csv'}.")
     return folder
 

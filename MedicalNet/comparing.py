@@ -1,138 +1,365 @@
-"""Every number that two measured sets give, its interval, and its floor between halves of the real set."""
+"""Every number that two measured sets give: what it is, its value, how sure, and its floor at equal n.
 
-from dataclasses import replace
+A number is one row of NUMBERS: what it is of, how it is computed, what it estimates and how to read it.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
 
 import numpy as np
 
 from MedicalNet.anatomy import MEASURES
 from MedicalNet.distances import (
+    AtInfinity,
     Frechet,
     Kernel,
     Neighbours,
     OfNeighbours,
     PairMean,
     PrecisionRecallCurve,
+    Vendi,
     Wasserstein,
-    interval,
     resampled,
+    spread,
 )
 from MedicalNet.extractors import PLANES
 from MedicalNet.volumes import progress
 from volumetric.parallel import host_random
 
 STREAM_BOOTSTRAP, STREAM_SUBSETS, STREAM_SPLIT = range(1, 4)
-BETTER = {"density": "near 1", "nearest-real": "near 1", "MS-SSIM-real": "-", "MS-SSIM-generated": "as real"}
-HIGHER = {"AUC-PRD", "precision", "recall", "coverage"}
-OF_VOLUMES = ("AUC-PRD", "precision", "recall", "density", "coverage", "nearest-real")
+OUTSIDE = 4.0  # standard deviations; both sets are draws, and some twenty numbers are looked at
+FEW_VESSELS = 0.9  # share of volumes with vessels below which a set is warned of
+
+
+@dataclass(frozen=True)
+class Number:
+    """A number of two sets.
+
+    Args:
+        name: Its name, with the published weights.
+        of: What must be measured for it: volume, a plane, pairs or anatomy.
+        question: realistic, diverse, copies or anatomy.
+        better: lower, higher, or in words.
+        estimand: What it estimates, and with what bias.
+        build: Function of a Pair that gives the distance.
+        unbiased: Its interval holds what it estimates at its rate.
+    """
+
+    name: str
+    of: str
+    question: str
+    better: str
+    estimand: str
+    build: Callable
+    unbiased: bool = False
+
+
+class Pair:
+    """Two measured sets, and what several numbers share.
+
+    Args:
+        real, generated: Measured.
+        seed: Of everything random.
+    """
+
+    def __init__(self, real, generated, seed):
+        self.real, self.generated, self.seed = real, generated, seed
+        self.sizes = len(real.names), len(generated.names)
+        self.known = {}
+
+    def features(self, name):
+        """Features of both sets. Shapes: -> (n, s, d), (m, s, d)"""
+        return self.real.features[name], self.generated.features[name]
+
+    def flat(self):
+        """Volume features of both sets. Shapes: -> (n, d), (m, d)"""
+        return tuple(f[:, 0] for f in self.features("volume"))
+
+    def once(self, key, build):
+        """What build() gives, computed once."""
+        if key not in self.known:
+            self.known[key] = build()
+        return self.known[key]
+
+    def neighbours(self, name, most):
+        """One of the numbers of the nearest neighbours."""
+        return OfNeighbours(self.once("neighbours", lambda: Neighbours(*self.flat())), name, (0, most))
+
+    def similarity(self, of_real):
+        """MS-SSIM of one of the sets."""
+        one = self.real if of_real else self.generated
+        twin = None if of_real else self.similarity(True)
+        return PairMean(one.similarity, one.pairs, of_real, self.sizes, twin)
+
+    def vendi(self, of_real):
+        """Vendi score of one of the sets."""
+        real, generated = self.flat()
+        twin = None if of_real else self.vendi(True)
+        return Vendi(real if of_real else generated, of_real, self.sizes, twin)
+
+    def measured(self, name):
+        """Wasserstein distance of one vessel measure."""
+        return Wasserstein(*([volume[name] for volume in one.anatomy] for one in (self.real, self.generated)))
+
+    def has(self, of):
+        """True if both sets were measured for a number."""
+        if of == "pairs":
+            return self.real.similarity is not None and self.generated.similarity is not None
+        if of == "anatomy":
+            return bool(self.real.anatomy and self.generated.anatomy)
+        return of in self.real.features and of in self.generated.features
+
+
+UP = "biased upwards by the number of volumes: compare at equal n"
+FRECHET = f"Frechet distance of these two sets of features; {UP}"
+
+
+def numbers():
+    """Every Number, in the order in which they are told."""
+    found = []
+    for plane in PLANES:
+        name = "FID" if plane == "axial" else f"FID-{plane}"
+        found.append(
+            Number(name, plane, "realistic", "lower", FRECHET, lambda p, of=plane: Frechet(*p.features(of)))
+        )
+    found += [
+        Number(
+            "FID-inf",
+            "axial",
+            "realistic",
+            "lower",
+            "Frechet distance of the populations, in the leading principal components; without bias",
+            lambda p: AtInfinity(*p.features("axial"), p.seed),
+            True,
+        ),
+        Number(
+            "KID",
+            "axial",
+            "realistic",
+            "lower",
+            "squared kernel distance of the populations, without bias; no pairs of slices of one volume",
+            lambda p: Kernel(*p.features("axial")),
+            True,
+        ),
+        Number("MD", "volume", "realistic", "lower", FRECHET, lambda p: Frechet(*p.features("volume"))),
+        Number(
+            "MD-inf",
+            "volume",
+            "realistic",
+            "lower",
+            "as FID-inf, of the features of whole volumes",
+            lambda p: AtInfinity(*p.features("volume"), p.seed),
+            True,
+        ),
+        Number(
+            "KD-volume",
+            "volume",
+            "realistic",
+            "lower",
+            "as KID, of the features of whole volumes",
+            lambda p: Kernel(*p.features("volume")),
+            True,
+        ),
+        Number(
+            "AUC-PRD",
+            "volume",
+            "realistic",
+            "higher",
+            "area under precision and recall of clusters of both sets; falls with fewer volumes",
+            lambda p: PrecisionRecallCurve(*p.flat(), p.seed),
+        ),
+    ]
+    neighbours = {
+        "precision": ("realistic", "higher", 1, "share of the generated within reach of a real volume"),
+        "recall": ("diverse", "higher", 1, "share of the real within reach of a generated volume"),
+        "density": ("realistic", "near 1", np.inf, "real volumes in reach of a generated one, in fifths"),
+        "coverage": ("diverse", "higher", 1, "share of the real that have a generated one within reach"),
+        "nearest-real": (
+            "copies",
+            "near 1",
+            np.inf,
+            "median distance to a real volume, over that among real",
+        ),
+    }
+    for name, (question, better, most, text) in neighbours.items():
+        of = {"nearest-real": "nearest_ratio"}.get(name, name)
+        found.append(
+            Number(
+                name,
+                "volume",
+                question,
+                better,
+                f"{text}, among these volumes; depends on n",
+                lambda p, of=of, most=most: p.neighbours(of, most),
+            )
+        )
+    for which, of_real in (("real", True), ("generated", False)):
+        better = "-" if of_real else "as real"
+        text = "mean similarity of two volumes of the population; without bias"
+        found.append(
+            Number(
+                f"MS-SSIM-{which}",
+                "pairs",
+                "diverse",
+                better,
+                text,
+                lambda p, of_real=of_real: p.similarity(of_real),
+                True,
+            )
+        )
+        text = "effective number of different volumes in this set; grows with n"
+        found.append(
+            Number(
+                f"Vendi-{which}",
+                "volume",
+                "diverse",
+                better,
+                text,
+                lambda p, of_real=of_real: p.vendi(of_real),
+            )
+        )
+    text = f"Wasserstein distance of these two sets' values, in their unit; {UP}"
+    for name in MEASURES:
+        found.append(
+            Number(f"W1-{name}", "anatomy", "anatomy", "lower", text, lambda p, name=name: p.measured(name))
+        )
+    return found
+
+
+NUMBERS = numbers()
 
 
 def named(metric, embedding):
     """Name of a number; one of random networks can never be taken for FID or MD."""
     if embedding == "pretrained" or metric.startswith(("MS-SSIM", "W1-")):
         return metric
-    if metric == "MD":
-        return "FD-random-volume"
+    if metric.startswith("MD"):
+        return metric.replace("MD", "FD-random-volume")
+    if metric == "KD-volume":
+        return "KD-random-volume"
     if metric.startswith(("FID", "KID")):
         return metric.replace("FID", "FD-random").replace("KID", "KD-random")
     return f"{metric}-random"
 
 
-def distances_between(real_set, generated_set, config):
-    """{metric: distance} of everything that was measured in both sets; see distances.py."""
-    found = {}
-    for plane in PLANES:
-        if plane in real_set.features:
-            name = "FID" if plane == "axial" else f"FID-{plane}"
-            found[name] = Frechet(real_set.features[plane], generated_set.features[plane])
-    if "axial" in real_set.features:
-        found["KID"] = Kernel(real_set.features["axial"], generated_set.features["axial"])
-    if "volume" in real_set.features:
-        pair = real_set.features["volume"], generated_set.features["volume"]
-        found["MD"] = Frechet(*pair)
-        flat = [f[:, 0] for f in pair]
-        found["AUC-PRD"] = PrecisionRecallCurve(*flat, config.seed)
-        neighbours = Neighbours(*flat)
-        for name, bounds in (("precision", 1), ("recall", 1), ("density", np.inf), ("coverage", 1)):
-            found[name] = OfNeighbours(neighbours, name, (0, bounds))
-        found["nearest-real"] = OfNeighbours(neighbours, "nearest_ratio", (0, np.inf))
-    sizes = len(real_set.names), len(generated_set.names)
-    for name, one in (("MS-SSIM-real", real_set), ("MS-SSIM-generated", generated_set)):
-        if one.similarity is not None:
-            found[name] = PairMean(one.similarity, one.pairs, one is real_set, sizes)
-    if real_set.anatomy and generated_set.anatomy:
-        for name in MEASURES:
-            values = [[volume[name] for volume in one.anatomy] for one in (real_set, generated_set)]
-            found[f"W1-{name}"] = Wasserstein(*values)
-    return found
-
-
 def compare(real_set, generated_set, config):
-    """Every number that can be had from two sets, with its interval.
+    """Every number that can be had from two sets.
 
     Args:
         real_set, generated_set: Measured.
         config: EvaluateConfig.
 
     Returns:
-        {name: {"value", "interval_95", "better", "n_real", "n_generated", ...}}, and the curve (precision,
-        recall) behind AUC-PRD or None.
+        {name: {"value", "interval_95", "spread_95", "equal_n", "better", "n_real", "n_generated", ...}}, and
+        the curve (precision, recall) behind AUC-PRD or None. `interval_95` is a confidence interval, of
+        unbiased numbers alone; `spread_95` is what resampling of volumes moves the others by.
     """
-    distances = distances_between(real_set, generated_set, config)
-    sizes = len(real_set.names), len(generated_set.names)
+    pair = Pair(real_set, generated_set, config.seed)
+    asked = [(index, number) for index, number in enumerate(NUMBERS) if pair.has(number.of)]
     results, curve = {}, None
-    for index, (metric, distance) in enumerate(progress(distances.items(), "Comparing", "metric")):
+    for index, number in progress(asked, "Comparing", "metric"):
+        distance = number.build(pair)
         value = distance.exact()
-        result = {"value": value, "interval_95": None, "n_real": sizes[0], "n_generated": sizes[1]}
-        if config.bootstrap:
+        result = {"value": value, "interval_95": None, "spread_95": None}
+        if config.bootstrap and number.unbiased:
+            result["interval_95"] = distance.interval()
+        elif config.bootstrap:
             rng = host_random(config.seed, STREAM_BOOTSTRAP, index)
-            values = resampled(distance, sizes, config.bootstrap, rng)
-            result["interval_95"] = interval(value, values, distance.bounds)
-        if metric == "KID":
-            result["standard_deviation"] = distance.standard_deviation(
-                host_random(config.seed, STREAM_SUBSETS)
-            )
-        if metric == "AUC-PRD":
-            curve = distance.curve(*(np.ones(n) for n in sizes))
-        result["better"] = "higher" if metric in HIGHER else BETTER.get(metric, "lower")
-        results[named(metric, config.embedding)] = result
+            values = resampled(distance, pair.sizes, config.bootstrap, rng)
+            result["spread_95"] = spread(value, values, distance.bounds)
+        if number.name == "KID":
+            rng = host_random(config.seed, STREAM_SUBSETS)
+            result["standard_deviation"] = distance.standard_deviation(rng)
+        if number.name == "AUC-PRD":
+            curve = distance.curve(*(np.ones(n) for n in pair.sizes))
+        result["equal_n"] = at_equal_n(distance, number, config, index) if config.real_split else None
+        result["real_split"] = result["equal_n"] and {
+            key: result["equal_n"][f"floor_{key}"] for key in ("mean", "standard_deviation")
+        } | {key: result["equal_n"][key] for key in ("n", "repeats")}
+        result |= {"n_real": pair.sizes[0], "n_generated": pair.sizes[1], "better": number.better}
+        result |= {"question": number.question, "estimand": number.estimand}
+        results[named(number.name, config.embedding)] = finite(result)
     return results, curve
 
 
-def split_floor(real_set, config):
-    """{name: mean, standard deviation and n of a metric between random halves of the real set}."""
-    values = {}
-    silent = replace(config, bootstrap=0)
-    for repeat in progress(range(config.real_split_repeats), "Real against real", "split"):
-        order = host_random(config.seed, STREAM_SPLIT, repeat).permutation(len(real_set.names))
-        half = len(order) // 2
-        results, _ = compare(real_set.subset(order[:half]), real_set.subset(order[half : 2 * half]), silent)
-        for name, result in results.items():
-            values.setdefault(name, []).append(result["value"])
+def at_equal_n(distance, number, config, index):
+    """A number of subsets of n volumes of both sets, and of n real against n other real ones.
+
+    Returns:
+        {"n", "mean", "standard_deviation", "floor_mean", "floor_standard_deviation", "floor", "outside"}:
+        `floor` are the values of the real halves, lowest and highest; `outside` is whether the mean is worse
+        than all of them and OUTSIDE standard deviations from their mean. None where there is no floor: of the
+        real set's own numbers, and of what is extrapolated from all sizes.
+    """
+    if not hasattr(distance, "between_real"):
+        return None
+    sizes = distance.sizes
+    n = min(sizes[0] // 2, sizes[1])
+    of_real = distance.between_real()
+    values, floor = [], []
+    for repeat in range(config.real_split_repeats):
+        rng = host_random(config.seed, STREAM_SPLIT, repeat, index)
+        halves = rng.permutation(sizes[0])
+        values.append(distance(*(chosen(size, rng.permutation(size)[:n]) for size in sizes)))
+        floor.append(of_real(*(chosen(sizes[0], halves[start : start + n]) for start in (0, n))))
+    values, floor = (np.array(v)[np.isfinite(v)] for v in (values, floor))
+    if not len(values) or not len(floor):
+        return None
+    mean, low, high = float(values.mean()), float(floor.min()), float(floor.max())
+    least = 1 / n if distance.bounds == (0, 1) else 0  # a share cannot be told more finely
+    away = OUTSIDE * max(float(floor.std()), least)
+    lower, higher = (
+        low - mean > 0 and floor.mean() - mean > away,
+        mean - high > 0 and mean - floor.mean() > away,
+    )
+    outside = {"lower": higher, "higher": lower}.get(number.better, lower or higher)
     return {
-        name: {
-            "mean": float(np.mean(v)),
-            "standard_deviation": float(np.std(v)),
-            "n": half,
-            "repeats": len(v),
-        }
-        for name, v in values.items()
+        "n": int(n),
+        "repeats": len(values),
+        "mean": mean,
+        "standard_deviation": float(values.std()),
+        "floor_mean": float(floor.mean()),
+        "floor_standard_deviation": float(floor.std()),
+        "floor": [low, high],
+        "outside": bool(outside),
     }
 
 
+def chosen(length, indices):
+    """Counts of 1 for some volumes, 0 for the others. Shapes: -> (length,)"""
+    counts = np.zeros(length)
+    counts[indices] = 1
+    return counts
+
+
+def finite(record):
+    """A record with None in place of numbers that are not finite, which JSON does not have."""
+    if isinstance(record, dict):
+        return {key: finite(value) for key, value in record.items()}
+    if isinstance(record, list | tuple):
+        return [finite(value) for value in record]
+    return None if isinstance(record, float) and not np.isfinite(record) else record
+
+
+def with_vessels(measured_set):
+    """Number of volumes in which a vessel was found."""
+    return sum(len(volume["radius-mm"]) > 0 for volume in measured_set.anatomy)
+
+
 def few_samples(measured_sets, extractors, config):
-    """Warnings where a Frechet distance has no more samples than dimensions."""
+    """Warnings where a Frechet distance has no more volumes than dimensions, or a set few vessels."""
     warnings = []
     for extractor in extractors:
-        if extractor.name in measured_sets[0].features:
-            n = min(
-                m.features[extractor.name].shape[0] * m.features[extractor.name].shape[1]
-                for m in measured_sets
-            )
+        if hasattr(extractor, "dimension"):
+            n = min(len(m.names) for m in measured_sets)
             if n <= extractor.dimension:
                 metric = {"volume": "MD", "axial": "FID"}.get(extractor.name, f"FID-{extractor.name}")
                 warnings.append(
-                    f"{named(metric, config.embedding)} has {n} samples for {extractor.dimension} "
-                    f"dimensions: it is "
-                    f"biased upwards, compare it at equal numbers alone"
+                    f"{named(metric, config.embedding)} has {n} volumes for {extractor.dimension} "
+                    f"dimensions: it is biased upwards, compare it at equal numbers alone"
                 )
+    for which, one in zip(("real", "generated"), measured_sets, strict=True):
+        number = with_vessels(one)
+        if one.anatomy and number < FEW_VESSELS * len(one.names):
+            warnings.append(f"vessels were found in {number} of the {len(one.names)} {which} volumes alone")
     return warnings

@@ -6,10 +6,16 @@ volumes. Slices of a volume are never separated: they are not independent.
 
 Papers: Frechet distance of features (Heusel et al. 2017, arXiv:1706.08500), kernel distance (Binkowski et al.
 2018, arXiv:1801.01401), precision and recall for distributions (Sajjadi et al. 2018, arXiv:1806.00035),
-density and coverage (Naeem et al. 2020, arXiv:2002.09797).
+density and coverage (Naeem et al. 2020, arXiv:2002.09797), Frechet distance of infinitely many samples (Chong
+& Forsyth 2020, arXiv:1911.07023), Vendi score (Friedman & Dieng 2022, arXiv:2210.02410).
+
+`between_real()` gives the same distance of the real set to itself, whose disjoint subsets are the floor that
+a perfect generator would reach.
 """
 
 import numpy as np
+from scipy.stats import t as student
+from scipy.stats import wasserstein_distance
 
 from volumetric.cli import UserError
 
@@ -18,6 +24,9 @@ PRD_CLUSTERS = 10
 PRD_RUNS = 10
 PRD_ANGLES = 1001
 PRINCIPAL_COMPONENTS = 256  # of the features, for the resamples of a Frechet distance
+SIZES, DRAWS = 8, 8  # numbers of volumes, and subsets of each, behind the distance of infinitely many
+FOLDS = 10  # of the jackknife of that distance
+VOLUMES_A_COMPONENT = 4
 KID_SUBSETS = 100
 KID_SUBSET_SIZE = 1000  # volumes, at most
 
@@ -81,9 +90,21 @@ class Frechet:
 
     bounds = (0, np.inf)
 
-    def __init__(self, real, generated):
+    def __init__(self, real, generated, reduced=None):
         self.real, self.generated = real, generated
-        self.reduced = None
+        self.sizes = len(real), len(generated)
+        self.reduced = reduced
+
+    def between_real(self):
+        """The same of the real set and itself, in the same principal components."""
+        real, _ = self.components()
+        return Frechet(self.real, self.real, (real, real))
+
+    def components(self):
+        """Both sets in the leading principal components of both together."""
+        if self.reduced is None:
+            self.reduced = principal_components(self.real, self.generated)
+        return self.reduced
 
     def exact(self):
         """The distance in all dimensions."""
@@ -102,10 +123,59 @@ class Frechet:
 
     def __call__(self, real_counts, generated_counts):
         """The distance of a resample, in the leading principal components."""
-        if self.reduced is None:
-            self.reduced = principal_components(self.real, self.generated)
-        real, generated = self.reduced
+        real, generated = self.components()
         return frechet_distance(*moments(real, real_counts), *moments(generated, generated_counts))
+
+
+class AtInfinity:
+    """Frechet distance extrapolated to infinitely many volumes (arXiv:1911.07023, Sec. 3).
+
+    The distance of n volumes of each set is, to first order, a + b / n; a is found by a straight line through
+    random subsets of several sizes. The line is straight only if n is several times the number of dimensions:
+    the distance is in one leading principal component for every VOLUMES_A_COMPONENT volumes. Its 95 %
+    interval is a grouped jackknife: the fit without each tenth of both sets.
+
+    Shapes: real (n, s, d), generated (m, s, d)
+    """
+
+    bounds = (-np.inf, np.inf)
+
+    def __init__(self, real, generated, seed, reduced=None):
+        self.sizes, self.seed = (len(real), len(generated)), seed
+        self.components = int(np.clip(min(self.sizes) // VOLUMES_A_COMPONENT, 2, PRINCIPAL_COMPONENTS))
+        reduced = reduced or principal_components(real, generated, self.components)
+        self.frechet = Frechet(real, generated, reduced)
+
+    def among(self, real, generated, rng):
+        """The extrapolated distance of some of the volumes. Shapes: indices (n,), (m,) -> float"""
+        most = min(len(real), len(generated))
+        sizes = np.unique(np.linspace(max(2, most // 2), most, SIZES).astype(int))
+        draws = [
+            (n, self.of_subset(rng.permutation(real)[:n], rng.permutation(generated)[:n]))
+            for n in sizes
+            for _ in range(DRAWS)
+        ]
+        numbers, values = np.array(draws).T
+        return float(np.polyfit(1 / numbers, values, 1)[1])
+
+    def of_subset(self, real, generated):
+        """The distance of the volumes of some indices."""
+        counts = [np.zeros(n) for n in self.sizes]
+        for count, chosen in zip(counts, (real, generated), strict=True):
+            count[chosen] = 1
+        return self.frechet(*counts)
+
+    def exact(self):
+        """The extrapolated distance of all volumes."""
+        return self.among(*map(np.arange, self.sizes), np.random.default_rng(self.seed))
+
+    def interval(self):
+        """(low, high) of 95 %, by a grouped jackknife."""
+        rng = np.random.default_rng(self.seed + 1)
+        folds = [np.array_split(rng.permutation(n), FOLDS) for n in self.sizes]
+        left = [[np.concatenate(f[:k] + f[k + 1 :]) for f in folds] for k in range(FOLDS)]
+        values = np.array([self.among(*pair, rng) for pair in left])
+        return jackknifed(self.exact(), values)
 
 
 def principal_components(real, generated, number=PRINCIPAL_COMPONENTS):
@@ -139,9 +209,18 @@ class Kernel:
 
     bounds = (-np.inf, np.inf)
 
-    def __init__(self, real, generated):
-        self.rr, self.gg = mean_kernels(real, real), mean_kernels(generated, generated)
-        self.rg = mean_kernels(real, generated)
+    def __init__(self, real, generated, kernels=None):
+        pairs = (real, real), (generated, generated), (real, generated)
+        self.rr, self.gg, self.rg = kernels or [mean_kernels(*pair) for pair in pairs]
+        self.sizes = self.rg.shape
+
+    def between_real(self):
+        """The same of the real set and itself."""
+        return Kernel(None, None, (self.rr, self.rr, self.rr))
+
+    def interval(self):
+        """(low, high) of 95 %, by the jackknife over volumes."""
+        return leave_one_out(self)
 
     def exact(self):
         """The distance of all volumes."""
@@ -225,20 +304,36 @@ class PrecisionRecallCurve:
 
     bounds = (0, 1)
 
-    def __init__(self, real, generated, seed):
+    def __init__(self, real, generated, seed, members=None):
         from sklearn.cluster import MiniBatchKMeans
 
+        self.number, self.sizes = len(real), (len(real), len(generated))
+        self.clusters, self.members = PRD_CLUSTERS, members
+        if members is not None:
+            return
         both = np.concatenate([real, generated]).astype(np.float64)
-        self.number = len(real)
         clusters = min(PRD_CLUSTERS, len(np.unique(both, axis=0)))
         runs = [MiniBatchKMeans(clusters, n_init=10, random_state=seed + run) for run in range(PRD_RUNS)]
         self.members = np.stack([run.fit(both).labels_ for run in runs])  # (runs, n + m)
         self.clusters = clusters
 
-    def curve(self, real_counts, generated_counts):
+    def between_real(self):
+        """The same of the real set and itself, in the same clusters."""
+        own = self.members[:, : self.number]
+        twice = np.concatenate([own, own], axis=1)
+        again = PrecisionRecallCurve(own[0], own[0], None, twice)
+        again.clusters = self.clusters
+        return again
+
+    def resampled(self, real_counts, generated_counts, rng):
+        """The area of a resample, also of the runs of k-means."""
+        runs = rng.integers(len(self.members), size=len(self.members))
+        return prd_area(*self.curve(real_counts, generated_counts, runs))
+
+    def curve(self, real_counts, generated_counts, runs=None):
         """Precision and recall, averaged over the runs. Shapes: (n,), (m,) -> (angles,), (angles,)"""
         curves = []
-        for members in self.members:
+        for members in self.members if runs is None else self.members[runs]:
             real = np.bincount(members[: self.number], real_counts, self.clusters) / real_counts.sum()
             generated = np.bincount(members[self.number :], generated_counts, self.clusters)
             curves.append(prd_curve(generated / generated_counts.sum(), real))
@@ -258,12 +353,17 @@ class Neighbours:
     Shapes: real (n, d), generated (m, d)
     """
 
-    def __init__(self, real, generated):
+    def __init__(self, real, generated, distances=None):
         from scipy.spatial.distance import cdist
 
-        self.rr, self.gg, self.rg = cdist(real, real), cdist(generated, generated), cdist(real, generated)
+        pairs = (real, real), (generated, generated), (real, generated)
+        self.rr, self.gg, self.rg = distances or [cdist(*pair) for pair in pairs]
         for own in (self.rr, self.gg):
             np.fill_diagonal(own, np.inf)
+
+    def between_real(self):
+        """The same of the real set and itself."""
+        return Neighbours(None, None, (self.rr, self.rr, self.rr))
 
     def precision(self, real_counts, generated_counts):
         """Share of the generated that lie within reach of a real volume."""
@@ -285,6 +385,14 @@ class Neighbours:
         inside = self.rg < reach(self.rr, real_counts)[:, None]
         return float(np.average(inside[:, generated_counts > 0].any(axis=1), weights=real_counts))
 
+    def recalled(self):
+        """For every real volume, whether it lies within reach of a generated one. Shapes: -> (n,) bool"""
+        return (self.rg < reach(self.gg, np.ones(len(self.gg)))).any(axis=1)
+
+    def covered(self):
+        """For every real volume, whether a generated one lies within its reach. Shapes: -> (n,) bool"""
+        return (self.rg < reach(self.rr, np.ones(len(self.rr)))[:, None]).any(axis=1)
+
     def nearest_ratio(self, real_counts, generated_counts):
         """Median distance of a generated to its nearest real volume, over that of a real to another real."""
         there = real_counts > 0
@@ -297,9 +405,13 @@ class OfNeighbours:
     """One of the numbers of `Neighbours` as a distance."""
 
     def __init__(self, neighbours, name, bounds):
+        self.neighbours, self.name, self.bounds = neighbours, name, bounds
         self.number = getattr(neighbours, name)
         self.sizes = neighbours.rg.shape
-        self.bounds = bounds
+
+    def between_real(self):
+        """The same of the real set and itself."""
+        return OfNeighbours(self.neighbours.between_real(), self.name, self.bounds)
 
     def exact(self):
         """The number for all volumes."""
@@ -329,6 +441,8 @@ def reach(distances, counts):
 class Wasserstein:
     """Wasserstein-1 distance between two distributions of a measurement, in the measurement's unit.
 
+    NaN where one of the sets has nothing to measure: nothing is no agreement.
+
     Args:
         real: For every real volume the values measured in it, a list of arrays.
         generated: The same for the generated ones.
@@ -337,29 +451,23 @@ class Wasserstein:
     bounds = (0, np.inf)
 
     def __init__(self, real, generated):
-        self.sizes = len(real), len(generated)
-        values = np.concatenate([*real, *generated])
-        order = np.argsort(values, kind="stable")
-        self.owners = []
-        for volumes, others in ((real, 0), (generated, 1)):
-            owner = np.full(len(values), -1)
-            first = sum(map(len, real)) if others else 0
-            owner[first : first + sum(map(len, volumes))] = np.repeat(
-                np.arange(len(volumes)), [len(v) for v in volumes]
-            )
-            self.owners.append(owner[order])
-        self.steps = np.diff(values[order])
+        self.sets, self.sizes = (real, generated), (len(real), len(generated))
+        self.values = [np.concatenate([np.zeros(0), *one]) for one in self.sets]
+        self.owners = [np.repeat(np.arange(len(one)), [len(v) for v in one]) for one in self.sets]
+
+    def between_real(self):
+        """The same of the real set and itself."""
+        return Wasserstein(self.sets[0], self.sets[0])
 
     def exact(self):
         """The distance of all volumes."""
         return self(*(np.ones(size) for size in self.sizes))
 
     def __call__(self, real_counts, generated_counts):
-        shares = []
-        for owner, counts in zip(self.owners, (real_counts, generated_counts), strict=True):
-            cumulated = np.cumsum(np.append(counts, 0)[owner])  # owner -1, of the other set, counts nothing
-            shares.append(cumulated / cumulated[-1])
-        return float(np.abs(shares[0] - shares[1])[:-1] @ self.steps)
+        weights = [c[o] for c, o in zip((real_counts, generated_counts), self.owners, strict=True)]
+        if not all(w.sum() for w in weights):
+            return np.nan
+        return float(wasserstein_distance(*self.values, *weights))
 
 
 class PairMean:
@@ -370,12 +478,15 @@ class PairMean:
         pairs: Indices of the pairs, (p, 2).
         of_real: The set is the real one.
         sizes: Numbers of real and generated volumes.
+        twin: The same of the real set, for a generated one.
     """
 
     bounds = (-1, 1)
 
-    def __init__(self, values, pairs, of_real, sizes):
+    def __init__(self, values, pairs, of_real, sizes, twin=None):
         self.values, self.pairs, self.of_real, self.sizes = values, pairs, of_real, sizes
+        if twin is not None:
+            self.between_real = lambda: twin
 
     def exact(self):
         """The mean of all pairs."""
@@ -384,7 +495,47 @@ class PairMean:
     def __call__(self, real_counts, generated_counts):
         counts = real_counts if self.of_real else generated_counts
         weights = counts[self.pairs].prod(axis=1)
-        return float(np.average(self.values, weights=weights)) if weights.any() else self.exact()
+        return float(np.average(self.values, weights=weights)) if weights.any() else np.nan
+
+    def interval(self):
+        """(low, high) of 95 %, by the jackknife over volumes."""
+        return leave_one_out(self)
+
+
+class Vendi:
+    """Vendi score: the effective number of different volumes in a set (arXiv:2210.02410, Def. 3.1).
+
+        exp(-sum_i l_i log l_i), l the eigenvalues of K / n, K_ij the cosine of two volumes' features
+
+    Features are centred by their mean. Grows with n: compare at equal n.
+
+    Args:
+        features: (n, d).
+        of_real: The set is the real one.
+        sizes: Numbers of real and generated volumes.
+        twin: The same of the real set, for a generated one.
+    """
+
+    bounds = (1, np.inf)
+
+    def __init__(self, features, of_real, sizes, twin=None):
+        if twin is not None:
+            self.between_real = lambda: twin
+        centred = features - features.mean(axis=0, dtype=np.float64)
+        unit = centred / np.maximum(np.linalg.norm(centred, axis=1, keepdims=True), 1e-12)
+        self.kernel, self.of_real, self.sizes = unit @ unit.T, of_real, sizes
+
+    def exact(self):
+        """The score of all volumes."""
+        return self(*(np.ones(size) for size in self.sizes))
+
+    def __call__(self, real_counts, generated_counts):
+        counts = real_counts if self.of_real else generated_counts
+        kept = counts > 0
+        root = np.sqrt(counts[kept] / counts.sum())
+        values = np.linalg.eigvalsh(self.kernel[kept][:, kept] * root[:, None] * root)
+        values = values[values > 1e-12]
+        return float(np.exp(-(values * np.log(values)).sum()))
 
 
 # ╔══════════════════════════════════════════════════════════════════════════════════════════════════════════╗
@@ -395,15 +546,41 @@ class PairMean:
 def resampled(distance, sizes, number, rng):
     """Values of a distance for bootstrap resamples of whole volumes. Shapes: -> (number,)"""
     counts = [[rng.multinomial(n, np.full(n, 1 / n)).astype(float) for n in sizes] for _ in range(number)]
+    if hasattr(distance, "resampled"):
+        return np.array([distance.resampled(*pair, rng) for pair in counts])
     return np.array([distance(*pair) for pair in counts])
 
 
-def interval(value, values, bounds=(-np.inf, np.inf)):
-    """95 % bootstrap interval around a value: the spread of the resampled values about their own mean.
+def spread(value, values, bounds=(-np.inf, np.inf)):
+    """95 % of the resampled values about their own mean, put around a value; None without any.
 
-    A resample holds fewer different volumes than the set, which moves Frechet and Wasserstein distances up;
-    without this shift the interval of a small set would lie above its value. The bias that the value itself
-    has at this number of volumes is not in the interval: compare with two halves of the real set.
+    It is how much the number moves when other volumes are drawn, no confidence interval: the bias that a
+    distance has at this number of volumes is not in it. A resample holds fewer different volumes than the
+    set, which moves Frechet and Wasserstein distances up; hence the shift to the value.
     """
+    values = values[np.isfinite(values)]
+    if not len(values) or not np.isfinite(value):
+        return None
     low, high = value + np.quantile(values, [0.025, 0.975]) - np.mean(values)
     return float(np.clip(low, *bounds)), float(np.clip(high, *bounds))
+
+
+def leave_one_out(distance):
+    """95 % interval of an unbiased number of two sets, by leaving out every volume of each in turn."""
+    variance, value = 0.0, distance.exact()
+    for which, size in enumerate(distance.sizes):
+        values = []
+        for left in range(size):
+            counts = [np.ones(n) for n in distance.sizes]
+            counts[which][left] = 0
+            values.append(distance(*counts))
+        values = np.array(values)[np.isfinite(values)]
+        variance += (len(values) - 1) * np.var(values)
+    half = 1.96 * np.sqrt(variance)
+    return float(value - half), float(value + half)
+
+
+def jackknifed(value, values):
+    """95 % interval around a value, of its values without each group in turn (Student's t)."""
+    half = student.ppf(0.975, len(values) - 1) * np.sqrt((len(values) - 1) * np.var(values))
+    return float(value - half), float(value + half)

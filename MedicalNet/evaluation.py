@@ -14,21 +14,24 @@ vessels in anatomy.py, report.html in report.py. Inputs are never written to.
 import contextlib
 import csv
 import json
+import os
 import platform
-from dataclasses import asdict, dataclass
+from collections import Counter
+from dataclasses import asdict, dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
 
 import nibabel as nib
 import numpy as np
-import torch
 
-from MedicalNet.anatomy import MEASURES
-from MedicalNet.comparing import OF_VOLUMES, compare, few_samples, named, split_floor
+from MedicalNet.comparing import NUMBERS, compare, few_samples, finite, named, with_vessels
+from MedicalNet.copies import among_training, find_copies, nearness
 from MedicalNet.distances import frechet_distance, prd_area, prd_curve
 from MedicalNet.extractors import PLANES, PUBLISHED, FeatureCache, default_cache
-from MedicalNet.measuring import build_extractors, measure, ms_ssim_settings
-from MedicalNet.volumes import compare_geometry, copies, list_volumes
+from MedicalNet.groups import by_group, read_groups
+from MedicalNet.measuring import LIBRARIES, build_extractors, measure, ms_ssim_settings
+from MedicalNet.verdicts import verdicts
+from MedicalNet.volumes import PROTOCOLS, compare_geometry, copies, list_volumes
 from volumetric.cli import (
     UserError,
     check_device_name,
@@ -38,7 +41,7 @@ from volumetric.cli import (
     parse_cli,
 )
 from volumetric.dataset import FEWEST_EVALUATED
-from volumetric.files import __version__, atomic_path, next_free
+from volumetric.files import __version__, atomic_path, left_right_axis, next_free
 
 __all__ = ["EvaluateConfig", "evaluate", "frechet_distance", "prd_area", "prd_curve"]
 
@@ -50,8 +53,9 @@ generated = "demo/results/demo/generated-model_2"
 # new folder for the results
 output = "evaluation"
 
-NUMBERS = 1  # protocol of the comparison, part of every cached result
 GROUPS = {"fid": "slices", "md": "whole volumes", "ms_ssim": "diversity", "anatomy": "vessels"}
+GROUPS["copies"] = "of real volumes"
+FEWEST_RESAMPLES = 20
 EMBEDDINGS = {"pretrained": "FID, MD", "random": "no download, numbers of other names"}
 PRECISIONS = {"float32": "exact", "mixed": "most of Inception in bfloat16: faster where that is computed"}
 
@@ -67,7 +71,13 @@ class EvaluateConfig:
 
     real: str = option(real, "Folder of real NIfTI volumes, 3D or (X, Y, Z, 1), all of one shape.")
     generated: str = option(generated, "Folder of generated volumes of the same shape.")
+    share: bool = option(False, "Leave pictures and names of real volumes out of the report.")
     output: str = option(output, "New folder for metrics.json, report.html and tables.", folder=True)
+    protocol: str = option("scaled", "How volumes are read.", choices=PROTOCOLS)
+    held_out: str | None = option(None, "Folder of real volumes that the generator was not trained on.")
+    groups: str | None = option(
+        None, "CSV of file and groups of the real volumes: coverage of each.", file=True
+    )
     metrics: tuple = option(tuple(GROUPS), "Groups of numbers, a list.", choices=GROUPS)
     planes: tuple = option(tuple(PLANES), "Planes of the slices; axial is FID as published.", choices=PLANES)
     embedding: str = option("pretrained", "Networks that look at volumes.", choices=EMBEDDINGS)
@@ -76,9 +86,11 @@ class EvaluateConfig:
         None, "weights-inception-2015-12-05-6726825d.pth; same.", file=True
     )
     precision: str = option("float32", "Of the networks.", choices=PRECISIONS)
-    bootstrap: int = option(200, "Resamples of the 95 % intervals; 0 for none.", least=0)
-    real_split: bool = option(False, "Compare random halves of the real volumes too: numbers between equals.")
-    real_split_repeats: int = option(5, "Random splits.")
+    bootstrap: int = option(200, "Resamples of volumes; 0 for no intervals.", least=0, most=10**5)
+    real_split: bool = option(
+        True, "Also at equal n, beside real against real: what a perfect generator gets."
+    )
+    real_split_repeats: int = option(20, "Random subsets for that.", least=2, most=10**4)
     num_pairs: int = option(50, "Pairs of volumes compared by MS-SSIM, in each set.")
     seed: int = option(0, "Seed of everything random.", least=0)
     device: str = option("auto", "auto, cpu, cuda or cuda:<n>.", check=check_device_name)
@@ -91,6 +103,12 @@ class EvaluateConfig:
         check_fields(self)
         if not self.metrics or not self.planes:
             raise UserError("--metrics and --planes must each name at least one.")
+        if 0 < self.bootstrap < FEWEST_RESAMPLES:
+            raise UserError(f"--bootstrap must be 0, or {FEWEST_RESAMPLES} or more, got {self.bootstrap}.")
+        if self.groups is not None and "md" not in self.metrics:
+            raise UserError("--groups needs md among --metrics.")
+        if self.held_out is not None and "copies" not in self.metrics:
+            raise UserError("--held_out needs copies among --metrics.")
 
     def cache(self):
         """The cache of features that the settings ask for."""
@@ -117,20 +135,14 @@ class Evaluator:
         self.config = config
         self.cache = config.cache()
         self.extractors, self.weights, self.missing = build_extractors(config, optional)
-        self.real_files = list_volumes(config.real, "--real", self.cache)
+        self.real_files = list_volumes(config.real, "--real", self.cache, config.protocol)
         self.real_set = None
 
     def names(self):
         """Names of the numbers that an evaluation gives."""
-        groups = {
-            "volume": ("MD", *OF_VOLUMES),
-            "axial": ("FID", "KID"),
-            "anatomy": [f"W1-{m}" for m in MEASURES],
-        }
-        groups |= {plane: (f"FID-{plane}",) for plane in PLANES if plane != "axial"}
-        found = [name for extractor in self.extractors for name in groups[extractor.name]]
-        found += ["MS-SSIM-real", "MS-SSIM-generated"] if "ms_ssim" in self.config.metrics else []
-        return [named(name, self.config.embedding) for name in found]
+        of = {extractor.name for extractor in self.extractors}
+        of |= {"pairs"} if "ms_ssim" in self.config.metrics else set()
+        return [named(number.name, self.config.embedding) for number in NUMBERS if number.of in of]
 
     def measure_real(self):
         """Measure the real volumes, unless that was done before."""
@@ -144,7 +156,8 @@ class Evaluator:
 
     def protocol(self):
         """What stands behind the numbers: {name: text}."""
-        lines = {extractor.name: extractor.protocol for extractor in self.extractors}
+        lines = {"volumes": PROTOCOLS[self.config.protocol]}
+        lines |= {extractor.name: extractor.protocol for extractor in self.extractors}
         if "ms_ssim" in self.config.metrics:
             sigma, window, exponents = ms_ssim_settings(self.real_files[0].shape)
             lines["ms_ssim"] = (
@@ -172,35 +185,76 @@ def evaluate(config):
     """
     from MedicalNet.report import write_report
 
+    check_folders(config)
     evaluator = Evaluator(config)
-    if config.real_split and len(evaluator.real_files) < 2 * FEWEST_EVALUATED:
-        raise UserError(
-            f"--real_split needs at least {2 * FEWEST_EVALUATED} real volumes, "
-            f"there are {len(evaluator.real_files)}."
-        )
-    files = list_volumes(config.generated, "--generated", evaluator.cache)
+    cache, protocol = evaluator.cache, config.protocol
+    files = list_volumes(config.generated, "--generated", cache, protocol)
+    held_files = list_volumes(config.held_out, "--held_out", cache, protocol) if config.held_out else None
+    groupings = read_groups(config.groups, evaluator.real_files) if config.groups else None
     warnings = compare_geometry(evaluator.real_files, files)
+    if held_files:
+        compare_geometry(evaluator.real_files, held_files)
     warnings += copies(evaluator.real_files, "real") + copies(files, "generated")
     warnings += unpublished(evaluator.weights)
+    if config.real_split and len(evaluator.real_files) < 2 * FEWEST_EVALUATED:
+        warnings.append(
+            f"{len(evaluator.real_files)} real volumes are too few for a floor at equal n, which needs "
+            f"{2 * FEWEST_EVALUATED}"
+        )
+        config = replace(config, real_split=False)
     real_set = evaluator.measure_real()
     generated_set = evaluator.measure(files, len(files), "generated volumes")
-    numbers = cached_numbers(evaluator, files, real_set, generated_set)
+    metrics, curve = compare(real_set, generated_set, config)
     warnings += few_samples((real_set, generated_set), evaluator.extractors, config)
+    found, near = [], None
+    if "copies" in config.metrics:
+        left_right = left_right_axis(files[0].affine)
+        near = nearness(real_set, generated_set, left_right)
+        found = find_copies((evaluator.real_files, files), near)
+        warnings += said_of_copies(found, len(files))
+        if held_files:
+            held_set = evaluator.measure(held_files, len(held_files), "held-out volumes")
+            metrics |= among_training(real_set, generated_set, held_set, left_right)
     record = {
-        "metrics": numbers["metrics"],
+        "metrics": metrics,
+        "copies": found,
+        "groups": groupings and by_group(groupings, real_set, generated_set),
+        "vessels": {"real": with_vessels(real_set), "generated": with_vessels(generated_set)},
         "warnings": warnings,
         **describe(evaluator),
         "generated": {"folder": str(Path(config.generated).resolve()), "n": len(files)},
     }
+    record["verdicts"] = verdicts(record)
     folder = next_free(config.output)
     with new_folder(folder):
         write_values(record, folder)
-        write_report(
-            record, numbers["curve"], (real_set, generated_set), (evaluator.real_files, files), folder
-        )
+        write_report(record, near, curve, (real_set, generated_set), (evaluator.real_files, files), folder)
     print_numbers(record)
     print(f"{folder / 'report.html'} shows everything; the numbers are in {folder / 'metrics.json'}.")
     return {**record, "folder": folder}
+
+
+def check_folders(config):
+    """Raise a UserError if the output lies among the volumes, or a folder cannot be looked into."""
+    output = Path(config.output).resolve()
+    for flag in ("real", "generated", "held_out"):
+        given = getattr(config, flag)
+        folder = None if given is None else Path(given).resolve()
+        if folder is not None and (folder == output or folder in output.parents):
+            raise UserError(f"--output {config.output} lies in --{flag} {given}: give a folder apart.")
+        for place, _, _ in os.walk(folder) if folder else ():
+            if not os.access(place, os.R_OK | os.X_OK):
+                raise UserError(f"--{flag} {given}: {place} cannot be looked into; change its permissions.")
+
+
+def said_of_copies(found, number):
+    """Warning that counts and names the copies of real volumes."""
+    if not found:
+        return []
+    kinds = Counter(copy["kind"] for copy in found)
+    counted = ", ".join(f"{n} {kind}" for kind, n in sorted(kinds.items()))
+    first = f"{found[0]['generated']} of {found[0]['real']}"
+    return [f"{len(found)} of the {number} generated volumes are copies of real ones ({counted}), as {first}"]
 
 
 def unpublished(weights):
@@ -213,30 +267,10 @@ def unpublished(weights):
     ]
 
 
-def cached_numbers(evaluator, files, real_set, generated_set):
-    """{"metrics", "curve"} of two measured folders, kept by the content of all that they follow from."""
-    config = evaluator.config
-    names = ("metrics", "planes", "embedding", "precision", "bootstrap", "seed", "num_pairs", "real_split")
-    settings = {name: getattr(config, name) for name in (*names, "real_split_repeats")}
-    digests = [[f.digest for f in one] for one in (evaluator.real_files, files)]
-    key = ["numbers", NUMBERS, settings, evaluator.protocol(), evaluator.weights, versions(), *digests]
-    known = evaluator.cache.get(key)
-    if known is not None:
-        return json.loads(str(known["json"]))
-    metrics, curve = compare(real_set, generated_set, config)
-    floor = split_floor(real_set, config) if config.real_split else {}
-    for name, result in metrics.items():
-        result["real_split"] = floor.get(name)
-    numbers = {"metrics": metrics, "curve": None if curve is None else np.asarray(curve).tolist()}
-    evaluator.cache.put(key, {"json": np.array(json.dumps(numbers))})
-    return json.loads(json.dumps(numbers))
-
-
 def versions():
     """Versions of what the numbers depend on."""
-    names = ("numpy", "scipy", "scikit-learn", "scikit-image", "torchmetrics", "torch-fidelity")
     own = {"stylegan2_pytorch": __version__, "python": platform.python_version()}
-    return own | {"torch": torch.__version__} | {name: version(name) for name in names}
+    return own | LIBRARIES | {"scikit-learn": version("scikit-learn")}
 
 
 def describe(evaluator):
@@ -253,9 +287,12 @@ def describe(evaluator):
             "shape": files[0].shape,
             "spacing_mm": spacing.round(4).tolist(),
         },
-        "intervals": f"95 % bootstrap over volumes, {config.bootstrap} resamples"
-        if config.bootstrap
-        else "none",
+        "intervals": (
+            f"interval_95: 95 % confidence of unbiased numbers, by the jackknife over volumes; spread_95: "
+            f"how much resampling the volumes moves the others, {config.bootstrap} resamples"
+            if config.bootstrap
+            else "none"
+        ),
         "seed": config.seed,
         "settings": asdict(config),
         "versions": versions(),
@@ -276,30 +313,50 @@ def new_folder(path):
 def write_values(record, folder):
     """metrics.json, metrics.csv, and metric_values.txt with the paper's three numbers."""
     with atomic_path(folder / "metrics.json") as part:
-        part.write_text(json.dumps(record, indent=1))
+        part.write_text(json.dumps(finite(record), indent=1, allow_nan=False))
     metrics = record["metrics"]
     with atomic_path(folder / "metrics.csv") as part, open(part, "w", newline="") as file:
         table = csv.writer(file)
-        head = ["metric", "value", "low_95", "high_95", "real_split_mean", "real_split_sd"]
-        table.writerow([*head, "n_real", "n_generated"])
+        head = ["metric", "value", "low_95", "high_95", "kind", "n_equal", "mean_at_equal_n", "floor_mean"]
+        table.writerow([*head, "floor_sd", "n_real", "n_generated"])
         for name, m in metrics.items():
-            floor = m["real_split"] or {}
-            spread = (floor.get("mean"), floor.get("standard_deviation"))
-            low_high = m["interval_95"] or (None, None)
-            table.writerow([name, m["value"], *low_high, *spread, m["n_real"], m["n_generated"]])
+            equal = m.get("equal_n") or {}
+            of_equal = (equal.get(key) for key in ("n", "mean", "floor_mean", "floor_standard_deviation"))
+            kind, low_high = interval_of(m)
+            table.writerow([name, m["value"], *low_high, kind, *of_equal, m["n_real"], m["n_generated"]])
     three = [named(name, record["embedding"]) for name in ("FID", "MD", "AUC-PRD")]
     with atomic_path(folder / "metric_values.txt") as part:
         part.write_text(
-            "".join(f"{name}: {metrics[name]['value']:.6g}\n" for name in three if name in metrics)
+            "".join(f"{name}: {text_of(metrics[name]['value'], 6)}\n" for name in three if name in metrics)
         )
 
 
+def interval_of(entry):
+    """(confidence, spread or "", (low, high) or (None, None)) of a number."""
+    for kind, key in (("confidence", "interval_95"), ("spread", "spread_95")):
+        if entry.get(key):
+            return kind, entry[key]
+    return "", (None, None)
+
+
+def text_of(value, digits=3):
+    """A number with so many significant digits; "none" where there is none."""
+    return "none" if value is None else f"{value:.{digits}g}"
+
+
 def print_numbers(record):
-    """The numbers as a table on the terminal, then the warnings."""
+    """The answers, the numbers as a table, then the warnings."""
+    for verdict in record["verdicts"]:
+        print(f"{verdict['question']} {verdict['answer']}")
     for name, m in record["metrics"].items():
-        low_high = "  [{:.4g}, {:.4g}]".format(*m["interval_95"]) if m["interval_95"] else ""
-        floor = f"  real halves {m['real_split']['mean']:.4g}" if m["real_split"] else ""
-        print(f"{name:28s} {m['value']:<11.5g}{low_high}{floor}  n = {m['n_real']}, {m['n_generated']}")
+        kind, low_high = interval_of(m)
+        around = f"  {kind} [{text_of(low_high[0])}, {text_of(low_high[1])}]" if kind else ""
+        equal, floor = m.get("equal_n"), ""
+        if equal:
+            mark = "outside" if equal["outside"] else "inside"
+            told = f"{text_of(equal['mean'])}, real {text_of(equal['floor_mean'])}"
+            floor = f"  at n = {equal['n']} {told}: {mark}"
+        print(f"{name:28s} {text_of(m['value'], 5):<11s}{around}{floor}")
     for warning in record["warnings"]:
         print(f"Warning: {warning}.")
 

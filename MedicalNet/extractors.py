@@ -11,6 +11,7 @@ import hashlib
 import io
 import json
 import os
+import sys
 import threading
 import urllib.error
 from dataclasses import dataclass
@@ -208,6 +209,11 @@ def convolve_and_rectify(convolution, x):
 # ╚══════════════════════════════════════════════════════════════════════════════════════════════════════════╝
 
 
+def network_of(name, digest):
+    """What a protocol says of a network."""
+    return f"{name.split(' (')[0].split(' 2015')[0]} with random weights" if digest == "random" else name
+
+
 class SliceFeatures:
     """Inception features of the slices of a volume in one plane.
 
@@ -232,7 +238,7 @@ class SliceFeatures:
         self.protocol = (
             f"{plane} slices, {'all' if plane == 'axial' else 'as many as axial ones, evenly spread'}; each "
             f"scaled by its own minimum and maximum to 8 bit, rounded; grey as RGB; resized to 299 x 299 as "
-            f"in TensorFlow 1; Inception 2015-12-05, pool3, 2048 features; "
+            f"in TensorFlow 1; {network_of('Inception 2015-12-05', digest)}, pool3, 2048 features; "
             f"{'mixed bfloat16' if self.mixed else 'float32'}"
         )
 
@@ -288,14 +294,15 @@ class VolumeFeatures:
     version = 1  # as of SliceFeatures
     dimension = 512
     on_host = False
-    protocol = (
-        "whole volume, axes (X, Y, Z); standardised by mean and standard deviation of the voxels > 0; voxels "
-        "equal to 0 replaced by N(0, 1) noise, seeded by the volume's content; MedicalNet ResNet-10 (23 data "
-        "sets), last feature map averaged to 512 features; float32"
-    )
 
     def __init__(self, network, digest):
         self.network, self.digest = network, digest
+        self.protocol = (
+            f"whole volume, axes (X, Y, Z); standardised by mean and standard deviation of the voxels > 0; "
+            f"voxels equal to 0 replaced by N(0, 1) noise, seeded by the volume's content; "
+            f"{network_of('MedicalNet ResNet-10 (23 data sets)', digest)}, last feature map averaged to 512 "
+            f"features; float32"
+        )
         self.device = next(network.parameters()).device
 
     @torch.inference_mode()
@@ -361,9 +368,15 @@ class FeatureCache:
         if self.folder is None:
             return
         path = self.path(key)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with atomic_path(path) as part:
-            np.savez(part, **arrays)
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            with atomic_path(path) as part:
+                np.savez(part, **arrays)
+        except OSError as error:
+            print(
+                f"Warning: {self.folder} cannot be written to ({error}): going on without.", file=sys.stderr
+            )
+            self.folder = None
 
 
 def default_cache():

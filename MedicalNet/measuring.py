@@ -10,6 +10,7 @@ import numpy as np
 import torch
 
 from MedicalNet.anatomy import PROTOCOL, measure_anatomy
+from MedicalNet.copies import Fingerprint
 from MedicalNet.extractors import (
     PUBLISHED,
     SliceFeatures,
@@ -25,13 +26,27 @@ from volumetric.parallel import choose_device, host_random
 
 SIMILARITY = 1  # protocol of MS-SSIM, part of every cached value
 STREAM_PAIRS = 0
+# What the measured depends on beside our own code; part of every cached result.
+LIBRARIES = {
+    name: version(name)
+    for name in (
+        "numpy",
+        "scipy",
+        "scikit-image",
+        "skan",
+        "nibabel",
+        "torch",
+        "torch-fidelity",
+        "torchmetrics",
+    )
+}
 
 
 class Anatomy:
     """Vessel measures of a volume, as an extractor."""
 
     name = "anatomy"
-    version = 1  # of the code behind the protocol: raise it when the numbers change
+    version = 2  # of the code behind the protocol: raise it when the numbers change
     digest = ""
     protocol = PROTOCOL
     on_host = True
@@ -77,6 +92,8 @@ def build_extractors(config, optional=False):
         extractors += [SliceFeatures(network, digest, plane) for plane in config.planes]
     if "anatomy" in config.metrics:
         extractors.append(Anatomy())
+    if "copies" in config.metrics:
+        extractors.append(Fingerprint())
     weights = {
         name: {"file": str(path), "sha256": digest, "published": digest == PUBLISHED[name].sha256}
         for name, (path, digest) in found.items()
@@ -92,6 +109,7 @@ class Measured:
         names: Names of the volumes.
         features: {plane or "volume": (n, s, d) float32}, s feature vectors a volume.
         anatomy: For every volume {measure: array}; empty without anatomy.
+        shape: (X, Y, Z) of the volumes.
         pairs: Indices of the pairs compared by MS-SSIM, (p, 2), or None.
         similarity: Their MS-SSIM, (p,).
     """
@@ -99,6 +117,7 @@ class Measured:
     names: list
     features: dict
     anatomy: list
+    shape: tuple = ()
     pairs: np.ndarray | None = None
     similarity: np.ndarray | None = None
 
@@ -106,13 +125,14 @@ class Measured:
         """The volumes of the given indices, without similarities."""
         features = {name: f[chosen] for name, f in self.features.items()}
         anatomy = [self.anatomy[i] for i in chosen] if self.anatomy else []
-        return Measured([self.names[i] for i in chosen], features, anatomy)
+        return Measured([self.names[i] for i in chosen], features, anatomy, self.shape)
 
 
 def joined(parts):
     """One Measured of several, one after the other."""
     features = {name: np.concatenate([p.features[name] for p in parts]) for name in parts[0].features}
-    whole = Measured([n for p in parts for n in p.names], features, [a for p in parts for a in p.anatomy])
+    names, measures = ([x for p in parts for x in one(p)] for one in (lambda p: p.names, lambda p: p.anatomy))
+    whole = Measured(names, features, measures, parts[0].shape)
     if parts[0].pairs is not None:
         before = np.cumsum([0, *(len(p.names) for p in parts)])
         whole.pairs = np.concatenate([p.pairs + n for p, n in zip(parts, before, strict=False)])
@@ -136,16 +156,19 @@ def measure(sources, number, extractors, config, cache, title):
     """
     pairs = choose_pairs(number, config) if "ms_ssim" in config.metrics else None
     wanted = set() if pairs is None else set(pairs.ravel().tolist())
-    names, kept, results = [], {}, {e.name: [] for e in extractors}
-    volumes = progress(measured_ahead(sources, extractors, cache), f"Measuring {title}", "volume", number)
+    names, shape, kept, results = [], (), {}, {e.name: [] for e in extractors}
+    volumes = progress(
+        measured_ahead(sources, extractors, config, cache), f"Measuring {title}", "volume", number
+    )
     for index, (source, measured) in enumerate(volumes):
         names.append(source.name)
+        shape = source.shape
         for name, arrays in measured.items():
             results[name].append(arrays)
         if index in wanted:
             kept[index] = source
     features = {n: np.stack([a["features"] for a in r]) for n, r in results.items() if n != "anatomy"}
-    found = Measured(names, features, results.get("anatomy", []), pairs)
+    found = Measured(names, features, results.get("anatomy", []), shape, pairs)
     if pairs is not None:
         device = choose_device(config.device)
         shown = progress(pairs, f"MS-SSIM of {title}", "pair")
@@ -153,7 +176,7 @@ def measure(sources, number, extractors, config, cache, title):
     return found
 
 
-def measured_ahead(sources, extractors, cache):
+def measured_ahead(sources, extractors, config, cache):
     """Yield (source, {extractor: arrays}) in order; while the networks work, threads read the next ones."""
 
     def extract(extractor, source, array):
@@ -163,8 +186,8 @@ def measured_ahead(sources, extractors, cache):
             raise UserError(f"{source.name} {error}.") from None
 
     def prepare(source):
-        known = {e.name: [READER, e.name, e.version, e.protocol, e.digest] for e in extractors}
-        keys = {name: ["features", *key, source.digest] for name, key in known.items()}
+        known = {e.name: [READER, e.name, e.version, e.protocol, e.digest, LIBRARIES] for e in extractors}
+        keys = {name: ["features", *key, source.digest, config.protocol] for name, key in known.items()}
         found = {name: cache.get(key) for name, key in keys.items()}
         lacking = [e for e in extractors if found[e.name] is None]
         array = source.read() if lacking else None
@@ -225,7 +248,7 @@ def similarity(one, other, device, cache):
     """3D MS-SSIM (Wang et al. 2003) of two volumes, each scaled to [0, 1] by its minimum and maximum."""
     from torchmetrics.functional.image import multiscale_structural_similarity_index_measure as ms_ssim
 
-    key = ["ms_ssim", READER, SIMILARITY, version("torchmetrics"), *sorted((one.digest, other.digest))]
+    key = ["ms_ssim", READER, SIMILARITY, LIBRARIES, *sorted((one.content, other.content))]
     known = cache.get(key)
     if known is not None:
         return float(known["value"])

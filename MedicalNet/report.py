@@ -1,76 +1,105 @@
-"""report.html: one file with every number and picture of an evaluation, and the tables behind them."""
+"""report.html: one file with every answer, number and picture of an evaluation, and tables beside it."""
 
 import base64
 import csv
 import html
 import io
 import string
+from pathlib import Path
 
 import numpy as np
 
 from MedicalNet.anatomy import MEASURES
-from MedicalNet.distances import Neighbours, principal_components
+from MedicalNet.distances import Neighbours, PrecisionRecallCurve, principal_components
+from MedicalNet.verdicts import QUESTIONS
 from volumetric.files import array_to_volume, atomic_path, by
-from volumetric.pictures import axial_pictures, new_axes, save_figure, tile
+from volumetric.pictures import annotated, new_axes, save_figure
 
-SHOWN = 16  # volumes of each set in the contact sheets
-PAIRS_SHOWN = 8  # generated volumes beside their nearest real ones, the closest first
+SHOWN = 8  # volumes of each set
+WORST = 4  # generated volumes that are furthest from any real one
+PAIRS_SHOWN = 6  # generated volumes beside their nearest real ones, the closest first
 COLOURS = {"real": "#1f6f8b", "generated": "#d1603d"}
 BINS = 24  # of a histogram
+SHARE_SHOWN = (0.5, 99.5)  # percentiles between which a histogram has its bins
+MARKS = {"good": "inside", "bad": "outside"}
 
 STYLE = """
-body { font: 15px/1.5 system-ui, sans-serif; max-width: 68rem; margin: 2rem auto; padding: 0 1rem; }
-h1, h2, table { color: #222; }
-h1 { font-size: 1.6rem; }
-h2 { font-size: 1.15rem; margin-top: 2.2rem; border-bottom: 1px solid #ddd; }
-table { border-collapse: collapse; }
-td, th { padding: .2rem .8rem .2rem 0; text-align: left; }
-td.number { white-space: nowrap; font-variant-numeric: tabular-nums; text-align: right; }
+body { font: 15px/1.5 system-ui, sans-serif; max-width: 70rem; margin: 1.5rem auto; padding: 0 1rem;
+  color: #222; }
+h1 { font-size: 1.5rem; margin-bottom: .3rem; }
+h2 { font-size: 1.15rem; margin-top: 2rem; border-bottom: 1px solid #ddd; }
+.verdicts { display: grid; grid-template-columns: repeat(auto-fit, minmax(19rem, 1fr)); gap: .8rem; }
+.verdict { border: 1px solid #ddd; border-left: 6px solid #999; border-radius: 4px; padding: .5rem .8rem; }
+.verdict.good { border-left-color: #2c8a4b; }
+.verdict.bad { border-left-color: #c0392b; }
+.verdict h3 { margin: 0; font-size: 1rem; }
+.verdict p { margin: .2rem 0; }
+.verdict ul { margin: .2rem 0 0; padding-left: 1.1rem; font-size: .9rem; }
+.mark { font-weight: 600; }
+.mark.good { color: #2c8a4b; }
+.mark.bad { color: #c0392b; }
+.scroll { overflow-x: auto; }
+table { border-collapse: collapse; font-size: .85rem; }
+td, th { padding: .15rem .55rem .15rem 0; text-align: left; white-space: nowrap; }
+td.number { font-variant-numeric: tabular-nums; text-align: right; }
+.small td { white-space: normal; }
 tr:nth-child(even) { background: #f6f6f4; }
-.warning { background: #fff3d6; border-left: 4px solid #e0a020; padding: .3rem .8rem; margin: .3rem 0; }
-.sheets { display: flex; flex-wrap: wrap; gap: 1.5rem; }
-figure { margin: 0; }
-figcaption { color: #555; }
-img { image-rendering: pixelated; max-width: 100%; background: #000; }
+.warning { background: #fff3d6; border-left: 4px solid #e0a020; padding: .3rem .8rem; margin: .3rem 0;
+  overflow-wrap: anywhere; }
+.sheets { display: flex; flex-wrap: wrap; gap: .6rem; }
+figure { margin: 0; max-width: 100%; }
+figcaption { color: #555; font-size: .85rem; overflow-wrap: anywhere; }
+img { max-width: 100%; background: #000; }
 svg { max-width: 100%; height: auto; }
 .small { color: #555; font-size: .85rem; overflow-wrap: anywhere; }
+@media (max-width: 40rem) { body { margin: .5rem auto; padding: 0 .6rem; } }
 """
 
 PAGE = string.Template("""<!DOCTYPE html>
-<html lang="en"><head><meta charset="utf-8"><title>$title</title><style>$style</style></head><body>
+<html lang="en"><head><meta charset="utf-8">
+<meta name="viewport" content="width=device-width, initial-scale=1">
+<title>$title</title><style>$style</style></head><body>
 <h1>$title</h1>
-<p>$n_real real volumes in $real, $n_generated generated in $generated; $shape voxels of $spacing mm.
-Intervals: $intervals.</p>
+<p>$n_real real volumes in $real, $n_generated generated in $generated; $shape voxels of $spacing mm.</p>
+$privacy
+<div class="verdicts">$verdicts</div>
+<h2>Warnings</h2>
 $warnings
-<h2>Numbers</h2>
 $numbers
 $sections
 <h2>Protocol</h2>
 $protocol
 </body></html>
 """)
+PRIVATE = "This page holds pictures and names of real volumes: --share True leaves them out."
 
 
-def write_report(record, curve, measured, files, folder):
+def write_report(record, near, curve, measured, files, folder):
     """Write report.html and the tables behind its plots.
 
     Args:
         record: What metrics.json holds.
+        near: Nearness, or None.
         curve: (precision, recall) behind AUC-PRD, or None.
         measured: Measured of the real and of the generated volumes.
         files: VolumeFile of the real and of the generated volumes.
         folder: Where to write.
     """
-    sections = [contact_sheets(files)]
-    if curve is not None:
-        sections.append(precision_recall(*map(np.asarray, curve), folder))
+    share = record["settings"]["share"]
+    sections = [volumes_shown(files, share)]
     if "volume" in measured[0].features:
         features = [m.features["volume"][:, 0] for m in measured]
-        sections.append(scatter(features, measured, folder))
-        sections.append(nearest(features, files, folder))
+        sections.insert(0, worst(features, files))
+        if curve is not None:
+            sections.append(precision_recall(*map(np.asarray, curve), features, record, folder))
+        sections.append(scatter(features, measured, folder, share))
+    if near is not None:
+        sections.append(nearest(near, record, files, folder, share))
     if measured[0].anatomy:
-        sections.append(anatomy(measured, folder))
-    if measured[0].similarity is not None:
+        sections.append(anatomy(measured, folder, share))
+    if record["groups"]:
+        sections.append(group_tables(record["groups"]))
+    if measured[0].similarity is not None and not share:
         write_pairs(measured, folder)
     real_set = record["real"]
     page = PAGE.substitute(
@@ -78,13 +107,17 @@ def write_report(record, curve, measured, files, folder):
         style=STYLE,
         n_real=real_set["n"],
         n_generated=record["generated"]["n"],
-        real=html.escape(real_set["folder"]),
-        generated=html.escape(record["generated"]["folder"]),
+        real="a folder" if share else html.escape(real_set["folder"]),
+        generated=html.escape(
+            Path(record["generated"]["folder"]).name if share else record["generated"]["folder"]
+        ),
         shape=by(real_set["shape"]),
         spacing=by(real_set["spacing_mm"]),
-        intervals=html.escape(record["intervals"]),
-        warnings="".join(f'<p class="warning">{html.escape(w)}.</p>' for w in record["warnings"]),
-        numbers=number_table(record["metrics"]),
+        privacy="" if share else f'<p class="warning">{PRIVATE}</p>',
+        verdicts="".join(verdict_card(v, record["metrics"]) for v in record["verdicts"]),
+        warnings="".join(f'<p class="warning">{html.escape(w)}.</p>' for w in record["warnings"])
+        or "<p>None.</p>",
+        numbers=number_tables(record),
         sections="\n".join(sections),
         protocol=protocol_table(record),
     )
@@ -93,43 +126,101 @@ def write_report(record, curve, measured, files, folder):
 
 
 # ╔══════════════════════════════════════════════════════════════════════════════════════════════════════════╗
-# ║ Tables                                                                                                   ║
+# ║ Answers and tables                                                                                       ║
 # ╚══════════════════════════════════════════════════════════════════════════════════════════════════════════╝
 
 
+def verdict_card(verdict, metrics):
+    """One answer with the numbers that it rests on."""
+    lines = []
+    for name in verdict["numbers"]:
+        m = metrics[name]
+        equal = m.get("equal_n")
+        told = f"{html.escape(name)} {three(m['value'])}"
+        if equal:
+            state = "bad" if equal["outside"] else "good"
+            told = (
+                f"{html.escape(name)} {three(equal['mean'])} at n = {equal['n']}; real against real "
+                f'{three(equal["floor_mean"])} <span class="mark {state}">{MARKS[state]}</span>'
+            )
+        lines.append(f"<li>{told}</li>")
+    numbers = f"<ul>{''.join(lines)}</ul>" if lines else ""
+    return (
+        f'<div class="verdict {verdict["state"]}"><h3>{html.escape(verdict["question"])}</h3>'
+        f"<p>{html.escape(verdict['answer'])}</p>{numbers}</div>"
+    )
+
+
+def three(value):
+    """Three significant digits; "none" where there is no number."""
+    return "none" if value is None or not np.isfinite(value) else f"{value:.3g}"
+
+
 def rows_of(head, rows):
-    """An HTML table; cells that are numbers are right-aligned."""
+    """An HTML table; cells that are numbers are right-aligned, (text, class) pairs are marks."""
     cells = "".join(f"<th>{html.escape(h)}</th>" for h in head)
     lines = [f"<tr>{cells}</tr>"]
     for row in rows:
         lines.append("<tr>" + "".join(cell(value) for value in row) + "</tr>")
-    return f"<table>{''.join(lines)}</table>"
+    return f'<div class="scroll"><table>{"".join(lines)}</table></div>'
 
 
 def cell(value):
     """One table cell."""
+    if isinstance(value, tuple):
+        return f'<td class="mark {value[1]}">{html.escape(value[0])}</td>'
     if isinstance(value, float | int):
-        return f'<td class="number">{value:.5g}</td>'
+        return f'<td class="number">{three(value)}</td>'
     return f"<td>{html.escape(str(value))}</td>"
 
 
-def number_table(metrics):
-    """Every number with its interval, its value between two halves of the real set, and how to read it."""
-    split = any(m["real_split"] for m in metrics.values())
-    rows = []
-    for name, m in metrics.items():
-        label = f"{name}: {MEASURES[name[3:]]}" if name.startswith("W1-") else name
-        spread = "{:.4g} to {:.4g}".format(*m["interval_95"]) if m["interval_95"] else ""
-        if "standard_deviation" in m:
-            spread += f" (sd {m['standard_deviation']:.3g})"
-        halves = []
-        if split:
-            floor = m["real_split"]
-            text = "{mean:.4g} ± {standard_deviation:.2g} (n = {n})"
-            halves = [text.format(**floor) if floor else ""]
-        rows.append([label, float(m["value"]), spread, *halves, m["better"], m["n_real"], m["n_generated"]])
-    head = ["", "value", "95 % interval", *["two halves of the real"][:split], "better"]
-    return rows_of([*head, "n real", "n generated"], rows)
+def number_tables(record):
+    """Every number, by question, with its interval and what real volumes give at equal n."""
+    page = []
+    for topic in ("realistic", "diverse", "copies", "anatomy"):
+        rows = []
+        for name, m in record["metrics"].items():
+            if m["question"] == topic:
+                interval, resampled = m.get("interval_95"), m.get("spread_95")
+                around = " to ".join(map(three, interval or resampled or ()))
+                around += " (spread)" if resampled else ""
+                equal, floor = m.get("equal_n"), ("", "", "")
+                if equal:
+                    state = "bad" if equal["outside"] else "good"
+                    told = f"{three(equal['floor_mean'])} ± {three(equal['floor_standard_deviation'])}"
+                    mean = f"{three(equal['mean'])} ± {three(equal['standard_deviation'])} (n = {equal['n']})"
+                    floor = (mean, told, ("outside" if equal["outside"] else "inside", state))
+                value = "none" if m["value"] is None else float(m["value"])
+                rows.append([name, value, around, *floor, m["better"]])
+        if rows:
+            head = ["", "value", "95 %", "at equal n", "real against real", "", "better"]
+            page.append(f"<h2>{QUESTIONS[topic]}</h2>{rows_of(head, rows)}")
+    note = (
+        "95 %: confidence interval of numbers without bias; (spread): how much the number moves when volumes "
+        "are drawn again. At equal n: mean and standard deviation over random subsets of n volumes of each; "
+        "real against real: of as many real volumes against as many others, what a perfect generator gives. "
+        "Outside: worse than every one of these, and by more than four standard deviations."
+    )
+    return "".join(page) + f'<p class="small">{note}</p>'
+
+
+def group_tables(groups):
+    """Recall and coverage of every group of real volumes."""
+    tables = []
+    for column, rows in groups.items():
+        told = [
+            [
+                value,
+                row["n"],
+                *(
+                    f"{three(row[k])} [{three(row[f'{k}_95'][0])}, {three(row[f'{k}_95'][1])}]"
+                    for k in ("recall", "coverage")
+                ),
+            ]
+            for value, row in rows.items()
+        ]
+        tables.append(rows_of([column, "n", "recall", "coverage"], told))
+    return "<h2>Recall and coverage of groups of real volumes</h2>" + "".join(tables)
 
 
 def protocol_table(record):
@@ -160,7 +251,7 @@ def picture(pixels, caption, width=None):
     from PIL import Image
 
     data = io.BytesIO()
-    Image.fromarray(pixels).save(data, format="PNG")
+    Image.fromarray(pixels).save(data, format="PNG", optimize=True)
     size = f' width="{width}"' if width else ""
     source = base64.b64encode(data.getvalue()).decode()
     return (
@@ -169,38 +260,67 @@ def picture(pixels, caption, width=None):
     )
 
 
-def projections(files):
-    """Maximum-intensity projections, each volume scaled to [0, 255]. Shapes: n files -> (n, H, W) uint8"""
-    pictures = []
-    for file in files:
-        array = file.read()
-        array = (array - array.min()) / (array.max() - array.min())
-        pictures.append(axial_pictures(array_to_volume(array)[None], file.affine)[1][0])
-    return np.stack(pictures)
+def shown(file, label=None):
+    """Planes and projections of a volume. Shapes: VolumeFile -> (H, W) uint8"""
+    array = file.read()
+    array = (array - array.min()) / max(np.ptp(array), np.finfo(np.float32).tiny)
+    return annotated(array_to_volume(array), file.affine, label or Path(file.name).name)
 
 
-def contact_sheets(files):
-    """Projections of real and generated volumes side by side, evenly chosen from each set."""
-    sheets = []
-    for which, one in zip(COLOURS, files, strict=True):
-        chosen = [one[i] for i in np.unique(np.linspace(0, len(one) - 1, min(SHOWN, len(one))).astype(int))]
-        sheets.append(picture(tile(projections(chosen), 4), f"{which}: {len(chosen)} of {len(one)}", 480))
-    title = "<h2>Axial maximum-intensity projections</h2>"
-    return f'{title}<div class="sheets">{"".join(sheets)}</div>'
+def section(title, figures, note=""):
+    """A heading above figures."""
+    return f'<h2>{title}</h2>{note}<div class="sheets">{"".join(figures)}</div>'
 
 
-def nearest(features, files, folder):
-    """Generated volumes beside the real ones nearest to them, and the table of all."""
-    distances = Neighbours(*features).rg  # (n, m)
-    closest, distance = distances.argmin(axis=0), distances.min(axis=0)
-    rows = [(files[1][j].name, files[0][i].name, distance[j]) for j, i in enumerate(closest)]
-    write_table(folder / "nearest_real.csv", ["generated", "nearest_real", "distance"], rows)
+def volumes_shown(files, share):
+    """Planes and projections of volumes of both sets, evenly chosen."""
     figures = []
-    for j in np.argsort(distance, kind="stable")[:PAIRS_SHOWN]:
-        both = np.concatenate(list(projections([files[1][j], files[0][closest[j]]])), axis=1)
-        figures.append(picture(both, f"generated | nearest real, distance {distance[j]:.4g}", 240))
-    title = "<h2>Nearest neighbours: the generated volumes closest to a real one</h2>"
-    return f'{title}<div class="sheets">{"".join(figures)}</div>'
+    for which, one in zip(COLOURS, files, strict=True):
+        if share and which == "real":
+            continue
+        chosen = [one[i] for i in np.unique(np.linspace(0, len(one) - 1, min(SHOWN, len(one))).astype(int))]
+        rows = np.concatenate([shown(file) for file in chosen], axis=0)
+        figures.append(picture(rows, f"{which}: {len(chosen)} of {len(one)}, evenly chosen"))
+    note = (
+        '<p class="small">Axial middle plane and maximum-intensity projection, then the coronal and sagittal '
+        "ones, at one scale; the bar is 20 mm. Right is on the left (R), front is A.</p>"
+    )
+    return section("Volumes", figures, note)
+
+
+def worst(features, files):
+    """The generated volumes whose features are furthest from any real volume's."""
+    away = Neighbours(*features).rg.min(axis=0)
+    order = np.argsort(-away, kind="stable")[:WORST]
+    rows = np.concatenate([shown(files[1][n]) for n in order], axis=0)
+    return section("The generated volumes furthest from any real one", [picture(rows, "the furthest first")])
+
+
+def nearest(near, record, files, folder, share):
+    """Copies, generated volumes beside the real ones nearest to them, and how near real ones are."""
+    kinds = {copy["generated"]: copy["kind"] for copy in record["copies"]}
+    rows = [
+        (f.name, "" if share else files[0][i].name, d, kinds.get(f.name, ""))
+        for f, i, d in zip(files[1], near.nearest, near.to_real, strict=True)
+    ]
+    write_table(folder / "nearest_real.csv", ["generated", "nearest_real", "distance", "copy"], rows)
+    figures = []
+    for j in np.argsort(near.to_real, kind="stable")[:PAIRS_SHOWN] if not share else ():
+        real = files[0][near.nearest[j]]
+        both = [shown(files[1][j]), shown(real, f"nearest real: {Path(real.name).name}")]
+        told = f"distance {three(near.to_real[j])}{', left and right exchanged' if near.mirrored[j] else ''}"
+        figures.append(
+            picture(np.concatenate(both, axis=0), f"{told} {kinds.get(files[1][j].name, '')}".strip())
+        )
+    figure, (one,) = new_axes(width=5.2, height=2.8)
+    edges = np.linspace(0, max(near.to_real.max(), near.among_real.max(), 0.1), BINS + 1)
+    for which, values in (("real", near.among_real), ("generated", near.to_real)):
+        label = "real to another real" if which == "real" else "generated to real"
+        one.hist(values, edges, color=COLOURS[which], alpha=0.5, density=True, label=label)
+    one.axvline(near.threshold, color="0.3", linestyle=":", linewidth=1, label="near copy below")
+    one.set(xlabel="distance to the nearest real volume (1 - correlation)", ylabel="density")
+    one.legend(frameon=False, fontsize=8)
+    return section("The generated volumes nearest to a real one", [*figures, drawing(figure)])
 
 
 # ╔══════════════════════════════════════════════════════════════════════════════════════════════════════════╗
@@ -216,16 +336,22 @@ def drawing(figure):
     return text[text.index("<svg") :]
 
 
-def precision_recall(precision, recall, folder):
-    """The curve behind AUC-PRD."""
+def precision_recall(precision, recall, features, record, folder):
+    """The curve behind AUC-PRD, and that of two halves of the real set."""
     write_table(folder / "prd_curve.csv", ["precision", "recall"], zip(precision, recall, strict=True))
     figure, (one,) = new_axes()
-    one.plot(recall, precision, color=COLOURS["generated"])
+    one.plot(recall, precision, color=COLOURS["generated"], label="generated")
+    if len(features[0]) > 3:
+        whole = PrecisionRecallCurve(*features, record["seed"]).between_real()
+        half = np.arange(len(features[0])) % 2 == 0
+        p, r = whole.curve(half.astype(float), (~half).astype(float))
+        one.plot(r, p, color=COLOURS["real"], linestyle="--", label="real halves")
+    one.legend(frameon=False)
     one.set(xlabel="recall", ylabel="precision", xlim=(0, 1.02), ylim=(0, 1.02))
     return f"<h2>Precision and recall of the generated distribution</h2>{drawing(figure)}"
 
 
-def scatter(features, measured, folder):
+def scatter(features, measured, folder, share):
     """Volume features of both sets in their first two principal components."""
     points = [p[:, 0, :2] for p in principal_components(*(f[:, None] for f in features), number=2)]
     rows = [
@@ -233,7 +359,8 @@ def scatter(features, measured, folder):
         for which, one, m in zip(COLOURS, points, measured, strict=True)
         for name, point in zip(m.names, one, strict=True)
     ]
-    write_table(folder / "features_2d.csv", ["set", "volume", "component_1", "component_2"], rows)
+    if not share:
+        write_table(folder / "features_2d.csv", ["set", "volume", "component_1", "component_2"], rows)
     figure, (one,) = new_axes(width=5.2, height=4.2)
     for (which, colour), p in zip(COLOURS.items(), points, strict=True):
         one.scatter(*p.T, s=14, color=colour, alpha=0.7, label=which, linewidths=0)
@@ -242,38 +369,48 @@ def scatter(features, measured, folder):
     return f"<h2>Volume features</h2>{drawing(figure)}"
 
 
-def anatomy(measured, folder):
+def anatomy(measured, folder, share):
     """Histograms of every vessel measure in both sets, and the table of the measures of every volume."""
     single = [n for n in MEASURES if n not in ("radius-mm", "branch-length-mm")]
     rows = [
         (
             which,
             name,
-            *(volume[n][0] for n in single),
-            volume["radius-mm"].mean(),
-            volume["branch-length-mm"].mean(),
+            *(volume[n][0] if len(volume[n]) else "" for n in single),
+            *(volume[n].mean() if len(volume[n]) else "" for n in ("radius-mm", "branch-length-mm")),
         )
         for which, m in zip(COLOURS, measured, strict=True)
         for name, volume in zip(m.names, m.anatomy, strict=True)
     ]
     head = ["set", "volume", *single, "mean-radius-mm", "mean-branch-length-mm"]
-    write_table(folder / "anatomy.csv", head, rows)
+    if not share:
+        write_table(folder / "anatomy.csv", head, rows)
     figure, plots = new_axes(columns=3, rows=3, width=3.6, height=2.6)
     table = []
     for one, (name, title) in zip(plots, MEASURES.items(), strict=False):
         values = [np.concatenate([volume[name] for volume in m.anatomy]) for m in measured]
-        low, high = min(v.min() for v in values), max(v.max() for v in values)
-        edges = np.linspace(low, high if high > low else low + 1, BINS + 1)
+        edges = bins_of(np.concatenate(values))
         for (which, colour), v in zip(COLOURS.items(), values, strict=True):
-            share = np.histogram(v, edges)[0] / len(v)
-            one.stairs(share, edges, color=colour, fill=True, alpha=0.45, label=which)
-            table += [(name, which, *row) for row in zip(edges[:-1], edges[1:], share, strict=True)]
+            part = np.histogram(v.clip(edges[0], edges[-1]), edges)[0] / max(len(v), 1)
+            one.stairs(part, edges, color=colour, fill=True, alpha=0.45, label=which)
+            table += [(name, which, *row) for row in zip(edges[:-1], edges[1:], part, strict=True)]
         one.set(xlabel=title, ylabel="share")
     plots[0].legend(frameon=False)
     for one in plots[len(MEASURES) :]:
         one.set_visible(False)
     write_table(folder / "anatomy_histograms.csv", ["measure", "set", "from", "to", "share"], table)
     return f"<h2>Anatomy of the vessels</h2>{drawing(figure)}"
+
+
+def bins_of(values):
+    """Edges of a histogram between outlying percentiles; of whole numbers, between them."""
+    if not len(values):
+        return np.linspace(0, 1, BINS + 1)
+    low, high = np.percentile(values, SHARE_SHOWN)
+    if np.array_equal(values, np.rint(values)):
+        step = max(1, int(np.ceil((high - low + 1) / BINS)))
+        return np.arange(np.floor(low) - 0.5, high + step + 0.5, step)
+    return np.linspace(low, high if high > low else low + 1, BINS + 1)
 
 
 def write_pairs(measured, folder):
@@ -294,11 +431,11 @@ def draw_sweep(rows, path):
     steps = [row["step"] for row in rows]
     for one, name in zip(plots, names, strict=False):
         results = [row["metrics"][name] for row in rows]
-        one.plot(steps, [r["value"] for r in results], "o-", color=COLOURS["generated"], markersize=3)
-        if results[0]["interval_95"]:
-            one.fill_between(
-                steps, *zip(*(r["interval_95"] for r in results), strict=True), alpha=0.2, color="#d1603d"
-            )
+        values = [np.nan if r["value"] is None else r["value"] for r in results]
+        one.plot(steps, values, "o-", color=COLOURS["generated"], markersize=3)
+        around = [r["interval_95"] or r["spread_95"] for r in results]
+        if all(around):
+            one.fill_between(steps, *zip(*around, strict=True), alpha=0.2, color=COLOURS["generated"])
         one.set(title=name, xlabel="step")
     for one in plots[len(names) :]:
         one.set_visible(False)

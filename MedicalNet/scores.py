@@ -8,12 +8,12 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from MedicalNet.comparing import compare, named
-from MedicalNet.evaluation import EvaluateConfig, Evaluator, describe, new_folder, unpublished
+from MedicalNet.comparing import compare, finite, named
+from MedicalNet.evaluation import EvaluateConfig, Evaluator, describe, unpublished
 from MedicalNet.measuring import joined, measure
 from MedicalNet.volumes import in_memory
 from volumetric.cli import UserError
-from volumetric.files import atomic_path, by
+from volumetric.files import atomic_path, by, file_digest, next_free, read_json
 
 
 def until_received(items, received):
@@ -50,7 +50,13 @@ class TrainingScores:
 
     def __init__(self, real, recompute=False, bootstrap=0, **settings):
         config = EvaluateConfig(
-            real=str(real), planes=("axial",), bootstrap=bootstrap, recompute=recompute, **settings
+            real=str(real),
+            planes=("axial",),
+            metrics=("fid", "md", "ms_ssim", "anatomy"),
+            real_split=False,
+            bootstrap=bootstrap,
+            recompute=recompute,
+            **settings,
         )
         self.evaluator = Evaluator(config, optional=True)
         missing = "training without the metrics of this network."
@@ -87,13 +93,13 @@ class TrainingScores:
         if isinstance(found, str):
             tqdm.write(f"Step {step} could not be evaluated: {found}", file=sys.stderr)
             return {}
-        return {name: result["value"] for name, result in found.items()}
+        return {name: result["value"] for name, result in found.items() if result["value"] is not None}
 
     def measure_part(self, volumes, number, affine, parts=1):
         """Measure volumes that are one of several parts of a set."""
         evaluator = self.evaluator
         config = replace(evaluator.config, num_pairs=-(-evaluator.config.num_pairs // parts))
-        sources = in_memory(volumes, affine)
+        sources = in_memory(volumes, affine, evaluator.config.protocol)
         return measure(sources, number, evaluator.extractors, config, evaluator.cache, "generated volumes")
 
     def compare_parts(self, parts):
@@ -114,17 +120,29 @@ class TrainingScores:
     def sweep(self, models, seeds, trunc_psi, batch_size, folder):
         """Evaluate volumes of several models, and write a table and a picture of the curves.
 
+        Every row is written as it is there; the same command goes on with the checkpoints that have none.
+
         Args:
-            models: Iterable of ModelLoader.
+            models: {path of a checkpoint: function that gives its ModelLoader}.
             seeds: Of the volumes of each.
             trunc_psi, batch_size: Of the generation.
-            folder: New folder for sweep.csv, sweep.json and sweep.png.
+            folder: For sweep.csv, sweep.json and sweep.png; one made with other settings is kept, and the
+                next free name taken.
+
+        Returns:
+            The folder.
 
         Raises:
             UserError: No model can be evaluated, or one is of another size.
         """
-        rows = []
-        for model in models:
+        about = {"seeds": [seeds[0], len(seeds)], "trunc_psi": trunc_psi, **describe(self.evaluator)}
+        about = json.loads(json.dumps(finite({"n_generated": len(seeds), **about})))
+        folder, rows = earlier_rows(Path(folder), about)
+        for path, load in models.items():
+            digest = file_digest(path)
+            if any(row["sha256"] == digest for row in rows):
+                continue
+            model = load()
             self.check_shape(model)
             volumes = zip(seeds, model.volumes_of(seeds, trunc_psi, batch_size), strict=True)
             try:
@@ -134,13 +152,14 @@ class TrainingScores:
                 continue
             number = int(model.path.stem.removeprefix("model_"))
             step = number if model.step is None else model.step
-            rows.append({"checkpoint": number, "step": step, "metrics": results})
+            rows.append({"checkpoint": number, "step": step, "sha256": digest, "metrics": results})
+            folder.mkdir(parents=True, exist_ok=True)
+            self.write_sweep(sorted(rows, key=lambda row: row["step"]), about, folder)
             best = named("MD", self.evaluator.config.embedding)
             print(model.path, f"{best} {results[best]['value']:.5g}" if best in results else "")
         if not rows:
             raise UserError("No checkpoint could be evaluated.")
-        with new_folder(Path(folder)):
-            self.write_sweep(rows, len(seeds), Path(folder))
+        return folder
 
     def check_shape(self, model):
         """Raise a UserError unless a model generates volumes of the real ones' shape."""
@@ -151,13 +170,12 @@ class TrainingScores:
                 f"{model.path} generates {by((*plane, depth))} voxels, the real volumes have {by(real)}."
             )
 
-    def write_sweep(self, rows, number, folder):
+    def write_sweep(self, rows, about, folder):
         """sweep.json, sweep.csv and sweep.png."""
         from MedicalNet.report import draw_sweep
 
-        record = {"checkpoints": rows, "n_generated": number, **describe(self.evaluator)}
         with atomic_path(folder / "sweep.json") as part:
-            part.write_text(json.dumps(record, indent=1))
+            part.write_text(json.dumps(finite({"checkpoints": rows, **about}), indent=1, allow_nan=False))
         with atomic_path(folder / "sweep.csv") as part, open(part, "w", newline="") as file:
             table = csv.writer(file)
             table.writerow(["checkpoint", "step", *rows[0]["metrics"]])
@@ -165,3 +183,14 @@ class TrainingScores:
                 [r["checkpoint"], r["step"], *(m["value"] for m in r["metrics"].values())] for r in rows
             )
         draw_sweep(rows, folder / "sweep.png")
+
+
+def earlier_rows(folder, about):
+    """The folder to write to, and the rows of an earlier call with the same settings in it."""
+    there = folder / "sweep.json"
+    if there.is_file():
+        record = read_json(there)
+        rows = record.pop("checkpoints", None)
+        if record == about and isinstance(rows, list):
+            return folder, rows
+    return next_free(folder), []

@@ -30,6 +30,8 @@ NUMBERS = (
 )
 NUMBERS += ("density-random", "coverage-random", "nearest-real-random", "MS-SSIM-real", "MS-SSIM-generated")
 NUMBERS += tuple(f"W1-{measure}" for measure in anatomy.MEASURES)
+NUMBERS += ("FD-random-inf", "FD-random-volume-inf", "KD-random-volume", "Vendi-real-random")
+NUMBERS += ("Vendi-generated-random",)
 
 
 def normal(seed, *shape):
@@ -157,10 +159,11 @@ def test_wasserstein_distance_equals_scipy():
     assert found == pytest.approx(stats.wasserstein_distance(a, b))
 
 
-def test_interval_is_the_spread_about_the_value():
-    low, high = distances.interval(5.0, np.linspace(6, 8, 1001), (0, np.inf))  # mean 7: moved down by 2
+def test_spread_is_that_of_the_resamples_about_the_value():
+    low, high = distances.spread(5.0, np.linspace(6, 8, 1001), (0, np.inf))  # mean 7: moved down by 2
     assert (low, high) == pytest.approx((5 - 0.95, 5 + 0.95))
-    assert distances.interval(0.5, np.linspace(6, 8, 1001), (0, np.inf))[0] == 0
+    assert distances.spread(0.5, np.linspace(6, 8, 1001), (0, np.inf))[0] == 0
+    assert distances.spread(np.nan, np.ones(3)) is None and distances.spread(1.0, np.array([np.nan])) is None
 
 
 def test_interval_of_a_mean_covers_it_at_its_rate():
@@ -170,10 +173,7 @@ def test_interval_of_a_mean_covers_it_at_its_rate():
         values = rng.normal(0.2, 0.1, 40)
         pairs = np.stack([np.arange(40), np.arange(40)], axis=1)
         mean = distances.PairMean(values, pairs, True, (40, 40))
-        resamples = np.array(
-            [np.average(values, weights=rng.multinomial(40, [1 / 40] * 40)) for _ in range(200)]
-        )
-        low, high = distances.interval(mean.exact(), resamples)
+        low, high = mean.interval()
         covered.append(low < 0.2 < high)
     assert 0.88 < np.mean(covered) < 0.99
 
@@ -326,7 +326,10 @@ def test_no_vessels_is_a_measurement_too():
     noise = np.random.default_rng(0).normal(100, 5, (40, 40, 20)).astype(np.float32)
     for array in (noise, np.ones((8, 8, 4), np.float32)):
         found = anatomy.measure_anatomy(array, np.eye(4))
-        assert {name: v.tolist() for name, v in found.items()} == {name: [0.0] for name in anatomy.MEASURES}
+        of_vessels = ("asymmetry", "radius-mm", "branch-length-mm")
+        assert {name: v.tolist() for name, v in found.items()} == {
+            name: [] if name in of_vessels else [0.0] for name in anatomy.MEASURES
+        }
 
 
 # ╔══════════════════════════════════════════════════════════════════════════════════════════════════════════╗
@@ -440,15 +443,16 @@ def test_numbers_are_complete_and_carry_their_circumstances(report):
     record = json.loads((folder / "metrics.json").read_text())
     assert set(record["metrics"]) == set(NUMBERS)
     for name, result in record["metrics"].items():
-        low, high = result["interval_95"]
+        low, high = result["interval_95"] or result["spread_95"]
         assert low <= result["value"] <= high, name
+        assert (result["interval_95"] is None) != (result["spread_95"] is None) and result["estimand"]
         assert (result["n_real"], result["n_generated"]) == (7, 6)
         assert name in process.stdout
     assert record["weights"]["medicalnet"]["sha256"] == "random" and record["seed"] == 0
     assert record["real"]["shape"] == list(SHAPE) and "torch" in record["versions"]
     assert "min" in record["protocol"]["axial"] and "standardised" in record["protocol"]["volume"]
-    assert any("7 samples" in w or "6 samples" in w for w in record["warnings"])
-    assert "Warning: FD-random-volume has 6 samples for 512 dimensions" in process.stdout
+    assert any("6 volumes for" in w for w in record["warnings"])
+    assert "Warning: FD-random-volume has 6 volumes for 512 dimensions" in process.stdout
 
 
 def test_metric_values_has_three_lines_of_honest_names(report):
@@ -489,12 +493,12 @@ def test_report_shows_every_number_and_picture_without_a_network(report):
     page = (folder / "report.html").read_text(encoding="utf-8")
     metrics = json.loads((folder / "metrics.json").read_text())["metrics"]
     for name, result in metrics.items():
-        assert name in page and f"{float(result['value']):.5g}" in page
+        assert name in page and f"{float(result['value']):.3g}" in page
     images = re.findall(r'src="data:image/png;base64,([^"]+)"', page)
-    assert len(images) == 2 + 6  # contact sheets, nearest neighbours
+    assert len(images) == 2 + 1 + 6  # volumes of both sets, the furthest, nearest neighbours
     for image in images:
         assert np.ptp(np.array(Image.open(io.BytesIO(base64.b64decode(image))))) > 50
-    assert page.count("<svg") == 3 and "radius along the centreline (mm)" in page
+    assert page.count("<svg") == 4 and "radius along the centreline (mm)" in page
     outside = [u for u in re.findall(r'(?:src|href)="([^"]+)"', page) if not u.startswith(("data:", "#"))]
     assert outside == []
     for table in (
@@ -548,11 +552,10 @@ def test_real_halves_are_a_floor(folders, tmp_path):
     config = settings(folders, real=str(tmp_path / "real"), output=str(tmp_path / "o"), real_split=True)
     metrics = evaluation.evaluate(config)["metrics"]
     floor = metrics["FD-random-volume"]["real_split"]
-    assert floor["n"] == 8 and floor["repeats"] == 5 and floor["standard_deviation"] > 0
-    assert floor["mean"] < metrics["FD-random-volume"]["value"]
-    with pytest.raises(ValueError, match="--real_split needs at least 12 real volumes, there are 7"):
-        evaluation.evaluate(settings(folders, output=str(tmp_path / "p"), real_split=True))
-    assert not (tmp_path / "p").exists()
+    assert floor["n"] == 6 and floor["repeats"] == 20 and floor["standard_deviation"] > 0  # 6 generated
+    assert floor["mean"] < metrics["FD-random-volume"]["equal_n"]["mean"]
+    few = evaluation.evaluate(settings(folders, output=str(tmp_path / "p"), real_split=True))
+    assert "7 real volumes are too few for a floor at equal n, which needs 12" in few["warnings"]
 
 
 def test_a_folder_of_copies_is_listed_with_a_fresh_cache(folders, tmp_path):
@@ -625,8 +628,8 @@ def test_sets_of_different_shape_are_refused(folders, tmp_path):
 @pytest.mark.parametrize(
     ("flags", "text"),
     [
-        (("--metrics", "fidd"), "--metrics must be fid or md or ms_ssim or anatomy, got 'fidd'"),
-        (("--bootstrap", "-1"), "--bootstrap must be 0 or more"),
+        (("--metrics", "fidd"), "--metrics must be fid or md or ms_ssim or anatomy or copies, got 'fidd'"),
+        (("--bootstrap", "-1"), "--bootstrap must be between 0 and 100000"),
         (("--reel", "x"), "reel"),
         (("--real", "nowhere"), "--real nowhere does not exist"),
     ],

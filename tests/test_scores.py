@@ -41,12 +41,13 @@ def test_evaluation_in_training_is_logged_and_keeps_the_best(evaluated, tmp_path
     with open(tmp_path / "results" / "t" / "metrics.csv") as file:
         rows = list(csv.DictReader(file))
     distances_seen = [float(row["FD-random-volume"]) for row in rows]
-    assert all(row[name] != "" for row in rows for name in NUMBERS)
+    lacking = {name for name in NUMBERS if any(row[name] == "" for row in rows)}
+    assert all(name.startswith("W1-") for name in lacking)  # noise has no vessels: nothing to compare
     best = torch.load(tmp_path / "models" / "t" / "model_best.pt", weights_only=True)
     assert best["best"]["value"] == pytest.approx(min(distances_seen), rel=1e-4)
     assert best["step"] == best["best"]["step"] == 1 + int(np.argmin(distances_seen))
     scores = (tmp_path / "results" / "t" / "fid_scores.txt").read_text().splitlines()
-    assert scores[0] == "step,metric,value" and len(scores) == 1 + 2 * len(NUMBERS)
+    assert scores[0] == "step,metric,value" and len(scores) >= 1 + 2 * (len(NUMBERS) - len(lacking))
     assert scores[1].startswith("1,FD-random")
     assert trainer.best == best["best"]
     assert sg.ModelLoader(checkpoint=tmp_path / "models" / "t" / "model_best.pt").step == best["step"]

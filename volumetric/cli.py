@@ -123,7 +123,7 @@ def check_fields(config):
         for word in value if isinstance(value, tuple) else (value,):
             if isinstance(word, str):
                 check_text(f.name, word)
-            if rules.choices and word is not None and word not in rules.choices:
+            if rules.choices and word is not None and word not in tuple(rules.choices):
                 raise UserError(f"--{f.name} must be {' or '.join(rules.choices)}, got {word!r}.")
         for asked, check in (
             (rules.file, check_file),

@@ -6,7 +6,7 @@ front or top is up; in a sagittal one the front is on the left.
 
 import numpy as np
 from nibabel import affines, orientations
-from PIL import Image
+from PIL import Image, ImageDraw
 
 from volumetric.files import atomic_path, volume_to_array
 
@@ -89,6 +89,53 @@ def six_views(volume, affine, smallest=256):
         for row in (views[:3], views[3:])
     ]
     return np.concatenate(rows, axis=0)
+
+
+BAR_MM = 20.0
+
+
+def annotated(volume, affine, caption, edge=128):
+    """Axial plane and projection, beside them the coronal and sagittal ones, with sides, bar and caption.
+
+    Args:
+        volume: (1, Z, X, Y) in [0, 1].
+        affine: (4, 4), mm.
+        caption: Text below.
+        edge: Pixels of the widest view; all views have one scale.
+
+    Returns:
+        (rows, 4 * edge) uint8.
+    """
+    views = plane_views(volume, affine)
+    scale = edge / max(max(view.shape) for view in views)
+    bar = round(BAR_MM / min(affines.voxel_sizes(affine)) * scale)  # pixels
+    axial, coronal, sagittal = ([views[n], views[n + 3]] for n in range(3))
+    low = max(round(view.shape[0] * scale) for view in (*coronal, *sagittal))
+    height = max(2 * low, *(round(view.shape[0] * scale) for view in axial))
+    large = [marked(view, scale, (edge, height), "RL", bar) for view in axial]
+    small = [
+        np.concatenate(
+            [marked(v, scale, (edge, n), sides) for v, n in zip(two, (low, height - low), strict=True)]
+        )
+        for two, sides in ((coronal, "RL"), (sagittal, "AP"))
+    ]
+    strip = Image.new("L", (4 * edge, 14), 0)
+    ImageDraw.Draw(strip).text((4, 1), caption.encode("ascii", "replace").decode(), fill=EDGE)
+    return np.concatenate([np.concatenate([*large, *small], axis=1), np.asarray(strip)], axis=0)
+
+
+def marked(view, scale, size, sides, bar=0):
+    """A view in the middle of a picture of (columns, rows) pixels, with its sides and a bar below."""
+    shape = [max(1, round(n * scale)) for n in view.shape[::-1]]
+    canvas = Image.new("L", size, MARGIN)
+    shown = Image.fromarray(view).resize(shape, Image.Resampling.BILINEAR)
+    canvas.paste(shown, tuple((a - b) // 2 for a, b in zip(size, shape, strict=True)))
+    draw = ImageDraw.Draw(canvas)
+    for side, left in zip(sides, (3, size[0] - 9), strict=True):
+        draw.text((left, size[1] // 2 - 6), side, fill=EDGE)
+    if bar:
+        draw.rectangle((4, size[1] - 5, 4 + bar, size[1] - 4), fill=EDGE)
+    return np.asarray(canvas)
 
 
 def on_canvas(picture, height):

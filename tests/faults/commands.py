@@ -124,7 +124,8 @@ def odd_command(rng, config, flags):
     words = list(flags)
     for _ in range(rng.choice((1, 1, 1, 2, 3))):
         field = rng.choice(fields(config))
-        likely = (str(field.default), str(rng.randint(-3, 9)), *field.metadata["option"].choices)
+        default = "1" if field.name == "num_train_steps" else str(field.default)
+        likely = (default, str(rng.randint(-3, 9)), *field.metadata["option"].choices)
         value = rng.choice(ODD if rng.random() < 0.6 else likely)
         flag = f"--{field.name}"
         if flag in words:

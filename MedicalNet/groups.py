@@ -1,0 +1,74 @@
+"""Recall and coverage of groups of real volumes: variants, sites, scanners. Are the rare ones there too?"""
+
+import csv
+from pathlib import Path
+
+import numpy as np
+
+from MedicalNet.distances import Neighbours
+from volumetric.cli import UserError
+from volumetric.files import as_damaged
+
+MOST_VALUES = 12  # different values of a column that is a grouping; more is a measurement
+Z = 1.96  # of a 95 % interval
+
+
+def read_groups(path, files):
+    """Groupings of the real volumes, {column: value of every volume} of a CSV table with a column `file`.
+
+    Args:
+        path: CSV file, as sample_data/phantom.py writes variants.csv; `file` is a name, or a path's end.
+        files: VolumeFile of the real volumes.
+
+    Raises:
+        UserError: There is no such column, no grouping, or a volume has no row.
+    """
+    with as_damaged("give a CSV table in UTF-8", path), open(path, newline="", encoding="utf-8-sig") as file:
+        rows = list(csv.DictReader(file))
+        rows = {Path(row["file"]).name: row for row in rows}
+    lacking = [f.name for f in files if Path(f.name).name not in rows]
+    if lacking:
+        raise UserError(f"--groups {path} has no row for {len(lacking)} volumes, the first {lacking[0]}.")
+    chosen = [rows[Path(f.name).name] for f in files]
+    groupings = {}
+    for column in chosen[0]:
+        values = [str(row[column]).strip() for row in chosen]
+        if column != "file" and 1 < len(set(values)) <= MOST_VALUES:
+            groupings[column] = values
+    if not groupings:
+        raise UserError(
+            f"--groups {path} has no column of 2 to {MOST_VALUES} different values beside `file`."
+        )
+    return groupings
+
+
+def by_group(groupings, real_set, generated_set):
+    """Recall and coverage of every group.
+
+    Args:
+        groupings: Of `read_groups`.
+        real_set, generated_set: Measured, with the features of whole volumes.
+
+    Returns:
+        {column: {value: {"n", "recall", "coverage", "recall_95", "coverage_95"}}}; intervals are Wilson's.
+    """
+    neighbours = Neighbours(*(one.features["volume"][:, 0] for one in (real_set, generated_set)))
+    found = {"recall": neighbours.recalled(), "coverage": neighbours.covered()}
+    table = {}
+    for column, values in groupings.items():
+        table[column] = {}
+        for value in sorted(set(values)):
+            members = np.array([v == value for v in values])
+            row = {"n": int(members.sum())}
+            for name, inside in found.items():
+                row[name] = float(inside[members].mean())
+                row[f"{name}_95"] = wilson(int(inside[members].sum()), row["n"])
+            table[column][value] = row
+    return table
+
+
+def wilson(hits, number):
+    """95 % interval of a share (Wilson 1927)."""
+    p = hits / number
+    middle, half = p + Z**2 / (2 * number), Z * np.sqrt(p * (1 - p) / number + Z**2 / (4 * number**2))
+    return [float(v / (1 + Z**2 / number)) for v in (middle - half, middle + half)]
