@@ -51,6 +51,9 @@ def without_vessels(array, mask, rng):
     return filled
 
 
+DAMAGES = ("unharmed", "blurred", "noisy", "collapsed", "copied", "mirrored", "vessel-free")
+
+
 def damaged(array, mask, rng):
     """{damage: volume} of every damage that is done to a volume by itself."""
     return {
@@ -62,60 +65,80 @@ def damaged(array, mask, rng):
     }
 
 
-def damages(number=64, size=64, depth=16, bootstrap=200, output=None):
-    """Compare phantoms with others, unharmed and damaged; a star marks what left the unharmed interval.
+def damages(pairs=5, number=64, size=64, depth=16, planes=("axial",), output="damages"):
+    """Compare phantoms with others, unharmed and damaged, for several pairs of seeds.
 
     Args:
+        pairs: Pairs of sets of phantoms, each of seeds of its own.
         number: Phantoms in a set.
         size, depth: Voxels of a phantom.
-        bootstrap: Resamples of the intervals.
-        output: New folder for the reports; None keeps none.
+        planes: Of the slices.
+        output: Folder for the reports; what is there is not computed again.
     """
-    with tempfile.TemporaryDirectory() as scratch:
-        scratch = Path(scratch)
-        make_phantoms(scratch / "real", number, 1, size, depth)
-        make_phantoms(scratch / "other", number, 2, size, depth, scratch / "labels")
-        rng = np.random.default_rng(0)
-        for path in sorted((scratch / "other").glob("*.nii.gz")):
-            image = nib.load(path)
-            mask = nib.load(scratch / "labels" / path.name).get_fdata() > 0
-            versions = damaged(image.get_fdata(dtype=np.float32), mask, rng)
-            for name, array in versions.items():
-                (scratch / name).mkdir(exist_ok=True)
-                nib.save(
-                    nib.Nifti1Image(np.ascontiguousarray(array), image.affine), scratch / name / path.name
-                )
-        unharmed = sorted((scratch / "unharmed").glob("*.nii.gz"))
-        (scratch / "collapsed").mkdir()
-        for n in range(number):  # eight phantoms, each over and over
-            copy = scratch / "collapsed" / f"{n:03d}.nii.gz"
-            copy.write_bytes(unharmed[n % 8].read_bytes())
+    output, tables = Path(output), []
+    for pair in range(pairs):
+        folder = output / f"pair{pair}"
+        if not (folder / "collapsed").exists():
+            make_damaged(folder, number, size, depth, seed=10 * pair)
         table = {}
-        for name in ("unharmed", "blurred", "noisy", "collapsed", "mirrored", "vessel-free"):
-            config = EvaluateConfig(
-                real=str(scratch / "real"),
-                generated=str(scratch / name),
-                output=str(Path(output or scratch) / f"report-{name}"),
-                embedding="random",
-                bootstrap=bootstrap,
-                cache_dir=str(scratch / "cache"),
-            )
-            with contextlib.redirect_stdout(sys.stderr):
-                table[name] = evaluate(config)["metrics"]
-    print_damages(table)
+        for name in DAMAGES:
+            found = folder / f"report-{name}"
+            if not (found / "metrics.json").exists():
+                config = EvaluateConfig(
+                    real=str(folder / "real"),
+                    generated=str(folder / name),
+                    output=str(found),
+                    planes=tuple(planes),
+                    embedding="random",
+                    bootstrap=0,
+                    cache_dir=str(folder / "cache"),
+                )
+                with contextlib.redirect_stdout(sys.stderr):
+                    evaluate(config)
+            table[name] = json.loads((found / "metrics.json").read_text())
+        tables.append(table)
+    print_damages(tables)
 
 
-def print_damages(table):
-    """The table of `damages`, as Markdown."""
-    print("| | " + " | ".join(table) + " |")
-    print("|---" * (len(table) + 1) + "|")
-    for metric, unharmed in table["unharmed"].items():
-        low, high = unharmed["interval_95"]
-        cells = [f"{unharmed['value']:.4g} [{low:.3g}, {high:.3g}]"]
-        for name in list(table)[1:]:
-            value = table[name][metric]["value"]
-            cells.append(f"{value:.4g}" + ("" if low <= value <= high else " *"))
-        print(f"| {metric} | " + " | ".join(cells) + " |")
+def make_damaged(folder, number, size, depth, seed):
+    """Folders of phantoms: real, and others as they are and with every damage."""
+    make_phantoms(folder / "real", number, seed + 1, size, depth)
+    make_phantoms(folder / "other", number, seed + 2, size, depth, folder / "labels")
+    rng = np.random.default_rng(seed)
+    for path in sorted((folder / "other").glob("*.nii.gz")):
+        image = nib.load(path)
+        mask = nib.load(folder / "labels" / path.name).get_fdata() > 0
+        for name, array in damaged(image.get_fdata(dtype=np.float32), mask, rng).items():
+            (folder / name).mkdir(exist_ok=True)
+            nib.save(nib.Nifti1Image(np.ascontiguousarray(array), image.affine), folder / name / path.name)
+    for name in ("copied", "collapsed"):
+        (folder / name).mkdir(exist_ok=True)
+        real, other = (sorted((folder / which).glob("*.nii.gz")) for which in ("real", "unharmed"))
+        for n in range(number):  # a quarter of real ones; eight phantoms, each over and over
+            source = (real if n < number // 4 else other)[n] if name == "copied" else other[n % 8]
+            (folder / name / f"{n:03d}.nii.gz").write_bytes(source.read_bytes())
+
+
+def print_damages(tables):
+    """What sees which damage, in how many pairs, as Markdown."""
+    kinds = list(DAMAGES)
+    print("| | unharmed at equal n, real against real | " + " | ".join(kinds) + " |")
+    print("|---" * (len(kinds) + 2) + "|")
+    for metric in tables[0]["unharmed"]["metrics"]:
+        equal = [[table[kind]["metrics"][metric].get("equal_n") for kind in kinds] for table in tables]
+        if not all(row[0] for row in equal):
+            continue
+        means = [np.mean([row[0][key] for row in equal]) for key in ("mean", "floor_mean")]
+        seen = [sum(bool(row[n] and row[n]["outside"]) for row in equal) for n in range(len(kinds))]
+        print(
+            f"| {metric} | {means[0]:.3g}, {means[1]:.3g} | {' | '.join(f'{k or chr(45)}' for k in seen)} |"
+        )
+    found = [[len(table[kind]["copies"]) for kind in kinds] for table in tables]
+    told = [f"{min(column)} to {max(column)}" for column in zip(*found, strict=True)]
+    print(f"| copies found | | {' | '.join(told)} |")
+    for n, verdict in enumerate(tables[0]["unharmed"]["verdicts"][:4]):
+        bad = [sum(table[kind]["verdicts"][n]["state"] == "bad" for table in tables) for kind in kinds]
+        print(f"| *{verdict['question']}* no | | {' | '.join(f'{k or chr(45)}' for k in bad)} |")
 
 
 # ╔══════════════════════════════════════════════════════════════════════════════════════════════════════════╗
