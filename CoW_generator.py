@@ -60,9 +60,10 @@ from volumetric.files import (
 )
 from volumetric.parallel import device_random, latent_of, process_group, volume_inputs
 from volumetric.pictures import (
-    contact_sheet,
+    captioned,
     enlarged,
     factor_to,
+    labelled_sheet,
     plane_views,
     save_curve,
     save_gif,
@@ -734,8 +735,19 @@ def picture_sheet(config, recipes, affine):
     grid = config.mode == "style_mixing"
     shown = recipes if grid else recipes[:64]
     columns = recipes[0].position["of"] if grid else math.ceil(math.sqrt(len(shown)))
-    sheet = contact_sheet(read_series(config, shown), affine, columns)
+    sheet = labelled_sheet(read_series(config, shown), affine, list(map(label_of, shown)), columns)
     save_picture(sheet, config.folder / f"contact_sheet.{config.picture_format}")
+
+
+def label_of(recipe):
+    """What a picture says of a volume: its seeds, and what varies."""
+    style, psi = recipe.style, f" psi {recipe.truncation_psi:.2f}" if recipe.truncation_psi != 1 else ""
+    if "mix" in style:
+        return f"coarse {style['mix'][0]} fine {style['mix'][1]}{psi}"
+    if "t" in style:
+        return f"t {style['t']:.2f}{psi}"
+    varied = f" noise {recipe.noise['variation']}" if recipe.noise.get("variation") else ""
+    return f"seed {recipe.noise.get('seed')}{varied}{psi}"
 
 
 def picture_series(config, recipes, affine):
@@ -746,7 +758,7 @@ def picture_series(config, recipes, affine):
         for name, index in (("axial", 0), ("axial_mip", 3)):
             frames = [enlarged(v[index], factor_to(256, v[index])) for v in views]
             save_gif(frames, config.folder / f"{series}_{name}.gif", 0.3 if len(frames) < 10 else 0.1)
-        sheet = contact_sheet(volumes, affine, min(len(volumes), 10))
+        sheet = labelled_sheet(volumes, affine, list(map(label_of, members)), min(len(volumes), 5))
         save_picture(sheet, config.folder / f"{series}_sheet.{config.picture_format}")
         if config.mode == "stochastic_variation":
             picture_deviation(config, series, volumes, affine)
@@ -759,11 +771,12 @@ def picture_series(config, recipes, affine):
 
 
 def picture_deviation(config, series, volumes, affine):
-    """Voxel-wise standard deviation over the noises: a NIfTI, and a picture scaled to its maximum."""
+    """Voxel-wise standard deviation over the noises: a NIfTI, and a picture scaled to its stated maximum."""
     deviation = volumes.std(axis=0)
     save_nifti(deviation, affine, config.folder / f"{series}_deviation.{config.volume_format}")
-    scaled = deviation / max(deviation.max(), 1e-12)
-    save_picture(six_views(scaled, affine), config.folder / f"{series}_deviation.{config.picture_format}", 1)
+    most = max(float(deviation.max()), 1e-12)
+    picture = captioned(six_views(deviation / most, affine), f"black 0, white {most:.3f} of the range")
+    save_picture(picture, config.folder / f"{series}_deviation.{config.picture_format}", 1)
 
 
 def smoothness(volumes):

@@ -119,9 +119,30 @@ def annotated(volume, affine, caption, edge=128):
         )
         for two, sides in ((coronal, "RL"), (sagittal, "AP"))
     ]
-    strip = Image.new("L", (4 * edge, 14), 0)
+    return captioned(np.concatenate([*large, *small], axis=1), caption)
+
+
+def captioned(picture, caption):
+    """A picture with a line of text below. Shapes: (H, W) -> (H + 14, W)"""
+    strip = Image.new("L", (picture.shape[1], 14), 0)
     ImageDraw.Draw(strip).text((4, 1), caption.encode("ascii", "replace").decode(), fill=EDGE)
-    return np.concatenate([np.concatenate([*large, *small], axis=1), np.asarray(strip)], axis=0)
+    return np.concatenate([picture, np.asarray(strip)], axis=0)
+
+
+def labelled_sheet(volumes, affine, labels, columns, edge=128):
+    """Axial slice and projection of every volume with its sides and its label, in rows of `columns`.
+
+    Shapes: (N, 1, Z, X, Y) in [0, 1] -> (H, W) uint8
+    """
+    tiles = []
+    for volume, label in zip(volumes, labels, strict=True):
+        views = plane_views(volume, affine)
+        views, scale = (views[0], views[3]), edge / max(views[0].shape)
+        height = round(views[0].shape[0] * scale)
+        tiles.append(
+            captioned(np.concatenate([marked(v, scale, (edge, height), "RL") for v in views], 1), label)
+        )
+    return tile(np.stack(tiles), columns)
 
 
 def marked(view, scale, size, sides, bar=0):

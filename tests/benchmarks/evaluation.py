@@ -21,7 +21,7 @@ import numpy as np
 import torch
 from scipy import linalg, ndimage
 
-from MedicalNet.evaluation import EvaluateConfig, evaluate
+from MedicalNet.evaluation import GROUPS, EvaluateConfig, evaluate
 from MedicalNet.extractors import build_medicalnet, randomly, standardized
 
 ROOT = Path(__file__).parents[2]
@@ -65,14 +65,14 @@ def damaged(array, mask, rng):
     }
 
 
-def damages(pairs=5, number=64, size=64, depth=16, planes=("axial",), output="damages"):
+def damages(pairs=5, number=64, size=64, depth=16, metrics=tuple(GROUPS), output="damages"):
     """Compare phantoms with others, unharmed and damaged, for several pairs of seeds.
 
     Args:
         pairs: Pairs of sets of phantoms, each of seeds of its own.
         number: Phantoms in a set.
         size, depth: Voxels of a phantom.
-        planes: Of the slices.
+        metrics: Groups of numbers.
         output: Folder for the reports; what is there is not computed again.
     """
     output, tables = Path(output), []
@@ -88,7 +88,8 @@ def damages(pairs=5, number=64, size=64, depth=16, planes=("axial",), output="da
                     real=str(folder / "real"),
                     generated=str(folder / name),
                     output=str(found),
-                    planes=tuple(planes),
+                    metrics=tuple(metrics),
+                    planes=("axial",),
                     embedding="random",
                     bootstrap=0,
                     cache_dir=str(folder / "cache"),
