@@ -141,6 +141,23 @@ def numbers():
             lambda p: Kernel(*p.features("axial")),
             True,
         ),
+        Number(
+            "FID-RadImageNet",
+            "radimagenet",
+            "realistic",
+            "lower",
+            FRECHET,
+            lambda p: Frechet(*p.features("radimagenet")),
+        ),
+        Number(
+            "KID-RadImageNet",
+            "radimagenet",
+            "realistic",
+            "lower",
+            "as KID, of the features of a radiological network",
+            lambda p: Kernel(*p.features("radimagenet")),
+            True,
+        ),
         Number("MD", "volume", "realistic", "lower", FRECHET, lambda p: Frechet(*p.features("volume"))),
         Number(
             "MD-inf",
@@ -231,7 +248,7 @@ NUMBERS = numbers()
 
 def named(metric, embedding):
     """Name of a number; one of random networks can never be taken for FID or MD."""
-    if embedding == "pretrained" or metric.startswith(("MS-SSIM", "W1-")):
+    if embedding == "pretrained" or metric.startswith(("MS-SSIM", "W1-")) or "RadImageNet" in metric:
         return metric
     if metric.startswith("MD"):
         return metric.replace("MD", "FD-random-volume")
@@ -353,7 +370,8 @@ def few_samples(measured_sets, extractors, config):
         if hasattr(extractor, "dimension"):
             n = min(len(m.names) for m in measured_sets)
             if n <= extractor.dimension:
-                metric = {"volume": "MD", "axial": "FID"}.get(extractor.name, f"FID-{extractor.name}")
+                special = {"volume": "MD", "axial": "FID", "radimagenet": "FID-RadImageNet"}
+                metric = special.get(extractor.name, f"FID-{extractor.name}")
                 warnings.append(
                     f"{named(metric, config.embedding)} has {n} volumes for {extractor.dimension} "
                     f"dimensions: it is biased upwards, compare it at equal numbers alone"

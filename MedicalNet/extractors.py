@@ -19,6 +19,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from torch import nn
 
 from MedicalNet.resnet import ResNet10, read_weights
@@ -256,6 +257,58 @@ class SliceFeatures:
         with tf32(self.mixed):
             features = torch.cat([self.network(chunk) for chunk in slices.split(at_once)])
         return {"features": features.float().cpu().numpy()}
+
+
+# Stages of ResNet-50 as RadImageNet's files number them, and as torchvision names them.
+STAGES = {0: "conv1", 1: "bn1", 4: "layer1", 5: "layer2", 6: "layer3", 7: "layer4"}
+RADIMAGENET_EDGE = 224  # pixels of the network's input
+
+
+def build_radimagenet(path, device):
+    """ResNet-50 of RadImageNet (Mei et al. 2022, doi:10.1148/ryai.210315) up to its 2048 pooled features.
+
+    A second opinion of slices, by a network that has seen radiological images alone: Woodland et al.
+    (arXiv:2311.13717) advise to report both.
+
+    Args:
+        path: File of the PyTorch weights, ResNet50.pt; torchvision's names are taken too.
+        device: torch.device.
+
+    Shapes: (B, 3, 224, 224) with values in [-1, 1] -> (B, 2048)
+    """
+    from torchvision.models import resnet50
+
+    network = resnet50()
+    network.fc = nn.Identity()
+    renamed = [(f"backbone.{n}.", f"{name}.") for n, name in STAGES.items()]
+    state = read_weights(path, network.state_dict(), "RadImageNet", "ResNet-50", renamed)
+    network.load_state_dict(state)
+    return network.eval().requires_grad_(False).to(device, memory_format=torch.channels_last)
+
+
+class RadiologicalFeatures(SliceFeatures):
+    """RadImageNet features of the axial slices of a volume; scaled slice by slice as for Inception."""
+
+    version = 1
+    protocol = (
+        "axial slices, all; each scaled by its own minimum and maximum to [-1, 1]; grey as RGB; resized to "
+        "224 x 224, bilinearly; RadImageNet ResNet-50, 2048 pooled features; float32"
+    )
+
+    def __init__(self, network, digest):
+        self.network, self.digest, self.name = network, digest, "radimagenet"
+        self.device = next(network.parameters()).device
+
+    @torch.inference_mode()
+    def __call__(self, array, affine):
+        """Shapes: (X, Y, Z) -> {"features": (Z, 2048) float32}"""
+        slices = torch.from_numpy(np.ascontiguousarray(np.moveaxis(array, 2, 0))).to(self.device)
+        low, high = (m.view(-1, 1, 1) for m in slices.flatten(1).aminmax(dim=1))
+        slices = (slices - low) / (high - low).clamp_min(torch.finfo(torch.float32).tiny) * 2 - 1
+        slices = F.interpolate(slices[:, None], 2 * [RADIMAGENET_EDGE], mode="bilinear", antialias=True)
+        with tf32(False):
+            chunks = [self.network(s.expand(-1, 3, -1, -1)) for s in slices.split(SLICES_AT_ONCE)]
+        return {"features": torch.cat(chunks).float().cpu().numpy()}
 
 
 def enlarge(slices):

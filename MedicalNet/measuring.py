@@ -5,6 +5,7 @@ from collections import deque
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from importlib.metadata import version
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -13,15 +14,17 @@ from MedicalNet.anatomy import PROTOCOL, measure_anatomy
 from MedicalNet.copies import Fingerprint
 from MedicalNet.extractors import (
     PUBLISHED,
+    RadiologicalFeatures,
     SliceFeatures,
     VolumeFeatures,
     build_inception,
     build_medicalnet,
+    build_radimagenet,
     find_weights,
 )
 from MedicalNet.volumes import READER, VolumeFile, progress
 from volumetric.cli import UserError
-from volumetric.files import array_to_volume, by
+from volumetric.files import array_to_volume, by, file_digest
 from volumetric.parallel import choose_device, host_random
 
 SIMILARITY = 1  # protocol of MS-SSIM, part of every cached value
@@ -90,12 +93,20 @@ def build_extractors(config, optional=False):
         path, digest = found["inception"]
         network = build_inception(path, device, config.precision == "mixed")
         extractors += [SliceFeatures(network, digest, plane) for plane in config.planes]
+    if config.radimagenet_weights is not None:
+        path = Path(config.radimagenet_weights)
+        found["radimagenet"] = path, file_digest(path)
+        extractors.append(RadiologicalFeatures(build_radimagenet(path, device), found["radimagenet"][1]))
     if "anatomy" in config.metrics:
         extractors.append(Anatomy())
     if "copies" in config.metrics:
         extractors.append(Fingerprint())
     weights = {
-        name: {"file": str(path), "sha256": digest, "published": digest == PUBLISHED[name].sha256}
+        name: {
+            "file": str(path),
+            "sha256": digest,
+            "published": name in PUBLISHED and digest == PUBLISHED[name].sha256,
+        }
         for name, (path, digest) in found.items()
     }
     return extractors, weights, missing

@@ -3,13 +3,13 @@
 The tensors have the names of the published weights `resnet_10_23dataset.pth`, so that they load as they are.
 """
 
-import pickle
 from pathlib import Path
 
 import torch
 from torch import nn
 
 from volumetric.cli import UserError
+from volumetric.files import as_damaged
 
 
 class BasicBlock(nn.Module):
@@ -75,13 +75,14 @@ def resnet10(weights=None):
     return network.eval()
 
 
-def read_weights(path, expected, title="MedicalNet", network="ResNet-10"):
+def read_weights(path, expected, title="MedicalNet", network="ResNet-10", renamed=()):
     """Tensors of a file of weights by the names of `expected`, without `module.` and whatever else is there.
 
     Args:
         path: The file; it is read without running pickled code.
         expected: State dict of the network that they are for.
         title, network: What the errors call them.
+        renamed: Pairs (beginning of a name in the file, beginning of the name that is expected).
 
     Raises:
         UserError: The file is missing, damaged, or holds another network.
@@ -89,14 +90,17 @@ def read_weights(path, expected, title="MedicalNet", network="ResNet-10"):
     path = Path(path)
     if not path.is_file():
         raise UserError(f"{title} weights {path} do not exist: give the path of the published file.")
-    try:
+    with as_damaged("give the published file", f"{title} weights {path}"):
         state = torch.load(path, map_location="cpu", weights_only=True)
-    except (OSError, EOFError, KeyError, RuntimeError, ValueError, pickle.UnpicklingError) as error:
-        raise UserError(f"{title} weights {path} cannot be read ({type(error).__name__}).") from None
-    state = state.get("state_dict", state) if isinstance(state, dict) else {}
-    state = {name.removeprefix("module."): tensor for name, tensor in state.items()}
+        state = state.get("state_dict", state) if isinstance(state, dict) else {}
+        state = {str(name).removeprefix("module."): tensor for name, tensor in state.items()}
+    for there, wanted in renamed:
+        state = {
+            wanted + name.removeprefix(there) if name.startswith(there) else name: tensor
+            for name, tensor in state.items()
+        }
     for name, tensor in expected.items():
-        if name not in state or state[name].shape != tensor.shape:
+        if name not in state or getattr(state[name], "shape", None) != tensor.shape:
             raise UserError(
                 f"{title} weights {path} are not those of {network}: {name} is missing or different."
             )

@@ -8,6 +8,7 @@ from dataclasses import replace
 import nibabel as nib
 import numpy as np
 import pytest
+import torch
 from scipy import ndimage
 
 from MedicalNet import (
@@ -150,6 +151,35 @@ def test_random_networks_do_not_claim_published_weights():
     assert "random weights" in random and "23 data sets" not in random and "23 data sets" in given
     slices = extractors.SliceFeatures(network, "random", "axial").protocol
     assert "random weights" in slices and "2015" not in slices
+
+
+def test_a_radiological_network_gives_a_second_opinion(people, evaluated, tmp_path):
+    from torchvision.models import resnet50
+
+    torch.manual_seed(0)
+    network = resnet50().eval()
+    names = {name: n for n, name in extractors.STAGES.items()}
+    state = {k: v for k, v in network.state_dict().items() if not k.startswith("fc.")}
+    published = {f"backbone.{names[k.split('.')[0]]}.{k.split('.', 1)[1]}": v for k, v in state.items()}
+    torch.save(published, tmp_path / "ResNet50.pt")
+    build = extractors.build_radimagenet(tmp_path / "ResNet50.pt", torch.device("cpu"))
+    network.fc = torch.nn.Identity()
+    x = torch.rand(1, 3, 224, 224) * 2 - 1
+    with torch.inference_mode():
+        torch.testing.assert_close(build(x), network(x), rtol=1e-4, atol=1e-4)
+    features = extractors.RadiologicalFeatures(build, "ab")(person(0)[..., :2], AFFINE)["features"]
+    again = extractors.RadiologicalFeatures(build, "ab")(7 * person(0)[..., :2] - 3, AFFINE)["features"]
+    assert features.shape == (2, 2048) and np.allclose(features, again, atol=1e-3)
+    torch.save({"backbone.0.weight": torch.zeros(3)}, tmp_path / "other.pt")
+    with pytest.raises(UserError, match=r"RadImageNet weights .* are not those of ResNet-50"):
+        extractors.build_radimagenet(tmp_path / "other.pt", torch.device("cpu"))
+    few = {which: make(tmp_path / which, range(n, n + 6)) for n, which in enumerate(("a", "b"))}
+    weights = str(tmp_path / "ResNet50.pt")
+    record = evaluated(
+        few["a"], real=few["b"], metrics=("anatomy",), radimagenet_weights=weights, bootstrap=0
+    )
+    assert {"FID-RadImageNet", "KID-RadImageNet"} <= record["metrics"].keys()
+    assert record["weights"]["radimagenet"]["sha256"] and "RadImageNet" in record["protocol"]["radimagenet"]
 
 
 def test_the_cache_knows_libraries_and_protocol_and_not_the_report(people, tmp_path, monkeypatch):

@@ -169,13 +169,13 @@ def check(folder, number, seed, only=None):
     return counts, faults
 
 
-def judge(ended):
-    """done, refused, or what is wrong with the end of a program."""
+def judge(ended, soon=SECONDS):
+    """done, refused, or what is wrong with a program's end; a refusal must come within `soon` seconds."""
     if ended.raised:
         return "traceback"
     if ended.status == 0:
-        return "done" if ended.seconds < 3 * SECONDS else "slow"
-    if ended.status == 1 and ended.seconds > SECONDS:
+        return "done" if ended.seconds < 3 * soon else "slow"
+    if ended.status == 1 and ended.seconds > soon:
         return "refused too late"
     if ended.refused or (ended.status == 1 and "failed: " in ended.text):
         return "refused"

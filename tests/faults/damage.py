@@ -17,6 +17,7 @@ from tests.faults.commands import MEMORY, judge
 from tests.faults.jobs import finished, first_difference, training
 from volumetric.cli import UserError
 
+LIMIT = 60.0  # seconds, of a tiny job on a busy machine
 ODD = [None, -1, 0, 2**70, 1.5, math.nan, math.inf, "x", "", b"x", True, [], {}, [[1]], {"a": 1}, (), 10**9]
 
 
@@ -104,7 +105,14 @@ def check_fields(folder, number, seed):
             else:
                 sg.main(training(folder, "changed", 2, "--save_every", "1"))
 
-        note(judge(run(work, folder / "log", 60)), f"checkpoint {place} {what}", folder, counts, faults, seed)
+        note(
+            judge(run(work, folder / "log", LIMIT), LIMIT),
+            f"checkpoint {place} {what}",
+            folder,
+            counts,
+            faults,
+            seed,
+        )
     return counts, faults
 
 
@@ -167,7 +175,7 @@ def check_texts(folder, number, seed):
         damaged, work = spoiled(contents[path], rng), rng.choice(targets[path])
         path.write_bytes(damaged)
         what = f"{path.name} {damaged[:60]!r}"
-        note(judge(run(work, folder / "log", 60)), what, folder, counts, faults, seed)
+        note(judge(run(work, folder / "log", LIMIT), LIMIT), what, folder, counts, faults, seed)
         path.write_bytes(contents[path])
         for n in (2, 3):
             for old in models.glob(f"model_{n}*.pt"):
