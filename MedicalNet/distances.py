@@ -23,10 +23,11 @@ NEAREST = 5  # neighbours of precision, recall, density and coverage (Naeem et a
 PRD_CLUSTERS = 10
 PRD_RUNS = 10
 PRD_ANGLES = 1001
-PRINCIPAL_COMPONENTS = 256  # of the features, for the resamples of a Frechet distance
+PRINCIPAL_COMPONENTS = 128  # of the features, for the resamples of a Frechet distance
 SIZES, DRAWS = 8, 8  # numbers of volumes, and subsets of each, behind the distance of infinitely many
 FOLDS = 10  # of the jackknife of that distance
 VOLUMES_A_COMPONENT = 4
+MOST_BYTES = 2**29  # of the products of the features of every volume
 KID_SUBSETS = 100
 KID_SUBSET_SIZE = 1000  # volumes, at most
 
@@ -79,6 +80,31 @@ def moments(features, counts):
     return mean, centred.T @ centred / (total - 1)
 
 
+class OfVolumes:
+    """Moments of features, of each volume as often as it counts, from sums over the slices of each volume.
+
+    Args:
+        features: (n, s, k), centred but for rounding.
+    """
+
+    def __init__(self, features):
+        n, self.slices, k = features.shape
+        self.features = features
+        self.sums = self.products = None
+        if n * k**2 * 8 <= MOST_BYTES:
+            self.sums = features.sum(axis=1)
+            self.products = np.einsum("nsi,nsj->nij", features, features, optimize=True).reshape(n, -1)
+
+    def __call__(self, counts):
+        """Mean and covariance. Shapes: (n,) -> (k,), (k, k)"""
+        if self.sums is None:
+            return moments(self.features, counts)
+        total = counts.sum() * self.slices
+        mean = counts @ self.sums / total
+        products = (counts @ self.products).reshape(len(mean), -1)
+        return mean, (products - total * np.outer(mean, mean)) / (total - 1)
+
+
 class Frechet:
     """Frechet distance of the features of two sets of volumes, of s feature vectors each.
 
@@ -101,9 +127,9 @@ class Frechet:
         return Frechet(self.real, self.real, (real, real))
 
     def components(self):
-        """Both sets in the leading principal components of both together."""
+        """Moments of both sets in the leading principal components of both together."""
         if self.reduced is None:
-            self.reduced = principal_components(self.real, self.generated)
+            self.reduced = tuple(map(OfVolumes, principal_components(self.real, self.generated)))
         return self.reduced
 
     def exact(self):
@@ -124,7 +150,7 @@ class Frechet:
     def __call__(self, real_counts, generated_counts):
         """The distance of a resample, in the leading principal components."""
         real, generated = self.components()
-        return frechet_distance(*moments(real, real_counts), *moments(generated, generated_counts))
+        return frechet_distance(*real(real_counts), *generated(generated_counts))
 
 
 class AtInfinity:
@@ -143,8 +169,8 @@ class AtInfinity:
     def __init__(self, real, generated, seed, reduced=None):
         self.sizes, self.seed = (len(real), len(generated)), seed
         self.components = int(np.clip(min(self.sizes) // VOLUMES_A_COMPONENT, 2, PRINCIPAL_COMPONENTS))
-        reduced = reduced or principal_components(real, generated, self.components)
-        self.frechet = Frechet(real, generated, reduced)
+        reduced = reduced or map(OfVolumes, principal_components(real, generated, self.components))
+        self.frechet = Frechet(real, generated, tuple(reduced))
 
     def among(self, real, generated, rng):
         """The extrapolated distance of some of the volumes. Shapes: indices (n,), (m,) -> float"""
@@ -313,7 +339,9 @@ class PrecisionRecallCurve:
             return
         both = np.concatenate([real, generated]).astype(np.float64)
         clusters = min(PRD_CLUSTERS, len(np.unique(both, axis=0)))
-        runs = [MiniBatchKMeans(clusters, n_init=10, random_state=seed + run) for run in range(PRD_RUNS)]
+        runs = [
+            MiniBatchKMeans(clusters, n_init=10, random_state=(seed + run) % 2**32) for run in range(PRD_RUNS)
+        ]
         self.members = np.stack([run.fit(both).labels_ for run in runs])  # (runs, n + m)
         self.clusters = clusters
 

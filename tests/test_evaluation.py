@@ -95,6 +95,10 @@ def test_resample_of_volumes_equals_the_set_with_copies():
         f[np.repeat(np.arange(len(f)), c.astype(int))] for f, c in zip((real, generated), counts, strict=True)
     ]
     assert distances.Frechet(real, generated)(*counts) == pytest.approx(distances.Frechet(*copies).exact())
+    for found, expected in zip(
+        distances.OfVolumes(real)(counts[0]), distances.moments(real, counts[0]), strict=True
+    ):
+        np.testing.assert_allclose(found, expected, atol=1e-12)
     w1 = [[np.ravel(v) for v in f] for f in (real, generated)], [[np.ravel(v) for v in f] for f in copies]
     assert distances.Wasserstein(*w1[0])(*counts) == pytest.approx(distances.Wasserstein(*w1[1]).exact())
 

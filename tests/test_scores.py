@@ -93,7 +93,7 @@ def test_missing_weights_are_said_at_the_start_and_the_rest_is_measured(
     assert "2,W1-vessel-volume-ml" in text and "FID" not in text and "MD," not in text
 
 
-def test_sweep_over_the_checkpoints_of_a_run(evaluated, without_slices, make_config):
+def test_sweep_over_the_checkpoints_of_a_run(evaluated, without_slices, make_config, monkeypatch):
     evaluated(save_every=1)
     settings = {"embedding": "random", "calculate_fid_num_images": 6, "use_average": False}
     folder = sg.evaluate_checkpoints(make_config(**settings))
@@ -103,6 +103,19 @@ def test_sweep_over_the_checkpoints_of_a_run(evaluated, without_slices, make_con
     assert len({row["FD-random-volume"] for row in rows}) == 3
     assert np.ptp(np.array(Image.open(folder / "sweep.png").convert("L"))) > 100
     assert json.loads((folder / "sweep.json").read_text())["n_generated"] == 6
+    with (
+        monkeypatch.context() as patch
+    ):  # the same command measures nothing again, and goes on where it stopped
+        patch.setattr(sg.ModelLoader, "volumes_of", None)
+        assert sg.evaluate_checkpoints(make_config(**settings)) == folder
+    record = json.loads((folder / "sweep.json").read_text())
+    del record["checkpoints"][1]
+    (folder / "sweep.json").write_text(json.dumps(record))
+    assert sg.evaluate_checkpoints(make_config(**settings)) == folder
+    with open(folder / "sweep.csv") as file:
+        assert list(csv.DictReader(file)) == rows
+    other = sg.evaluate_checkpoints(make_config(**settings | {"calculate_fid_num_images": 7}))
+    assert other != folder
     for number, row in enumerate(rows):  # the same volumes that --generate makes
         model = sg.ModelLoader(
             checkpoint=make_config().models / f"model_{number}.pt", use_average=False, device="cpu"
