@@ -176,7 +176,7 @@ def test_previews_and_evaluations_are_shared_out(tmp_path, data):
     assert scores[0].keys() == scores[1].keys() and len(scores[0]) > 10
     # A voxel's rounding changes MedicalNet's noise, seeded by the content; MS-SSIM is of other pairs.
     steady = [m for m in scores[0] if m in ("FD-random", "KD-random") or m.startswith("W1-")]
-    assert len(steady) == 9
+    assert len(steady) == 6  # noise has no vessels: of the measures, those that can be 0
     for metric in steady:
         assert scores[1][metric] == pytest.approx(scores[0][metric], rel=1e-2, abs=1e-3), metric
     assert pictures[0].std() > 1 and np.abs(pictures[0] - pictures[1]).max() <= 1

@@ -21,12 +21,12 @@ from volumetric.cli import UserError
 from volumetric.files import atomic_path, clear_parts, find_volumes, part_of, read_array
 
 SHORT = {
-    "kills": (kills.check, 4),
+    "kills": (kills.check, 2),
     "long": (long.check, 60),
-    "ends": (ends.check, 2),
+    "ends": (ends.check, 1),
     "flips": (damage.check_flips, 20),
-    "fields": (damage.check_fields, 12),
-    "texts": (damage.check_texts, 12),
+    "fields": (damage.check_fields, 8),
+    "texts": (damage.check_texts, 8),
     "volumes": (volumes.check, 60),
     "disks": (disks.check, 4),
     "commands": (commands.check, 60),
