@@ -112,138 +112,78 @@ class Pair:
 
 UP = "biased upwards by the number of volumes: compare at equal n"
 FRECHET = f"Frechet distance of these two sets of features; {UP}"
+AT_INFINITY = "Frechet distance of the populations, in the leading principal components; without bias"
+KERNEL = "squared kernel distance of the populations, without bias; no pairs of slices of one volume"
+PRD = "area under precision and recall of clusters of both sets; falls with fewer volumes"
+AMONG = "among these volumes; depends on n"
+PRECISION = f"share of the generated within reach of a real volume, {AMONG}"
+RECALL = f"share of the real within reach of a generated volume, {AMONG}"
+DENSITY = f"real volumes in reach of a generated one, in fifths, {AMONG}"
+COVERAGE = f"share of the real that have a generated one within reach, {AMONG}"
+NEAREST_REAL = f"median distance to a real volume, over that among real, {AMONG}"
+SIMILARITY = "mean similarity of two volumes of the population; without bias"
+VENDI = "effective number of different volumes in this set; grows with n"
+WASSERSTEIN = f"Wasserstein distance of these two sets' values, in their unit; {UP}"
 
 
-def numbers():
-    """Every Number, in the order in which they are told."""
-    found = []
-    for plane in PLANES:
-        name = "FID" if plane == "axial" else f"FID-{plane}"
-        found.append(
-            Number(name, plane, "realistic", "lower", FRECHET, lambda p, of=plane: Frechet(*p.features(of)))
-        )
-    found += [
-        Number(
-            "FID-inf",
-            "axial",
-            "realistic",
-            "lower",
-            "Frechet distance of the populations, in the leading principal components; without bias",
-            lambda p: AtInfinity(*p.features("axial"), p.seed),
-            True,
-        ),
-        Number(
-            "KID",
-            "axial",
-            "realistic",
-            "lower",
-            "squared kernel distance of the populations, without bias; no pairs of slices of one volume",
-            lambda p: Kernel(*p.features("axial")),
-            True,
-        ),
-        Number(
-            "FID-RadImageNet",
-            "radimagenet",
-            "realistic",
-            "lower",
-            FRECHET,
-            lambda p: Frechet(*p.features("radimagenet")),
-        ),
-        Number(
-            "KID-RadImageNet",
-            "radimagenet",
-            "realistic",
-            "lower",
-            "as KID, of the features of a radiological network",
-            lambda p: Kernel(*p.features("radimagenet")),
-            True,
-        ),
-        Number("MD", "volume", "realistic", "lower", FRECHET, lambda p: Frechet(*p.features("volume"))),
-        Number(
-            "MD-inf",
-            "volume",
-            "realistic",
-            "lower",
-            "as FID-inf, of the features of whole volumes",
-            lambda p: AtInfinity(*p.features("volume"), p.seed),
-            True,
-        ),
-        Number(
-            "KD-volume",
-            "volume",
-            "realistic",
-            "lower",
-            "as KID, of the features of whole volumes",
-            lambda p: Kernel(*p.features("volume")),
-            True,
-        ),
-        Number(
-            "AUC-PRD",
-            "volume",
-            "realistic",
-            "higher",
-            "area under precision and recall of clusters of both sets; falls with fewer volumes",
-            lambda p: PrecisionRecallCurve(*p.flat(), p.seed),
-        ),
-    ]
-    neighbours = {
-        "precision": ("realistic", "higher", 1, "share of the generated within reach of a real volume"),
-        "recall": ("diverse", "higher", 1, "share of the real within reach of a generated volume"),
-        "density": ("realistic", "near 1", np.inf, "real volumes in reach of a generated one, in fifths"),
-        "coverage": ("diverse", "higher", 1, "share of the real that have a generated one within reach"),
-        "nearest-real": (
-            "copies",
-            "near 1",
-            np.inf,
-            "median distance to a real volume, over that among real",
-        ),
-    }
-    for name, (question, better, most, text) in neighbours.items():
-        of = {"nearest-real": "nearest_ratio"}.get(name, name)
-        found.append(
-            Number(
-                name,
-                "volume",
-                question,
-                better,
-                f"{text}, among these volumes; depends on n",
-                lambda p, of=of, most=most: p.neighbours(of, most),
-            )
-        )
-    for which, of_real in (("real", True), ("generated", False)):
-        better = "-" if of_real else "as real"
-        text = "mean similarity of two volumes of the population; without bias"
-        found.append(
-            Number(
-                f"MS-SSIM-{which}",
-                "pairs",
-                "diverse",
-                better,
-                text,
-                lambda p, of_real=of_real: p.similarity(of_real),
-                True,
-            )
-        )
-        text = "effective number of different volumes in this set; grows with n"
-        found.append(
-            Number(
-                f"Vendi-{which}",
-                "volume",
-                "diverse",
-                better,
-                text,
-                lambda p, of_real=of_real: p.vendi(of_real),
-            )
-        )
-    text = f"Wasserstein distance of these two sets' values, in their unit; {UP}"
-    for name in MEASURES:
-        found.append(
-            Number(f"W1-{name}", "anatomy", "anatomy", "lower", text, lambda p, name=name: p.measured(name))
-        )
-    return found
+def frechet(of):
+    """How the Frechet distance of some features is built of a Pair."""
+    return lambda pair: Frechet(*pair.features(of))
 
 
-NUMBERS = numbers()
+def at_infinity(of):
+    """The same extrapolated."""
+    return lambda pair: AtInfinity(*pair.features(of), pair.seed)
+
+
+def kernel(of):
+    """The kernel distance."""
+    return lambda pair: Kernel(*pair.features(of))
+
+
+def prd(pair):
+    """The area under precision and recall."""
+    return PrecisionRecallCurve(*pair.flat(), pair.seed)
+
+
+def asked(method, *args):
+    """What a method of Pair gives."""
+    return lambda pair: getattr(pair, method)(*args)
+
+
+# Number's fields, a line each; the random numbers of each follow from its place.
+ROWS = [
+    *(
+        ("FID" if plane == "axial" else f"FID-{plane}", plane, "realistic", "lower", FRECHET, frechet(plane))
+        for plane in PLANES
+    ),
+    ("FID-inf", "axial", "realistic", "lower", AT_INFINITY, at_infinity("axial"), True),
+    ("KID", "axial", "realistic", "lower", KERNEL, kernel("axial"), True),
+    ("FID-RadImageNet", "radimagenet", "realistic", "lower", FRECHET, frechet("radimagenet")),
+    ("KID-RadImageNet", "radimagenet", "realistic", "lower", KERNEL, kernel("radimagenet"), True),
+    ("MD", "volume", "realistic", "lower", FRECHET, frechet("volume")),
+    ("MD-inf", "volume", "realistic", "lower", AT_INFINITY, at_infinity("volume"), True),
+    ("KD-volume", "volume", "realistic", "lower", KERNEL, kernel("volume"), True),
+    ("AUC-PRD", "volume", "realistic", "higher", PRD, prd),
+    ("precision", "volume", "realistic", "higher", PRECISION, asked("neighbours", "precision", 1)),
+    ("recall", "volume", "diverse", "higher", RECALL, asked("neighbours", "recall", 1)),
+    ("density", "volume", "realistic", "near 1", DENSITY, asked("neighbours", "density", np.inf)),
+    ("coverage", "volume", "diverse", "higher", COVERAGE, asked("neighbours", "coverage", 1)),
+    (
+        "nearest-real",
+        "volume",
+        "copies",
+        "near 1",
+        NEAREST_REAL,
+        asked("neighbours", "nearest_ratio", np.inf),
+    ),
+    ("MS-SSIM-real", "pairs", "diverse", "-", SIMILARITY, asked("similarity", True), True),
+    ("Vendi-real", "volume", "diverse", "-", VENDI, asked("vendi", True)),
+    ("MS-SSIM-generated", "pairs", "diverse", "as real", SIMILARITY, asked("similarity", False), True),
+    ("Vendi-generated", "volume", "diverse", "as real", VENDI, asked("vendi", False)),
+    *((f"W1-{n}", "anatomy", "anatomy", "lower", WASSERSTEIN, asked("measured", n)) for n in MEASURES),
+]
+NUMBERS = [Number(*row) for row in ROWS]
 
 
 def named(metric, embedding):
@@ -272,9 +212,9 @@ def compare(real_set, generated_set, config):
         unbiased numbers alone; `spread_95` is what resampling of volumes moves the others by.
     """
     pair = Pair(real_set, generated_set, config.seed)
-    asked = [(index, number) for index, number in enumerate(NUMBERS) if pair.has(number.of)]
+    wanted = [(index, number) for index, number in enumerate(NUMBERS) if pair.has(number.of)]
     results, curve = {}, None
-    for index, number in progress(asked, "Comparing", "metric"):
+    for index, number in progress(wanted, "Comparing", "metric"):
         distance = number.build(pair)
         value = distance.exact()
         result = {"value": value, "interval_95": None, "spread_95": None}

@@ -188,40 +188,32 @@ def evaluate(config):
 
     check_folders(config)
     evaluator = Evaluator(config)
-    cache, protocol = evaluator.cache, config.protocol
-    files = list_volumes(config.generated, "--generated", cache, protocol)
-    held_files = list_volumes(config.held_out, "--held_out", cache, protocol) if config.held_out else None
-    groupings = read_groups(config.groups, evaluator.real_files) if config.groups else None
-    warnings = compare_geometry(evaluator.real_files, files)
+    real_files = evaluator.real_files
+    files, held_files = (
+        list_volumes(folder, flag, evaluator.cache, config.protocol) if folder else None
+        for folder, flag in ((config.generated, "--generated"), (config.held_out, "--held_out"))
+    )
+    groupings = read_groups(config.groups, real_files) if config.groups else None
+    warnings = compare_geometry(real_files, files)
     if held_files:
-        compare_geometry(evaluator.real_files, held_files)
-    warnings += copies(evaluator.real_files, "real") + copies(files, "generated")
-    warnings += unpublished(evaluator.weights)
-    if config.real_split and len(evaluator.real_files) < 2 * FEWEST_EVALUATED:
+        compare_geometry(real_files, held_files)
+    warnings += copies(real_files, "real") + copies(files, "generated") + unpublished(evaluator.weights)
+    if config.real_split and len(real_files) < 2 * FEWEST_EVALUATED:
         warnings.append(
-            f"{len(evaluator.real_files)} real volumes are too few for a floor at equal n, which needs "
+            f"{len(real_files)} real volumes are too few for a floor at equal n, which needs "
             f"{2 * FEWEST_EVALUATED}"
         )
         config = replace(config, real_split=False)
-    real_set = evaluator.measure_real()
-    generated_set = evaluator.measure(files, len(files), "generated volumes")
-    metrics, curve = compare(real_set, generated_set, config)
-    warnings += few_samples((real_set, generated_set), evaluator.extractors, config)
-    found, near = [], None
-    if "copies" in config.metrics:
-        left_right = left_right_axis(files[0].affine)
-        near = nearness(real_set, generated_set, left_right)
-        found = find_copies((evaluator.real_files, files), near)
-        warnings += said_of_copies(found, len(files))
-        if held_files:
-            held_set = evaluator.measure(held_files, len(held_files), "held-out volumes")
-            metrics |= among_training(real_set, generated_set, held_set, left_right)
+    sets = evaluator.measure_real(), evaluator.measure(files, len(files), "generated volumes")
+    metrics, curve = compare(*sets, config)
+    warnings += few_samples(sets, evaluator.extractors, config)
+    found, near, more = look_for_copies(evaluator, sets, files, held_files)
     record = {
-        "metrics": metrics,
+        "metrics": metrics | more,
         "copies": found,
-        "groups": groupings and by_group(groupings, real_set, generated_set),
-        "vessels": {"real": with_vessels(real_set), "generated": with_vessels(generated_set)},
-        "warnings": warnings,
+        "groups": groupings and by_group(groupings, *sets),
+        "vessels": dict(zip(("real", "generated"), map(with_vessels, sets), strict=True)),
+        "warnings": warnings + said_of_copies(found, len(files)),
         **describe(evaluator),
         "generated": {"folder": str(Path(config.generated).resolve()), "n": len(files)},
     }
@@ -229,10 +221,29 @@ def evaluate(config):
     folder = next_free(config.output)
     with new_folder(folder):
         write_values(record, folder)
-        write_report(record, near, curve, (real_set, generated_set), (evaluator.real_files, files), folder)
+        write_report(record, near, curve, sets, (real_files, files), folder)
     print_numbers(record)
     print(f"{folder / 'report.html'} shows everything; the numbers are in {folder / 'metrics.json'}.")
     return {**record, "folder": folder}
+
+
+def look_for_copies(evaluator, sets, files, held_files):
+    """Copies, Nearness and the numbers that held-out volumes allow; ([], None, {}) if they are not asked for.
+
+    Args:
+        evaluator: Evaluator of the real volumes.
+        sets: Measured of the real and of the generated volumes.
+        files, held_files: VolumeFile of the generated and of the held-out volumes, or None.
+    """
+    if "copies" not in evaluator.config.metrics:
+        return [], None, {}
+    left_right = left_right_axis(files[0].affine)
+    near = nearness(*sets, left_right)
+    found = find_copies((evaluator.real_files, files), near)
+    if held_files is None:
+        return found, near, {}
+    held_set = evaluator.measure(held_files, len(held_files), "held-out volumes")
+    return found, near, among_training(*sets, held_set, left_right)
 
 
 def check_folders(config):

@@ -1,5 +1,7 @@
 """What the numbers say, in words: one answer to each question that a reader has."""
 
+from MedicalNet.comparing import named
+
 QUESTIONS = {
     "realistic": "Do they look like real volumes?",
     "diverse": "Are they as diverse?",
@@ -27,8 +29,6 @@ def verdicts(record):
     Returns:
         [{"question", "answer", "state", "numbers"}]; state is good, bad or unknown, numbers are names.
     """
-    from MedicalNet.comparing import named
-
     metrics, found = record["metrics"], []
     for topic in ("realistic", "diverse"):
         names = [named(name, record["embedding"]) for name in SHOWN[topic]]

@@ -3,7 +3,10 @@
 import csv
 import os
 import signal
+import subprocess
+import sys
 import threading
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -209,3 +212,13 @@ def test_parts_of_dead_processes_alone_are_removed(tmp_path):
     folder.mkdir()
     clear_parts(tmp_path)
     assert sorted(tmp_path.iterdir()) == sorted([alive, elsewhere, tmp_path / "a.pt"])
+
+
+@pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="only Linux tells of ended processes")
+def test_a_process_that_nobody_waits_for_is_dead(tmp_path):
+    with subprocess.Popen([sys.executable, "-c", ""]) as ended:
+        os.waitid(os.P_PID, ended.pid, os.WEXITED | os.WNOWAIT)
+        part = part_of(tmp_path / "a.pt")
+        part.with_name(part.name.replace(str(os.getpid()), str(ended.pid))).write_text("")
+        clear_parts(tmp_path)
+        assert not list(tmp_path.iterdir())

@@ -39,6 +39,7 @@ class UserError(ValueError):
 
 UNSET = object()
 LARGEST = 2**53  # of numbers; beyond it, whole ones are not exact as floats
+NO_MEMORY = ("out of memory", "not enough memory", "allocate memory")  # in an error of PyTorch's
 LONGEST = 4096  # characters of a value
 
 
@@ -275,7 +276,7 @@ def one_line_errors(interrupted="Interrupted."):
         reason = str(error) or type(error).__name__
         sys.exit(f"Error: {reason}")
     except (MemoryError, RuntimeError) as error:  # PyTorch has no other kind for the host's memory
-        if not isinstance(error, MemoryError) and "memory" not in str(error):
+        if not isinstance(error, MemoryError) and not any(text in str(error) for text in NO_MEMORY):
             raise
         sys.exit(f"Error: The memory does not suffice: {' '.join(str(error).split())[:200]}".rstrip(": "))
     except KeyboardInterrupt:

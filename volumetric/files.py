@@ -390,13 +390,15 @@ def clear_parts(folder):
 
 
 def is_running(process):
-    """True if a process of this number is there."""
+    """True if a process of this number is there and, where Linux tells, has not ended."""
     try:
         os.kill(process, 0)
     except ProcessLookupError:
         return False
     except OSError:  # it is somebody else's
         return True
+    with contextlib.suppress(OSError, IndexError):
+        return Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()[0] not in "ZX"
     return True
 
 

@@ -28,6 +28,7 @@ from tqdm import tqdm
 
 ROOT = Path(__file__).parents[2]
 sys.path.insert(0, str(ROOT))
+from MedicalNet.groups import wilson  # noqa: E402
 from volumetric.cli import UserError, check_fields, one_line_errors, option, parse_cli  # noqa: E402
 from volumetric.files import array_to_volume, atomic_path, find_volumes, read_volume  # noqa: E402
 
@@ -177,14 +178,9 @@ def balanced(found, true):
     return sum(right) / len(right)
 
 
-def wilson(hits, number):
-    """Share and its 95 % interval (Wilson 1927)."""
-    z, p = 1.96, hits / number
-    middle, half = p + z**2 / (2 * number), z * np.sqrt(p * (1 - p) / number + z**2 / (4 * number**2))
-    return {
-        "share": p,
-        "interval_95": [float(v / (1 + z**2 / number)) for v in (middle - half, middle + half)],
-    }
+def share(hits, number):
+    """Share and its 95 % interval."""
+    return {"share": hits / number, "interval_95": wilson(hits, number)}
 
 
 def compare(network, config):
@@ -209,20 +205,20 @@ def compare(network, config):
         row = {"dice": float(2 * inter / ((maps == n).sum() + (labels == n).sum())), "voxels": least}
         present = voxels[:, n] > least
         row["balanced_accuracy"] = balanced(present, there)
-        row["truth"] = wilson(int(there.sum()), len(there))
-        row["phantoms"] = wilson(int(present.sum()), len(present))
+        row["truth"] = share(int(there.sum()), len(there))
+        row["phantoms"] = share(int(present.sum()), len(present))
         if generated is not None:
-            row["generated"] = wilson(int((generated[0][:, n] > least).sum()), len(generated[0]))
+            row["generated"] = share(int((generated[0][:, n] > least).sum()), len(generated[0]))
         table[name] = row
     for s, segment in enumerate(SEGMENTS):
         for k, state in enumerate(STATES):
             if not (states[:, s] == k).any():
                 continue
             row = {"balanced_accuracy": balanced(told[:, s] == k, states[:, s] == k)}
-            row["truth"] = wilson(int((states[:, s] == k).sum()), len(states))
-            row["phantoms"] = wilson(int((told[:, s] == k).sum()), len(told))
+            row["truth"] = share(int((states[:, s] == k).sum()), len(states))
+            row["phantoms"] = share(int((told[:, s] == k).sum()), len(told))
             if generated is not None:
-                row["generated"] = wilson(int((generated[1][:, s] == k).sum()), len(generated[1]))
+                row["generated"] = share(int((generated[1][:, s] == k).sum()), len(generated[1]))
             table[f"{segment} {state}"] = row
     return table
 

@@ -18,7 +18,7 @@ FAULT = 99  # exit status of a program that raised
 
 @dataclass
 class Ended:
-    """How a process ended: exit status, negative for a signal, what it wrote, and seconds."""
+    """How a process ended: exit status, negative for a signal, what it wrote, and its processor seconds."""
 
     status: int
     text: str
@@ -99,18 +99,18 @@ def wait(child, limit=120.0):
     """Ended of a Child; one that is there after `limit` seconds is killed, with status -9."""
     began = time.monotonic()
     while True:
-        done, status = os.waitpid(child.number, os.WNOHANG)
+        done, status, used = os.wait4(child.number, os.WNOHANG)
         if done:
             break
         if time.monotonic() - began > limit:
             os.kill(child.number, signal.SIGKILL)
-            _, status = os.waitpid(child.number, 0)
+            _, status, used = os.wait4(child.number, 0)
             break
         time.sleep(0.005)
     with contextlib.suppress(subprocess.TimeoutExpired):  # a process of a killed one may go on
         child.writer.wait(5)
     text = child.log.read_text(errors="replace")
-    return Ended(os.waitstatus_to_exitcode(status), text, time.monotonic() - began)
+    return Ended(os.waitstatus_to_exitcode(status), text, used.ru_utime + used.ru_stime)
 
 
 def run(function, log, limit=120.0):

@@ -106,7 +106,7 @@ def check_fields(folder, number, seed):
                 sg.main(training(folder, "changed", 2, "--save_every", "1"))
 
         note(
-            judge(run(work, folder / "log", LIMIT), LIMIT),
+            judge(run(work, folder / "log", LIMIT)),
             f"checkpoint {place} {what}",
             folder,
             counts,
@@ -175,7 +175,7 @@ def check_texts(folder, number, seed):
         damaged, work = spoiled(contents[path], rng), rng.choice(targets[path])
         path.write_bytes(damaged)
         what = f"{path.name} {damaged[:60]!r}"
-        note(judge(run(work, folder / "log", LIMIT), LIMIT), what, folder, counts, faults, seed)
+        note(judge(run(work, folder / "log", LIMIT)), what, folder, counts, faults, seed)
         path.write_bytes(contents[path])
         for n in (2, 3):
             for old in models.glob(f"model_{n}*.pt"):

@@ -10,7 +10,7 @@ from MedicalNet import evaluation
 from sample_data import phantom
 from tests.faults.children import run
 from tests.faults.commands import judge
-from tests.faults.jobs import TINY, difference, finished, training, whole
+from tests.faults.jobs import difference, finished, training, whole
 
 STEPS = 6
 
@@ -70,6 +70,3 @@ def measures(folder, name):
     flags = ["--real", folder / "volumes", "--generated", folder / "volumes", "--embedding", "random"]
     flags += ["--metrics", "ms_ssim", "--bootstrap", 0, "--output", folder / f"evaluation-{name}"]
     return list(map(str, [*flags, "--cache_dir", folder / f"cache-{name}", "--device", "cpu"]))
-
-
-__all__ = ["TINY", "check"]

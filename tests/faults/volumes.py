@@ -15,7 +15,7 @@ from volumetric.files import read_array
 
 SHAPE = (24, 20, 16)
 MEMORY = 0.5  # GiB
-SECONDS = 10.0
+SECONDS = 60.0
 # Where the fields of a NIfTI-1 header are, and their types (nifti1.h).
 FIELDS = {
     **{f"dim[{n}]": (40 + 2 * n, "<h") for n in range(8)},
