@@ -23,21 +23,21 @@ import nibabel as nib
 import numpy as np
 from scipy import ndimage
 
-from preprocessing.cluster import open_client, run_all
 from preprocessing.images import Grid, grid_of, read_image, write_image
 from preprocessing.masks import MaskSource, brain_mask, choose_source
 from preprocessing.quality import draw_template
 from preprocessing.registration import (
     COARSE_MM,
-    NMI_GATE,
+    TYPES,
+    Likeness,
     align,
     at_spacing,
     covered_by,
     import_ants,
-    normalized_mutual_information,
     resample,
 )
 from preprocessing.scans import audit, collect, summary
+from preprocessing.workers import default_workers, open_workers, run_all
 from volumetric.cli import UserError, check_fields, one_line_errors, option, parse_cli
 from volumetric.files import atomic_path, load_nifti
 
@@ -68,7 +68,7 @@ def check_registration(config, files):
         config: TemplateConfig or PreprocessConfig.
         files: Names of the fields that hold a path or None.
     """
-    if config.dof not in (6, 12):
+    if config.dof not in TYPES:
         raise UserError(f"--dof must be 6 (rigid) or 12 (affine), got {config.dof}.")
     if (config.brain_template is None) != (config.brain_mask is None):
         raise UserError("--brain_template and --brain_mask go together: give both or none.")
@@ -88,6 +88,10 @@ class TemplateConfig:
     output: str = option(
         output, "New folder for template.nii.gz, its mask, template.json and template.png.", folder=True
     )
+    pattern: str | None = option(
+        None,
+        "Names of the scans, as *_TOF*.nii.gz. None: all NIfTI files; of a BIDS tree *_angio* and *TOF*.",
+    )
     series: str | None = option(
         None, "Text that the description of a DICOM series must contain; None takes all series."
     )
@@ -99,9 +103,6 @@ class TemplateConfig:
     )
     iterations: int = option(iterations, "Rounds of registration and average.")
     dof: int = option(dof, "12 (affine) or 6 (rigid).")
-    nmi_gate: float = option(
-        NMI_GATE, "Normalised mutual information below which a scan is left out of the average."
-    )
     sharpen: bool = option(sharpen, "Sharpen the last average by a Laplacian.")
     masks: str | None = option(None, "Folder of brain masks, named as the scans are.")
     brain_template: str | None = option(
@@ -109,7 +110,7 @@ class TemplateConfig:
     )
     brain_mask: str | None = option(None, "Its brain mask.")
     n_workers: int | None = option(
-        None, "Processes, of about 2 GiB each; None is one per core, as far as the memory goes."
+        None, "Processes; None is one per core, as far as the memory goes for the largest scan.", least=1
     )
     scheduler: str | None = option(
         None, "Address of a running dask scheduler, tcp://host:port; None works on this machine."
@@ -160,7 +161,6 @@ class WarpJob:
     mask: str | None
     earlier: object
     dof: int
-    gate: float
 
 
 def warp(job):
@@ -175,15 +175,14 @@ def warp(job):
     try:
         fixed, scan = read_image(job.fixed, canonical=False), read_image(job.path)
         pair = at_spacing(fixed, COARSE_MM), at_spacing(scan, COARSE_MM)
-        found = align(*pair, job.dof, job.gate)
-        matrix, nmi = found.matrix, found.nmi
-        if job.earlier is not None:
-            before = normalized_mutual_information(*pair, job.earlier)
-            matrix, nmi = max(((matrix, nmi), (job.earlier, before)), key=lambda pair: pair[1])
-        if nmi < job.gate:
-            return None, f"normalised mutual information {nmi:.3f}, expected at least {job.gate:g}"
+        found = align(*pair, job.dof)
+        matrix, problems = found.matrix, found.fit.problems()
+        if job.earlier is not None and (problems or Likeness(*pair)(job.earlier)[0] >= found.fit.nmi):
+            matrix, problems = job.earlier, []
+        if problems:
+            return None, "; ".join(problems)
         values = resample(scan, fixed, matrix).numpy() / pair[1].numpy().clip(0).mean()
-        parts = {"values": values, "covered": covered_by(scan, fixed, matrix)}
+        parts = {"values": values, "covered": covered_by(grid_of(scan), grid_of(fixed), matrix)}
         if job.mask is not None:
             parts["mask"] = resample(read_image(job.mask), fixed, matrix).numpy()
         np.savez(job.part, **parts)
@@ -219,21 +218,20 @@ def sharpness(array, spacing):
 
 def likeness(image, parts):
     """Mean normalised mutual information of an average and the scans that it is of."""
-    coarse, values = at_spacing(image, COARSE_MM), []
+    values = []
     for path in parts:
         with np.load(path) as part:
-            scan = at_spacing(image.new_image_like(part["values"]), COARSE_MM)
-        values.append(normalized_mutual_information(coarse, scan, np.eye(4)))
+            values.append(Likeness(image, image.new_image_like(part["values"]))(np.eye(4))[0])
     return float(np.mean(values))
 
 
-def build_template(config, scans, client):
+def build_template(config, scans, workers):
     """Build a template and write it to `config.output`.
 
     Args:
         config: TemplateConfig.
         scans: List of Scan.
-        client: dask client.
+        workers: Of `open_workers`.
 
     Returns:
         Path of template.nii.gz.
@@ -256,7 +254,7 @@ def build_template(config, scans, client):
         for number in range(1, config.iterations + 1):
             title = f"Template, iteration {number}"
             place = Path(scratch).resolve()
-            matrices, left_out = register_all(config, scans, image, matrices, place, client, title)
+            matrices, left_out = register_all(config, scans, image, matrices, place, workers, title)
             parts = [place / f"{name}.npz" for name in matrices]
             if len(parts) < LEAST_SCANS:
                 raise UserError(
@@ -283,7 +281,7 @@ def build_template(config, scans, client):
     return folder / "template.nii.gz"
 
 
-def register_all(config, scans, image, earlier, scratch, client, title):
+def register_all(config, scans, image, earlier, scratch, workers, title):
     """Register every scan to the present template.
 
     Args:
@@ -292,7 +290,7 @@ def register_all(config, scans, image, earlier, scratch, client, title):
         image: ANTs image of the template.
         earlier: {name: matrix} of the last iteration.
         scratch: Folder for the scans on the template's grid, <name>.npz.
-        client: dask client.
+        workers: Of `open_workers`.
         title: What the progress bar says.
 
     Returns:
@@ -309,12 +307,11 @@ def register_all(config, scans, image, earlier, scratch, client, title):
             mask=None if config.masks is None else str(source.path_of(scan.name).resolve()),
             earlier=earlier.get(scan.name),
             dof=config.dof,
-            gate=config.nmi_gate,
         )
         for scan in scans
     ]
     found = {}
-    for job, result in run_all(client, warp, jobs, title, scratch):
+    for job, result in run_all(workers, warp, jobs, title):
         found[job.name] = result or (None, "its worker was killed twice")
     left_out = {name: reason for name, (_, reason) in found.items() if reason}
     return {job.name: found[job.name][0] for job in jobs if job.name not in left_out}, left_out
@@ -356,7 +353,7 @@ def main(argv=None):
         folder = Path(config.output)
         if (folder / "template.nii.gz").exists():
             raise UserError(f"--output {folder} holds a template: give a new folder.")
-        named, problems = collect(config.data, config.output, config.series)
+        named, problems = collect(config.data, config.output, config.series, config.pattern)
         scans, wrong = audit(named)
         problems |= wrong
         for name, reason in sorted(problems.items()):
@@ -365,8 +362,10 @@ def main(argv=None):
         if len(scans) < LEAST_SCANS:
             raise UserError(f"{len(scans)} of the scans can be used, at least {LEAST_SCANS} are needed.")
         choose_reference(scans, config.reference)
-        with open_client(config.scheduler, config.n_workers) as client:
-            path = build_template(config, scans, client)
+        largest = max(int(np.prod(scan.shape)) for scan in scans)
+        number = min(config.n_workers or default_workers(largest), len(scans))
+        with open_workers(config.scheduler, number) as workers:
+            path = build_template(config, scans, workers)
         mask = "with its brain mask" if (folder / "template_mask.nii.gz").exists() else "without a brain mask"
         print(f"The template is {path}, {mask}; look at {folder / 'template.png'}")
 

@@ -150,10 +150,10 @@ def carried(scan, head, mask):
     ants = import_ants()
     coarse = at_spacing(head, COARSE_MM)
     found = align(scan, coarse, dof=12, levels=QUICK_LEVELS)
-    if found.nmi < LEAST_LIKE:
+    if found.fit.nmi < LEAST_LIKE:
         raise UserError(
-            f"is not like the head that masks are taken from (normalised mutual information {found.nmi:.3f}, "
-            f"expected at least {LEAST_LIKE:g}): give its mask with --masks"
+            f"is not like the head that masks are taken from (normalised mutual information "
+            f"{found.fit.nmi:.3f}, expected at least {LEAST_LIKE:g}): give its mask with --masks"
         )
     with tempfile.TemporaryDirectory() as scratch:
         start = str(Path(scratch) / "start.mat")

@@ -1,28 +1,25 @@
 """From a folder of raw TOF MRA scans to registered volumes around the Circle of Willis, for training.
 
     python preprocessing/preprocessing.py --data raw --output prepared --template template.nii.gz
-    python preprocessing/preprocessing.py --data raw --output prepared --perform_skull_stripping False
+    python preprocessing/preprocessing.py --data raw --output prepared --region_center 0,-5,-12
     python preprocessing/preprocessing.py --output prepared --to_native segmentation.nii.gz --subject sub-01
 
 or edit the settings below and run it. Without a template, one is built from the scans. Sections of this file:
 
     settings and configuration    every option
     one scan                      from reading it to its volume
-    all scans                     the audit, resuming, the run
-    back to the scanner           --to_native
+    all scans                     the audit, resuming, the run, what is flagged
     entry point
 
 The steps are those of Aydin et al., NeuroImage 304 (2024) 120936, by ANTs in place of FSL and FreeSurfer, and
-a second look at the region. How scans are checked is in scans.py, masks in masks.py, registration in
-registration.py, pictures in quality.py, the template in generate_TOF_template.py. Raw scans are never
-written to.
+a second look at the region. How scans are checked is in scans.py, masks in masks.py, registration and what
+tells that it is right in registration.py, the region in region.py, the output folder in books.py, pictures in
+quality.py, the template in generate_TOF_template.py. Raw scans are never written to.
 """
 
 import contextlib
-import csv
 import functools
 import json
-import re
 import resource
 import sys
 import time
@@ -36,56 +33,47 @@ if sys.path[0] == str(Path(__file__).resolve().parent):
 
 import numpy as np
 
-from preprocessing.cluster import default_workers, open_client, run_all
-from preprocessing.generate_TOF_template import (
-    TemplateConfig,
-    build_template,
-    check_registration,
-    choose_reference,
-    template_grid,
-)
-from preprocessing.images import (
-    Grid,
-    check_bounds,
-    crop_or_pad,
-    fitted,
-    grid_of,
-    read_image,
-    to_ants,
-    within,
-    write_image,
-)
-from preprocessing.masks import brain_mask, choose_source, same_place
-from preprocessing.quality import draw_match, write_page
+from preprocessing import books
+from preprocessing.bids import write_bids
+from preprocessing.generate_TOF_template import TemplateConfig, build_template, check_registration
+from preprocessing.images import Grid, grid_of, read_image, write_image
+from preprocessing.masks import SYNTHSTRIP, brain_mask, choose_source, same_place
+from preprocessing.native import to_native
+from preprocessing.quality import draw_match, draw_region, write_page
+from preprocessing.region import Vessels, choose_region, to_target, vessels_of, volume_grid
 from preprocessing.registration import (
     COARSE_MM,
-    NMI_GATE,
+    DISTINCT,
+    Fit,
+    Likeness,
     Registered,
     align,
+    assess,
     at_spacing,
     covered_by,
     look_again,
-    normalized_mutual_information,
+    mirror_of,
+    read_transform,
     resample,
     unbiased,
     write_transform,
 )
 from preprocessing.scans import audit, audit_scan, collect, summary
+from preprocessing.workers import default_workers, open_workers, run_all
 from volumetric.cli import UserError, check_fields, one_line_errors, option, parse_cli
 from volumetric.files import (
     __version__,
     atomic_path,
-    check_array,
     clear_parts,
     file_digest,
     load_nifti,
-    naming,
+    locked,
     read_json,
     reading,
 )
 
 # Edit these, or pass them as flags; a flag wins.
-# folder of raw scans: NIfTI files, flat or one folder per subject, or DICOM series
+# folder of raw scans: NIfTI files, flat, one folder per subject or BIDS, or DICOM series
 data = "raw"
 # folder for everything that is made; volumes/ in it is the training folder
 output = "prepared"
@@ -93,10 +81,14 @@ output = "prepared"
 template = None
 # its brain mask
 template_mask = None
+# middle of the region in the template, mm right, front and up; None finds the circle of Willis
+region_center = None
+# edges of the region, mm
+region_size = (80.0, 80.0, 28.0)
 # voxels of a finished volume
 target_size = (128, 128, 32)
-# the region, in voxels of the template
-cropping_bound_slices = ((80, 208), (120, 248), (40, 72))
+# the region in voxels of the template, in place of mm; published: ((80, 208), (120, 248), (40, 72))
+cropping_bound_slices = None
 perform_skull_stripping = True
 perform_registration = True
 # of the registration: 6 (rigid) or 12 (affine)
@@ -112,10 +104,10 @@ INTERPOLATORS = {"linear": "linear", "bspline": "bSpline"}
 ROI_MARGIN_MM = 4.0  # above and below the region, for the second look
 LEAST_COVERED = 0.9  # of the region, by the scan
 STRIPPED_ZEROS = 0.99  # share of zeros outside its mask by which a template counts as stripped
-FOLDERS = ("volumes", "transforms", "masks", "qc", "sidecars")
-STEPS = ("read", "bias", "mask", "register", "region", "resample", "picture", "write")
-COLUMNS = ("subject", "file", "step", "nmi", "coverage", "seconds", "peak_mib", *STEPS, "reason")
-NOT_SETTINGS = {"data", "output", "n_workers", "scheduler", "to_native", "subject"}
+SWAPPED = 1.03  # NMI - 1 with sides exchanged, over that as it is, above which they are swapped
+LEAST_COHORT = 4  # scans, from which on swapped sides are looked for
+NOT_SETTINGS = {"data", "output", "pattern", "n_workers", "scheduler", "to_native", "subject", "nmi_gate"}
+NOT_SETTINGS |= {"distinct", "bids_output", "initial", "deface"}
 FILES = ("template", "template_mask", "brain_template", "brain_mask")
 
 
@@ -132,11 +124,15 @@ class PreprocessConfig:
     """
 
     data: str = option(
-        data, "Folder of raw scans: NIfTI files, flat or one folder per subject, or DICOM series."
+        data, "Folder of raw scans: NIfTI files, flat, one folder per subject or BIDS, or DICOM series."
+    )
+    pattern: str | None = option(
+        None,
+        "Names of the scans, as *_TOF*.nii.gz. None: all NIfTI files; of a BIDS tree *_angio* and *TOF*.",
     )
     output: str = option(
         output,
-        "Folder for volumes/, transforms/, masks/, sidecars/, status.csv and qc.html.",
+        "Folder for volumes/, flagged/, withdrawn/, transforms/, sidecars/, status.csv and qc.html.",
         folder=True,
     )
     series: str | None = option(
@@ -149,14 +145,19 @@ class PreprocessConfig:
     template_mask: str | None = option(
         template_mask, "Its brain mask. A template that is 0 outside it is matched with stripped scans."
     )
-    target_size: tuple = option(
-        target_size, "Voxels of a finished volume; the region is cropped or padded with zeros to it."
+    region_center: tuple | None = option(
+        region_center, "Middle of the region in the template, mm; None finds the circle of Willis."
     )
-    cropping_bound_slices: tuple = option(
+    region_size: tuple = option(region_size, "Edges of the region, mm to the right, front and up.")
+    target_size: tuple = option(target_size, "Voxels of a finished volume.")
+    cropping_bound_slices: tuple | None = option(
         cropping_bound_slices,
-        "The region ((x0, x1), (y0, y1), (z0, z1)), in voxels of the template as stored.",
+        "The region ((x0, x1), (y0, y1), (z0, z1)) in voxels of the template as stored, in place of mm, "
+        "cropped or padded with zeros to --target_size.",
     )
-    perform_skull_stripping: bool = option(perform_skull_stripping, "Make brain masks.")
+    perform_skull_stripping: bool = option(
+        perform_skull_stripping, "Make brain masks where they are read: --stripped, or a stripped template."
+    )
     masks: str | None = option(None, "Folder of brain masks, named as the scans are; None makes them.")
     brain_template: str | None = option(
         None, "Head of any contrast for brain masks, such as MNI152 T1; None takes the template."
@@ -169,15 +170,29 @@ class PreprocessConfig:
     roi_stage: bool = option(
         True, "Register once more, rigidly, seeing the region alone; False is the published way."
     )
-    nmi_gate: float = option(NMI_GATE, "Normalised mutual information below which a registration has failed.")
+    initial: str | None = option(
+        None, "Folder of starts by hand, ITK transforms <scan>.mat, .txt or .tfm from template to scan."
+    )
+    distinct: float = option(
+        DISTINCT,
+        "How much better than displaced by 10 mm or degrees a registration must be.",
+        least=1,
+        most=99,
+    )
+    nmi_gate: float = option(
+        1.0, "Normalised mutual information below which a scan is flagged; 1 flags none.", least=1, most=2
+    )
     bias_correction: bool = option(bias_correction, "Correct the bias field by N4.")
+    harmonise: bool = option(False, "Match the histogram of each volume to the template's region.")
     interpolation: str = option("linear", "Of the one resampling.", choices=tuple(INTERPOLATORS))
     stripped: bool = option(False, "Crop the stripped scan; False crops the whole one, as published.")
     clip_percentiles: tuple = option(
         (), "Two percentiles of the volume to which its values are clipped; () clips nothing."
     )
+    bids_output: bool = option(False, "Also lay the volumes out as BIDS derivatives, in bids/.")
+    deface: bool = option(False, "Pictures show the surroundings of the region alone.")
     n_workers: int | None = option(
-        n_workers, "Processes, of about 2 GiB each; None is one per core, as far as the memory goes."
+        n_workers, "Processes; None is one per core, as far as the memory goes for the largest scan.", least=1
     )
     scheduler: str | None = option(
         scheduler, "Address of a running dask scheduler, tcp://host:port; None works on this machine."
@@ -189,9 +204,12 @@ class PreprocessConfig:
 
     def __post_init__(self):
         check_fields(self)
-        self.cropping_bound_slices = tuple(
-            tuple(b) if isinstance(b, list | tuple) else b for b in self.cropping_bound_slices
-        )
+        if self.cropping_bound_slices is not None:
+            self.cropping_bound_slices = tuple(
+                tuple(b) if isinstance(b, list | tuple) else b for b in self.cropping_bound_slices
+            )
+        for flag in ("region_center", "region_size"):
+            check_millimetres(flag, getattr(self, flag))
         size = self.target_size
         if len(size) != 3 or not all(isinstance(n, int) and n > 0 for n in size):
             raise UserError(f"--target_size must be three numbers of voxels, got {size}.")
@@ -206,20 +224,39 @@ class PreprocessConfig:
             raise UserError("--perform_registration False needs --template: its space is that of the scans.")
         if self.template is None and self.template_mask is not None:
             raise UserError("--template_mask is the mask of --template: give both.")
+        if self.initial is not None and not Path(self.initial).is_dir():
+            raise UserError(f"--initial {self.initial} does not exist: give the folder of the transforms.")
         check_registration(self, (*FILES, "to_native"))
+
+    @property
+    def region_voxels(self):
+        """Voxels of the largest image that a worker makes, beside the scan: the template's."""
+        return 0 if self.template is None else int(np.prod(load_nifti(Path(self.template)).shape))
 
     @property
     def folder(self):
         """Where everything is written."""
         return Path(self.output)
 
-    def settings(self):
-        """What decides the values of a volume, beside the scan, for settings.json."""
+    def settings(self, source=None):
+        """What decides the values of a volume, beside the scan, for settings.json; `source` makes masks."""
         kept = {name: value for name, value in asdict(self).items() if name not in NOT_SETTINGS}
+        kept["mask_way"] = None if source is None else source.way
         for name in FILES:
             if kept[name] is not None:
                 kept[name] = {"file": str(kept[name]), "sha256": file_digest(kept[name])}
         return json.loads(json.dumps(kept))
+
+
+def check_millimetres(flag, value):
+    """Raise a UserError unless a flag holds three finite numbers, above 0 for a size."""
+    if value is None and flag == "region_center":
+        return
+    numbers = isinstance(value, tuple | list) and len(value) == 3
+    if not numbers or not all(isinstance(v, int | float) and np.isfinite(v) for v in value):
+        raise UserError(f"--{flag} must be three numbers of mm, got {value}.")
+    if flag == "region_size" and min(value) <= 0:
+        raise UserError(f"--region_size must be above 0, got {value}.")
 
 
 # ╔══════════════════════════════════════════════════════════════════════════════════════════════════════════╗
@@ -229,15 +266,31 @@ class PreprocessConfig:
 
 @dataclass(frozen=True)
 class Job:
-    """What a worker needs to know for one scan; `source` is a MaskSource or None, paths are absolute."""
+    """What a worker needs to know for one scan.
+
+    Args:
+        config: PreprocessConfig, its output an absolute path.
+        source: MaskSource, or None: no mask is read.
+        template: Absolute path.
+        stripped: The template is of a brain alone.
+        region: Shape and affine of the region, as tuples.
+        mirror: Of `mirror_of` the template, as tuples.
+        name, path: Of the scan, absolute.
+        inputs: {scan, mask, initial}: digests of what the volume is made of.
+        initial: Path of a start by hand, or None.
+        settings: For the sidecar.
+    """
 
     config: PreprocessConfig
     source: object
     template: str
-    template_mask: str | None
+    stripped: bool
+    region: tuple
+    mirror: tuple
     name: str
     path: str
-    digest: str
+    inputs: dict
+    initial: str | None
     settings: dict
 
 
@@ -248,32 +301,28 @@ class Template:
     Args:
         image: ANTs image, axes as stored.
         coarse: The same at COARSE_MM.
-        stripped: It holds a brain alone.
         region: Grid of the region.
         box: ANTs image on the template's grid, 1 where the second look sees.
+        volume: (X, Y, Z), the template's own region.
     """
 
     image: object
     coarse: object
-    stripped: bool
     region: Grid
     box: object
+    volume: np.ndarray
 
 
 @functools.lru_cache(maxsize=1)
-def open_template(path, mask_path, bounds):
-    """Template from its files; kept by a worker from scan to scan."""
+def open_template(path, region, target_size):
+    """Template from its file, and the region's shape and affine; kept by a worker from scan to scan."""
     image = read_image(path, canonical=False)
-    stripped = False
-    if mask_path is not None:
-        mask = same_place(read_image(mask_path, canonical=False), image, mask_path).numpy() > 0.5
-        stripped = bool((image.numpy()[~mask] == 0).mean() > STRIPPED_ZEROS)
-    margin = int(np.ceil(ROI_MARGIN_MM / image.spacing[2]))
-    *in_plane, (low, high) = bounds
-    box = np.zeros(image.shape, np.float32)
-    box[within((*in_plane, (low - margin, high + margin)), image.shape)] = 1
-    region = grid_of(image).crop(bounds)
-    return Template(image, at_spacing(image, COARSE_MM), stripped, region, image.new_image_like(box))
+    region = Grid(region[0], np.array(region[1]))
+    margin = int(np.ceil(ROI_MARGIN_MM / np.linalg.norm(region.affine[:3, 2])))
+    wider = region.crop((*((0, n) for n in region.shape[:2]), (-margin, region.shape[2] + margin)))
+    box = covered_by(wider, grid_of(image), np.eye(4)).astype(np.float32)
+    volume = to_target(resample(image, region.image(), np.eye(4)).numpy(), target_size)
+    return Template(image, at_spacing(image, COARSE_MM), region, image.new_image_like(box), volume)
 
 
 class Steps:
@@ -294,7 +343,7 @@ class Steps:
 
 
 def process(job):
-    """Preprocess one scan; a failure becomes a reason. Returns its row of status.csv."""
+    """Preprocess one scan, its volume to flagged/; a failure becomes a reason. Returns its row."""
     steps, found = Steps(), {}
     reason = ""
     try:
@@ -304,60 +353,49 @@ def process(job):
         if not isinstance(error, UserError):
             reason = f"{type(error).__name__}: {reason}"
     unit = 1 if sys.platform == "darwin" else 1024
-    row = {
-        "subject": job.name,
-        "file": job.path,
-        "step": steps.now if reason else "done",
+    known = {
         "seconds": round(sum(steps.seconds.values()), 2),
         "peak_mib": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit // 2**20,
-        "reason": reason,
     }
-    return {name: "" for name in COLUMNS} | steps.seconds | found | row
+    row = books.row_of(job.name, job.path, steps.now if reason else "done", reason)
+    return row | steps.seconds | found | known
 
 
 def process_steps(job, steps, found):
     """All steps of one scan; figures go into `found` as they come. Raises a UserError with the reason."""
     config, folder = job.config, job.config.folder
     with steps("read"):
-        target = open_template(job.template, job.template_mask, config.cropping_bound_slices)
+        target = open_template(job.template, job.region, config.target_size)
         scan = read_image(job.path)
+        whole = scan
     if config.bias_correction:
         with steps("bias"):
             scan = unbiased(scan)
     brain = None
-    if config.perform_skull_stripping:
+    if job.source is not None:
         with steps("mask"):
             brain = strip(job, scan)
     with steps("register"):
-        result = match(scan, brain, target, config)
-        found["nmi"] = round(result.nmi, 4)
-    failed = config.perform_registration and result.nmi < config.nmi_gate
-    if config.roi_stage and config.perform_registration and not failed:
+        moving = scan * brain if job.stripped else scan
+        result = match(moving, target, job)
+        found |= {"nmi": round(result.fit.nmi, 4), "distinct": round(result.fit.distinct, 3)}
+        found |= {"overlap": round(result.fit.overlap, 3)}
+    if config.roi_stage and config.perform_registration and not result.fit.problems(distinct=config.distinct):
         with steps("region"):
-            moving = scan * brain if target.stripped else scan
-            matrix = look_again(target.image, moving, result.matrix, target.box)
-            result = Registered(matrix, result.nmi, result.start)
+            result = replace(result, matrix=look_again(target.image, moving, result.matrix, target.box))
     with steps("resample"):
-        volume, grid, covered = crop(scan, brain, target, result.matrix, config)
-        found["coverage"] = round(covered, 3)
+        image = scan * brain if config.stripped else scan
+        volume, covered = crop(image, target, result.matrix, config)
+        grid = volume_grid(target.region, config.target_size)
+        vessels = vessels_of(volume, grid.affine)
+        found |= {"coverage": round(covered, 3), "vessels": round(vessels.share, 5)}
     with steps("picture"):
-        draw_match(target.image, scan, result.matrix, grid, volume, folder / "qc" / f"{job.name}.png")
-    steps.now = "register"
-    if failed:
-        raise UserError(
-            f"normalised mutual information {result.nmi:.3f} after registration, expected at least "
-            f"{config.nmi_gate:g}: look at qc/{job.name}.png; move the scan near the template by hand, or "
-            f"lower --nmi_gate if the picture is right"
-        )
-    if covered < LEAST_COVERED:
-        raise UserError(
-            f"the scan covers {covered:.0%} of the region, expected at least {LEAST_COVERED:.0%}: its slab "
-            f"ends too early, or --cropping_bound_slices are too wide"
-        )
+        draw_match(target, whole, result.matrix, grid, volume, folder / "qc", job.name, config.deface)
     if np.ptp(volume) == 0:
+        steps.now = "resample"
         raise UserError(f"the region is constant (every voxel {volume.flat[0]:g})")
     with steps("write"):
-        write_results(job, result, volume, grid, covered)
+        write_results(job, result, volume, grid, {"coverage": covered, "vessels": asdict(vessels)})
 
 
 def strip(job, scan):
@@ -373,56 +411,61 @@ def strip(job, scan):
     return scan.new_image_like((on_scan.numpy() > 0.5).astype(np.float32))
 
 
-def match(scan, brain, target, config):
-    """Registered: the scan and the template, a whole head with a whole head, a brain with a brain."""
-    coarse = at_spacing(scan * brain if target.stripped else scan, COARSE_MM)
-    if config.perform_registration:
-        return align(target.coarse, coarse, config.dof, config.nmi_gate)
-    return Registered(np.eye(4), normalized_mutual_information(target.coarse, coarse, np.eye(4)), "as it is")
+def match(moving, target, job):
+    """Registered: the scan, or its brain, and the template."""
+    coarse, mirror = at_spacing(moving, COARSE_MM), np.array(job.mirror)
+    if job.config.perform_registration:
+        initial = None if job.initial is None else read_transform(job.initial)
+        return align(target.coarse, coarse, job.config.dof, mirror=mirror, initial=initial)
+    return Registered(np.eye(4), assess(Likeness(target.coarse, coarse), np.eye(4), mirror), "as it is")
 
 
-def crop(scan, brain, target, matrix, config):
-    """The region of a scan, resampled once from its own voxels to the template's.
+def crop(image, target, matrix, config):
+    """The region of an ANTs image, resampled once from its own voxels.
 
     Returns:
-        (float32 array of target_size, its Grid, share of the region that the scan covers).
+        (float32 array of target_size, share of the region that the image covers).
     """
-    image = scan * brain if config.stripped else scan
     region = target.region
-    interpolator = INTERPOLATORS[config.interpolation]
-    array = resample(image, region.image(), matrix, interpolator).numpy()
-    covered = covered_by(scan, region.image(), matrix).mean()
+    array = resample(image, region.image(), matrix, INTERPOLATORS[config.interpolation]).numpy()
+    covered = covered_by(grid_of(image), region, matrix).mean()
     if config.clip_percentiles:
         array = array.clip(*np.percentile(array, config.clip_percentiles))
-    bounds = fitted(region.shape, config.target_size)
-    return crop_or_pad(array, bounds).astype(np.float32), region.crop(bounds), float(covered)
+    if config.harmonise:
+        from skimage.exposure import match_histograms
+
+        array = match_histograms(array, target.volume)
+    return to_target(array, config.target_size), float(covered)
 
 
-def write_results(job, result, volume, grid, covered):
+def write_results(job, result, volume, grid, measured):
     """Write transform, volume and, last, the sidecar that says that the scan is finished."""
     folder, name = job.config.folder, job.name
     with atomic_path(folder / "transforms" / f"{name}.mat") as part:
         write_transform(result.matrix, part)
-    path = folder / "volumes" / f"{name}.nii.gz"
+    path = folder / "flagged" / f"{name}.nii.gz"
     with atomic_path(path) as part:
         write_image(volume, grid.affine, part, f"TOF MRA region, preprocessing {__version__}")
     raw = load_nifti(Path(job.path))
     record = {
         "subject": name,
-        "source": {"file": job.path, "sha256": job.digest, "shape": raw.shape, "affine": raw.affine.tolist()},
+        "inputs": job.inputs,
+        "source": {"file": job.path, "shape": raw.shape, "affine": raw.affine.tolist()},
         "volume": {"sha256": file_digest(path), "shape": volume.shape, "affine": grid.affine.tolist()},
-        "transform": {
-            "template_to_scan_ras_mm": result.matrix.tolist(),
-            "normalized_mutual_information": result.nmi,
-            "start": result.start,
-        },
-        "coverage": covered,
+        "transform": {"template_to_scan_ras_mm": result.matrix.tolist(), "start": result.start},
+        "fit": asdict(result.fit),
+        **measured,
         "mask": None if job.source is None else job.source.way,
         "settings": job.settings,
-        "versions": {name: version(name) for name in ("antspyx", "nibabel", "numpy", "scipy")},
+        "versions": versions(),
     }
     with atomic_path(folder / "sidecars" / f"{name}.json") as part:
         part.write_text(json.dumps(record, indent=1), encoding="utf-8")
+
+
+def versions():
+    """Of what the numbers depend on."""
+    return {name: version(name) for name in ("antspyx", "nibabel", "numpy", "scipy")}
 
 
 # ╔══════════════════════════════════════════════════════════════════════════════════════════════════════════╗
@@ -430,80 +473,88 @@ def write_results(job, result, volume, grid, covered):
 # ╚══════════════════════════════════════════════════════════════════════════════════════════════════════════╝
 
 
+def is_stripped(config):
+    """True if the template is 0 outside its brain mask."""
+    if config.template_mask is None:
+        return False
+    image = read_image(config.template, canonical=False)
+    mask = same_place(read_image(config.template_mask, canonical=False), image, config.template_mask)
+    return bool((image.numpy()[mask.numpy() <= 0.5] == 0).mean() > STRIPPED_ZEROS)
+
+
 def check_image(config, flag):
-    """Raise a UserError unless a template is sound, on the grid that the bounds expect, as its mask is."""
+    """Raise a UserError unless a head is sound, and its mask on its grid."""
     path = getattr(config, flag)
     try:
         audit_scan(flag, path)
     except UserError as error:
         raise UserError(f"--{flag} {path} {error}.") from None
-    image = load_nifti(Path(path))
-    if flag == "template":
-        check_bounds(config.cropping_bound_slices, Grid(image.shape, image.affine), f"--template {path}")
     mask = config.template_mask if flag == "template" else config.brain_mask
     if mask is not None:
         same_place(read_image(mask), read_image(path), mask)
 
 
-def same_settings(config, settings):
-    """Note the settings in the output folder; a UserError if what lies there was made with others."""
-    path = config.folder / "settings.json"
-    if not path.exists():
-        for name in FOLDERS:
-            (config.folder / name).mkdir(parents=True, exist_ok=True)
-        with atomic_path(path) as part:
-            part.write_text(json.dumps(settings, indent=1), encoding="utf-8")
-        return
-    earlier = read_json(path)
-    changed = [
-        f"{name} {earlier.get(name)} then, {settings.get(name)} now"
-        for name in sorted(earlier.keys() | settings.keys())
-        if earlier.get(name) != settings.get(name)
-    ]
-    if changed:
+def needed_source(config, stripped):
+    """MaskSource if masks are read, else None; a UserError if there is none to be had."""
+    if stripped and not config.perform_skull_stripping:
         raise UserError(
-            f"{config.output} was made with other settings ({'; '.join(changed)}): give another --output."
+            f"--template {config.template} is a brain alone, to be matched with stripped scans: "
+            f"leave --perform_skull_stripping on, or give a template of the whole head."
         )
+    if not (config.perform_skull_stripping and (config.stripped or stripped)):
+        return None
+    heads = [(config.brain_template, config.brain_mask), (config.template, config.template_mask)]
+    return choose_source(config.masks, heads)
 
 
-def read_status(folder):
-    """Rows of status.csv, {subject: row}."""
-    path = folder / "status.csv"
-    if not path.exists():
-        return {}
-    with reading(path), open(path, newline="", encoding="utf-8") as file:
-        return {row["subject"]: row for row in csv.DictReader(file)}
+def inputs_of(scan, config, source):
+    """({scan, mask, initial}: digests of what a volume is made of, path of the start by hand or None)."""
+    mask, start = None, None
+    if source is not None and source.way == "given":
+        with contextlib.suppress(UserError):  # the worker says that there is none
+            mask = file_digest(source.path_of(scan.name))
+    if config.initial is not None:
+        paths = (Path(config.initial) / f"{scan.name}{ending}" for ending in (".mat", ".txt", ".tfm"))
+        start = next((path for path in paths if path.exists()), None)
+    digest = None if start is None else file_digest(start)
+    return {"scan": scan.digest, "mask": mask, "initial": digest}, start
 
 
-def write_status(rows, folder):
-    """Write status.csv, subjects in order."""
-    with (
-        atomic_path(folder / "status.csv") as part,
-        open(part, "w", newline="", encoding="utf-8") as file,
-    ):
-        table = csv.DictWriter(file, COLUMNS)
-        table.writeheader()
-        table.writerows(rows[name] for name in sorted(rows))
+def tidy(config, scans, problems, source):
+    """Bring the output folder in line with the scans that are there now.
 
+    Args:
+        scans: List of Scan.
+        problems: {name: why it cannot be used}.
 
-def finished(scan, folder):
-    """True if a scan's volume is there and whole.
-
-    Raises:
-        UserError: The scan is not the one that the volume was made of.
+    Returns:
+        ([(Scan, inputs, start by hand)] to do, {subject: row} of the others).
     """
-    sidecar, volume = folder / "sidecars" / f"{scan.name}.json", folder / "volumes" / f"{scan.name}.nii.gz"
-    if not (sidecar.exists() and volume.exists()):
-        return False
-    record = read_json(sidecar)
-    with reading(sidecar):
-        source, made = record["source"]["sha256"], record["volume"]["sha256"]
-    if source != scan.digest:
-        raise UserError(f"has changed since its volume was made: remove {sidecar} to make it again")
-    return file_digest(volume) == made
+    folder, known = config.folder, [*(scan.name for scan in scans), *problems]
+    excluded = books.read_names(folder / "exclude.txt", known)
+    earlier, to_do = books.read_status(folder), []
+    rows = {name: books.row_of(name, "", "audit", reason) for name, reason in problems.items()}
+    for name in {*books.without_scan(folder, [scan.name for scan in scans]), *excluded}:
+        books.withdraw(folder, name)
+    for scan in scans:
+        if scan.name in excluded:
+            rows[scan.name] = books.row_of(scan.name, scan.path, "excluded", "named in exclude.txt")
+            continue
+        inputs, start = inputs_of(scan, config, source)
+        if books.is_whole(folder, scan.name, inputs) or (
+            books.restore(folder, scan.name, inputs) and books.is_whole(folder, scan.name, inputs)
+        ):
+            kept = earlier.get(scan.name) or books.row_of(scan.name, scan.path, "done")
+            rows[scan.name] = kept | {"step": "done", "reason": ""}
+            continue
+        record = books.record_of(folder, scan.name)
+        if record is not None and record.get("inputs") != inputs:
+            books.withdraw(folder, scan.name)
+        to_do.append((scan, inputs, start))
+    return to_do, rows
 
 
-def make_template(config, scans, client):
+def make_template(config, scans, workers):
     """Path of the template built from the scans; one that an earlier call built is kept."""
     path = config.folder / "template" / "template.nii.gz"
     if not path.exists():
@@ -513,59 +564,69 @@ def make_template(config, scans, client):
             masks=config.masks if config.perform_skull_stripping else None,
             brain_template=config.brain_template,
             brain_mask=config.brain_mask,
-            nmi_gate=config.nmi_gate,
         )
-        build_template(settings, scans, client)
+        build_template(settings, scans, workers)
     return path
 
 
-def blank_row(name, path, step, reason):
-    """A row of status.csv for a scan that did not come to a worker's end."""
-    known = {"subject": name, "file": str(path), "step": step, "reason": reason}
-    return {column: "" for column in COLUMNS} | known
+def place_region(config, path):
+    """Region's Grid and the template's mirror, chosen at the first call and kept in region.json."""
+    kept = config.folder / "region.json"
+    if kept.exists():
+        record = read_json(kept)
+        with reading(kept):
+            grid = Grid(tuple(record["shape"]), np.array(record["affine"], dtype=float))
+            return grid, np.array(record["mirror"], dtype=float)
+    grid, text, warnings = choose_region(config, path)
+    image = read_image(path)
+    mirror = mirror_of(at_spacing(image, COARSE_MM))
+    volume = to_target(resample(image, grid.image(), np.eye(4)).numpy(), config.target_size)
+    seen = vessels_of(volume, volume_grid(grid, config.target_size).affine).problems()
+    warnings += [f"in the template's region {problem}" for problem in seen]
+    draw_region(image, grid, config.folder / "region.png")
+    print(f"{text} Is the circle in the frame of {config.folder / 'region.png'}? Else give --region_center.")
+    for warning in warnings:
+        print(f"Warning: {warning}.", file=sys.stderr)
+    record = {"shape": grid.shape, "affine": grid.affine.tolist(), "mirror": mirror.tolist()}
+    record |= {"about": text, "warnings": warnings}
+    with atomic_path(kept) as part:
+        part.write_text(json.dumps(record, indent=1), encoding="utf-8")
+    return grid, mirror
 
 
-def prepare(config):
-    """Everything that can be checked before the first scan is worked on.
+def judge(config, rows):
+    """Flag what looks wrong, and move every volume to where it belongs; rows are brought up to date.
 
-    Returns:
-        (scans to do, {subject: row} of the others, MaskSource or None, settings).
-
-    Raises:
-        UserError: Nothing can be done.
+    Left and right can be told apart where the scans agree on which side of the template is which: then one
+    that disagrees has its sides swapped.
     """
-    source = None
-    if config.perform_skull_stripping:
-        heads = [(config.brain_template, config.brain_mask), (config.template, config.template_mask)]
-        source = choose_source(config.masks, heads)
-    for flag in ("template", "brain_template"):
-        if getattr(config, flag) is not None:
-            check_image(config, flag)
-    named, problems = collect(config.data, config.output, config.series)
-    scans, wrong = audit(named)
-    problems |= wrong
-    if config.template is None and scans:
-        grid = template_grid(choose_reference(scans))
-        check_bounds(config.cropping_bound_slices, grid, "The template, built on the grid of a scan,")
-    settings = config.settings()
-    same_settings(config, settings)
-    for part in {path.parent for path in config.folder.rglob(".part-*")}:
-        clear_parts(part)
-    earlier = read_status(config.folder)
-    rows = {name: blank_row(name, named.get(name, ""), "audit", reason) for name, reason in problems.items()}
-    to_do = []
-    for scan in scans:
-        try:
-            if finished(scan, config.folder):
-                rows[scan.name] = earlier.get(scan.name) or blank_row(scan.name, scan.path, "done", "")
-            else:
-                to_do.append(scan)
-        except UserError as error:
-            rows[scan.name] = blank_row(scan.name, scan.path, "audit", str(error))
-    print("\n".join(summary(scans)))
-    for name, reason in sorted(problems.items()):
-        print(f"left out: {name} {reason}", file=sys.stderr)
-    return to_do, rows, source, settings
+    folder = config.folder
+    done = [name for name, row in rows.items() if row["step"] == "done"]
+    accepted = books.read_names(folder / "accept.txt", rows)
+    records = {name: books.record_of(folder, name) for name in done}
+    ratios = [record["fit"]["mirrored"] for record in records.values() if record["fit"]["mirrored"]]
+    told = len(ratios) >= LEAST_COHORT and np.median(ratios) < 1 / SWAPPED
+    for name, record in records.items():
+        fit, covered = Fit(**record["fit"]), record["coverage"]
+        found = fit.problems(config.nmi_gate, config.distinct)
+        if covered < LEAST_COVERED:
+            found.append(
+                f"the scan covers {covered:.0%} of the region, expected at least {LEAST_COVERED:.0%}: its "
+                f"slab ends too early, or the region is too large"
+            )
+        if not found:  # else what lies in the region says nothing
+            found += Vessels(**record["vessels"]).problems()
+        swapped = told and fit.mirrored > SWAPPED
+        found += ["the scan fits better with left and right exchanged"] if swapped else []
+        sides = "swapped" if swapped else "right" if told and fit.mirrored else "cannot be told"
+        flagged = bool(found) and name not in accepted
+        books.place(folder, name, "flagged" if flagged else "volumes")
+        reason = "; ".join(found) + (" (accepted)" if found and not flagged else "")
+        rows[name] |= {"step": "flagged" if flagged else "done", "sides": sides, "reason": reason}
+    for sidecar in sorted((folder / "withdrawn").glob("*.json")):
+        name = str(read_json(sidecar).get("subject"))
+        if name not in rows:
+            rows[name] = books.row_of(name, "", "withdrawn", "no longer in --data: see withdrawn/")
 
 
 def preprocess(config):
@@ -575,93 +636,87 @@ def preprocess(config):
         config: PreprocessConfig.
 
     Returns:
-        Rows of status.csv, {subject: row}; `step` is done, or the step that failed for `reason`.
+        Rows of status.csv, {subject: row}; `step` is done, flagged, excluded, withdrawn, or the step that
+        failed for `reason`.
 
     Raises:
         UserError: The settings, the template or the folder cannot be used; no scan was worked on.
     """
-    to_do, rows, source, settings = prepare(config)
     folder = config.folder
-    write_status(rows, folder)
-    if to_do:
-        with open_client(config.scheduler, min(config.n_workers or default_workers(), len(to_do))) as client:
-            template = config.template or make_template(config, to_do, client)
-            jobs = [
-                Job(
-                    config=replace(config, output=str(folder.resolve())),
-                    source=source,
-                    template=str(Path(template).resolve()),
-                    template_mask=config.template_mask and str(Path(config.template_mask).resolve()),
-                    name=scan.name,
-                    path=str(Path(scan.path).resolve()),
-                    digest=scan.digest,
-                    settings=settings,
-                )
-                for scan in to_do
-            ]
-            for job, row in run_all(client, process, jobs, "Preprocessing", folder):
-                killed = "its worker was killed twice, most likely for want of memory: fewer --n_workers"
-                rows[job.name] = row or blank_row(job.name, job.path, "killed", killed)
-                write_status(rows, folder)
-    write_page(list(rows.values()), folder)
+    for flag in ("template", "brain_template"):
+        if getattr(config, flag) is not None:
+            check_image(config, flag)
+    stripped = is_stripped(config)
+    source = needed_source(config, stripped)
+    if config.template is not None:
+        choose_region(config, config.template)
+    with locked(folder / ".lock", f"--output {folder}", "give another --output"):
+        named, problems = collect(config.data, config.output, config.series, config.pattern)
+        scans, wrong = audit(named)
+        problems |= wrong
+        settings = config.settings(source)
+        books.same_settings(folder, settings)
+        for part in {path.parent for path in folder.rglob(".part-*")}:
+            clear_parts(part)
+        to_do, rows = tidy(config, scans, problems, source)
+        print("\n".join(summary(scans)))
+        books.write_status(rows, folder)
+        if to_do:
+            run(config, to_do, rows, source, stripped, settings)
+        judge(config, rows)
+        books.write_status(rows, folder)
+        if config.bids_output:
+            write_bids(folder, [name for name, row in rows.items() if row["step"] == "done"], versions())
+        write_page(list(rows.values()), folder, settings | {"versions": versions()})
     return rows
 
 
+def run(config, to_do, rows, source, stripped, settings):
+    """Work on the scans that are to do; their rows are added as they come."""
+    folder = config.folder
+    largest = max(max(int(np.prod(scan.shape)) for scan, *_ in to_do), config.region_voxels)
+    number = min(config.n_workers or default_workers(largest), len(to_do))
+    with open_workers(config.scheduler, number) as workers:
+        if source is not None and source.way == "synthstrip":
+            for address in workers.lacking(SYNTHSTRIP):
+                raise UserError(f"{SYNTHSTRIP} is not on PATH of worker {address}: install it there.")
+        template = config.template or make_template(config, [scan for scan, *_ in to_do], workers)
+        region, mirror = place_region(config, template)
+        shared = {
+            "config": replace(config, output=str(folder.resolve())),
+            "source": source,
+            "template": str(Path(template).resolve()),
+            "stripped": stripped,
+            "region": (region.shape, tuple(map(tuple, region.affine))),
+            "mirror": tuple(map(tuple, mirror)),
+            "settings": settings,
+        }
+        jobs = [
+            Job(
+                name=scan.name,
+                path=str(Path(scan.path).resolve()),
+                inputs=inputs,
+                initial=start and str(start.resolve()),
+                **shared,
+            )
+            for scan, inputs, start in to_do
+        ]
+        for job, row in run_all(workers, process, jobs, "Preprocessing"):
+            killed = "its worker was killed twice, most likely for want of memory: fewer --n_workers"
+            rows[job.name] = row or books.row_of(job.name, job.path, "killed", killed)
+            books.write_status(rows, folder)
+
+
 def report(rows, folder):
-    """Print what was done and what was not."""
-    failed = {name: row for name, row in sorted(rows.items()) if row["step"] != "done"}
-    for name, row in failed.items():
-        print(f"failed: {name} ({row['step']}) {row['reason']}", file=sys.stderr)
-    done = len(rows) - len(failed)
-    print(f"{done} of {len(rows)} scans are in {folder / 'volumes'}; look at {folder / 'qc.html'}")
-    return len(failed)
-
-
-# ╔══════════════════════════════════════════════════════════════════════════════════════════════════════════╗
-# ║ Back to the scanner                                                                                      ║
-# ╚══════════════════════════════════════════════════════════════════════════════════════════════════════════╝
-
-
-def to_native(config):
-    """Carry a volume or label map of the region back to the voxels of the raw scan; zeros elsewhere.
-
-    Whole numbers are taken for labels (nearest neighbour), others are interpolated linearly.
-
-    Returns:
-        Path of the new file, native/<subject>_<file> in the output folder.
-
-    Raises:
-        UserError: The subject is not known, the file is not of its region, or the result is there already.
-    """
-    path = Path(config.to_native)
-    subject = config.subject or re.sub(r"\.nii(\.gz)?$", "", path.name, flags=re.IGNORECASE)
-    sidecar = config.folder / "sidecars" / f"{subject}.json"
-    if not sidecar.exists():
-        raise UserError(
-            f"{config.output} has no finished scan {subject!r} (no {sidecar}): name it with --subject."
-        )
-    record = read_json(sidecar)
-    with reading(sidecar):
-        expected, raw = (
-            Grid(tuple(record[key]["shape"]), np.array(record[key]["affine"], dtype=float))
-            for key in ("volume", "source")
-        )
-        matrix = np.linalg.inv(record["transform"]["template_to_scan_ras_mm"])
-    with naming(f"--to_native {path}"):
-        image = load_nifti(path, check_array)
-    same_place(to_ants(np.zeros(image.shape), image.affine), expected.image(), path)
-    labels = image.get_data_dtype().kind in "iu"
-    values = to_ants(image.get_fdata(dtype=np.float32), image.affine)
-    array = resample(values, raw.image(), matrix, "nearestNeighbor" if labels else "linear").numpy()
-    folder = config.folder / "native"
-    folder.mkdir(exist_ok=True)
-    target = folder / f"{subject}_{path.name}"
-    if target.exists():
-        raise UserError(f"{target} is there already: move it away.")
-    with atomic_path(target) as part:
-        kind = image.get_data_dtype() if labels else np.float32
-        write_image(array.astype(kind), raw.affine, part, "from the region to the scanner")
-    return target
+    """Print what is not in the training folder, and why. Returns how many scans failed or are flagged."""
+    others = {name: row for name, row in sorted(rows.items()) if row["step"] != "done"}
+    for name, row in others.items():
+        print(f"{row['step']}: {name} {row['reason']}", file=sys.stderr)
+    done = len(list((folder / "volumes").glob("*.nii.gz")))
+    flagged = sum(row["step"] == "flagged" for row in others.values())
+    hint = f"; {flagged} are flagged: look, and name the right ones in accept.txt" if flagged else ""
+    print(f"{done} of {len(rows)} scans are in {folder / 'volumes'}; look at {folder / 'qc.html'}{hint}")
+    return sum(row["step"] not in ("excluded", "withdrawn") for row in others.values())
 
 
 # ╔══════════════════════════════════════════════════════════════════════════════════════════════════════════╗
@@ -670,7 +725,7 @@ def to_native(config):
 
 
 def main(argv=None):
-    """The command line; exits with 1 if any scan failed."""
+    """The command line; exits with 1 if any scan failed or is flagged."""
     config = parse_cli(PreprocessConfig, argv)
     with one_line_errors():
         if config.to_native is not None:

@@ -1,8 +1,11 @@
-"""Registration with ANTs: to a template at 2 mm, a gate, new starts, and a look at the region.
+"""Registration with ANTs: to a template at 2 mm, what tells if it is right, new starts, the second look.
 
 At 2 mm a rigid registration takes a fifteenth of the time of one at full resolution, and errs by a small
 fraction of a voxel. Between subjects, the error at a region comes from anatomy: a second stage whose metric
 sees a box around the region alone lessens it.
+
+Normalised mutual information has no value that every right registration reaches: it depends on contrast,
+slab and anatomy. So each is compared with the same scan displaced, turned and mirrored on purpose.
 
 ANTs is LPS, nibabel RAS: matrices here are RAS, and only world coordinates are compared.
 """
@@ -15,20 +18,67 @@ from pathlib import Path
 import numpy as np
 from scipy import ndimage
 
-from preprocessing.images import LPS_RAS, SEED, grid_of, import_ants
+from preprocessing.images import LPS_RAS, SEED, grid_of, import_ants, to_ants, within
+from volumetric.cli import UserError
+from volumetric.files import reading
 
 COARSE_MM = 2.0  # spacing of the registration
 START_MM = 4.0  # spacing of the trial starts
 REGION_MM = 1.25  # spacing of the stage that looks at the region
 START_DEGREES = 30.0
-NMI_GATE = 1.15  # phantom heads: 1.17 to 1.7 when right, at most 1.14 when 10 degrees or 10 mm wrong
+TURNS_TRIED = 3  # quarter and half turns, the most alike ones, that are tried
+MASSES = "centres of mass"
+LIKENESS_MM = 3.0  # spacing at which mutual information is taken
 NMI_BINS = 32
-NMI_SMOOTHING = 1.0  # voxels at 2 mm; without it, noise hides the difference
-LEAST_OVERLAP = 0.3  # of the template, below which two images tell nothing
+NMI_SMOOTHING = 1.0  # voxels; without it, noise hides the difference
+LEAST_OVERLAP = 0.6  # of the smaller image: a slab that lies across the other has less
+DISTINCT = 1.25  # NMI - 1 of a right registration over that of the same displaced by 10 mm or degrees
+STEP_MM, FAR_MM, TURN_DEGREES = 4.0, 10.0, 10.0  # displacements, none of which must be better
+LOOK_MARGIN_MM = 20.0  # around the box of the second look
 FARTHEST_LOOK_MM = 15.0  # by which the second look may move the middle of the region
 LEVELS = {"iterations": (500, 250, 100), "shrink": (4, 2, 1)}
 QUICK_LEVELS = {"iterations": (500, 250), "shrink": (4, 2)}  # where a deformable registration follows
 TYPES = {6: "Rigid", 12: "Affine"}
+
+
+@dataclass
+class Fit:
+    """How far a registration stands out from displaced versions of itself.
+
+    Args:
+        nmi: Normalised mutual information, from 1 (independent) to 2 (equal).
+        overlap: Share of the smaller image that lies in the other.
+        distinct: NMI - 1 over its mean where displaced by FAR_MM or turned by TURN_DEGREES.
+        better: The displacement that is most alike, if it is more alike, or "".
+        mirrored: NMI - 1 with left and right of the template exchanged, over that as it is; 0: not asked.
+    """
+
+    nmi: float
+    overlap: float
+    distinct: float
+    better: str
+    mirrored: float
+
+    def problems(self, nmi_gate=1.0, distinct=DISTINCT):
+        """What is wrong with the registration, a phrase each."""
+        found = []
+        if self.overlap < LEAST_OVERLAP:
+            found.append(
+                f"only {self.overlap:.0%} of the smaller image lies in the other, at least "
+                f"{LEAST_OVERLAP:.0%} are expected"
+            )
+        if self.better:
+            found.append(f"the scan fits better {self.better}")
+        if self.distinct < distinct:
+            found.append(
+                f"the match does not stand out: {self.distinct:.2f} times as good as displaced by "
+                f"{FAR_MM:g} mm or turned by {TURN_DEGREES:g} degrees, expected at least {distinct:g}"
+            )
+        if self.nmi < nmi_gate:
+            found.append(
+                f"normalised mutual information {self.nmi:.3f}, expected at least {nmi_gate:g} (--nmi_gate)"
+            )
+        return found
 
 
 @dataclass
@@ -37,12 +87,12 @@ class Registered:
 
     Args:
         matrix: (4, 4), points of the template to points of the scan, RAS mm.
-        nmi: Normalised mutual information of the two, from 1 (independent) to 2 (equal).
+        fit: Fit.
         start: How it was found: centres of mass, or which of the trial starts.
     """
 
     matrix: np.ndarray
-    nmi: float
+    fit: Fit
     start: str
 
 
@@ -97,14 +147,21 @@ def chained(paths):
 
 
 def read_transform(path):
-    """(4, 4) matrix of an ITK affine .mat file, RAS: points of the fixed image to those of the moving one."""
+    """(4, 4) matrix of an ITK linear transform, RAS: points of the fixed image to those of the moving one.
+
+    Raises:
+        UserError: It is no linear transform of 3D points.
+    """
     ants = import_ants()
-    transform = ants.read_transform(str(path))
-    parameters, center = np.array(transform.parameters), np.array(transform.fixed_parameters)
-    linear, translation = parameters[:9].reshape(3, 3), parameters[9:]
-    matrix = np.eye(4)
-    matrix[:3, :3] = linear
-    matrix[:3, 3] = translation + center - linear @ center
+    corners = np.array([[0, 0, 0], [1, 0, 0], [0, 1, 0], [0, 0, 1], [40, 50, 60]], float)
+    with reading(path, "write a linear ITK transform"):
+        transform = ants.read_transform(str(path))
+        moved = np.array([transform.apply_to_point(tuple(point)) for point in corners])
+        matrix = np.eye(4)
+        matrix[:3, 3] = moved[0]
+        matrix[:3, :3] = (moved[1:4] - moved[0]).T
+        if not np.allclose(matrix[:3, :3] @ corners[4] + moved[0], moved[4], atol=1e-2):
+            raise UserError("is no linear transform")
     return LPS_RAS @ matrix @ LPS_RAS
 
 
@@ -121,35 +178,130 @@ def write_transform(matrix, path):
     ants.write_transform(transform, str(path))
 
 
-def normalized_mutual_information(fixed, moving, matrix, mask=None):
-    """(H(a) + H(b)) / H(a, b) of two images under a transform, where they overlap (Studholme et al. 1999).
+class Likeness:
+    """Normalised mutual information of two images (Studholme et al. 1999), under any transform.
 
     Args:
         fixed, moving: ANTs images.
-        matrix: (4, 4), points of `fixed` to points of `moving`, RAS.
-        mask: (X, Y, Z) bool, the voxels of `fixed` that count; None is all.
+        mm: Spacing at which they are compared.
+        mask: ANTs image on the grid of `fixed`: where it counts.
     """
-    warped = resample(moving, fixed, matrix).numpy()
-    both = covered_by(moving, fixed, matrix)
-    if mask is None:
-        mask = np.ones(fixed.shape, bool)
-    both &= mask
-    if both.sum() < LEAST_OVERLAP * mask.sum():
-        return 1.0
-    a, b = (ndimage.gaussian_filter(v, NMI_SMOOTHING)[both] for v in (fixed.numpy(), warped))
-    edges = [np.linspace(*np.percentile(v, (0.5, 99.5)), NMI_BINS + 1) for v in (a, b)]
-    if any(e[0] == e[-1] for e in edges):
-        return 1.0
-    joint = np.histogram2d(a.clip(edges[0][0], edges[0][-1]), b.clip(edges[1][0], edges[1][-1]), edges)[0]
-    joint /= joint.sum()
-    together = entropy(joint)
-    return float((entropy(joint.sum(axis=1)) + entropy(joint.sum(axis=0))) / together) if together else 1.0
+
+    def __init__(self, fixed, moving, mm=LIKENESS_MM, mask=None):
+        images = [at_spacing(image, mm) for image in (fixed, moving)]
+        self.grids = [grid_of(image) for image in images]
+        values = [ndimage.gaussian_filter(image.numpy(), NMI_SMOOTHING) for image in images]
+        self.ranges = [np.percentile(v, (0.5, 99.5)) for v in values]
+        self.codes = codes(values[0], self.ranges[0])
+        self.moving = values[1]
+        self.seen = np.ones(self.codes.shape, bool)
+        if mask is not None:
+            there = import_ants().resample_image_to_target(mask, images[0], interp_type="nearestNeighbor")
+            self.seen = there.numpy() > 0
+        sizes = [np.prod(g.shape) * abs(np.linalg.det(g.affine[:3, :3])) for g in self.grids]
+        self.smaller = min(sizes) / abs(np.linalg.det(self.grids[0].affine[:3, :3]))  # in voxels of `fixed`
+
+    @property
+    def middle(self):
+        """Middle of the fixed image, RAS mm."""
+        return (self.grids[0].affine @ [*((np.array(self.grids[0].shape) - 1) / 2), 1])[:3]
+
+    def __call__(self, matrix):
+        """(NMI, share of the smaller image that lies in the other) at a matrix from `fixed` to `moving`."""
+        to_moving = np.linalg.inv(self.grids[1].affine) @ matrix @ self.grids[0].affine
+        warped = ndimage.affine_transform(
+            self.moving, to_moving[:3, :3], to_moving[:3, 3], self.seen.shape, order=1, cval=np.nan
+        )
+        both = np.isfinite(warped)
+        overlap = float(both.sum() / self.smaller)
+        both &= self.seen
+        if overlap < LEAST_OVERLAP / 2 or not both.any():
+            return 1.0, overlap
+        pairs = self.codes[both] * NMI_BINS + codes(warped[both], self.ranges[1])
+        joint = np.bincount(pairs, minlength=NMI_BINS**2).reshape(NMI_BINS, NMI_BINS) / both.sum()
+        together = entropy(joint)
+        apart = entropy(joint.sum(axis=0)) + entropy(joint.sum(axis=1))
+        return (float(apart / together) if together else 1.0), overlap
+
+
+def codes(values, limits):
+    """Number of the bin of each value, between two limits."""
+    low, high = limits
+    scaled = (values - low) * (NMI_BINS / max(high - low, 1e-12))
+    return scaled.clip(0, NMI_BINS - 1).astype(np.int32)
+
+
+def displaced(center):
+    """Yield (name, matrix) of displacements about a point: shifts of two lengths, and turns."""
+    for mm in (STEP_MM, FAR_MM):
+        for axis, (low, high) in enumerate((("left", "right"), ("back", "front"), ("down", "up"))):
+            for sign, name in ((-1, low), (1, high)):
+                matrix = np.eye(4)
+                matrix[axis, 3] = sign * mm
+                yield f"{mm:g} mm {name}", matrix
+    for axis, sign in itertools.product("xyz", (1, -1)):
+        degrees = sign * TURN_DEGREES
+        yield f"turned by {degrees:g} degrees about {axis}", turned(axis, degrees, center)
+
+
+def turned(axis, degrees, center):
+    """Rotation about an axis through a point, RAS. Shapes: -> (4, 4)"""
+    from scipy.spatial.transform import Rotation
+
+    matrix = np.eye(4)
+    matrix[:3, :3] = Rotation.from_euler(axis, degrees, degrees=True).as_matrix()
+    matrix[:3, 3] = center - matrix[:3, :3] @ center
+    return matrix
+
+
+def assess(likeness, matrix, mirror=None):
+    """Compare a registration with displaced versions of itself.
+
+    Args:
+        likeness: Likeness of the template and the scan.
+        matrix: (4, 4), points of the template to points of the scan.
+        mirror: (4, 4) of `mirror_of`, or None: the sides are not asked for.
+
+    Returns:
+        Fit.
+    """
+    nmi, overlap = likeness(matrix)
+    found = {name: likeness(matrix @ step)[0] for name, step in displaced(likeness.middle)}
+    best = max(found, key=found.get)
+    far = np.mean([value for name, value in found.items() if not name.startswith(f"{STEP_MM:g} mm")])
+    mirrored = 0.0
+    if mirror is not None and found[best] <= nmi:
+        exchanged = max(likeness(matrix @ step @ mirror)[0] for step in small_steps())
+        mirrored = (exchanged - 1) / max(nmi - 1, 1e-6)
+    distinct = float(min((nmi - 1) / max(far - 1, 1e-6), 99.0))
+    return Fit(nmi, overlap, distinct, best if found[best] > nmi else "", mirrored)
+
+
+def small_steps():
+    """No step, and one of half STEP_MM each way along each axis. Shapes: (4, 4) each"""
+    yield np.eye(4)
+    for axis, sign in itertools.product(range(3), (1, -1)):
+        matrix = np.eye(4)
+        matrix[axis, 3] = sign * STEP_MM / 2
+        yield matrix
+
+
+def mirror_of(image):
+    """The transform that exchanges left and right of a head about its own middle plane, RAS.
+
+    Shapes: ANTs image -> (4, 4), points to mirrored points
+    """
+    center = center_of_mass(image)[0]
+    flip = np.diag([-1.0, 1, 1, 1])
+    flip[0, 3] = 2 * center
+    grid = grid_of(image)
+    mirrored = to_ants(image.numpy(), flip @ grid.affine)
+    return flip @ register(image, mirrored, 6, **QUICK_LEVELS)
 
 
 def covered_by(moving, fixed, matrix):
-    """Voxels of an ANTs image that lie inside another. Shapes: -> (X, Y, Z) bool, on the grid of `fixed`"""
-    grid, other = grid_of(fixed), grid_of(moving)
-    to_moving = np.linalg.inv(other.affine) @ matrix @ grid.affine
+    """Voxels of a Grid that lie inside another. Shapes: -> (X, Y, Z) bool, on the grid `fixed`"""
+    to_moving = np.linalg.inv(moving.affine) @ matrix @ fixed.affine
     inside = np.ones(fixed.shape, bool)
     axes = np.meshgrid(*map(np.arange, fixed.shape), indexing="ij", sparse=True)
     for row, edge in zip(to_moving[:3], moving.shape, strict=True):
@@ -174,12 +326,15 @@ def resample(moving, fixed, matrix, interpolator="linear"):
 
 
 def starts():
-    """Seven rotations about the centre: none, and START_DEGREES each way about each axis."""
+    """Rotations to start from: none, START_DEGREES about each axis, quarter and half turns of the head."""
     from scipy.spatial.transform import Rotation
 
     yield np.eye(3)
     for axis, sign in itertools.product("xyz", (1, -1)):
         yield Rotation.from_euler(axis, sign * START_DEGREES, degrees=True).as_matrix()
+    for rotation in Rotation.create_group("O"):
+        if rotation.magnitude() > 0.1:
+            yield rotation.as_matrix()
 
 
 def center_of_mass(image):
@@ -188,37 +343,39 @@ def center_of_mass(image):
     return np.array(ants.get_center_of_mass(image)) * (-1, -1, 1)
 
 
-def align(fixed, moving, dof=6, gate=NMI_GATE, levels=LEVELS):
-    """Register from centres of mass; if the gate says that it failed, from seven starts, the best by NMI.
+def align(fixed, moving, dof=6, levels=LEVELS, mirror=None, initial=None):
+    """Register from centres of mass, or from a start by hand; if that does not stand out, from many starts.
 
     Args:
         fixed, moving: ANTs images at COARSE_MM.
         dof: 6 or 12.
-        gate: Normalised mutual information that a success reaches.
         levels: Iterations and shrink factors, as of `register`.
+        mirror: (4, 4) of `mirror_of`, to tell swapped sides; or None.
+        initial: (4, 4), from which alone to start, points of `fixed` to points of `moving`; or None.
 
     Returns:
-        Registered; its nmi may still be below the gate.
+        Registered; its fit may still have problems.
     """
-    matrix = register(fixed, moving, dof, **levels)
-    nmi = normalized_mutual_information(fixed, moving, matrix)
-    if nmi >= gate:
-        return Registered(matrix, nmi, "centres of mass")
-    small = [at_spacing(image, START_MM) for image in (fixed, moving)]
-    centers = [center_of_mass(image) for image in small]
+    likeness = Likeness(fixed, moving)
+    matrix = register(fixed, moving, dof, **levels, initial=initial)
+    first = Registered(matrix, assess(likeness, matrix, mirror), "by hand" if initial is not None else MASSES)
+    if initial is not None or not first.fit.problems():
+        return first
+    centers = [center_of_mass(image) for image in (fixed, moving)]
     trials = []
     for number, rotation in enumerate(starts()):
-        initial = np.eye(4)
-        initial[:3, :3] = rotation
-        initial[:3, 3] = centers[1] - rotation @ centers[0]
-        found = register(*small, 6, iterations=(200, 100), shrink=(2, 1), initial=initial)
-        trials.append((normalized_mutual_information(*small, found), number, found))
-    _, number, best = max(trials, key=lambda trial: trial[0])
+        start = np.eye(4)
+        start[:3, :3] = rotation
+        start[:3, 3] = centers[1] - rotation @ centers[0]
+        trials.append((likeness(start)[0], number, start))
+    small, found = [at_spacing(image, START_MM) for image in (fixed, moving)], []
+    for _, number, start in sorted(trials, key=lambda t: (t[1] > 6, -t[0]))[: 7 + TURNS_TRIED]:
+        near = register(*small, 6, iterations=(200, 100), shrink=(2, 1), initial=start)
+        found.append((likeness(near)[0], number, near))
+    _, number, best = max(found, key=lambda trial: trial[0])
     again = register(fixed, moving, dof, **levels, initial=best)
-    again_nmi = normalized_mutual_information(fixed, moving, again)
-    if again_nmi > nmi:
-        return Registered(again, again_nmi, f"start {number}")
-    return Registered(matrix, nmi, "centres of mass")
+    second = Registered(again, assess(likeness, again, mirror), f"start {number}")
+    return max((first, second), key=lambda one: (not one.fit.problems(), one.fit.nmi))
 
 
 def look_again(fixed, moving, matrix, box):
@@ -232,15 +389,39 @@ def look_again(fixed, moving, matrix, box):
     Returns:
         (4, 4) matrix; `matrix` itself if the box is not more alike, or moved by more than FARTHEST_LOOK_MM.
     """
-    pair = [at_spacing(image, REGION_MM) for image in (fixed, moving)]
-    ants = import_ants()
-    mask = ants.resample_image_to_target(box, pair[0], interp_type="nearestNeighbor")
+    grid = grid_of(fixed)
+    inside = np.argwhere(box.numpy() > 0)
+    margin = np.ceil(LOOK_MARGIN_MM / np.array(fixed.spacing)).astype(int)
+    bounds = [
+        (int(max(a, 0)), int(b))
+        for a, b in zip(inside.min(0) - margin, inside.max(0) + 1 + margin, strict=True)
+    ]
+    part = within(bounds, fixed.shape)
+    near = grid.crop([(s.start, s.stop) for s in part])
+    fixed, box = (to_ants(image.numpy()[part], near.affine) for image in (fixed, box))
+    pair = [at_spacing(fixed, REGION_MM), at_spacing(cut_to(moving, near, matrix), REGION_MM)]
+    mask = import_ants().resample_image_to_target(box, pair[0], interp_type="nearestNeighbor")
     found = register(*pair, 6, iterations=(200, 100), shrink=(2, 1), initial=matrix, mask=mask)
-    seen = mask.numpy() > 0
-    before, after = (normalized_mutual_information(*pair, m, seen) for m in (matrix, found))
-    middle = grid_of(pair[0]).affine @ [*np.argwhere(seen).mean(axis=0), 1]
+    likeness = Likeness(*pair, REGION_MM, mask)
+    before, after = (likeness(m)[0] for m in (matrix, found))
+    middle = np.append(likeness.middle, 1)
     moved = np.linalg.norm(((found - matrix) @ middle)[:3])
     return found if after > before and moved <= FARTHEST_LOOK_MM else matrix
+
+
+def cut_to(moving, grid, matrix):
+    """The part of an ANTs image that a grid covers through a matrix, with LOOK_MARGIN_MM around it."""
+    own = grid_of(moving)
+    corners = np.array(list(itertools.product(*[(0, n - 1) for n in grid.shape]))) @ grid.affine[:3, :3].T
+    world = (corners + grid.affine[:3, 3]) @ matrix[:3, :3].T + matrix[:3, 3]
+    back = np.linalg.inv(own.affine)
+    voxels = world @ back[:3, :3].T + back[:3, 3]
+    margin = LOOK_MARGIN_MM / np.array(moving.spacing)
+    low, high = np.floor(voxels.min(0) - margin), np.ceil(voxels.max(0) + margin) + 1
+    part = within([(int(a), int(b)) for a, b in zip(low, high, strict=True)], moving.shape)
+    if any(s.stop - s.start < 2 for s in part):  # the scan does not reach it
+        return moving
+    return to_ants(moving.numpy()[part], own.crop([(s.start, s.stop) for s in part]).affine)
 
 
 def unbiased(image):

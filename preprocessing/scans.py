@@ -1,9 +1,10 @@
-"""Raw scans: finding them, converting DICOM series, and saying what is wrong with a file before any work.
+"""Raw scans: finding them, and saying what is wrong with a file before any work.
 
 Nothing is repaired. nibabel and ITK repair the same fault in different ways and would place one file metres
 apart; a file that is wrong is named, with the remedy, and left alone.
 """
 
+import fnmatch
 import gzip
 import hashlib
 import os
@@ -17,12 +18,12 @@ import nibabel as nib
 import numpy as np
 from tqdm import tqdm
 
+from preprocessing.dicom import convert_dicom
 from volumetric.cli import UserError
 from volumetric.files import (
     HEADER_BYTES,
     NIFTI_SUFFIXES,
     as_damaged,
-    atomic_path,
     by,
     duplicates_among,
     file_digest,
@@ -31,10 +32,16 @@ from volumetric.files import (
 )
 
 SMALLEST_EDGE = 16  # voxels; a registration of less succeeds and means nothing
+BIDS_PATTERNS = ("*_angio.nii*", "*TOF*.nii*")
+NOT_RAW = ("derivatives", "sourcedata", "code")  # of a BIDS tree
+OTHER_FORMATS = {".hdr": "nib-convert", ".mgz": "mri_convert", ".mgh": "mri_convert", ".nrrd": "3D Slicer"}
+UNITS = {1: "metres", 3: "micrometres"}  # of the NIfTI header
+MOST_LABELS = 64  # whole numbers, of which fewer make a label map
+FAR_ABOVE = 50.0  # times the 99.99th percentile: no tissue
+LEAST_BELOW = -0.05  # of the range of values: less is an offset
+INVERTED_RANK = 0.8  # of the values, below which the border of a scan must lie
 GEOMETRY_TOLERANCE = 0.1  # mm, between the corners of the volume as sform and qform place them
 SHEAR_TOLERANCE = 1e-4  # of the cosine between two axes; ITK refuses more
-SLICE_TOLERANCE = 0.02  # of the distance between two slices
-NOT_DICOM = (*NIFTI_SUFFIXES, ".json", ".csv", ".tsv", ".txt", ".bval", ".bvec", ".mat", ".png", ".md")
 
 
 @dataclass
@@ -45,7 +52,7 @@ class Scan:
         name: Name of its outputs.
         path: NIfTI file.
         digest: SHA-256 of the file.
-        content: SHA-256 of voxels and geometry.
+        content: SHA-256 of the voxels, wherever the header places them.
         shape: Voxels.
         spacing: mm.
         orientation: Axis codes, for example LAS.
@@ -60,26 +67,56 @@ class Scan:
     orientation: str
 
 
-def find_scans(folder):
-    """NIfTI files of a flat folder or of one folder per subject, {name: path}; the name is the path's.
+def find_scans(folder, pattern=None):
+    """NIfTI files of a flat folder, of one folder per subject, or of a BIDS tree.
+
+    Args:
+        folder: Folder of scans.
+        pattern: Shell pattern of the names of files that are scans. None takes every NIfTI file, in a BIDS
+            tree those of BIDS_PATTERNS, outside of derivatives.
+
+    Returns:
+        ({name: path}, {name: what is wrong with a file that looks like a scan}); a name is that of the path.
 
     Raises:
-        UserError: There is no such folder or no file in it, or two files would have one name.
+        UserError: There is no such folder, or two files would have one name.
     """
     folder = Path(folder)
     if not folder.is_dir():
         raise UserError(f"--data {folder} does not exist: give the folder that holds the raw scans.")
-    files = sorted(p for p in folder.rglob("*") if p.is_file() and not p.name.startswith("."))
-    paths = [p for p in files if p.name.lower().endswith(NIFTI_SUFFIXES)]
-    named = {}
-    for path in paths:
+    bids = (folder / "dataset_description.json").exists() or any(folder.glob("sub-*/**/anat"))
+    patterns = (pattern,) if pattern is not None else BIDS_PATTERNS if bids else ("*",)
+    named, problems = {}, {}
+    for path, problem in entries(folder, NOT_RAW if bids else ()):
+        if not any(fnmatch.fnmatch(path.name.lower(), p.lower()) for p in patterns) and not path.is_dir():
+            continue
         stem = re.sub(r"\.nii(\.gz)?$", "", path.name, flags=re.IGNORECASE)
-        parts = [*path.relative_to(folder).parts[:-1], stem]
-        name = re.sub(r"[^\w.-]+", "_", "_".join(parts))
+        name = re.sub(r"[^\w.-]+", "_", "_".join([*path.relative_to(folder).parts[:-1], stem]))
         if name in named:
             raise UserError(f"{path} and {named[name]} would both be called {name}: rename one.")
-        named[name] = path
-    return named
+        if problem:
+            problems[name] = problem
+        else:
+            named[name] = path
+    return named, problems
+
+
+def entries(folder, left_out):
+    """Yield (path, what is wrong or "") of every NIfTI file, and of what stands in the place of one."""
+    for place, folders, files in os.walk(folder):
+        place = Path(place)
+        for name in sorted(folders):
+            if (place / name).is_symlink():
+                yield place / name, "is a link to a folder, which is not followed: give the folder itself"
+        folders[:] = sorted(f for f in folders if not f.startswith(".") and f not in left_out)
+        for name in sorted(f for f in files if not f.startswith(".")):
+            path = place / name
+            suffix = next((s for s in OTHER_FORMATS if name.lower().endswith(s)), None)
+            if name.lower().endswith(NIFTI_SUFFIXES):
+                gone = path.is_symlink() and not path.exists()
+                yield path, "is a link to a file that is not here: fetch it (datalad get)" if gone else ""
+            elif suffix is not None:
+                yield path, f"is of a format that is not read: convert it to NIfTI ({OTHER_FORMATS[suffix]})"
 
 
 def audit_scan(name, path):
@@ -95,11 +132,13 @@ def audit_scan(name, path):
     image = load_nifti(path, check_grid)
     with as_damaged(), np.errstate(all="ignore"):
         check_geometry(raw_header(path), image)
-        array = np.asarray(image.dataobj, dtype=np.float32)
-    check_values(array)
+        array = np.asarray(image.dataobj)
+        check_values(array)
+        array = array.astype(np.float32)
+    check_contrast(array)
     spacing = tuple(float(s) for s in nib.affines.voxel_sizes(image.affine).round(4))
     orientation = "".join(nib.aff2axcodes(image.affine))
-    voxels = hashlib.sha256(array.tobytes() + image.affine.tobytes()).hexdigest()
+    voxels = hashlib.sha256(repr(array.shape).encode() + array.tobytes()).hexdigest()
     return Scan(name, path, file_digest(path), voxels, image.shape, spacing, orientation)
 
 
@@ -134,6 +173,9 @@ def check_grid(header):
 
 def check_geometry(header, image):
     """Raise a UserError unless a scan's place in the scanner is beyond doubt."""
+    units = UNITS.get(int(header["xyzt_units"]) & 7)
+    if units is not None:
+        raise UserError(f"states its lengths in {units}, expected millimetres: convert its header")
     pixdim = np.asarray(header["pixdim"][1:4], dtype=float)
     if not np.isfinite(pixdim).all() or (pixdim <= 0).any():
         raise UserError(f"has pixdim {by(pixdim)} mm, expected numbers above 0: repair its header")
@@ -178,7 +220,7 @@ def check_affine(affine, which):
 
 
 def check_values(array):
-    """Raise a UserError unless all voxels are finite and not all are equal."""
+    """Raise a UserError unless all voxels are finite, as float32 too, and not all are equal."""
     bad = array.size - np.count_nonzero(np.isfinite(array))
     if bad == array.size:
         raise UserError("has NaN or Inf in every voxel: export it again")
@@ -186,93 +228,51 @@ def check_values(array):
         raise UserError(
             f"has NaN or Inf in {bad} of {array.size} voxels, which ITK silently reads as 0: repair it"
         )
+    if max(abs(float(array.min())), abs(float(array.max()))) > np.finfo(np.float32).max:
+        raise UserError(
+            f"has values from {array.min():g} to {array.max():g}, beyond 32-bit numbers: scale them down"
+        )
     if array.min() == array.max():
         found = "zero everywhere" if array.max() == 0 else f"constant (every voxel {array.max():g})"
         raise UserError(f"is {found}: export it again or remove it")
 
 
-def convert_dicom(folder, output, wanted=None):
-    """Convert every DICOM series below a folder to one NIfTI file each.
+def check_contrast(array):
+    """Raise a UserError for what is a NIfTI file, but no magnitude image of a scanner.
 
-    Args:
-        folder: Folder with DICOM files, in any order and depth.
-        output: Folder for <patient folder>_<series description>.nii.gz; files that are there are kept.
-        wanted: Text that the description of a series must contain; None takes all.
-
-    Returns:
-        (paths of the NIfTI files, {name: what is wrong with a series that was not converted}).
+    Shapes: (X, Y, Z) float32
     """
-    folder = Path(folder)
-    files = [p for p in folder.rglob("*") if p.is_file() and not p.name.startswith(".")]
-    places = sorted({p.parent for p in files if not p.name.lower().endswith(NOT_DICOM)})
-    if not places:
-        return [], {}
-    import SimpleITK as sitk
-
-    written, problems = [], {}
-    for place in places:
-        for series in sitk.ImageSeriesReader.GetGDCMSeriesIDs(str(place)):
-            files = sitk.ImageSeriesReader.GetGDCMSeriesFileNames(str(place), series)
-            slices = [dicom_header(path) for path in files]
-            description = slices[0].get("0008|103e", series)
-            if wanted is not None and wanted.lower() not in description.lower():
-                continue
-            parts = (*place.relative_to(folder).parts, description)
-            name = re.sub(r"[^\w.-]+", "_", "_".join(parts))
-            path = Path(output) / f"{name}.nii.gz"
-            if path in written:  # two series of one description
-                name = f"{name}_{series.rsplit('.', 1)[-1]}"
-                path = path.with_name(f"{name}.nii.gz")
-            try:
-                check_slices(slices)
-                if not path.exists():
-                    path.parent.mkdir(parents=True, exist_ok=True)
-                    with atomic_path(path) as part:
-                        sitk.WriteImage(sitk.ReadImage(files), str(part))
-                written.append(path)
-            except (UserError, RuntimeError) as error:
-                problems[name] = " ".join(str(error).split())
-    return written, problems
-
-
-def dicom_header(path):
-    """{tag: text} of a DICOM file."""
-    import SimpleITK as sitk
-
-    reader = sitk.ImageFileReader()
-    reader.SetFileName(str(path))
-    reader.ReadImageInformation()
-    return {key: reader.GetMetaData(key).strip() for key in reader.GetMetaDataKeys()}
-
-
-def check_slices(slices):
-    """Raise a UserError unless the slices of a DICOM series lie at even distances.
-
-    Args:
-        slices: {tag: text} of every slice, in order; a file with several slices is not checked.
-    """
-    if len(slices) < 3 or any("0020|0032" not in s or "0020|0037" not in s for s in slices):
-        return
-    places = np.array([[float(n) for n in s["0020|0032"].split("\\")] for s in slices])
-    rows, columns = np.array([float(n) for n in slices[0]["0020|0037"].split("\\")]).reshape(2, 3)
-    gaps = np.diff(places @ np.cross(rows, columns))
-    if np.ptp(gaps) > SLICE_TOLERANCE * np.abs(gaps).max():
+    low, middle, high, top = np.percentile(array, (1, 50, 99, 99.99))
+    some = np.unique(array[:: max(array.shape[0] // 16, 1)])
+    if len(some) <= MOST_LABELS and (some == np.rint(some)).all():
+        values = np.unique(array)
+        if len(values) <= MOST_LABELS and (values == np.rint(values)).all():
+            raise UserError(f"has {len(values)} values, all whole numbers: a label map or mask, not a scan")
+    far = int((array > FAR_ABOVE * max(top, 1e-12)).sum()) if top > 0 else 0
+    if far:
         raise UserError(
-            f"has slices {np.abs(gaps).min():.3g} to {np.abs(gaps).max():.3g} mm apart, expected one "
-            f"distance: slices are missing or of several series; export it again"
+            f"has {far} voxels of up to {array.max():g}, where 99.99 % of all are below {top:g}: repair them"
+        )
+    if low < LEAST_BELOW * (high - low):
+        raise UserError(f"has values from {array.min():g}, expected none below 0: take the offset away")
+    border = np.concatenate([array[[0, -1]].ravel(), array[:, [0, -1]].ravel()])
+    if np.median(border) > np.quantile(array, INVERTED_RANK) and middle < np.median(border):
+        raise UserError(
+            "is brighter at its border than inside: its contrast is inverted, or it is cut too close"
         )
 
 
-def collect(data, output, series=None):
+def collect(data, output, series=None, pattern=None):
     """Every scan of a data folder: NIfTI files, and those that DICOM series are converted to.
 
     Args:
         data: Folder of scans.
         output: Folder of the results; converted scans go to converted/ in it.
         series: Text that the description of a DICOM series must contain.
+        pattern: Shell pattern of the names of NIfTI files, as of `find_scans`.
 
     Returns:
-        ({name: path}, {name: what is wrong with a DICOM series}).
+        ({name: path}, {name: what is wrong with a file or a DICOM series}).
 
     Raises:
         UserError: There are none, two have one name, or one folder lies in the other.
@@ -280,15 +280,17 @@ def collect(data, output, series=None):
     folder, source = Path(output).resolve(), Path(data).resolve()
     if source == folder or source in folder.parents or folder in source.parents:
         raise UserError(f"--output {output} and --data {data} lie in each other: give folders apart.")
-    scans = find_scans(data)
-    converted, problems = convert_dicom(data, Path(output) / "converted", series)
+    scans, problems = find_scans(data, pattern)
+    converted, wrong = convert_dicom(data, Path(output) / "converted", series)
+    problems |= wrong
     for path in converted:
         name = path.name.removesuffix(".nii.gz")
         if name in scans:
             raise UserError(f"A DICOM series and {scans[name]} would both be called {name}: rename one.")
         scans[name] = path
     if not scans and not problems:
-        raise UserError(f"--data {data} holds no .nii or .nii.gz file and no DICOM series.")
+        asked = "" if pattern is None else f" of a name like {pattern}"
+        raise UserError(f"--data {data} holds no .nii or .nii.gz file{asked} and no DICOM series.")
     return scans, problems
 
 

@@ -24,6 +24,7 @@ from MedicalNet import (
 )
 from tests.conftest import random_array, run_script, write_volume
 from volumetric.cli import UserError
+from volumetric.vessels import vessel_mask
 
 SHAPE = (32, 32, 16)
 AFFINE = np.diag([1.2, 1.2, 1.2, 1.0])
@@ -388,7 +389,7 @@ def test_the_vessel_mask_is_that_of_the_phantoms(tmp_path):
     dice, sizes = [], []
     for path in sorted((tmp_path / "v").glob("*.nii.gz")):
         image = nib.load(path)
-        mask = anatomy.vessel_mask(image.get_fdata(dtype=np.float32), nib.affines.voxel_sizes(image.affine))
+        mask = vessel_mask(image.get_fdata(dtype=np.float32), nib.affines.voxel_sizes(image.affine))
         truth = nib.load(tmp_path / "l" / path.name).get_fdata() > 0
         dice.append(2 * (mask & truth).sum() / (mask.sum() + truth.sum()))
         sizes.append((mask.sum(), truth.sum()))

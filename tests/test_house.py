@@ -15,12 +15,18 @@ GROUND = {
     "pictures": {"files"},
     "parallel": {"cli"},
     "dataset": {"cli", "files", "parallel"},
+    "vessels": set(),
     "diff_augment": {"files", "parallel"},
     "layers": {"cli"},
     "memory": {"cli"},
     "runs": {"cli", "files", "parallel", "pictures"},
 }
-WITHOUT_TORCH = ("volumetric/cli.py", "volumetric/files.py", "volumetric/pictures.py")
+WITHOUT_TORCH = (
+    "volumetric/cli.py",
+    "volumetric/files.py",
+    "volumetric/pictures.py",
+    "volumetric/vessels.py",
+)
 # Programs in one file, and how long they may be; every other file has at most 700 lines.
 PROGRAMS = {"stylegan2_pytorch.py": 1800, "CoW_generator.py": 1100, "sample_data/phantom.py": 1000}
 LONGEST_METHOD = 45  # lines, of the trainer

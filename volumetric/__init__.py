@@ -3,11 +3,13 @@
     cli.py            options as dataclass fields, their parsing and their errors
     files.py          NIfTI in and out, atomic writing
     pictures.py       planes, projections, sheets, GIFs and curves, in one orientation
+    vessels.py        the mask of bright vessels
     parallel.py       processes as one, devices, precision, seeded draws
     dataset.py        the audit of a folder, classes, the order of samples, the disk cache
     diff_augment.py   differentiable augmentation
     layers.py         operations with gradients of any order, attention, feature quantisation
-    runs.py           the training loop, checkpoints, logs, the memory of the worst step
+    memory.py         the memory of the worst step, predicted and measured
+    runs.py           the training loop, checkpoints, logs
 
-The first three import no torch.
+The first four import no torch.
 """

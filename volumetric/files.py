@@ -329,12 +329,13 @@ def to_disk(path):
 
 
 @contextlib.contextmanager
-def locked(path, what):
+def locked(path, what, remedy="give another --name"):
     """Hold a lock that ends with this process, however it ends; the file is gone afterwards.
 
     Args:
         path: Lock file.
         what: What is locked, for the message.
+        remedy: What else can be done, for the message.
 
     Raises:
         UserError: Another process holds it; the text names machine and process.
@@ -343,7 +344,7 @@ def locked(path, what):
     file = take_lock(path)
     if file is None:
         holder = path.read_text(errors="replace").strip() or "another process"
-        raise UserError(f"{what} is in use by {holder}: wait for it, end it, or give another --name.")
+        raise UserError(f"{what} is in use by {holder}: wait for it, end it, or {remedy}.")
     with file:
         file.truncate(0)
         file.write(f"process {os.getpid()} on {platform.node()}")
