@@ -140,6 +140,16 @@ def withdraw(folder, name):
     return moved
 
 
+def make_room(folder, name, inputs):
+    """Withdraw what was made of other inputs than these, and remove a volume that is damaged."""
+    record = record_of(folder, name)
+    if record is not None and record.get("inputs") != inputs:
+        withdraw(folder, name)
+    path = volume_of(folder, name)
+    if path is not None:
+        path.unlink()
+
+
 def restore(folder, name, inputs):
     """Bring back from withdrawn/ what was made of these inputs, the volume to flagged/. True if any."""
     for sidecar in sorted((folder / "withdrawn").glob("*.json")):

@@ -3,6 +3,7 @@
 An affine is (4, 4), voxels to RAS mm, as nibabel has it; ANTs is LPS.
 """
 
+import itertools
 import os
 from dataclasses import dataclass
 
@@ -97,6 +98,12 @@ def write_image(array, affine, path, description=""):
     image.set_sform(affine, code=2)  # aligned to another image
     image.set_qform(affine, code=2)
     nib.save(image, path)
+
+
+def corners_of(grid):
+    """World coordinates of a grid's corners, voxel edges included. Shapes: -> (8, 3)"""
+    corners = itertools.product(*((-0.5, n - 0.5) for n in grid.shape))
+    return np.array([(grid.affine @ [*c, 1])[:3] for c in corners])
 
 
 def fitted(shape, target):

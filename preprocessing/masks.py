@@ -23,6 +23,7 @@ DEFORMABLE = "antsRegistrationSyNQuick[so]"
 BRAIN_ML = (50.0, 2500.0)  # of a plausible mask; a slab holds a part of the brain
 RIM = 3  # voxels of 2 mm, which the grey values may take from a mask
 LEAST_LIKE = 1.03  # TOF phantoms and MNI152 T1: 1.07; vessels without tissue and MNI152 T1: 1.00
+STRIPPED_ZEROS = 0.99  # share of zeros outside its mask by which a template counts as stripped
 GRID_TOLERANCE = 0.1  # mm, between the grids of a scan and its mask
 
 
@@ -74,6 +75,28 @@ def choose_source(masks, heads):
         f"--brain_template and --brain_mask (a head of any contrast and its mask), or --template_mask; or "
         f"install {SYNTHSTRIP} (FreeSurfer); or set --perform_skull_stripping False."
     )
+
+
+def is_stripped(config):
+    """True if the template is 0 outside its brain mask."""
+    if config.template_mask is None:
+        return False
+    image = read_image(config.template, canonical=False)
+    mask = same_place(read_image(config.template_mask, canonical=False), image, config.template_mask)
+    return bool((image.numpy()[mask.numpy() <= 0.5] == 0).mean() > STRIPPED_ZEROS)
+
+
+def needed_source(config, stripped):
+    """MaskSource if masks are read, else None; a UserError if there is none to be had."""
+    if stripped and not config.perform_skull_stripping:
+        raise UserError(
+            f"--template {config.template} is a brain alone, to be matched with stripped scans: "
+            f"leave --perform_skull_stripping on, or give a template of the whole head."
+        )
+    if not (config.perform_skull_stripping and (config.stripped or stripped)):
+        return None
+    heads = [(config.brain_template, config.brain_mask), (config.template, config.template_mask)]
+    return choose_source(config.masks, heads)
 
 
 def brain_mask(source, name, path, scan):

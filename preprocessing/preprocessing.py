@@ -35,12 +35,26 @@ import numpy as np
 
 from preprocessing import books
 from preprocessing.bids import write_bids
-from preprocessing.generate_TOF_template import TemplateConfig, build_template, check_registration
-from preprocessing.images import Grid, grid_of, read_image, write_image
-from preprocessing.masks import SYNTHSTRIP, brain_mask, choose_source, same_place
+from preprocessing.generate_TOF_template import (
+    TemplateConfig,
+    build_template,
+    check_registration,
+    choose_reference,
+    template_grid,
+)
+from preprocessing.images import Grid, check_bounds, grid_of, read_image, write_image
+from preprocessing.masks import SYNTHSTRIP, brain_mask, is_stripped, needed_source, same_place
 from preprocessing.native import to_native
-from preprocessing.quality import draw_match, draw_region, write_page
-from preprocessing.region import Vessels, choose_region, to_target, vessels_of, volume_grid
+from preprocessing.quality import draw_match, write_page
+from preprocessing.region import (
+    Vessels,
+    check_millimetres,
+    choose_region,
+    place_region,
+    to_target,
+    vessels_of,
+    volume_grid,
+)
 from preprocessing.registration import (
     COARSE_MM,
     DISTINCT,
@@ -52,7 +66,6 @@ from preprocessing.registration import (
     at_spacing,
     covered_by,
     look_again,
-    mirror_of,
     read_transform,
     resample,
     unbiased,
@@ -69,7 +82,6 @@ from volumetric.files import (
     load_nifti,
     locked,
     read_json,
-    reading,
 )
 
 # Edit these, or pass them as flags; a flag wins.
@@ -103,7 +115,6 @@ scheduler = None
 INTERPOLATORS = {"linear": "linear", "bspline": "bSpline"}
 ROI_MARGIN_MM = 4.0  # above and below the region, for the second look
 LEAST_COVERED = 0.9  # of the region, by the scan
-STRIPPED_ZEROS = 0.99  # share of zeros outside its mask by which a template counts as stripped
 SWAPPED = 1.03  # NMI - 1 with sides exchanged, over that as it is, above which they are swapped
 LEAST_COHORT = 4  # scans, from which on swapped sides are looked for
 NOT_SETTINGS = {"data", "output", "pattern", "n_workers", "scheduler", "to_native", "subject", "nmi_gate"}
@@ -246,17 +257,6 @@ class PreprocessConfig:
             if kept[name] is not None:
                 kept[name] = {"file": str(kept[name]), "sha256": file_digest(kept[name])}
         return json.loads(json.dumps(kept))
-
-
-def check_millimetres(flag, value):
-    """Raise a UserError unless a flag holds three finite numbers, above 0 for a size."""
-    if value is None and flag == "region_center":
-        return
-    numbers = isinstance(value, tuple | list) and len(value) == 3
-    if not numbers or not all(isinstance(v, int | float) and np.isfinite(v) for v in value):
-        raise UserError(f"--{flag} must be three numbers of mm, got {value}.")
-    if flag == "region_size" and min(value) <= 0:
-        raise UserError(f"--region_size must be above 0, got {value}.")
 
 
 # ╔══════════════════════════════════════════════════════════════════════════════════════════════════════════╗
@@ -473,15 +473,6 @@ def versions():
 # ╚══════════════════════════════════════════════════════════════════════════════════════════════════════════╝
 
 
-def is_stripped(config):
-    """True if the template is 0 outside its brain mask."""
-    if config.template_mask is None:
-        return False
-    image = read_image(config.template, canonical=False)
-    mask = same_place(read_image(config.template_mask, canonical=False), image, config.template_mask)
-    return bool((image.numpy()[mask.numpy() <= 0.5] == 0).mean() > STRIPPED_ZEROS)
-
-
 def check_image(config, flag):
     """Raise a UserError unless a head is sound, and its mask on its grid."""
     path = getattr(config, flag)
@@ -492,19 +483,6 @@ def check_image(config, flag):
     mask = config.template_mask if flag == "template" else config.brain_mask
     if mask is not None:
         same_place(read_image(mask), read_image(path), mask)
-
-
-def needed_source(config, stripped):
-    """MaskSource if masks are read, else None; a UserError if there is none to be had."""
-    if stripped and not config.perform_skull_stripping:
-        raise UserError(
-            f"--template {config.template} is a brain alone, to be matched with stripped scans: "
-            f"leave --perform_skull_stripping on, or give a template of the whole head."
-        )
-    if not (config.perform_skull_stripping and (config.stripped or stripped)):
-        return None
-    heads = [(config.brain_template, config.brain_mask), (config.template, config.template_mask)]
-    return choose_source(config.masks, heads)
 
 
 def inputs_of(scan, config, source):
@@ -547,9 +525,7 @@ def tidy(config, scans, problems, source):
             kept = earlier.get(scan.name) or books.row_of(scan.name, scan.path, "done")
             rows[scan.name] = kept | {"step": "done", "reason": ""}
             continue
-        record = books.record_of(folder, scan.name)
-        if record is not None and record.get("inputs") != inputs:
-            books.withdraw(folder, scan.name)
+        books.make_room(folder, scan.name, inputs)
         to_do.append((scan, inputs, start))
     return to_do, rows
 
@@ -567,31 +543,6 @@ def make_template(config, scans, workers):
         )
         build_template(settings, scans, workers)
     return path
-
-
-def place_region(config, path):
-    """Region's Grid and the template's mirror, chosen at the first call and kept in region.json."""
-    kept = config.folder / "region.json"
-    if kept.exists():
-        record = read_json(kept)
-        with reading(kept):
-            grid = Grid(tuple(record["shape"]), np.array(record["affine"], dtype=float))
-            return grid, np.array(record["mirror"], dtype=float)
-    grid, text, warnings = choose_region(config, path)
-    image = read_image(path)
-    mirror = mirror_of(at_spacing(image, COARSE_MM))
-    volume = to_target(resample(image, grid.image(), np.eye(4)).numpy(), config.target_size)
-    seen = vessels_of(volume, volume_grid(grid, config.target_size).affine).problems()
-    warnings += [f"in the template's region {problem}" for problem in seen]
-    draw_region(image, grid, config.folder / "region.png")
-    print(f"{text} Is the circle in the frame of {config.folder / 'region.png'}? Else give --region_center.")
-    for warning in warnings:
-        print(f"Warning: {warning}.", file=sys.stderr)
-    record = {"shape": grid.shape, "affine": grid.affine.tolist(), "mirror": mirror.tolist()}
-    record |= {"about": text, "warnings": warnings}
-    with atomic_path(kept) as part:
-        part.write_text(json.dumps(record, indent=1), encoding="utf-8")
-    return grid, mirror
 
 
 def judge(config, rows):
@@ -648,12 +599,15 @@ def preprocess(config):
             check_image(config, flag)
     stripped = is_stripped(config)
     source = needed_source(config, stripped)
-    if config.template is not None:
+    if config.template is not None and not (folder / "region.json").exists():
         choose_region(config, config.template)
     with locked(folder / ".lock", f"--output {folder}", "give another --output"):
         named, problems = collect(config.data, config.output, config.series, config.pattern)
         scans, wrong = audit(named)
         problems |= wrong
+        if config.template is None and config.cropping_bound_slices is not None and scans:
+            grid = template_grid(choose_reference(scans))
+            check_bounds(config.cropping_bound_slices, grid, "The template, built on the grid of a scan,")
         settings = config.settings(source)
         books.same_settings(folder, settings)
         for part in {path.parent for path in folder.rglob(".part-*")}:

@@ -9,8 +9,7 @@ import numpy as np
 from PIL import Image
 from scipy import ndimage
 
-from preprocessing.images import grid_of, within
-from preprocessing.region import corners_of
+from preprocessing.images import corners_of, grid_of, within
 from preprocessing.registration import at_spacing, resample
 from volumetric.files import atomic_path
 

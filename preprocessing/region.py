@@ -3,7 +3,8 @@
 Millimetres about a landmark mean the same on every template; voxels mean it on one alone.
 """
 
-import itertools
+import json
+import sys
 from dataclasses import dataclass
 
 import nibabel as nib
@@ -11,7 +12,10 @@ import numpy as np
 from scipy import ndimage
 
 from preprocessing.images import Grid, check_bounds, crop_or_pad, fitted, grid_of, read_image
+from preprocessing.quality import draw_region
+from preprocessing.registration import COARSE_MM, at_spacing, mirror_of, resample
 from volumetric.cli import UserError
+from volumetric.files import atomic_path, read_json, reading
 from volumetric.vessels import vessel_mask
 
 HEAD_SMOOTHING_MM, HEAD_SHARE = 2.0, 0.2  # a head is brighter than this share of its 99th percentile
@@ -192,7 +196,37 @@ def to_target(array, target_size):
     return crop_or_pad(array, fitted(array.shape, target_size)).astype(np.float32)
 
 
-def corners_of(grid):
-    """World coordinates of a grid's corners, voxel edges included. Shapes: -> (8, 3)"""
-    corners = itertools.product(*((-0.5, n - 0.5) for n in grid.shape))
-    return np.array([(grid.affine @ [*c, 1])[:3] for c in corners])
+def place_region(config, path):
+    """Region's Grid and the template's mirror, chosen at the first call and kept in region.json."""
+    kept = config.folder / "region.json"
+    if kept.exists():
+        record = read_json(kept)
+        with reading(kept):
+            grid = Grid(tuple(record["shape"]), np.array(record["affine"], dtype=float))
+            return grid, np.array(record["mirror"], dtype=float)
+    grid, text, warnings = choose_region(config, path)
+    image = read_image(path)
+    mirror = mirror_of(at_spacing(image, COARSE_MM))
+    volume = to_target(resample(image, grid.image(), np.eye(4)).numpy(), config.target_size)
+    seen = vessels_of(volume, volume_grid(grid, config.target_size).affine).problems()
+    warnings += [f"in the template's region {problem}" for problem in seen]
+    draw_region(image, grid, config.folder / "region.png")
+    print(f"{text} Is the circle in the frame of {config.folder / 'region.png'}? Else give --region_center.")
+    for warning in warnings:
+        print(f"Warning: {warning}.", file=sys.stderr)
+    record = {"shape": grid.shape, "affine": grid.affine.tolist(), "mirror": mirror.tolist()}
+    record |= {"about": text, "warnings": warnings}
+    with atomic_path(kept) as part:
+        part.write_text(json.dumps(record, indent=1), encoding="utf-8")
+    return grid, mirror
+
+
+def check_millimetres(flag, value):
+    """Raise a UserError unless a flag holds three finite numbers, above 0 for a size."""
+    if value is None and flag == "region_center":
+        return
+    numbers = isinstance(value, tuple | list) and len(value) == 3
+    if not numbers or not all(isinstance(v, int | float) and np.isfinite(v) for v in value):
+        raise UserError(f"--{flag} must be three numbers of mm, got {value}.")
+    if flag == "region_size" and min(value) <= 0:
+        raise UserError(f"--region_size must be above 0, got {value}.")

@@ -39,7 +39,7 @@ UNITS = {1: "metres", 3: "micrometres"}  # of the NIfTI header
 MOST_LABELS = 64  # whole numbers, of which fewer make a label map
 FAR_ABOVE = 50.0  # times the 99.99th percentile: no tissue
 LEAST_BELOW = -0.05  # of the range of values: less is an offset
-INVERTED_RANK = 0.8  # of the values, below which the border of a scan must lie
+INVERTED = 0.9  # of the range of values, below which the border of a scan lies
 GEOMETRY_TOLERANCE = 0.1  # mm, between the corners of the volume as sform and qform place them
 SHEAR_TOLERANCE = 1e-4  # of the cosine between two axes; ITK refuses more
 
@@ -242,7 +242,7 @@ def check_contrast(array):
 
     Shapes: (X, Y, Z) float32
     """
-    low, middle, high, top = np.percentile(array, (1, 50, 99, 99.99))
+    low, high, top = np.percentile(array, (1, 99, 99.99))
     some = np.unique(array[:: max(array.shape[0] // 16, 1)])
     if len(some) <= MOST_LABELS and (some == np.rint(some)).all():
         values = np.unique(array)
@@ -255,11 +255,9 @@ def check_contrast(array):
         )
     if low < LEAST_BELOW * (high - low):
         raise UserError(f"has values from {array.min():g}, expected none below 0: take the offset away")
-    border = np.concatenate([array[[0, -1]].ravel(), array[:, [0, -1]].ravel()])
-    if np.median(border) > np.quantile(array, INVERTED_RANK) and middle < np.median(border):
-        raise UserError(
-            "is brighter at its border than inside: its contrast is inverted, or it is cut too close"
-        )
+    border = np.median(np.concatenate([array[[0, -1]].ravel(), array[:, [0, -1]].ravel()]))
+    if border - low > INVERTED * (high - low):
+        raise UserError("is as bright at its border as anywhere: its contrast is inverted")
 
 
 def collect(data, output, series=None, pattern=None):

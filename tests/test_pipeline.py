@@ -13,12 +13,11 @@ import nibabel as nib
 import numpy as np
 import pytest
 
-from preprocessing import masks, preprocessing
-from preprocessing.cluster import open_client, run_all
-from preprocessing.images import Grid, read_image, to_ants, write_image
-from preprocessing.preprocessing import Job, PreprocessConfig, process, to_native
-from preprocessing.quality import write_page
-from preprocessing.registration import covered_by, read_transform
+from preprocessing import books, masks, preprocessing
+from preprocessing.images import Grid, grid_of, read_image, to_ants, write_image
+from preprocessing.native import to_native
+from preprocessing.preprocessing import Job, PreprocessConfig, process
+from preprocessing.registration import covered_by, read_transform, write_transform
 from preprocessing.scans import audit_scan
 from tests.conftest import ROOT, run_script, tiny_flags
 from volumetric.files import file_digest, part_of
@@ -73,18 +72,27 @@ def settings(heads, output, **others):
 
 def job_of(config, path, name="sub-01", source=None):
     """Job for one scan."""
-    for folder in preprocessing.FOLDERS:
+    for folder in books.FOLDERS:
         (config.folder / folder).mkdir(parents=True, exist_ok=True)
+    region, _, _ = preprocessing.choose_region(config, config.template)
     return Job(
         config=config,
         source=source,
         template=config.template,
-        template_mask=config.template_mask,
+        stripped=masks.is_stripped(config),
+        region=as_tuples(region),
+        mirror=tuple(map(tuple, np.diag([-1.0, 1, 1, 1]))),
         name=name,
         path=str(path),
-        digest=audit_scan(name, path).digest,
-        settings=config.settings(),
+        inputs={"scan": audit_scan(name, path).digest, "mask": None, "initial": None},
+        initial=None,
+        settings=config.settings(source),
     )
+
+
+def as_tuples(grid):
+    """Shape and affine of a Grid, as a job carries them."""
+    return grid.shape, tuple(map(tuple, grid.affine))
 
 
 def flags_of(config):
@@ -118,7 +126,9 @@ def test_a_template_carries_its_brain_mask_to_another_head(tmp_path, heads):
     found = masks.brain_mask(source, "other", path, scan)
     truth = read_image(tmp_path / "brains" / "other.nii.gz").numpy() > 0.5
     template = read_image(folder / "raw" / "template.nii.gz")
-    both = covered_by(template, scan, np.linalg.inv(posed(7).matrix()))  # the template's slab ends earlier
+    both = covered_by(
+        grid_of(template), grid_of(scan), np.linalg.inv(posed(7).matrix())
+    )  # the template's slab ends earlier
     assert dice(found.numpy()[both] > 0.5, truth[both]) > 0.95
 
 
@@ -177,7 +187,9 @@ def test_synthstrip_is_used_where_it_is_installed(synthstrip, heads, monkeypatch
 def test_without_a_source_of_masks_nothing_starts(tmp_path, heads, monkeypatch):
     monkeypatch.setenv("PATH", str(tmp_path))
     with pytest.raises(ValueError, match="needs brain masks, and there is no source"):
-        preprocessing.preprocess(settings(heads, tmp_path / "out", perform_skull_stripping=True))
+        preprocessing.preprocess(
+            settings(heads, tmp_path / "out", perform_skull_stripping=True, stripped=True)
+        )
     assert not (tmp_path / "out").exists()
 
 
@@ -212,10 +224,13 @@ def test_a_landmark_keeps_its_millimetres_to_the_region_and_back(tmp_path, heads
     assert np.linalg.norm(crossed[:3] - landmarks["template"]["ba_tip"]) < 1  # the template's own landmark
     # Images of the coordinates themselves, which linear interpolation keeps, tell where a voxel came from.
     config = settings(heads, tmp_path / "out")
-    target = preprocessing.open_template(config.template, None, BOUNDS)
+    target = preprocessing.open_template(
+        config.template, as_tuples(grid_of(read_image(config.template, False)).crop(BOUNDS)), SIZE
+    )
     for axis in range(3):
         scan = to_ants(places(volume.shape, affine)[..., axis], affine)
-        region, grid, covered = preprocessing.crop(scan, None, target, matrix, config)
+        region, covered = preprocessing.crop(scan, target, matrix, config)
+        grid = target.region
         assert covered == 1
         expected = places(SIZE, matrix @ grid.affine)[..., axis]  # of the scanner, at the region's voxels
         np.testing.assert_allclose(region, expected, atol=0.01)
@@ -234,32 +249,38 @@ def test_a_landmark_keeps_its_millimetres_to_the_region_and_back(tmp_path, heads
         to_native(carry)
 
 
-def test_labels_go_back_as_labels_and_strangers_are_refused(tmp_path, heads):
+@pytest.mark.parametrize("kind", [np.uint8, np.float32])
+def test_labels_go_back_as_labels_and_strangers_are_refused(tmp_path, heads, kind):
     folder, _ = heads
     config = settings(heads, tmp_path / "out")
     row = process(job_of(config, folder / "raw" / "sub-01.nii.gz"))
     assert row["step"] == "done", row["reason"]
-    volume = nib.load(tmp_path / "out" / "volumes" / "sub-01.nii.gz")
-    labels = (np.asarray(volume.dataobj) > np.percentile(volume.dataobj, 90)).astype(np.uint8) * 7
+    volume = nib.load(tmp_path / "out" / "flagged" / "sub-01.nii.gz")
+    labels = (np.asarray(volume.dataobj) > np.percentile(volume.dataobj, 90)).astype(kind) * 7
     write_image(labels, volume.affine, tmp_path / "seg.nii.gz")
     with pytest.raises(ValueError, match="no finished scan 'seg'"):
         to_native(settings(heads, tmp_path / "out", to_native=str(tmp_path / "seg.nii.gz")))
     known = {"to_native": str(tmp_path / "seg.nii.gz"), "subject": "sub-01"}
     back = nib.load(to_native(settings(heads, tmp_path / "out", **known)))
-    assert back.get_data_dtype() == np.uint8 and set(np.unique(back.dataobj)) == {0, 7}
+    assert back.get_data_dtype() == kind and set(np.unique(back.dataobj)) == {0, 7}
     ratio = np.count_nonzero(back.dataobj) / np.count_nonzero(labels)
     assert 0.9 < ratio < 1.1
     write_image(labels, np.eye(4), tmp_path / "seg.nii.gz")
     with pytest.raises(ValueError, match="of another grid"):
         to_native(settings(heads, tmp_path / "out", **known))
+    write_image(np.stack([labels, labels], axis=-1), volume.affine, tmp_path / "seg.nii.gz")
+    with pytest.raises(ValueError, match=r"seg.nii.gz is 4D"):
+        to_native(settings(heads, tmp_path / "out", **known))
 
 
-@pytest.mark.parametrize("others", [{}, {"interpolation": "bspline"}, {"clip_percentiles": (5, 95)}])
+@pytest.mark.parametrize(
+    "others", [{}, {"interpolation": "bspline"}, {"clip_percentiles": (5, 95)}, {"harmonise": True}]
+)
 def test_a_scan_becomes_its_region(tmp_path, heads, others):
     folder, landmarks = heads
     row = process(job_of(settings(heads, tmp_path, **others), folder / "raw" / "sub-02.nii.gz", "sub-02"))
     assert row["step"] == "done", row["reason"]
-    volume = nib.load(tmp_path / "volumes" / "sub-02.nii.gz")
+    volume = nib.load(tmp_path / "flagged" / "sub-02.nii.gz")
     template = nib.load(settings(heads, tmp_path).template)
     assert volume.shape == SIZE and volume.get_data_dtype() == np.float32
     np.testing.assert_allclose(
@@ -275,7 +296,7 @@ def test_a_scan_becomes_its_region(tmp_path, heads, others):
     ]
     assert max(errors) < 0.5, errors
     np.testing.assert_allclose(read_transform(tmp_path / "transforms" / "sub-02.mat"), matrix, atol=1e-5)
-    assert record["volume"]["sha256"] == file_digest(tmp_path / "volumes" / "sub-02.nii.gz")
+    assert record["volume"]["sha256"] == file_digest(tmp_path / "flagged" / "sub-02.nii.gz")
     assert (tmp_path / "qc" / "sub-02.png").stat().st_size > 10000
 
 
@@ -300,72 +321,70 @@ def test_a_stripped_template_is_met_by_a_stripped_scan(tmp_path, heads):
     source = masks.choose_source(config.masks, [])
     row = process(job_of(config, folder / "raw" / "sub-01.nii.gz", source=source))
     assert row["step"] == "done", row["reason"]
-    assert preprocessing.open_template(
-        config.template, config.template_mask, config.cropping_bound_slices
-    ).stripped
+    assert masks.is_stripped(config)
     record = json.loads((tmp_path / "sidecars" / "sub-01.json").read_text())
     matrix = np.array(record["transform"]["template_to_scan_ras_mm"])
     here, there = landmarks["template"], landmarks["sub-01"]
     assert max(np.linalg.norm((matrix @ [*here[k], 1])[:3] - there[k]) for k in there) < 1
     mask = nib.load(tmp_path / "masks" / "sub-01.nii.gz")
     np.testing.assert_array_equal(mask.dataobj, nib.load(folder / "brains" / "sub-01.nii.gz").dataobj)
-    assert (np.asarray(nib.load(tmp_path / "volumes" / "sub-01.nii.gz").dataobj) == 0).mean() > 0.01
+    assert (np.asarray(nib.load(tmp_path / "flagged" / "sub-01.nii.gz").dataobj) == 0).mean() > 0.01
 
 
 def test_what_must_not_become_a_volume_gets_a_reason(tmp_path, heads):
     folder, _ = heads
     raw = nib.load(folder / "raw" / "sub-01.nii.gz")
     array = np.asarray(raw.dataobj)
-    write_image(array[:, :, 25:], raw.affine, tmp_path / "cut.nii.gz")  # a slab that ends above the circle
-    noise = np.random.default_rng(0).random(array.shape, dtype=np.float32)
+    cut = raw.affine.copy()
+    cut[:3, 3] += cut[:3, 2] * 28
+    write_image(array[:, :, 28:], cut, tmp_path / "cut.nii.gz")  # a slab that begins above the circle
+    noise = 1 + np.random.default_rng(0).random(array.shape, dtype=np.float32)
     write_image(noise, raw.affine, tmp_path / "noise.nii.gz")
-    found = {}
+    config, rows = settings(heads, tmp_path / "out"), {}
     for name in ("cut", "noise"):
-        row = process(job_of(settings(heads, tmp_path / "out"), tmp_path / f"{name}.nii.gz", name))
-        assert row["step"] in ("register", "resample") and row["reason"]
-        assert not (tmp_path / "out" / "volumes" / f"{name}.nii.gz").exists()
+        rows[name] = process(job_of(config, tmp_path / f"{name}.nii.gz", name))
+        assert rows[name]["step"] == "done", rows[name]["reason"]
         assert (tmp_path / "out" / "qc" / f"{name}.png").exists()
-        found[name] = row["reason"]
-    assert "normalised mutual information" in found["noise"], found
+    preprocessing.judge(config, rows)
+    assert {row["step"] for row in rows.values()} == {"flagged"}
+    assert not list((tmp_path / "out" / "volumes").iterdir())
+    assert "of the region, expected at least 90%" in rows["cut"]["reason"]
+    assert "stand out" in rows["noise"]["reason"]
+    (tmp_path / "out" / "accept.txt").write_text("noise  # looked at\n")
+    preprocessing.judge(config, {name: row | {"step": "done"} for name, row in rows.items()})
+    assert [p.name for p in (tmp_path / "out" / "volumes").iterdir()] == ["noise.nii.gz"]
+    (tmp_path / "out" / "accept.txt").write_text("nose")
+    with pytest.raises(ValueError, match=r"accept.txt names 'nose', and no scan is called so"):
+        preprocessing.judge(config, rows)
     (tmp_path / "cut.nii.gz").write_bytes(b"broken")
     job = job_of(settings(heads, tmp_path / "out"), folder / "raw" / "sub-01.nii.gz", "broken")
     row = process(preprocessing.replace(job, path=str(tmp_path / "cut.nii.gz")))
     assert row["step"] == "read" and row["reason"]
 
 
+def test_a_start_by_hand_rescues_a_scan(tmp_path, heads):
+    folder, landmarks = heads
+    path = folder / "raw" / "sub-01.nii.gz"
+    (tmp_path / "hand").mkdir()
+    write_transform(posed(1).matrix(), tmp_path / "hand" / "sub-01.mat")
+    config = settings(heads, tmp_path / "out", initial=str(tmp_path / "hand"))
+    inputs, start = preprocessing.inputs_of(audit_scan("sub-01", path), config, None)
+    assert inputs["initial"] == file_digest(start)
+    row = process(preprocessing.replace(job_of(config, path), initial=str(start)))
+    assert row["step"] == "done", row["reason"]
+    record = json.loads((tmp_path / "out" / "sidecars" / "sub-01.json").read_text())
+    assert record["transform"]["start"] == "by hand"
+    matrix = np.array(record["transform"]["template_to_scan_ras_mm"])
+    there = landmarks["sub-01"]["ba_tip"]
+    assert np.linalg.norm((matrix @ [*landmarks["template"]["ba_tip"], 1])[:3] - there) < 0.5
+    (tmp_path / "hand" / "sub-01.mat").write_text("no transform")
+    row = process(preprocessing.replace(job_of(config, path), initial=str(start)))
+    assert row["step"] == "register" and "write a linear ITK transform" in row["reason"]
+
+
 # ╔══════════════════════════════════════════════════════════════════════════════════════════════════════════╗
 # ║ All scans                                                                                                ║
 # ╚══════════════════════════════════════════════════════════════════════════════════════════════════════════╝
-
-
-def dies_once(path):
-    """Kill this worker at the first call."""
-    if not os.path.exists(path):
-        open(path, "w").close()
-        os.kill(os.getpid(), signal.SIGKILL)
-    return "survived"
-
-
-def dies(path):
-    """Kill this worker, and count it."""
-    with open(path, "a") as file:
-        file.write("x")
-    os.kill(os.getpid(), signal.SIGKILL)
-
-
-def dies_or_not(job):
-    """A job of the next test."""
-    return {"once": dies_once, "always": dies}.get(job[0], str)(job[1])
-
-
-def test_the_scan_of_a_killed_worker_is_tried_once_more(tmp_path):
-    jobs = [("once", str(tmp_path / "one")), ("always", str(tmp_path / "two")), ("never", "fine")]
-    with open_client(None, 2) as client:
-        found = {job[0]: result for job, result in run_all(client, dies_or_not, jobs, "Test", tmp_path)}
-    assert found == {"once": "survived", "always": None, "never": "fine"}
-    assert (tmp_path / "two").read_text() == "xx"
-    with pytest.raises(ValueError, match="--scheduler nonsense does not answer"), open_client("nonsense", 1):
-        pass
 
 
 def test_heads_to_generated_volume_by_the_command_line(tmp_path, heads):
@@ -378,8 +397,8 @@ def test_heads_to_generated_volume_by_the_command_line(tmp_path, heads):
     config = settings(heads, tmp_path / "out", data=str(raw))
     run = run_script(SCRIPT, *flags_of(config))
     assert run.returncode == 1, run.stderr
-    assert "left out: empty cannot be read" in run.stderr
-    assert "left out: sub-01 has the same voxels as copy" in run.stderr
+    assert "audit: empty cannot be read" in run.stderr
+    assert "audit: sub-01 has the same voxels as copy" in run.stderr
     assert "3 of 5 scans are in" in run.stdout and "voxels: 100 x 100 x" in run.stdout
     assert contents(raw) == before
     out = tmp_path / "out"
@@ -449,36 +468,6 @@ def test_killed_in_the_middle_and_called_again(tmp_path, heads):
         assert nib.load(config.folder / "volumes" / f"{name}.nii.gz").get_fdata().shape == SIZE
 
 
-def test_a_changed_scan_is_not_passed_over(tmp_path, heads):
-    folder, _ = heads
-    config = settings(heads, tmp_path / "out", data=str(tmp_path / "raw"))
-    (tmp_path / "raw").mkdir()
-    for n in ("1", "2"):
-        content = (folder / "raw" / f"sub-0{n}.nii.gz").read_bytes()
-        (tmp_path / "raw" / f"sub-0{n}.nii.gz").write_bytes(content)
-    path = tmp_path / "raw" / "sub-01.nii.gz"
-    assert process(job_of(config, path))["step"] == "done"
-    changed = nib.load(path)
-    write_image(np.asarray(changed.dataobj) * 2, changed.affine, path)
-    (tmp_path / "raw" / "sub-02.nii.gz").unlink()
-    rows = preprocessing.preprocess(config)
-    assert "has changed since its volume was made" in rows["sub-01"]["reason"]
-
-
-def test_the_page_shows_the_worst_first(tmp_path):
-    blank = dict.fromkeys(preprocessing.COLUMNS, "")
-    rows = [
-        {**blank, "subject": "good", "step": "done", "nmi": 1.5, "coverage": 1.0},
-        {**blank, "subject": "fair", "step": "done", "nmi": 1.2, "coverage": 1.0},
-        {**blank, "subject": "bad", "step": "register", "nmi": 1.3, "coverage": 1.0, "reason": "a < b"},
-        {**blank, "subject": "unread", "step": "audit", "reason": "cannot be read"},
-    ]
-    write_page(rows, tmp_path)
-    page = (tmp_path / "qc.html").read_text(encoding="utf-8")
-    places = [page.index(f"<b>{name}</b>") for name in ("unread", "bad", "fair", "good")]
-    assert places == sorted(places) and "a &lt; b" in page and "2 of 4 scans done, 2 not" in page
-
-
 @pytest.mark.parametrize(
     ("flags", "text"),
     [
@@ -491,7 +480,10 @@ def test_the_page_shows_the_worst_first(tmp_path):
         (("--target_size", "128,128"), "--target_size must be three numbers"),
         (("--perform_registration", False), "--perform_registration False needs --template"),
         (("--brain_mask", "x.nii.gz"), "--brain_template and --brain_mask go together"),
-        (("--perform_skull_stripping", False, "--data", "nowhere"), "--data nowhere does not exist"),
+        (("--nmi_gate", 5), "--nmi_gate"),
+        (("--region_size", "80,0,28"), "--region_size must be above 0"),
+        (("--region_center", "1,2"), "--region_center must be three numbers of mm"),
+        (("--initial", "nowhere"), "--initial nowhere does not exist"),
     ],
 )
 def test_wrong_flags_stop_before_any_work(tmp_path, flags, text, capsys):

@@ -1,15 +1,18 @@
 """Preprocessing, its parts: what is wrong with a raw scan, DICOM, geometry, registration."""
 
+import itertools
 import re
 import sys
 
 import nibabel as nib
 import numpy as np
 import pytest
+from scipy import ndimage
 
-from preprocessing import registration
+from preprocessing import region, registration
+from preprocessing.dicom import convert_dicom
 from preprocessing.images import Grid, check_bounds, crop_or_pad, fitted, grid_of, read_image, to_ants
-from preprocessing.scans import audit, audit_scan, collect, convert_dicom, find_scans
+from preprocessing.scans import audit, audit_scan, collect, find_scans
 from tests.conftest import ROOT, random_array
 
 sys.path.insert(0, str(ROOT / "sample_data"))
@@ -110,9 +113,9 @@ def test_good_files_pass(tmp_path):
     assert (one.shape, one.spacing, one.orientation) == (SHAPE, (0.5, 0.6, 0.8), "LAS")
     for header in ({"sform_code": 0}, {"qform_code": 0}, {**turned(0.3), "qform_code": 0}):
         assert audit_scan("scan", write_scan(tmp_path / "two.nii", **header)).digest != one.digest
-    scaled = random_array(0, SHAPE).view(np.int32).astype(np.int16)
+    scaled = np.abs(random_array(0, SHAPE).view(np.int32).astype(np.int16))
     assert (
-        audit_scan("scan", write_scan(tmp_path / "int.nii", scaled, scl_slope=0.5, scl_inter=-3)).name
+        audit_scan("scan", write_scan(tmp_path / "int.nii", scaled, scl_slope=0.5, scl_inter=3)).name
         == "scan"
     )
     nib.save(nib.load(tmp_path / "one.nii"), tmp_path / "packed.nii.gz")
@@ -122,7 +125,8 @@ def test_good_files_pass(tmp_path):
 def test_scans_are_found_flat_and_by_subject(tmp_path):
     for name in ("a.nii", "sub-01/tof.nii", "sub-02/tof.nii", "sub-02/.hidden.nii", "notes.txt"):
         write_scan(tmp_path / name)
-    assert sorted(find_scans(tmp_path)) == ["a", "sub-01_tof", "sub-02_tof"]
+    named, problems = find_scans(tmp_path)
+    assert sorted(named) == ["a", "sub-01_tof", "sub-02_tof"] and not problems
     write_scan(tmp_path / "sub-01_tof.nii")
     with pytest.raises(ValueError, match="would both be called sub-01_tof"):
         find_scans(tmp_path)
@@ -130,27 +134,33 @@ def test_scans_are_found_flat_and_by_subject(tmp_path):
         find_scans(tmp_path / "nowhere")
 
 
-def test_a_dicom_series_keeps_place_values_and_description(tmp_path):
+def write_series(folder, array, turns=None):
+    """Write a DICOM series of array (Z, Y, X), its files in reverse order; turns: {slice: cosines}."""
     sitk = pytest.importorskip("SimpleITK")
-    array = np.arange(4 * 6 * 5, dtype=np.int16).reshape(4, 6, 5)  # (Z, Y, X)
-    for z in range(4):
+    folder.mkdir(parents=True, exist_ok=True)
+    for z in range(len(array)):
         image = sitk.GetImageFromArray(array[z : z + 1])
         image.SetSpacing((0.5, 0.6, 0.8))
+        cosines = (turns or {}).get(z, "1\\0\\0\\0\\1\\0")
         values = {
             "0020|000e": "1.2.3.4",
             "0020|000d": "1.2.3",
             "0008|103e": "TOF 3D multi-slab",
             "0008|0060": "MR",
         }
-        values |= {"0020|0032": f"-10\\-20\\{30 + 0.8 * z}", "0020|0037": "1\\0\\0\\0\\1\\0"}
+        values |= {"0020|0032": f"-10\\-20\\{30 + 0.8 * z}", "0020|0037": cosines}
         values |= {"0020|0013": str(z), "0008|0018": f"1.2.3.4.{z}", "0018|0050": "0.8"}
         for key, value in values.items():
             image.SetMetaData(key, value)
         writer = sitk.ImageFileWriter()
         writer.KeepOriginalImageUIDOn()
-        (tmp_path / "dicom" / "sub-01").mkdir(parents=True, exist_ok=True)
-        writer.SetFileName(str(tmp_path / "dicom" / "sub-01" / f"{9 - z}.dcm"))
+        writer.SetFileName(str(folder / f"{len(array) + 5 - z}.dcm"))
         writer.Execute(image)
+
+
+def test_a_dicom_series_keeps_place_values_and_description(tmp_path):
+    array = np.arange(4 * 6 * 5, dtype=np.int16).reshape(4, 6, 5)  # (Z, Y, X)
+    write_series(tmp_path / "dicom" / "sub-01", array)
     ((path,), problems) = convert_dicom(tmp_path / "dicom", tmp_path / "raw")
     assert not problems
     assert convert_dicom(tmp_path / "dicom", tmp_path / "raw", "tof") == ([path], {})
@@ -164,6 +174,28 @@ def test_a_dicom_series_keeps_place_values_and_description(tmp_path):
     found, problems = convert_dicom(tmp_path / "dicom", tmp_path / "again")
     assert not found and not list(tmp_path.glob("again/*"))
     assert "has slices 0.8 to 1.6 mm apart" in problems["sub-01_TOF_3D_multi-slab"]
+
+
+def test_a_replaced_dicom_series_is_converted_anew(tmp_path):
+    array = np.arange(4 * 6 * 5, dtype=np.int16).reshape(4, 6, 5)
+    write_series(tmp_path / "dicom" / "sub-01", array)
+    ((path,), _) = convert_dicom(tmp_path / "dicom", tmp_path / "raw")
+    before = path.stat().st_mtime_ns
+    convert_dicom(tmp_path / "dicom", tmp_path / "raw")
+    assert path.stat().st_mtime_ns == before
+    write_series(tmp_path / "dicom" / "sub-01", array + 1)  # another patient in the same place
+    convert_dicom(tmp_path / "dicom", tmp_path / "raw")
+    np.testing.assert_array_equal(np.asarray(nib.load(path).dataobj), (array + 1).transpose(2, 1, 0))
+
+
+def test_slices_turned_otherwise_are_refused(tmp_path):
+    array = np.arange(4 * 6 * 5, dtype=np.int16).reshape(4, 6, 5)
+    write_series(tmp_path / "dicom" / "sub-01", array, {2: "0\\1\\0\\0\\0\\1"})
+    found, problems = convert_dicom(tmp_path / "dicom", tmp_path / "raw")
+    told = "has 1 of 4 slices turned otherwise than its first"
+    assert (not found and told in str(problems)) or len(found) + len(
+        problems
+    ) > 1  # GDCM may part them itself
 
 
 def test_copies_are_found_by_content_and_folders_kept_apart(tmp_path):
@@ -283,20 +315,146 @@ def test_resampling_carries_a_landmark_to_its_place():
 def test_a_posed_head_is_registered(degrees, shift, seed):
     (fixed, here), (moving, there) = head(0, 0, 0), head(0, degrees, shift, seed)
     found = registration.align(fixed, moving)
-    assert found.nmi > registration.NMI_GATE
+    assert not found.fit.problems()
     assert max(errors(found.matrix, here, there)) < 0.5
     again = registration.align(fixed, moving)
     assert np.array_equal(found.matrix, again.matrix)
 
 
-def test_the_gate_tells_a_wrong_registration():
+def moved(matrix, axis, mm):
+    """A transform after a shift of the template."""
+    step = np.eye(4)
+    step[axis, 3] = mm
+    return matrix @ step
+
+
+def test_a_right_registration_stands_out_from_displaced_ones():
     (fixed, _), (moving, _) = head(0, 0, 0), head(1, 20, 20, seed=5)
-    right = phantom.Pose.draw(np.random.default_rng(5), 20, 20).matrix()
-    turned = right @ phantom.Pose(phantom.rotation_matrix(0, 0, np.radians(25)), np.zeros(3)).matrix()
-    away = right.copy()
-    away[0, 3] += 150
-    values = [registration.normalized_mutual_information(fixed, moving, m) for m in (right, turned, away)]
-    assert values[0] > registration.NMI_GATE > values[1] > values[2] == 1
+    likeness = registration.Likeness(fixed, moving)
+    right = registration.register(fixed, moving)
+    assert not registration.assess(likeness, right).problems()
+    for axis, mm in itertools.product(range(3), (-15, -6, 6, 15)):
+        fit = registration.assess(likeness, moved(right, axis, mm))
+        assert "fits better" in str(fit.problems()), (axis, mm)
+    for axis in "xyz":
+        wrong = right @ registration.turned(axis, 90, likeness.middle)
+        found = registration.register(fixed, moving, initial=wrong)  # the best there is nearby
+        assert registration.assess(likeness, found).problems(), axis
+    assert "only 0% of the smaller image" in str(
+        registration.assess(likeness, moved(right, 0, 300)).problems()
+    )
+    assert registration.assess(likeness, right).problems(nmi_gate=1.9) and likeness(right)[0] < 1.9
+
+
+def test_a_slab_is_judged_by_its_own_size():
+    (fixed, _), (moving, _) = head(0, 0, 0), head(0, 5, 5, seed=5)
+    middle = moving.shape[2] // 2
+    slab = grid_of(moving).crop(((0, moving.shape[0]), (0, moving.shape[1]), (middle - 10, middle + 10)))
+    part = to_ants(moving.numpy()[:, :, middle - 10 : middle + 10], slab.affine)
+    right = phantom.Pose.draw(np.random.default_rng(5), 5, 5).matrix()
+    fit = registration.assess(registration.Likeness(fixed, part), right)
+    assert fit.overlap > 0.7 and not fit.problems()
+    assert registration.assess(registration.Likeness(fixed, part), moved(right, 2, 7)).problems()
+
+
+def test_exchanged_sides_fit_better_mirrored():
+    (fixed, _), _ = head(0, 0, 0), None
+    values = fixed.numpy().copy()
+    values[: values.shape[0] // 3] *= 0.5  # a head whose left side is darker
+    fixed = fixed.new_image_like(values)
+    mirror = registration.mirror_of(fixed)
+    flipped = to_ants(values, np.diag([-1.0, 1, 1, 1]) @ grid_of(fixed).affine)
+    fits = []
+    for scan in (fixed, flipped):
+        matrix = registration.register(fixed, scan)
+        fits.append(registration.assess(registration.Likeness(fixed, scan), matrix, mirror))
+    assert fits[0].mirrored < 1 / 1.03 and fits[1].mirrored > 1.03
+
+
+@pytest.mark.parametrize("number", [0, 1, 2])
+def test_the_circle_is_found_on_a_head(number):
+    image, landmarks = head(number, 10, 10, seed=number)
+    size = (80.0, 80.0, 28.0)
+    center = region.find_center(image, size)
+    inside = [(np.abs(np.array(p) - center) <= np.array(size) / 2).all() for p in landmarks.values()]
+    assert sum(inside) >= 8, center
+    values = image.numpy()
+    with pytest.raises(ValueError, match="no bright vessels"):
+        region.find_center(image.new_image_like(np.minimum(values, np.percentile(values, 90))), size)
+
+
+def test_a_region_says_what_is_not_a_circle():
+    rng = np.random.default_rng(0)
+    tissue = rng.normal(100, 5, (40, 40, 16)).astype(np.float32)
+    assert "vessels" in region.vessels_of(tissue, np.eye(4)).problems()[0]
+    one = tissue.copy()
+    one[4:7, 4:36, 6:9] = 300
+    (side, off) = region.vessels_of(one, np.eye(4)).problems()
+    assert "0% of the vessels lie in one half" in side and "off the middle" in off
+    both = one.copy()
+    both[33:36, 4:36, 6:9] = 300
+    assert not region.vessels_of(both, np.eye(4)).problems()
+
+
+NOT_SCANS = {
+    "labels": (
+        lambda a: np.digitize(a, (0.2, 0.5, 0.9)).astype(np.float32),
+        "has 4 values, all whole numbers",
+    ),
+    "offset": (lambda a: a * 1000 - 1024, "expected none below 0: take the offset away"),
+    "inverted": (lambda a: a.max() - a, "its contrast is inverted"),
+    "one voxel": (
+        lambda a: np.where(np.arange(a.size).reshape(a.shape) == 77, 1e6, a),
+        "has 1 voxels of up to 1e+06",
+    ),
+    "float64": (lambda a: a.astype(np.float64) * 1e300, "beyond 32-bit numbers"),
+}
+
+
+@pytest.mark.parametrize("kind", NOT_SCANS)
+def test_what_is_no_magnitude_image_is_named(tmp_path, kind):
+    spoil, text = NOT_SCANS[kind]
+    inside = ndimage.gaussian_filter(
+        np.pad(random_array(0, (40, 40, 16)) + 0.5, ((12, 12), (12, 12), (0, 0))), 1
+    )
+    noise = 0.01 * random_array(1, inside.shape)
+    audit_scan("scan", write_scan(tmp_path / "right.nii", inside + noise))
+    with pytest.raises(ValueError, match=re.escape(text)):
+        audit_scan("scan", write_scan(tmp_path / "scan.nii", spoil(inside + noise)))
+
+
+def test_lengths_in_other_units_are_refused(tmp_path):
+    with pytest.raises(ValueError, match="states its lengths in metres, expected millimetres"):
+        audit_scan("scan", write_scan(tmp_path / "scan.nii", xyzt_units=1))
+
+
+def test_a_bids_tree_gives_its_angiograms(tmp_path):
+    for name in ("anat/sub-01_angio.nii", "anat/sub-01_T1w.nii", "anat/sub-01_acq-TOF_run-1.nii"):
+        write_scan(tmp_path / "sub-01" / name)
+    write_scan(tmp_path / "derivatives" / "sub-01" / "sub-01_angio.nii")
+    assert sorted(find_scans(tmp_path)[0]) == ["sub-01_anat_sub-01_acq-TOF_run-1", "sub-01_anat_sub-01_angio"]
+    assert sorted(find_scans(tmp_path, "*T1w*")[0]) == ["sub-01_anat_sub-01_T1w"]
+
+
+def test_what_stands_in_the_place_of_a_scan_is_named(tmp_path):
+    write_scan(tmp_path / "elsewhere" / "b.nii")
+    folder = tmp_path / "raw"
+    write_scan(folder / "a.nii")
+    (folder / "annexed.nii.gz").symlink_to(tmp_path / "nowhere")
+    (folder / "linked").symlink_to(tmp_path / "elsewhere")
+    for name in ("old.hdr", "old.img", "brain.mgz"):
+        (folder / name).write_bytes(b"")
+    named, problems = find_scans(folder)
+    assert list(named) == ["a"] and sorted(problems) == ["annexed", "brain.mgz", "linked", "old.hdr"]
+    assert "datalad get" in problems["annexed"] and "mri_convert" in problems["brain.mgz"]
+    assert "is a link to a folder" in problems["linked"]
+
+
+def test_the_same_scan_under_another_header_is_a_copy(tmp_path):
+    write_scan(tmp_path / "raw" / "a.nii")
+    write_scan(tmp_path / "raw" / "b.nii", **turned(0.3), qform_code=0)
+    _, problems = audit(find_scans(tmp_path / "raw")[0])
+    assert problems == {"b": "has the same voxels as a: remove one"}
 
 
 def test_a_second_look_at_the_region_mends_what_is_wrong_there():
