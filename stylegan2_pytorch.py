@@ -146,7 +146,7 @@ class TrainConfig(RunConfig):
     learning_rate: float = option(1e-4, "Adam's rate of G and S.", most=10, robust=3e-3, resumed=True)
     ttur_mult: float = option(1.5, "D's rate is learning_rate times this.", robust=1.0, resumed=True)
     equalized_lr: bool = option(False, "Rates by each layer's fan-in.", robust=True, resumed=True)
-    final_rate: float = option(1.0, "Share of the rates left at the end.", **SHARE, robust=0.3, resumed=True)
+    final_rate: float = option(1.0, "Share of the rates left at the end.", **SHARE, robust=0.02, resumed=True)
     adam_betas: tuple = option((0.5, 0.9), "Adam's two betas.", robust=(0.0, 0.99), resumed=True)
     average: str = option("published", "Moving average.", choices=AVERAGES, robust="ramped", resumed=True)
     loss: str = option("hinge", "Loss of G and D.", choices=LOSSES, robust="relativistic", resumed=True)
