@@ -97,10 +97,10 @@ def find_center(image, size):
     low = np.maximum(np.floor(middle[:2] - near), 0).astype(int)
     high = np.ceil(middle[:2] + near).astype(int)
     part = values[low[0] : high[0], low[1] : high[1]]
-    mask = vessel_mask(part, spacing).astype(np.float32)
+    bright = (part - np.median(part)).clip(0) ** 2 * vessel_mask(part, spacing)  # and less what is at the skull
     width = np.clip(np.rint(np.array(size) / spacing).astype(int), 1, part.shape)
     half = max(width[0] // 2, 1)
-    mass = ndimage.uniform_filter(mask, (half, width[1], width[2]), mode="constant")
+    mass = ndimage.uniform_filter(bright, (half, width[1], width[2]), mode="constant")
     sides = [ndimage.shift(mass, (sign * (half / 2), 0, 0), order=0) for sign in (1, -1)]
     score = ndimage.gaussian_filter(np.minimum(*sides) + UNBALANCED * sum(sides), STEADY_MM / spacing)
     here = middle[:2] - low
