@@ -39,7 +39,7 @@ from preprocessing.registration import (
 from preprocessing.scans import audit, collect, summary
 from preprocessing.workers import default_workers, open_workers, run_all
 from volumetric.cli import UserError, check_fields, one_line_errors, option, parse_cli
-from volumetric.files import atomic_path, load_nifti
+from volumetric.files import atomic_path, clear_parts, load_nifti, locked, part_of
 
 # Edit these, or pass them as flags; a flag wins.
 # folder of raw scans
@@ -326,7 +326,7 @@ def write_template(config, image, mask, record):
         except UserError:
             source = None
         if source is not None:
-            at_hand = folder / ".part-unmasked.nii.gz"
+            at_hand = part_of(folder / "unmasked.nii.gz")
             write_image(image.numpy(), affine, at_hand)
             small = brain_mask(source, "template", at_hand, image)
             at_hand.unlink()
@@ -364,7 +364,11 @@ def main(argv=None):
         choose_reference(scans, config.reference)
         largest = max(int(np.prod(scan.shape)) for scan in scans)
         number = min(config.n_workers or default_workers(largest), len(scans))
-        with open_workers(config.scheduler, number) as workers:
+        with (
+            locked(folder / ".lock", f"--output {folder}", "give another --output"),
+            open_workers(config.scheduler, number) as workers,
+        ):
+            clear_parts(folder)
             path = build_template(config, scans, workers)
         mask = "with its brain mask" if (folder / "template_mask.nii.gz").exists() else "without a brain mask"
         print(f"The template is {path}, {mask}; look at {folder / 'template.png'}")

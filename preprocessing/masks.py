@@ -4,6 +4,7 @@ The template method registers a head with a known mask to the scan at 2 mm, affi
 the mask over, and refines it by the scan's grey values.
 """
 
+import re
 import shutil
 import subprocess
 import tempfile
@@ -18,7 +19,11 @@ from preprocessing.registration import COARSE_MM, QUICK_LEVELS, align, at_spacin
 from volumetric.cli import UserError
 from volumetric.files import NIFTI_SUFFIXES, by
 
-SYNTHSTRIP = "mri_synthstrip"
+# Ways to make a mask by a program on PATH: its name, its arguments, whether it writes the brain itself.
+TOOLS = {
+    "synthstrip": ("mri_synthstrip", ("-i", "{scan}", "-m", "{out}"), False),
+    "hd-bet": ("hd-bet", ("-i", "{scan}", "-o", "{out}", "-device", "cpu"), True),
+}
 DEFORMABLE = "antsRegistrationSyNQuick[so]"
 BRAIN_ML = (50.0, 2500.0)  # of a plausible mask; a slab holds a part of the brain
 RIM = 3  # voxels of 2 mm, which the grey values may take from a mask
@@ -32,7 +37,7 @@ class MaskSource:
     """Where brain masks come from.
 
     Args:
-        way: given, synthstrip or template.
+        way: given, one of TOOLS, or template.
         folder: Folder of given masks, named as the scans are.
         head, mask: Paths of the head and of its brain mask, of the template method.
     """
@@ -48,11 +53,17 @@ class MaskSource:
             path = Path(self.folder) / f"{name}{suffix}"
             if path.exists():
                 return path
-        raise UserError(f"has no mask {name}.nii.gz in --masks {self.folder}")
+        entities = set(re.findall(r"(?:sub|ses|run)-[A-Za-z0-9]+", name))
+        masks = [p for s in NIFTI_SUFFIXES for p in sorted(Path(self.folder).rglob(f"*_mask{s}")) if entities]
+        found = [p for p in masks if set(re.findall(r"(?:sub|ses|run)-[A-Za-z0-9]+", p.name)) == entities]
+        if len(found) == 1:
+            return found[0]
+        several = f", and {len(found)} of its BIDS entities" if found else ""
+        raise UserError(f"has no mask {name}.nii.gz in --masks {self.folder}{several}")
 
 
 def choose_source(masks, heads):
-    """Choose where brain masks come from: given ones, SynthStrip if it is on PATH, else a template.
+    """Choose where brain masks come from: given ones, a program of TOOLS that is on PATH, else a template.
 
     Args:
         masks: Folder of given masks, or None.
@@ -65,15 +76,16 @@ def choose_source(masks, heads):
         if not Path(masks).is_dir():
             raise UserError(f"--masks {masks} does not exist: give the folder that holds the brain masks.")
         return MaskSource("given", folder=masks)
-    if shutil.which(SYNTHSTRIP):
-        return MaskSource("synthstrip")
+    for way, (program, _, _) in TOOLS.items():
+        if shutil.which(program):
+            return MaskSource(way)
     for head, mask in heads:
         if head is not None and mask is not None:
             return MaskSource("template", head=str(head), mask=str(mask))
     raise UserError(
-        f"--perform_skull_stripping needs brain masks, and there is no source: give --masks (a folder), or "
-        f"--brain_template and --brain_mask (a head of any contrast and its mask), or --template_mask; or "
-        f"install {SYNTHSTRIP} (FreeSurfer); or set --perform_skull_stripping False."
+        "--perform_skull_stripping needs brain masks, and there is no source: give --masks (a folder), or "
+        "--brain_template and --brain_mask (a head of any contrast and its mask), or --template_mask; or "
+        "install mri_synthstrip (FreeSurfer) or hd-bet; or set --perform_skull_stripping False."
     )
 
 
@@ -108,15 +120,15 @@ def brain_mask(source, name, path, scan):
         scan: ANTs image of the scan.
 
     Returns:
-        ANTs image of 0 and 1, on the grid of the scan (given, SynthStrip) or at 2 mm (template).
+        ANTs image of 0 and 1, on the grid of the scan, or at 2 mm (template).
 
     Raises:
         UserError: There is no mask, or it cannot be right.
     """
     if source.way == "given":
         mask = same_place(read_image(source.path_of(name)), scan, source.path_of(name))
-    elif source.way == "synthstrip":
-        mask = synthstrip(path)
+    elif source.way in TOOLS:
+        mask = by_tool(source.way, path)
     else:
         head, of_head = read_image(source.head), read_image(source.mask)
         mask = carried(at_spacing(scan, COARSE_MM), head, same_place(of_head, head, source.mask))
@@ -141,20 +153,24 @@ def same_place(mask, image, path):
     return mask
 
 
-def synthstrip(path):
-    """Brain mask by FreeSurfer's mri_synthstrip (Hoopes et al. 2022), an ANTs image."""
+def by_tool(way, path):
+    """Brain mask by SynthStrip (Hoopes et al. 2022) or HD-BET (Isensee et al. 2019), an ANTs image."""
+    program, arguments, writes_brain = TOOLS[way]
     with tempfile.TemporaryDirectory() as scratch:
         out = Path(scratch) / "mask.nii.gz"
         run = subprocess.run(
-            [SYNTHSTRIP, "-i", str(path), "-m", str(out)],
+            [program, *(word.format(scan=path, out=out) for word in arguments)],
             capture_output=True,
             encoding="utf-8",
             errors="replace",
         )
         if run.returncode != 0 or not out.exists():
             said = (run.stderr or run.stdout).strip().splitlines()[-1:] or ["no message"]
-            raise UserError(f"made {SYNTHSTRIP} fail (exit code {run.returncode}): {said[0]}")
-        return read_image(out)
+            raise UserError(f"made {program} fail (exit code {run.returncode}): {said[0]}")
+        image = read_image(out)
+    if not writes_brain:
+        return image
+    return image.new_image_like(ndimage.binary_fill_holes(image.numpy() != 0).astype(np.float32))
 
 
 def carried(scan, head, mask):

@@ -43,7 +43,7 @@ from preprocessing.generate_TOF_template import (
     template_grid,
 )
 from preprocessing.images import Grid, check_bounds, grid_of, read_image, write_image
-from preprocessing.masks import SYNTHSTRIP, brain_mask, is_stripped, needed_source, same_place
+from preprocessing.masks import TOOLS, brain_mask, is_stripped, needed_source, same_place
 from preprocessing.native import to_native
 from preprocessing.quality import draw_match, write_page
 from preprocessing.region import (
@@ -631,9 +631,11 @@ def run(config, to_do, rows, source, stripped, settings):
     largest = max(max(int(np.prod(scan.shape)) for scan, *_ in to_do), config.region_voxels)
     number = min(config.n_workers or default_workers(largest), len(to_do))
     with open_workers(config.scheduler, number) as workers:
-        if source is not None and source.way == "synthstrip":
-            for address in workers.lacking(SYNTHSTRIP):
-                raise UserError(f"{SYNTHSTRIP} is not on PATH of worker {address}: install it there.")
+        if source is not None and source.way in TOOLS:
+            for address in workers.lacking(TOOLS[source.way][0]):
+                raise UserError(
+                    f"{TOOLS[source.way][0]} is not on PATH of worker {address}: install it there."
+                )
         template = config.template or make_template(config, [scan for scan, *_ in to_do], workers)
         region, mirror = place_region(config, template)
         shared = {

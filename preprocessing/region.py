@@ -97,7 +97,9 @@ def find_center(image, size):
     low = np.maximum(np.floor(middle[:2] - near), 0).astype(int)
     high = np.ceil(middle[:2] + near).astype(int)
     part = values[low[0] : high[0], low[1] : high[1]]
-    bright = (part - np.median(part)).clip(0) ** 2 * vessel_mask(part, spacing)  # and less what is at the skull
+    bright = (part - np.median(part)).clip(0) ** 2 * vessel_mask(
+        part, spacing
+    )  # and less what is at the skull
     width = np.clip(np.rint(np.array(size) / spacing).astype(int), 1, part.shape)
     half = max(width[0] // 2, 1)
     mass = ndimage.uniform_filter(bright, (half, width[1], width[2]), mode="constant")

@@ -184,6 +184,36 @@ def test_synthstrip_is_used_where_it_is_installed(synthstrip, heads, monkeypatch
         masks.brain_mask(source, "sub-01", path, read_image(path))
 
 
+def test_hd_bet_gives_a_mask_too(tmp_path, heads, monkeypatch):
+    folder, _ = heads
+    tool = tmp_path / "bin" / "hd-bet"
+    tool.parent.mkdir()
+    tool.write_text(
+        f"#!{sys.executable}\nimport sys, nibabel as nib\n"
+        "assert sys.argv[1::2] == ['-i', '-o', '-device']\n"
+        "scan, mask = nib.load(sys.argv[2]), nib.load(sys.argv[2].replace('/raw/', '/brains/'))\n"
+        "nib.save(nib.Nifti1Image((scan.get_fdata() + 1) * mask.get_fdata(), scan.affine), sys.argv[4])\n"
+    )
+    tool.chmod(tool.stat().st_mode | stat.S_IEXEC)
+    monkeypatch.setenv("PATH", str(tool.parent), prepend=os.pathsep)
+    source, path = masks.choose_source(None, []), folder / "raw" / "sub-01.nii.gz"
+    found = masks.brain_mask(source, "sub-01", path, read_image(path)).numpy() > 0.5
+    assert source.way == "hd-bet"
+    assert dice(found, read_image(folder / "brains" / "sub-01.nii.gz").numpy() > 0.5) > 0.99
+
+
+def test_masks_are_found_by_bids_names(tmp_path):
+    for name in ("sub-01/anat/sub-01_desc-brain_mask.nii.gz", "sub-02_ses-1_mask.nii.gz", "sub-03_mask.nii"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_bytes(b"")
+    source = masks.MaskSource("given", folder=str(tmp_path))
+    assert source.path_of("sub-01_anat_sub-01_angio").name == "sub-01_desc-brain_mask.nii.gz"
+    assert source.path_of("sub-02_ses-1_angio").name == "sub-02_ses-1_mask.nii.gz"
+    for name in ("sub-02_ses-2_angio", "sub-04_angio", "head"):
+        with pytest.raises(ValueError, match="has no mask"):
+            source.path_of(name)
+
+
 def test_without_a_source_of_masks_nothing_starts(tmp_path, heads, monkeypatch):
     monkeypatch.setenv("PATH", str(tmp_path))
     with pytest.raises(ValueError, match="needs brain masks, and there is no source"):
@@ -492,6 +522,22 @@ def test_wrong_flags_stop_before_any_work(tmp_path, flags, text, capsys):
     assert stop.value.code not in (0, None)
     assert text in str(stop.value.code) + capsys.readouterr().err
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("kind", ["a file", "below a file", "damaged mask"])
+def test_what_cannot_be_used_is_one_line(tmp_path, heads, kind, capsys):
+    out = tmp_path / "out"
+    flags = flags_of(settings(heads, out / "deeper" if kind == "below a file" else out))
+    if kind == "damaged mask":
+        (tmp_path / "mask.nii.gz").write_bytes(b"broken")
+        flags += ["--template_mask", str(tmp_path / "mask.nii.gz")]
+    else:
+        out.write_text("precious")
+    with pytest.raises(SystemExit) as stop:
+        preprocessing.main([str(flag) for flag in flags])
+    said = str(stop.value.code) + capsys.readouterr().err
+    assert ("mask.nii.gz" if kind == "damaged mask" else "out") in said and "Traceback" not in said
+    assert kind == "damaged mask" or out.read_text() == "precious"
 
 
 # ╔══════════════════════════════════════════════════════════════════════════════════════════════════════════╗
