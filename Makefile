@@ -36,7 +36,7 @@ demo: install $(DEMO)/phantoms/variants.csv
 test: install
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
-	$(BIN)/python -m pytest -n 2
+	$(BIN)/python -m pytest -n 2 --dist loadgroup
 
 faults: install
 	$(BIN)/python -m tests.faults

@@ -41,21 +41,31 @@ def random_array(seed, shape=(8, 8, 4)):
     return np.random.default_rng(seed).random(shape, dtype=np.float32)
 
 
+def write_data(folder):
+    """Folder data/ of six random volumes of 8 x 8 x 4 voxels, made in another."""
+    for n in range(6):
+        write_volume(folder / "data" / f"v{n}.nii.gz", random_array(n))
+    return folder / "data"
+
+
+def write_labels(folder, data):
+    """CSV file that gives the volumes of `data` two classes."""
+    rows = [f"{path.name},{'whole' if n < 4 else 'missing'}" for n, path in enumerate(sorted(data.iterdir()))]
+    path = folder / "labels.csv"
+    path.write_text("\n".join(["file,label", *rows, ""]), encoding="utf-8")
+    return path
+
+
 @pytest.fixture
 def data(tmp_path):
-    """Folder of six random volumes of 8 x 8 x 4 voxels."""
-    for n in range(6):
-        write_volume(tmp_path / "data" / f"v{n}.nii.gz", random_array(n))
-    return tmp_path / "data"
+    """Folder of `write_data`."""
+    return write_data(tmp_path)
 
 
 @pytest.fixture
 def label_table(tmp_path, data):
-    """CSV file that gives the volumes of `data` two classes."""
-    rows = [f"{path.name},{'whole' if n < 4 else 'missing'}" for n, path in enumerate(sorted(data.iterdir()))]
-    path = tmp_path / "labels.csv"
-    path.write_text("\n".join(["file,label", *rows, ""]), encoding="utf-8")
-    return path
+    """CSV file of `write_labels`."""
+    return write_labels(tmp_path, data)
 
 
 @pytest.fixture

@@ -66,7 +66,7 @@ def test_what_is_no_longer_right_leaves_the_training_folder(tmp_path, heads):  #
     for n in (1, 2):
         shutil.copy(folder / "raw" / f"sub-0{n}.nii.gz", raw)
     write_head(tmp_path, "sub-03", 3, posed(3))
-    config = settings(heads, out, data=str(raw), n_workers=1)
+    config = settings(heads, out, data=str(raw))
     preprocessing.preprocess(config)
     volumes = {p.name: p.read_bytes() for p in (out / "volumes").iterdir()}
     assert sorted(volumes) == ["sub-01.nii.gz", "sub-02.nii.gz", "sub-03.nii.gz"]

@@ -14,7 +14,7 @@ import pytest
 import torch
 from PIL import Image
 
-from tests.conftest import ROOT, SMALL, run_script, tiny_flags
+from tests.conftest import ROOT, SMALL, run_script, tiny_flags, write_data, write_labels
 from volumetric.cli import UserError
 from volumetric.dataset import SeededBatches
 from volumetric.parallel import Group, SharedRandom, host_random
@@ -96,30 +96,42 @@ def test_a_hanging_process_is_not_waited_for_long_but_for_what_takes_long(tmp_pa
     assert ends or time.monotonic() - start < 55
 
 
-@pytest.mark.parametrize(
-    "options",
-    [
-        {},
-        {"rel_disc_loss": True, "aug_types": ("translation", "cutout", "contrast")},
-        {"dual_contrast_loss": True},
-        {"top_k_training": True, "generator_top_k_gamma": 0.5},
-        {"labels": "LABELS", "balance_classes": True, "pl_batch_shrink": 2},
-        {"recipe": "robust", "aug_prob": 0.5, "no_pl_reg": False},
-        {"loss": "logistic", "penalty": "r1", "labels": "LABELS"},
-        {"attn_layers": [1, 2], "fq_layers": [2], "fq_dict_size": 8, "cl_reg": True, "no_const": True},
-        {"aug_types": ("rotation", "scaling", "bias_field", "noise", "blur"), "ada_target": 0.6},
-    ],
-    ids=lambda options: next(iter(options), "hinge"),
-)
-def test_two_processes_have_the_gradients_of_one(tmp_path, data, label_table, options):
-    options = {key: str(label_table) if key == "labels" else value for key, value in options.items()}
-    settings = {**SMALL, "batch_size": 4, "gradient_accumulate_every": 2, "device": "cpu", "fp16": False}
-    settings |= {"data": str(data), "aug_prob": 0.7, **options}
-    (tmp_path / "settings.json").write_text(json.dumps(settings))
-    one = run_script("tests/group_gradients.py", tmp_path / "settings.json", tmp_path / "one.pt")
-    two = run_two("tests/group_gradients.py", tmp_path / "settings.json", tmp_path / "two.pt")
-    assert one.returncode == two.returncode == 0, one.stderr + two.stderr
-    one, two = (torch.load(tmp_path / f"{name}.pt", weights_only=True) for name in ("one", "two"))
+OPTIONS = {
+    "hinge": {},
+    "rel_disc_loss": {"rel_disc_loss": True, "aug_types": ("translation", "cutout", "contrast")},
+    "dual_contrast_loss": {"dual_contrast_loss": True},
+    "top_k_training": {"top_k_training": True, "generator_top_k_gamma": 0.5},
+    "labels": {"labels": "LABELS", "balance_classes": True, "pl_batch_shrink": 2},
+    "recipe": {"recipe": "robust", "aug_prob": 0.5, "no_pl_reg": False},
+    "logistic": {"loss": "logistic", "penalty": "r1", "labels": "LABELS"},
+    "attn_layers": {
+        **{"attn_layers": [1, 2], "fq_layers": [2], "fq_dict_size": 8, "cl_reg": True, "no_const": True}
+    },
+    "aug_types": {"aug_types": ("rotation", "scaling", "bias_field", "noise", "blur"), "ada_target": 0.6},
+}
+
+
+@pytest.fixture(scope="module")
+def gradients(tmp_path_factory):
+    """Folder with the gradients of every one of OPTIONS, by one process (one/) and by two (two/)."""
+    folder = tmp_path_factory.mktemp("gradients")
+    shared = {**SMALL, "batch_size": 4, "gradient_accumulate_every": 2, "device": "cpu", "fp16": False}
+    data = write_data(folder)
+    shared |= {"data": str(data), "aug_prob": 0.7}
+    settings = {name: shared | options for name, options in OPTIONS.items()}
+    text = json.dumps(settings).replace("LABELS", str(write_labels(folder, data)))
+    (folder / "settings.json").write_text(text)
+    for name, run in (("one", run_script), ("two", run_two)):
+        (folder / name).mkdir()
+        ended = run("tests/group_gradients.py", folder / "settings.json", folder / name)
+        assert ended.returncode == 0, ended.stderr
+    return folder
+
+
+@pytest.mark.xdist_group("gradients")
+@pytest.mark.parametrize("options", OPTIONS)
+def test_two_processes_have_the_gradients_of_one(gradients, options):
+    one, two = (torch.load(gradients / name / f"{options}.pt", weights_only=True) for name in ("one", "two"))
     for losses in ("D", "G"):
         assert one[losses].keys() == two[losses].keys() and one[losses] == pytest.approx(
             two[losses], rel=1e-4
