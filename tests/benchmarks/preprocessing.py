@@ -101,7 +101,7 @@ def registrations(images=None, heads=10):
         heads: Phantom heads.
     """
     rng, counts = np.random.default_rng(0), {}
-    images = [images] if isinstance(images, str) else images
+    images = images.split(",") if isinstance(images, str) else images
     for template, scan, middle in pairs_of(images, heads):
         for kind, right, fit in cases(template, scan, middle, rng):
             counts.setdefault((kind, right), []).append(bool(fit.problems()))
