@@ -93,8 +93,8 @@ def record_of(folder, name):
 
 def volume_of(folder, name):
     """Path of a scan's volume, wherever it lies, or None."""
-    for place in ("volumes", "flagged"):
-        path = folder / place / f"{name}.nii.gz"
+    for where in ("volumes", "flagged"):
+        path = folder / where / f"{name}.nii.gz"
         if path.exists():
             return path
     return None
@@ -124,20 +124,18 @@ def place(folder, name, where):
 
 
 def withdraw(folder, name):
-    """Move everything that was made of a scan to withdrawn/. Returns the volume's path there, or None."""
+    """Move everything that was made of a scan to withdrawn/."""
     parts = [(folder / kind / f"{name}{ending}", ending) for kind, ending in PARTS]
     there = [(path, ending) for path, ending in parts if path.exists()]
     if not there:
-        return None
+        return
     target = folder / "withdrawn"
     target.mkdir(exist_ok=True)
     names = itertools.chain([name], (f"{name}-{n}" for n in itertools.count(1)))
-    stem, moved = next(n for n in names if not list(target.glob(f"{n}.*"))), None
+    stem = next(n for n in names if not list(target.glob(f"{n}.*")))
     for path, ending in there:
-        kind = "_mask" if path.parent.name == "masks" else ""
-        os.replace(path, target / f"{stem}{kind}{ending}")
-        moved = target / f"{stem}{ending}" if path.parent.name in ("volumes", "flagged") else moved
-    return moved
+        mask = "_mask" if path.parent.name == "masks" else ""
+        os.replace(path, target / f"{stem}{mask}{ending}")
 
 
 def make_room(folder, name, inputs):
@@ -170,6 +168,6 @@ def restore(folder, name, inputs):
 def without_scan(folder, names):
     """Names of scans that have results, but are not among `names`."""
     made = {path.name.removesuffix(".json") for path in Path(folder / "sidecars").glob("*.json")}
-    for place_ in ("volumes", "flagged"):
-        made |= {path.name.removesuffix(".nii.gz") for path in (folder / place_).glob("*.nii.gz")}
+    for where in ("volumes", "flagged"):
+        made |= {path.name.removesuffix(".nii.gz") for path in (folder / where).glob("*.nii.gz")}
     return sorted(made - set(names))

@@ -58,6 +58,7 @@ from preprocessing.region import (
 from preprocessing.registration import (
     COARSE_MM,
     DISTINCT,
+    SWAPPED,
     Fit,
     Likeness,
     Registered,
@@ -68,6 +69,7 @@ from preprocessing.registration import (
     look_again,
     read_transform,
     resample,
+    sides_can_be_told,
     unbiased,
     write_transform,
 )
@@ -115,8 +117,6 @@ scheduler = None
 INTERPOLATORS = {"linear": "linear", "bspline": "bSpline"}
 ROI_MARGIN_MM = 4.0  # above and below the region, for the second look
 LEAST_COVERED = 0.9  # of the region, by the scan
-SWAPPED = 1.03  # NMI - 1 with sides exchanged, over that as it is, above which they are swapped
-LEAST_COHORT = 4  # scans, from which on swapped sides are looked for
 NOT_SETTINGS = {"data", "output", "pattern", "n_workers", "scheduler", "to_native", "subject", "nmi_gate"}
 NOT_SETTINGS |= {"distinct", "bids_output", "initial", "deface"}
 FILES = ("template", "template_mask", "brain_template", "brain_mask")
@@ -502,8 +502,10 @@ def tidy(config, scans, problems, source):
     """Bring the output folder in line with the scans that are there now.
 
     Args:
+        config: PreprocessConfig.
         scans: List of Scan.
         problems: {name: why it cannot be used}.
+        source: MaskSource, or None: no mask is read.
 
     Returns:
         ([(Scan, inputs, start by hand)] to do, {subject: row} of the others).
@@ -555,8 +557,7 @@ def judge(config, rows):
     done = [name for name, row in rows.items() if row["step"] == "done"]
     accepted = books.read_names(folder / "accept.txt", rows)
     records = {name: books.record_of(folder, name) for name in done}
-    ratios = [record["fit"]["mirrored"] for record in records.values() if record["fit"]["mirrored"]]
-    told = len(ratios) >= LEAST_COHORT and np.median(ratios) < 1 / SWAPPED
+    told = sides_can_be_told([record["fit"]["mirrored"] for record in records.values()])
     for name, record in records.items():
         fit, covered = Fit(**record["fit"]), record["coverage"]
         found = fit.problems(config.nmi_gate, config.distinct)

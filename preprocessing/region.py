@@ -19,10 +19,7 @@ from volumetric.files import atomic_path, read_json, reading
 from volumetric.vessels import vessel_mask
 
 HEAD_SMOOTHING_MM, HEAD_SHARE = 2.0, 0.2  # a head is brighter than this share of its 99th percentile
-NEAR_MM = (
-    45.0,
-    45.0,
-)  # of the head's centre, to the sides and to front and back: where vessels are looked for
+NEAR_MM = 45.0  # of the head's centre, to the sides and to front and back: where vessels are looked for
 CENTER_MM = (15.0, 35.0)  # of the head's centre: where the middle of the circle can be
 UNBALANCED = 0.1  # weight of vessels that the other side does not match
 STEADY_MM = 3.0  # smoothing of the sum over boxes
@@ -93,13 +90,12 @@ def find_center(image, size):
     spacing, values = np.array(image.spacing), image.numpy()
     smooth = ndimage.gaussian_filter(values, HEAD_SMOOTHING_MM / spacing)
     middle = np.array(ndimage.center_of_mass(smooth > HEAD_SHARE * np.percentile(smooth, 99)))
-    near = np.array(NEAR_MM) / spacing[:2]
+    near = NEAR_MM / spacing[:2]
     low = np.maximum(np.floor(middle[:2] - near), 0).astype(int)
     high = np.ceil(middle[:2] + near).astype(int)
     part = values[low[0] : high[0], low[1] : high[1]]
-    bright = (part - np.median(part)).clip(0) ** 2 * vessel_mask(
-        part, spacing
-    )  # and less what is at the skull
+    mask = vessel_mask(part, spacing)
+    bright = (part - np.median(part)).clip(0) ** 2 * mask  # less weight at the skull
     width = np.clip(np.rint(np.array(size) / spacing).astype(int), 1, part.shape)
     half = max(width[0] // 2, 1)
     mass = ndimage.uniform_filter(bright, (half, width[1], width[2]), mode="constant")
@@ -163,14 +159,13 @@ def choose_region(config, path):
         stored = grid_of(read_image(path, canonical=False))
         check_bounds(config.cropping_bound_slices, stored, f"The template {path}")
         grid, text = stored.crop(config.cropping_bound_slices), "by --cropping_bound_slices"
+    elif config.region_center is not None:
+        check_inside(config.region_center, grid_of(image), path)
+        grid = region_about(image, config.region_center, config.region_size, config.target_size)
+        text = "by --region_center"
     else:
-        center = found if config.region_center is None else np.array(config.region_center, float)
-        grid = region_about(image, center, config.region_size, config.target_size)
-        text = "found on it" if config.region_center is None else "by --region_center"
-        whole, voxel = grid_of(image), np.append(center, 1)
-        place = (np.linalg.inv(whole.affine) @ voxel)[:3]
-        if (place < 0).any() or (place > np.array(whole.shape) - 1).any():
-            raise UserError(f"--region_center {config.region_center} does not lie in the template {path}.")
+        grid = region_about(image, found, config.region_size, config.target_size)
+        text = "found on it"
     middle = (grid.affine @ [*((np.array(grid.shape) - 1) / 2), 1])[:3]
     edges = nib.affines.voxel_sizes(grid.affine) * grid.shape
     if found is not None and np.linalg.norm(found - middle) > FARTHEST_MM:
@@ -181,6 +176,13 @@ def choose_region(config, path):
     size = " x ".join(f"{edge:.1f}" for edge in edges)
     text = f"The region is {size} mm about {at(middle)} mm of the template, {text}."
     return grid, text, warnings
+
+
+def check_inside(center, whole, path):
+    """Raise a UserError unless --region_center lies within the template's Grid."""
+    voxel = (np.linalg.inv(whole.affine) @ [*center, 1])[:3]
+    if (voxel < 0).any() or (voxel > np.array(whole.shape) - 1).any():
+        raise UserError(f"--region_center {center} does not lie in the template {path}.")
 
 
 def at(point):

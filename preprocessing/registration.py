@@ -17,12 +17,16 @@ from pathlib import Path
 
 import numpy as np
 from scipy import ndimage
+from scipy.stats import median_abs_deviation
 
 from preprocessing.images import LPS_RAS, SEED, grid_of, import_ants, to_ants, within
 from volumetric.cli import UserError
 from volumetric.files import reading
 
 COARSE_MM = 2.0  # spacing of the registration
+SWAPPED = 1.03  # NMI - 1 with sides exchanged, over that as it is, above which they are swapped
+LEAST_COHORT = 4  # scans, from which on swapped sides are looked for
+LEAST_APART = 2.0  # of right sides from none, in standard deviations of the cohort, that they can be told
 START_MM = 4.0  # spacing of the trial starts
 REGION_MM = 1.25  # spacing of the stage that looks at the region
 START_DEGREES = 30.0
@@ -297,6 +301,19 @@ def mirror_of(image):
     grid = grid_of(image)
     mirrored = to_ants(image.numpy(), flip @ grid.affine)
     return flip @ register(image, mirrored, 6, **QUICK_LEVELS)
+
+
+def sides_can_be_told(ratios):
+    """True if scans agree, beyond their spread, on which side of the template is which.
+
+    Args:
+        ratios: `mirrored` of each Fit; None or 0 counts for nothing.
+    """
+    logs = np.log([ratio for ratio in ratios if ratio])
+    if len(logs) < LEAST_COHORT:
+        return False
+    spread = median_abs_deviation(logs, scale="normal")
+    return bool(np.median(logs) < -max(np.log(SWAPPED), LEAST_APART * spread))
 
 
 def covered_by(moving, fixed, matrix):

@@ -133,6 +133,8 @@ def test_sides_are_judged_where_the_scans_agree(tmp_path):
         return [(row["step"], row["sides"]) for row in rows.values()]
 
     assert judged([0.9, 0.92, 0.91, 1.08]) == [("done", "right")] * 3 + [("flagged", "swapped")]
+    scattered = [0.95, 0.9, 0.96, 1.03, 1.05, 0.93, 0.94, 0.97, 0.94, 1.02, 0.96, 0.99]
+    assert judged(scattered) == [("done", "cannot be told")] * 12
     assert judged([1.0, 1.05, 0.96, 1.01]) == [("done", "cannot be told")] * 4
     assert judged([0.9, 1.08]) == [("done", "cannot be told")] * 2
 

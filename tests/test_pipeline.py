@@ -155,19 +155,25 @@ def test_given_masks_are_checked(tmp_path, heads):
         masks.brain_mask(masks.choose_source(str(tmp_path), []), "sub-01", path, scan)
 
 
+def stand_in(folder, name, lines, monkeypatch):
+    """An executable of Python lines, found on PATH by a tool's name."""
+    folder.mkdir()
+    tool = folder / name
+    tool.write_text(f"#!{sys.executable}\n{lines}")
+    tool.chmod(tool.stat().st_mode | stat.S_IEXEC)
+    monkeypatch.setenv("PATH", str(folder), prepend=os.pathsep)
+
+
 @pytest.fixture
 def synthstrip(tmp_path, monkeypatch):
     """A stand-in for mri_synthstrip on PATH, which copies a mask that the test names."""
-    tool = tmp_path / "bin" / "mri_synthstrip"
-    tool.parent.mkdir()
-    tool.write_text(
-        f"#!{sys.executable}\nimport os, shutil, sys\n"
+    lines = (
+        "import os, shutil, sys\n"
         "if os.environ['FAILS'] == '1': sys.exit('ERROR: no such license')\n"
         "assert sys.argv[1] == '-i' and sys.argv[3] == '-m'\n"
         "shutil.copy(os.environ['MASK'], sys.argv[4])\n"
     )
-    tool.chmod(tool.stat().st_mode | stat.S_IEXEC)
-    monkeypatch.setenv("PATH", str(tool.parent), prepend=os.pathsep)
+    stand_in(tmp_path / "bin", "mri_synthstrip", lines, monkeypatch)
     monkeypatch.setenv("FAILS", "0")
 
 
@@ -186,16 +192,13 @@ def test_synthstrip_is_used_where_it_is_installed(synthstrip, heads, monkeypatch
 
 def test_hd_bet_gives_a_mask_too(tmp_path, heads, monkeypatch):
     folder, _ = heads
-    tool = tmp_path / "bin" / "hd-bet"
-    tool.parent.mkdir()
-    tool.write_text(
-        f"#!{sys.executable}\nimport sys, nibabel as nib\n"
+    lines = (
+        "import sys, nibabel as nib\n"
         "assert sys.argv[1::2] == ['-i', '-o', '-device']\n"
         "scan, mask = nib.load(sys.argv[2]), nib.load(sys.argv[2].replace('/raw/', '/brains/'))\n"
         "nib.save(nib.Nifti1Image((scan.get_fdata() + 1) * mask.get_fdata(), scan.affine), sys.argv[4])\n"
     )
-    tool.chmod(tool.stat().st_mode | stat.S_IEXEC)
-    monkeypatch.setenv("PATH", str(tool.parent), prepend=os.pathsep)
+    stand_in(tmp_path / "bin", "hd-bet", lines, monkeypatch)
     source, path = masks.choose_source(None, []), folder / "raw" / "sub-01.nii.gz"
     found = masks.brain_mask(source, "sub-01", path, read_image(path)).numpy() > 0.5
     assert source.way == "hd-bet"
