@@ -1,6 +1,7 @@
 # make install   create .venv and install the project with its test tools
 # make demo      train a small model on phantoms, generate 128 volumes, and evaluate them
 # make test      lint, format check and all tests
+# make gpu       what only a GPU can show: tests and measurements of ten minutes, in gpu/report.md
 # make faults    kills, full disks, damaged files and odd command lines, for about an hour
 
 PYTHON ?= python3
@@ -8,7 +9,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 DEMO := demo
 
-.PHONY: install demo test faults
+.PHONY: install demo test gpu faults
 
 install: $(VENV)/.installed
 
@@ -37,6 +38,9 @@ test: install
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/python -m pytest -n 2 --dist loadgroup
+
+gpu:
+	$(if $(wildcard $(BIN)/python),$(BIN)/python,$(PYTHON)) tests/benchmarks/gpu.py
 
 faults: install
 	$(BIN)/python -m tests.faults

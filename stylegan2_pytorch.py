@@ -46,7 +46,7 @@ from tqdm import tqdm
 
 from volumetric import dataset, memory, parallel, runs
 from volumetric.cli import RunConfig, UserError, one_line_errors, option, options_of, parse_cli, with_recipes
-from volumetric.diff_augment import AUGMENTATIONS, AdaptiveAugmentation, augment, augment_each
+from volumetric.diff_augment import AUGMENTATIONS, UNSTEADY, AdaptiveAugmentation, augment, augment_each
 from volumetric.files import (
     __version__,
     as_damaged,
@@ -59,8 +59,9 @@ from volumetric.files import (
     save_nifti,
 )
 from volumetric.layers import (
+    Conv3d,
     FeatureQuantizer,
-    Smoothing,
+    Upsampling,
     add_noise_,
     as_channels,
     attention_blocks,
@@ -68,6 +69,7 @@ from volumetric.layers import (
     check_layers,
     check_networks,
     contrastive_head,
+    convolve,
     count_parameters,
     equalized_scale,
     leaky_relu,
@@ -76,9 +78,9 @@ from volumetric.layers import (
     reliably,
     run_block,
     set_rates,
+    smooth,
     times_,
     trained_by,
-    upsampling,
     voxels_first,
 )
 from volumetric.pictures import contact_sheet, save_gif, save_picture
@@ -88,14 +90,10 @@ LATENT_DIM = 512  # of z and w, as published
 STYLE_DEPTH = 8  # layers of the mapping network, as published
 
 # The training schedule of the published model, in steps.
-PATH_LENGTH_EVERY = 32
-PATH_LENGTH_AFTER = 5000
-PATH_LENGTH_DECAY = 0.99
-AVERAGE_DECAY = 0.995
-AVERAGE_EVERY = 10
-AVERAGE_AFTER = 20000
-AVERAGE_COPY_EVERY = 1000  # before the averages start, SE and GE are copies made at step % 1000 == 2
-AVERAGE_COPY_UNTIL = 25000
+PATH_LENGTH_EVERY, PATH_LENGTH_AFTER, PATH_LENGTH_DECAY = 32, 5000, 0.99
+AVERAGE_EVERY, AVERAGE_AFTER, AVERAGE_DECAY = 10, 20000, 0.995
+# Before the averages start, SE and GE are copies made at step % 1000 == 2.
+AVERAGE_COPY_EVERY, AVERAGE_COPY_UNTIL = 1000, 25000
 # The ramped average: its half-life, as a share of the volumes seen, and in volumes, at most.
 AVERAGE_RAMP, AVERAGE_HALF_LIFE = 0.05, 10000
 ADA_EVERY = 4
@@ -183,9 +181,7 @@ class TrainConfig(RunConfig):
     evaluate_checkpoints: bool = option(False, "Evaluate every checkpoint of the run: a table and curves.")
     embedding: str = option("pretrained", "Networks that evaluate.", choices=EMBEDDINGS)
     medicalnet_weights: str | None = option(None, "resnet_10_23dataset.pth; None downloads it.", file=True)
-    inception_weights: str | None = option(
-        None, "weights-inception-2015-12-05-6726825d.pth; same.", file=True
-    )
+    inception_weights: str | None = option(None, "weights-inception-2015-12-05-6726825d.pth.", file=True)
     # generation
     generate: bool = option(False, "Generate volumes from the newest checkpoint instead of training.")
     num_generate: int = option(1, "Volumes to generate, with seeds seed, seed + 1, ...", most=10**6)
@@ -268,7 +264,7 @@ class Blur(nn.Module):
         self.register_buffer("f", torch.tensor([1.0, 2.0, 1.0]))  # as in the original's state dict
 
     def forward(self, x):
-        return Smoothing.apply(x)
+        return smooth(x)
 
 
 class MappingLinear(nn.Module):
@@ -332,7 +328,7 @@ class Conv3DMod(nn.Module):
             kernel_power = self.weight.float().square().sum(dim=(2, 3, 4)).to(dtype)  # (C_out, C_in)
             norm = (s.to(dtype).square() @ kernel_power.T + self.eps).rsqrt().float()  # (B, C_out)
             largest = s.detach().abs().amax(dim=1, keepdim=True).clamp_min(self.eps)  # keeps float16 in range
-        x = F.conv3d(times_(x, as_channels(s / largest, x)), self.weight, padding=self.padding)
+        x = convolve(times_(x, as_channels(s / largest, x)), self.weight, padding=self.padding)
         return times_(x, as_channels(norm * largest, x))
 
 
@@ -428,7 +424,7 @@ class ToGrayscale(nn.Module):
         super().__init__()
         self.to_style = StyleLinear(latent_dim, channels)
         self.conv = ModulatedSum(channels)
-        self.upsample = nn.Sequential(upsampling(enlarge), Blur()) if enlarge else None
+        self.upsample = nn.Sequential(Upsampling(enlarge), Blur()) if enlarge else None
 
     def forward(self, x, previous, w):
         x = self.conv(x, self.to_style(w))
@@ -450,7 +446,7 @@ class GeneratorBlock(nn.Module):
 
     def __init__(self, latent_dim, in_channels, out_channels, enlarge, enlarge_next):
         super().__init__()
-        self.upsample = upsampling(enlarge) if max(enlarge) > 1 else None
+        self.upsample = Upsampling(enlarge) if max(enlarge) > 1 else None
         self.to_style1 = StyleLinear(latent_dim, in_channels)
         self.to_noise1 = nn.Linear(1, out_channels)
         self.conv1 = Conv3DMod(in_channels, out_channels, kernel_size=3)
@@ -500,7 +496,7 @@ class Generator(nn.Module):
             self.to_initial_block = nn.ConvTranspose3d(latent_dim, widths[0], 4, bias=False)
         else:
             self.initial_block = nn.Parameter(torch.randn(1, widths[0], 4, 4, 4))
-        self.initial_conv = nn.Conv3d(widths[0], widths[0], 3, padding=1)
+        self.initial_conv = Conv3d(widths[0], widths[0], 3, padding=1)
         widths = [widths[0], *widths]
         self.blocks = nn.ModuleList(
             GeneratorBlock(latent_dim, *channels, enlarge, enlarge_next)
@@ -539,17 +535,17 @@ class DiscriminatorBlock(nn.Module):
 
     def __init__(self, in_channels, out_channels, stride, downsample=True):
         super().__init__()
-        self.conv_res = nn.Conv3d(in_channels, out_channels, 1, stride=stride)
+        self.conv_res = Conv3d(in_channels, out_channels, 1, stride=stride)
         self.net = nn.Sequential(
-            nn.Conv3d(in_channels, out_channels, 3, padding=1),
+            Conv3d(in_channels, out_channels, 3, padding=1),
             leaky_relu(),
-            nn.Conv3d(out_channels, out_channels, 3, padding=1),
+            Conv3d(out_channels, out_channels, 3, padding=1),
             leaky_relu(),
         )
         self.downsample = None
         if downsample:
             self.downsample = nn.Sequential(
-                Blur(), nn.Conv3d(out_channels, out_channels, 3, padding=1, stride=stride)
+                Blur(), Conv3d(out_channels, out_channels, 3, padding=1, stride=stride)
             )
 
     def forward(self, x):
@@ -597,7 +593,7 @@ class Discriminator(nn.Module):
         self.quantizers = nn.ModuleDict(
             {str(layer): FeatureQuantizer(widths[layer], fq_dict_size) for layer in sorted(fq_layers)}
         )
-        self.final_conv = nn.Conv3d(widths[-1], widths[-1], 3, padding=1)
+        self.final_conv = Conv3d(widths[-1], widths[-1], 3, padding=1)
         self.num_features = 8 * widths[-1]
         self.to_logit = nn.Linear(self.num_features, 1)
         self.class_embedding = nn.Embedding(num_classes, widths[-1]) if num_classes else None
@@ -1103,7 +1099,7 @@ class Trainer:
         if self.classes is None:
             return None
         drawn = dataset.draw_classes(self.classes.shares(), rng.random(self.batch_size))
-        return torch.from_numpy(drawn).to(self.device)
+        return parallel.to_device(drawn, self.device)
 
     def sample_inputs(self, rng, generator, labels=None):
         """Styles, mixed with probability mixed_prob at a random block, and noise, for one micro-batch.
@@ -1137,10 +1133,10 @@ class Trainer:
             self.loader = self.open_loader()
         volumes, indices = next(self.loader)
         self.seen.append(indices)
-        labels = None
-        if self.classes is not None:
-            labels = torch.from_numpy(self.classes.of_volumes)[indices].to(self.device)
-        return volumes.to(self.device, non_blocking=True), labels
+        of = self.classes and parallel.to_device(
+            torch.from_numpy(self.classes.of_volumes)[indices], self.device
+        )
+        return volumes.to(self.device, non_blocking=True), of
 
     def augment(self, volumes, rng, prob=None):
         """Volumes as D sees them. Shapes: (B, 1, D, H, W) -> the same"""
@@ -1213,7 +1209,7 @@ class Trainer:
         if self.ada is not None:
             if self.step % ADA_EVERY == ADA_EVERY - 1:
                 self.ada.update()
-            losses["aug_prob"] = torch.tensor(self.ada.prob, device=self.device)
+            losses["aug_prob"] = torch.full((), self.ada.prob, device=self.device)
         return losses
 
     def accumulate_discriminator(self, regularize, micro_batches):
@@ -1636,8 +1632,7 @@ def generate_interpolation(config):
     folder = next_free(config.results / f"interpolation-{model.path.stem}")
     folder.mkdir(parents=True)
     z, noise = parallel.batch_inputs((config.seed, config.seed + 1), model.latent_dim, model.shape)
-    positions = torch.linspace(0, 1, config.interpolation_num_steps)
-    pictures = []
+    positions, pictures = torch.linspace(0, 1, config.interpolation_num_steps), []
     for frame, t in enumerate(tqdm(positions, "Interpolating", unit="volume")):
         w = model.noise_to_styles(slerp(z[0], z[1], t)[None], config.trunc_psi, labels)
         volume = model.render(w, noise[:1])
@@ -1749,9 +1744,11 @@ def train_from_folder(config, group=None):
         classes = dataset.read_classes(config.labels, config.data, config.balance_classes)
     if source or config.init_from:
         config = adopt_settings(config, source or config.init_from, classes)
-    on_gpu = parallel.choose_device(config.device).type == "cuda"
-    cache = "none" if config.dry_run else config.cache
+    device = parallel.open_device(config, UNSTEADY & {*config.aug_types})
+    on_gpu = device.type == "cuda"
+    cache = "none" if config.dry_run and not on_gpu else config.cache
     audit = dataset.open_data(config.data, config.array_shape, config.batch_size, cache, config.packs, group)
+    audit.move(cache, device)
     audit.classes = classes
     scores = None if config.calculate_fid_every is None else open_scores(config, group)
     with FakeTensorMode() if config.dry_run and not on_gpu else contextlib.nullcontext():

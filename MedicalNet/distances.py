@@ -480,8 +480,12 @@ class Wasserstein:
 
     def __init__(self, real, generated):
         self.sets, self.sizes = (real, generated), (len(real), len(generated))
-        self.values = [np.concatenate([np.zeros(0), *one]) for one in self.sets]
-        self.owners = [np.repeat(np.arange(len(one)), [len(v) for v in one]) for one in self.sets]
+        self.values, self.owners = [], []
+        for one in self.sets:  # in order, which is quicker to sort again for every resample
+            values = np.concatenate([np.zeros(0), *one])
+            order = np.argsort(values)
+            self.values.append(values[order])
+            self.owners.append(np.repeat(np.arange(len(one)), [len(v) for v in one])[order])
 
     def between_real(self):
         """The same of the real set and itself."""
@@ -492,10 +496,17 @@ class Wasserstein:
         return self(*(np.ones(size) for size in self.sizes))
 
     def __call__(self, real_counts, generated_counts):
-        weights = [c[o] for c, o in zip((real_counts, generated_counts), self.owners, strict=True)]
-        if not all(w.sum() for w in weights):
-            return np.nan
-        return float(wasserstein_distance(*self.values, *weights))
+        values, weights = [], []
+        for one, owners, counts in zip(
+            self.values, self.owners, (real_counts, generated_counts), strict=True
+        ):
+            weight = counts[owners]
+            kept = weight > 0
+            if not kept.any():
+                return np.nan
+            values.append(one[kept])
+            weights.append(weight[kept])
+        return float(wasserstein_distance(*values, *weights))
 
 
 class PairMean:

@@ -326,3 +326,16 @@ def test_pictures_are_radiological_whatever_the_axes(codes):
         planes[4].shape == (4, 5) and planes[4][0, 0] == 255
     )  # coronal projection: right is left, top is up
     assert planes[5].shape == (4, 6) and planes[5][0, 0] == 255  # sagittal: front is left
+
+
+def test_volumes_on_the_device_come_as_from_the_loader(data):
+    """`--cache gpu`, but for the GPU."""
+    audit = dataset.audit_volumes(data, SHAPE, keep=True)
+    cpu, batches = torch.device("cpu"), dataset.SeededBatches(6, 2, 0.5, (3, 0))
+    loader = dataset.make_loader(dataset.VolumeDataset(audit), batches, 0, cpu)
+    on_device = dataset.batches_of(audit.volumes, batches, audit.left_right)
+    for (volumes, indices), (expected, order) in itertools.islice(zip(on_device, loader, strict=False), 5):
+        assert torch.equal(volumes, expected) and torch.equal(indices, order)
+    audit.move("ram", None)
+    audit.move("gpu", cpu)
+    assert torch.equal(audit.volumes, dataset.audit_volumes(data, SHAPE, keep=True).volumes)

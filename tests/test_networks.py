@@ -8,6 +8,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import nn
+from torch._subclasses.fake_tensor import FakeTensorMode
 
 import stylegan2_pytorch as sg
 from tests.golden.fill import fill_state_dict
@@ -46,10 +47,11 @@ def golden_inputs(spec):
     return [torch.from_numpy(a.astype(np.float32)) for a in arrays]
 
 
-@pytest.mark.parametrize("name", ["32x32x32", "64x64x32"])
-def test_golden_values(name):
+def compare_golden(name, tolerance, device="cpu"):
+    """Assert that volumes, logits and penalty of the golden weights are the golden ones."""
     spec, expected, gan = golden_network(name)
-    z, z2, noise, real = golden_inputs(spec)
+    gan = gan.to(device)
+    z, z2, noise, real = (t.to(device) for t in golden_inputs(spec))
     layers, stride = gan.G.num_layers, spec["stride"]
     w, w2 = gan.SE(z), gan.SE(z2)
     found = {
@@ -64,7 +66,12 @@ def test_golden_values(name):
     assert set(found) == set(expected.files) and quantize_loss.item() == 0
     for key, value in found.items():
         scale = max(1.0, np.ptp(expected[key]) if expected[key].ndim else abs(expected[key]))
-        assert np.abs(value.detach().numpy() - expected[key]).max() < 1e-4 * scale, key
+        assert np.abs(value.detach().cpu().numpy() - expected[key]).max() < tolerance * scale, key
+
+
+@pytest.mark.parametrize("name", ["32x32x32", "64x64x32"])
+def test_golden_values(name):
+    compare_golden(name, 1e-4)
 
 
 @pytest.mark.parametrize("name", ["32x32x32", "64x64x32"])
@@ -172,6 +179,76 @@ def test_blur_equals_27_taps_and_is_its_own_gradient():
     small = torch.randn(1, 1, 2, 3, 2, dtype=torch.float64, requires_grad=True)
     assert torch.autograd.gradcheck(layers.Smoothing.apply, small)
     assert torch.autograd.gradgradcheck(layers.Smoothing.apply, small)
+
+
+CONVOLUTIONS = [(1, 3, 1, 3), ((2, 2, 2), 3, 1, 3), ((1, 2, 2), 1, 0, 2), (1, 3, 1, 1)]
+
+
+@pytest.mark.parametrize(("stride", "kernel", "padding", "channels"), CONVOLUTIONS)
+def test_convolutions_have_gradients_of_any_order(stride, kernel, padding, channels):
+    double = {"dtype": torch.float64, "requires_grad": True}
+    x, bias = torch.randn(2, channels, 2, 4, 4, **double), torch.randn(2, **double)
+    weight = torch.randn(2, channels, *3 * [kernel], **double)
+
+    def convolve(*inputs):  # as on a GPU
+        return layers.Convolution.apply(*inputs, stride, padding)
+
+    torch.testing.assert_close(convolve(x, weight, bias), F.conv3d(x, weight, bias, stride, padding))
+    assert torch.autograd.gradcheck(convolve, (x, weight, bias))
+    assert torch.autograd.gradgradcheck(convolve, (x, weight, bias))
+
+
+def test_activations_keep_their_channels_last():
+    block = layers.channels_last(sg.DiscriminatorBlock(1, 4, stride=(1, 2, 2)))
+    x = torch.randn(2, 1, 4, 8, 8, requires_grad=True)
+    for way in (torch.enable_grad(), torch.autocast("cpu", torch.bfloat16)):
+        with way:
+            for y in (block.net(x), block(x)):
+                assert y.is_contiguous(memory_format=torch.channels_last_3d)
+
+
+@pytest.mark.parametrize("factors", [(2, 2, 2), (1, 2, 2)])
+def test_products_with_matrices_smooth_and_enlarge(factors):
+    x = torch.randn(2, 3, 4, 6, 5, dtype=torch.float64, requires_grad=True)
+    kind = (torch.float64, torch.device("cpu"))
+    smoothing = [layers.smoothing_matrix(size, *kind) for size in x.shape[2:]]
+    doubling = [layers.doubling_matrix(*size, *kind) for size in zip(x.shape[2:], factors, strict=True)]
+    torch.testing.assert_close(layers.AlongAxes.apply(x, *smoothing), layers.smooth(x))
+    torch.testing.assert_close(layers.AlongAxes.apply(x, *doubling), layers.Upsampling(factors)(x))
+    small = torch.randn(1, 2, 2, 3, 2, dtype=torch.float64, requires_grad=True)
+    matrices = [layers.doubling_matrix(size, 2, *kind) for size in small.shape[2:]]
+
+    def enlarged(x):
+        return layers.AlongAxes.apply(x, *matrices)
+
+    assert torch.autograd.gradcheck(enlarged, small) and torch.autograd.gradgradcheck(enlarged, small)
+
+
+def test_forward_passes_for_a_gpu_keep_type_device_and_layout():
+    """Fake tensors have the type, device and strides of a GPU's, and no GPU is needed."""
+    with FakeTensorMode():
+        with torch.device("cuda"):
+            gan = layers.channels_last(sg.StyleGAN2(16, 8, network_capacity=2, fmap_max=16))
+            z, noise = torch.randn(2, 512), torch.rand(2, 8, 16, 16, 1)
+        seen = []
+        for module in gan.modules():
+            if isinstance(module, layers.Conv3d | sg.Conv3DMod | layers.Upsampling | sg.Blur):
+                module.register_forward_hook(lambda *call: seen.append(call[2]))
+        torch.set_autocast_enabled("cuda", True)
+        torch.set_autocast_dtype("cuda", torch.float16)
+        try:
+            volumes = gan.G(sg.same_style(gan.S(z), gan.G.num_layers), noise)
+            logits, _ = gan.D(volumes)
+        finally:
+            torch.set_autocast_enabled("cuda", False)
+        assert volumes.shape == (2, 1, 8, 16, 16) and logits.shape == (2,)
+        assert len(seen) > 30
+        for y in (*seen, volumes, logits):
+            assert y.device.type == "cuda" and y.dtype == torch.float16
+            assert y.ndim < 5 or layers.channels_inside(y).stride()[1] == 1
+            assert y.ndim < 5 or y.shape[1] == 1 or y.is_contiguous(memory_format=torch.channels_last_3d)
+    for cached in (layers.smoothing_matrix, layers.doubling_matrix):
+        cached.cache_clear()  # they would be fake
 
 
 def test_noise_equals_a_linear_layer_on_the_last_axis():

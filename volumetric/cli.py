@@ -303,7 +303,12 @@ WORKERS = {"least": 0, "most": 64}
 LONGEST_NAME = 150  # bytes; a file system takes 255, and the program adds to it
 PACKED = "packed"
 AMP_DTYPES = {"auto": "by device", "float16": "auto on a GPU", "bfloat16": "auto on a CPU"}
-CACHES = {"ram": "decoded", "disk": "packed in results_dir, for all runs", "none": "decoded in every epoch"}
+CACHES = {
+    "ram": "decoded",
+    "gpu": "on the GPU",
+    "disk": "packed in results_dir, for all runs",
+    "none": "decoded in every epoch",
+}
 
 
 @dataclass(kw_only=True)
@@ -324,6 +329,7 @@ class RunConfig:
     multi_gpus: bool = option(False, "Train on all GPUs of this machine; the batch is shared out.")
     fp16: bool = option(True, "Mixed precision; penalties are always computed in float32.", resumed=True)
     amp_dtype: str = option("auto", "Of mixed precision.", choices=AMP_DTYPES, resumed=True)
+    deterministic: bool = option(False, "Bit-exact resuming on a GPU too, slower; a CPU always does it.")
     cache: str = option("ram", "Where the training volumes are kept.", choices=CACHES)
     num_workers: int | None = option(
         None, "Processes that read; None: 0 with a cache, else up to 4.", **WORKERS

@@ -36,7 +36,7 @@ from volumetric.files import (
     read_volume,
     refuse_unusable,
 )
-from volumetric.parallel import STREAM_CLASS, STREAM_FLIP, STREAM_ORDER, Group, host_random
+from volumetric.parallel import STREAM_CLASS, STREAM_FLIP, STREAM_ORDER, Group, host_random, to_device
 
 FEWEST_EVALUATED = 6  # volumes in a set: more than the neighbours that precision and recall ask for
 PACK_FORMAT = 1  # part of a pack's name
@@ -75,10 +75,23 @@ class Audit:
         voxels = len(self.paths) * math.prod(self.shape)
         places = {
             "ram": f"in memory, {4 * voxels / 2**30:.2f} GiB",
+            "gpu": f"on the GPU, {4 * voxels / 2**30:.2f} GiB",
             "disk": f"packed in {packs}, {2 * voxels / 2**30:.2f} GiB",
             "none": "decoded again in every epoch",
         }
         return f"volumes: {places[cache]}"
+
+    def move(self, cache, device):
+        """Move the volumes to the GPU if `cache` is gpu; a UserError if they do not fit."""
+        if cache != "gpu":
+            return
+        try:
+            self.volumes = self.volumes.to(device)
+        except torch.OutOfMemoryError:
+            size = self.volumes.nbytes / 2**30
+            raise UserError(
+                f"The volumes, {size:.1f} GiB, do not fit on {device}: use --cache ram."
+            ) from None
 
     @property
     def spacing(self):
@@ -467,8 +480,19 @@ def outlive_signals(_):
     signal.signal(signal.SIGTERM, lambda *_: signal.alarm(WORKER_GRACE))
 
 
+def batches_of(volumes, batches, left_right):
+    """Yield (volumes (B, 1, Z, X, Y), indices (B,)) of volumes that are on the device, (N, 1, Z, X, Y)."""
+    for batch in batches:
+        indices, flips = (torch.tensor(one) for one in zip(*batch, strict=True))
+        chosen = volumes[to_device(indices, volumes.device)]
+        flips = to_device(flips, volumes.device).view(-1, 1, 1, 1, 1)
+        yield torch.where(flips, chosen.flip(left_right), chosen), indices
+
+
 def make_loader(dataset, batches, num_workers, device):
     """Iterator of (volumes (B, 1, Z, X, Y), indices (B,)) in the order of `batches`."""
+    if getattr(dataset.volumes, "is_cuda", False):
+        return batches_of(dataset.volumes, batches, dataset.left_right)
     if num_workers is None:
         num_workers = 0 if dataset.volumes is not None else min(4, os.cpu_count() or 1)
     return iter(
@@ -488,12 +512,13 @@ def open_data(folder, shape, batch_size, cache, packs, group):
 
     Args:
         folder, shape, batch_size: As for `audit_volumes`.
-        cache: ram, disk, or none.
+        cache: ram, gpu (Audit.move brings them there), disk, or none.
         packs: Folder of the packs of `cache` disk.
         group: Group; its first process packs.
     """
     if cache != "disk":
-        return audit_volumes(folder, shape, batch_size, cache == "ram", copies=group.on_this_machine)
+        kept = cache in ("ram", "gpu")
+        return audit_volumes(folder, shape, batch_size, kept, copies=group.on_this_machine)
     if group.first:
         audit = pack_volumes(folder, shape, batch_size, packs)
         group.tell(audit.volumes.folder.name)

@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from scipy.spatial.transform import Rotation
 
-from volumetric.parallel import device_random
+from volumetric.parallel import device_random, to_device
 
 
 def diff_augment(volumes, types, rng, spacing=(1, 1, 1)):
@@ -62,7 +62,7 @@ def cutout(volumes, rng, ratio=0.5):
     for axis, size in enumerate(volumes.shape[2:], start=2):
         box = int(size * ratio + 0.5)
         start = rng.integers(0, size + 1 - box % 2, len(volumes)) - box // 2
-        start = torch.from_numpy(start).to(volumes.device).view(-1, 1)
+        start = to_device(start, volumes.device).view(-1, 1)
         position = torch.arange(size, device=volumes.device)
         covered = (position >= start) & (position < start + box)  # (B, size)
         shape = [len(volumes), 1, 1, 1, 1]
@@ -73,7 +73,7 @@ def cutout(volumes, rng, ratio=0.5):
 
 def contrast(volumes, rng):
     """Scale every volume about its mean by a factor in [0.5, 1.5)."""
-    factor = torch.from_numpy(rng.random(len(volumes)) + 0.5).to(volumes).view(-1, 1, 1, 1, 1)
+    factor = to_device(rng.random(len(volumes)) + 0.5, volumes.device).to(volumes.dtype).view(-1, 1, 1, 1, 1)
     mean = volumes.mean(dim=(1, 2, 3, 4), keepdim=True)
     return (volumes - mean) * factor + mean
 
@@ -122,7 +122,7 @@ def transform_volumes(volumes, matrices, spacing):
     scaled = matrices * half / half[:, None]
     theta = np.zeros((len(volumes), 3, 4), np.float32)
     theta[:, :, :3] = scaled[:, ::-1, ::-1]  # its axes are (w, h, d)
-    grid = F.affine_grid(torch.from_numpy(theta).to(volumes.device), list(volumes.shape), align_corners=False)
+    grid = F.affine_grid(to_device(theta, volumes.device), list(volumes.shape), align_corners=False)
     return Resampling.apply(volumes, grid)
 
 
@@ -145,7 +145,7 @@ def scale(volumes, rng, spacing, strength=0.1):
 def bias_field(volumes, rng, strength=0.2, points=4):
     """Multiply every volume by a smooth field exp(f), f of points^3 uniform values in +-strength."""
     shape = (len(volumes), 1, points, points, points)
-    coarse = torch.from_numpy(2 * rng.random(math.prod(shape)) - 1).reshape(shape).to(volumes)
+    coarse = to_device(2 * rng.random(math.prod(shape)) - 1, volumes.device).reshape(shape).to(volumes.dtype)
     field = F.interpolate(coarse * strength, volumes.shape[2:], mode="trilinear", align_corners=True)
     return volumes * field.exp()
 
@@ -173,7 +173,7 @@ def blur(volumes, rng, strength=1.0):
     """Smooth every volume by a Gaussian of a deviation up to `strength` voxels; borders are replicated."""
     from kornia.filters import get_gaussian_kernel1d
 
-    sigma = torch.from_numpy(rng.random(len(volumes)) * strength).to(volumes).clamp_min(1e-3)
+    sigma = to_device(rng.random(len(volumes)) * strength, volumes.device).to(volumes.dtype).clamp_min(1e-3)
     reach = math.ceil(3 * strength)
     kernels = get_gaussian_kernel1d(2 * reach + 1, sigma[:, None])  # (B, taps)
     x = volumes.transpose(0, 1)  # (1, B, D, H, W): one group for each volume
@@ -196,6 +196,9 @@ AUGMENTATIONS = {
     "noise": rician_noise,
     "blur": blur,
 }
+
+
+UNSTEADY = {"rotation", "scaling", "blur"}  # their gradients on a GPU are sums in no fixed order
 
 
 class AdaptiveAugmentation:
@@ -248,7 +251,7 @@ def augment_each(volumes, prob, types, rng, spacing=(1, 1, 1), left_right=-2):
     if not prob:
         return volumes
     chosen, flipped = rng.random(len(volumes)) < prob, rng.random(len(volumes)) < 0.5
-    chosen, flipped = (torch.from_numpy(m).to(volumes.device).view(-1, 1, 1, 1, 1) for m in (chosen, flipped))
+    chosen, flipped = (to_device(m, volumes.device).view(-1, 1, 1, 1, 1) for m in (chosen, flipped))
     augmented = torch.where(flipped, volumes.flip(left_right), volumes)
     return torch.where(chosen, diff_augment(augmented, types, rng, spacing), volumes)
 

@@ -4,6 +4,8 @@ Linear attention: Shen et al. 2018, arXiv:1812.01243. Feature quantisation: Zhao
 arXiv:2004.02088.
 """
 
+import functools
+import math
 from collections import OrderedDict
 
 import torch
@@ -22,8 +24,79 @@ def leaky_relu():
     return nn.LeakyReLU(SLOPE, inplace=True)
 
 
+class AlongAxes(torch.autograd.Function):
+    """Linear maps along the three axes of volumes, a product with a matrix each; gradients of any order.
+
+    A GPU reads and writes x once for each, in one launch, sums in float32, and has no atomic additions in the
+    gradient. Shifted sums take five launches an axis.
+
+    Shapes: x (B, C, D, H, W), matrices (D', D), (H', H), (W', W) of x's dtype -> (B, C, D', H', W')
+    """
+
+    @staticmethod
+    def forward(ctx, x, *matrices):
+        ctx.matrices = matrices
+        y = channels_inside(x).movedim(1, -1)  # (B, D, H, W, C)
+        with torch.autocast(x.device.type, enabled=False):
+            for axis, matrix in enumerate(matrices, start=1):
+                before, after = y.shape[:axis], y.shape[axis + 1 :]
+                y = matrix @ y.reshape(-1, matrix.shape[1], math.prod(after))
+                y = y.view(*before, len(matrix), *after)
+        return y.movedim(-1, 1)
+
+    @staticmethod
+    def backward(ctx, gradient):
+        return AlongAxes.apply(gradient, *(matrix.T for matrix in ctx.matrices)), None, None, None
+
+
+@functools.cache
+def smoothing_matrix(size, dtype, device):
+    """[1, 2, 1] / 4 with replicated borders. Shapes: -> (size, size)"""
+    matrix = torch.diag(torch.full((size,), 0.5))
+    for other in (torch.arange(size) - 1, torch.arange(size) + 1):
+        matrix[torch.arange(size), other.clamp(0, size - 1)] += 0.25
+    return matrix.to(device, dtype)
+
+
+@functools.cache
+def doubling_matrix(size, factor, dtype, device):
+    """Linear interpolation between the centres of voxels to twice as many, or none. Shapes: -> (f size, size)
+
+    It is what torch.nn.Upsample computes: weights of 0.75 and 0.25, replicated at the borders.
+    """
+    if factor == 1:
+        return torch.eye(size, dtype=dtype, device=device)
+    matrix = torch.zeros(2 * size, size)
+    voxels = torch.arange(2 * size)
+    matrix[voxels, voxels // 2] += 0.75
+    matrix[voxels, (voxels // 2 + 2 * (voxels % 2) - 1).clamp(0, size - 1)] += 0.25
+    return matrix.to(device, dtype)
+
+
+class Upsampling(nn.Module):
+    """Trilinear enlargement by (d, h, w) factors of 1 or 2. Shapes: (B, C, D, H, W) -> (B, C, dD, hH, wW)"""
+
+    def __init__(self, factors):
+        super().__init__()
+        self.factors = factors
+
+    def forward(self, x):
+        if x.device.type == "cpu":
+            scale = tuple(map(float, self.factors))
+            return F.interpolate(x, scale_factor=scale, mode="trilinear", align_corners=False)
+        sizes = zip(x.shape[2:], self.factors, strict=True)
+        return AlongAxes.apply(x, *(doubling_matrix(*size, x.dtype, x.device) for size in sizes))
+
+
+def smooth(x):
+    """[1, 2, 1] / 4 along three axes with replicated borders. Shapes: (B, C, D, H, W) -> the same"""
+    if x.device.type == "cpu":
+        return Smoothing.apply(x)
+    return AlongAxes.apply(x, *(smoothing_matrix(size, x.dtype, x.device) for size in x.shape[2:]))
+
+
 class Smoothing(torch.autograd.Function):
-    """[1, 2, 1] / 4 along three axes with replicated borders, as shifted sums: no kernel of 27 taps.
+    """`smooth` as shifted sums, which CPUs are quick at: no kernel of 27 taps.
 
     With such borders the filter is a symmetric matrix, so it is its own gradient, of any order.
     """
@@ -41,6 +114,116 @@ class Smoothing(torch.autograd.Function):
     @staticmethod
     def backward(ctx, gradient):
         return Smoothing.apply(gradient)
+
+
+class Convolution(torch.autograd.Function):
+    """A 3D convolution whose gradients, of any order, are computed by convolution kernels.
+
+    PyTorch computes the gradient of a gradient by a convolution with kernels as large as volumes. But a
+    convolution is linear in its input and in its kernel, so that three functions are each other's gradients:
+
+        y = conv(x, w),    its transpose in x: T(g, w),    its transpose in w: W(g, x)
+
+    Shapes: x (B, C_in, D, H, W), weight (C_out, C_in, k, k, k), bias (C_out,) or None, stride, padding
+    """
+
+    @staticmethod
+    def forward(ctx, x, weight, bias, *how):
+        ctx.save_for_backward(x, weight)
+        ctx.how, ctx.bias_sizes = how, None if bias is None else list(bias.shape)
+        return F.conv3d(x, weight, bias, *how)
+
+    @staticmethod
+    def backward(ctx, gradient):
+        gradient, (x, weight) = channels_inside(gradient), ctx.saved_tensors
+        wanted, none = ctx.needs_input_grad, len(ctx.how) * (None,)
+        if not torch.is_grad_enabled():
+            return *convolution_gradients(gradient, x, weight, ctx.how, wanted[:3], ctx.bias_sizes), *none
+        return (
+            TransposedConvolution.apply(gradient, weight, x.shape, *ctx.how) if wanted[0] else None,
+            KernelGradient.apply(gradient, x, weight.shape, *ctx.how) if wanted[1] else None,
+            gradient.sum(dim=(0, 2, 3, 4)) if wanted[2] else None,
+            *none,
+        )
+
+
+class TransposedConvolution(torch.autograd.Function):
+    """T of `Convolution`. Shapes: gradient of y, weight, shape of x -> shape of x"""
+
+    @staticmethod
+    def forward(ctx, gradient, weight, shape, *how):
+        ctx.save_for_backward(gradient, weight)
+        ctx.how = how
+        x = gradient.new_empty(1).expand(shape)
+        return convolution_gradients(gradient, x, weight, how, (True, False, False))[0]
+
+    @staticmethod
+    def backward(ctx, x):
+        x, (gradient, weight) = channels_inside(x), ctx.saved_tensors
+        wanted = ctx.needs_input_grad
+        return (
+            Convolution.apply(x, weight, None, *ctx.how) if wanted[0] else None,
+            KernelGradient.apply(gradient, x, weight.shape, *ctx.how) if wanted[1] else None,
+            None,
+            *len(ctx.how) * (None,),
+        )
+
+
+class KernelGradient(torch.autograd.Function):
+    """W of `Convolution`. Shapes: gradient of y, x, shape of weight -> shape of weight"""
+
+    @staticmethod
+    def forward(ctx, gradient, x, shape, *how):
+        ctx.save_for_backward(gradient, x)
+        ctx.how = how
+        weight = x.new_empty(1).expand(shape)
+        return convolution_gradients(gradient, x, weight, how, (False, True, False))[1]
+
+    @staticmethod
+    def backward(ctx, weight):
+        gradient, x = ctx.saved_tensors
+        wanted = ctx.needs_input_grad
+        return (
+            Convolution.apply(x, weight, None, *ctx.how) if wanted[0] else None,
+            TransposedConvolution.apply(gradient, weight, x.shape, *ctx.how) if wanted[1] else None,
+            None,
+            *len(ctx.how) * (None,),
+        )
+
+
+def channels_inside(x):
+    """x with the channels last in memory, one channel too: what comes of it is then stored like that.
+
+    Shapes: (B, C, D, H, W) -> the same
+    """
+    if x.shape[1] == 1:
+        return x.contiguous().squeeze(1).unsqueeze(-1).movedim(-1, 1)
+    return x.contiguous(memory_format=torch.channels_last_3d)
+
+
+def convolution_gradients(gradient, x, weight, how, wanted, bias_sizes=None):
+    """(gradient in x, in the weight, in the bias) of a 3D convolution, None where not wanted."""
+    stride, padding = (3 * [n] if isinstance(n, int) else list(n) for n in how)
+    settings = (bias_sizes, stride, padding, [1, 1, 1], False, [0, 0, 0], 1)
+    return torch.ops.aten.convolution_backward(gradient, x, weight, *settings, list(wanted))
+
+
+def convolve(x, weight, bias=None, stride=1, padding=0):
+    """F.conv3d, on a GPU with quick gradients of any order. Shapes: as `Convolution`"""
+    x, device = channels_inside(x), x.device.type
+    if device == "cpu" or not torch.is_grad_enabled():
+        return F.conv3d(x, weight, bias, stride, padding)
+    if torch.is_autocast_enabled(device):
+        dtype = torch.get_autocast_dtype(device)
+        x, weight, bias = (None if t is None else t.to(dtype) for t in (x, weight, bias))
+    return Convolution.apply(x, weight, bias, stride, padding)
+
+
+class Conv3d(nn.Conv3d):
+    """nn.Conv3d by `convolve`."""
+
+    def forward(self, x):
+        return convolve(x, self.weight, self.bias, self.stride, self.padding)
 
 
 def product_dtype():
@@ -215,11 +398,6 @@ def run_block(block, *inputs, again=False):
     if not (again and torch.is_grad_enabled()):
         return block(*inputs)
     return checkpoint(block, *inputs, use_reentrant=False, preserve_rng_state=False)
-
-
-def upsampling(factors):
-    """Trilinear enlargement by (d, h, w) factors."""
-    return nn.Upsample(scale_factor=tuple(map(float, factors)), mode="trilinear", align_corners=False)
 
 
 def channels_last(module):

@@ -1,6 +1,8 @@
 """Several processes as one, devices, precision, and random numbers that their number does not change."""
 
 import contextlib
+import ctypes
+import functools
 import os
 import re
 import sys
@@ -15,6 +17,8 @@ from volumetric.cli import UserError
 MESSAGE_BYTES = 32 * 2**20  # of gradients sent at once between processes
 # What gloo says when a peer is gone or does not answer; NCCL has an error class of its own.
 LOST_PEER = re.compile(r"gloo|[Cc]onnection|[Tt]imed out|[Tt]imeout|socket|EOF|[Bb]roken pipe")
+MALLOPT_TRIM_THRESHOLD, MALLOPT_MMAP_THRESHOLD = -1, -3  # of malloc.h
+HALF_ERROR = 0.05  # of a convolution in half precision, relative; bfloat16's is 0.004
 WAIT = timedelta(minutes=10)  # for the gradients of another process before it counts as hanging
 LONG_WAIT = timedelta(hours=6)  # for what the first process does alone: downloads, packing, evaluation
 
@@ -233,12 +237,85 @@ def choose_device(name):
     if name == "cuda" and "LOCAL_RANK" in os.environ:
         name = f"cuda:{os.environ['LOCAL_RANK']}"
     device = torch.device(name)
+    be_quick_on(device)
     if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
         raise UserError(
             f"--device {name} is not there: PyTorch {torch.__version__} sees {torch.cuda.device_count()} "
             f"GPUs on this machine. Use --device cpu, or install a CUDA build of PyTorch."
         )
     return device
+
+
+def to_device(values, device):
+    """A numpy array or a tensor of the CPU on a device, without waiting for it. Shapes: any -> the same"""
+    tensor = torch.as_tensor(values)
+    return tensor.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else tensor.to(device)
+
+
+def be_quick_on(device):
+    """Settings of this process that cost no digit: algorithms by trial on a GPU, kept memory on a CPU.
+
+    All shapes of a run are fixed, so cuDNN's trials pay. The C library gives large tensors back to the
+    system, which has to clear every page of the next one: a tenth of a step on a CPU, more in generation.
+    """
+    if device.type == "cuda":
+        torch.backends.cudnn.benchmark = not torch.are_deterministic_algorithms_enabled()
+    elif hasattr(library := ctypes.CDLL(None), "mallopt"):
+        for option, value in ((MALLOPT_MMAP_THRESHOLD, 2**30), (MALLOPT_TRIM_THRESHOLD, 2**31 - 1)):
+            library.mallopt(option, value)
+
+
+def open_device(config, unsteady=()):
+    """torch.device of a RunConfig, ready for its training.
+
+    Args:
+        config: RunConfig.
+        unsteady: Names of what the run does that no GPU does twice the same.
+
+    Raises:
+        UserError: The device is not there, or cannot do what is asked.
+    """
+    if config.deterministic:
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # read when a GPU is first used
+    torch.use_deterministic_algorithms(config.deterministic)
+    torch.utils.deterministic.fill_uninitialized_memory = False
+    device = choose_device(config.device)
+    if config.cache == "gpu" and device.type != "cuda":
+        raise UserError(f"--cache gpu keeps the volumes on a GPU, the run is on {device}: use --cache ram.")
+    if config.deterministic and device.type == "cuda" and unsteady:
+        raise UserError(
+            f"--deterministic is not possible with {', '.join(sorted(unsteady))}: leave one of them out."
+        )
+    if config.fp16:
+        check_half_precision(choose_amp_dtype(config.amp_dtype, device), device)
+    return device
+
+
+def check_half_precision(dtype, device):
+    """Raise a UserError if a convolution in half precision, or its gradients, are wrong on this machine.
+
+    PyTorch and cuDNN had versions where they were (PyTorch issues 166122, 163539).
+    """
+    generator = torch.Generator().manual_seed(0)
+    draw = functools.partial(torch.randn, generator=generator)
+    x, weight, gradient = draw(2, 16, 4, 8, 8), draw(16, 16, 3, 3, 3) / 20, draw(2, 16, 4, 8, 8)
+    found = {}
+    for kind in (torch.float32, dtype):
+        inputs = [
+            t.to(device, kind, memory_format=torch.channels_last_3d).requires_grad_() for t in (x, weight)
+        ]
+        with tf32(False):
+            y = torch.nn.functional.conv3d(*inputs, padding=1)
+            grads = torch.autograd.grad(y, inputs, gradient.to(device, kind))
+        found[kind] = [t.detach().double() for t in (y, *grads)]
+    for what, right, half in zip(("", " gradient in x", " gradient in w"), *found.values(), strict=True):
+        error = float((half - right).norm() / right.norm())
+        if not error < HALF_ERROR:
+            name = str(dtype).removeprefix("torch.")
+            raise UserError(
+                f"A convolution{what} in {name} is wrong on {device} by {error:.0%} with PyTorch "
+                f"{torch.__version__}: use another version, another --amp_dtype, or leave --fp16 out."
+            )
 
 
 def choose_amp_dtype(name, device):
