@@ -93,7 +93,7 @@ WRONG_FLAGS = {
         "--device cuda:99 is not",
     ),
     "precision": (["--amp_dtype", "fp8"], "--amp_dtype must be auto or float16 or bfloat16, got 'fp8'."),
-    "cache": (["--cache", "tape"], "--cache must be ram or disk or none, got 'tape'."),
+    "cache": (["--cache", "tape"], "--cache must be ram or gpu or disk or none, got 'tape'."),
     "name": (["--name", "a/b"], "--name must be the name of a folder, without a path, got 'a/b'."),
     "seed": (["--seed", "-1"], "--seed must be 0 or more, got -1."),
     "new and load_from": (["--new", "--load_from", "3"], "--new starts afresh and --load_from continues"),
