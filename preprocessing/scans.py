@@ -39,7 +39,7 @@ UNITS = {1: "metres", 3: "micrometres"}  # of the NIfTI header
 MOST_LABELS = 64  # whole numbers, of which fewer make a label map
 FAR_ABOVE = 50.0  # times the 99.99th percentile: no tissue
 LEAST_BELOW = -0.05  # of the range of values: less is an offset
-INVERTED = 0.9  # of the range of values, below which the border of a scan lies
+INVERTED = 0.7  # of the range of values, below which the border of a scan lies
 GEOMETRY_TOLERANCE = 0.1  # mm, between the corners of the volume as sform and qform place them
 SHEAR_TOLERANCE = 1e-4  # of the cosine between two axes; ITK refuses more
 

@@ -403,6 +403,10 @@ NOT_SCANS = {
     ),
     "offset": (lambda a: a * 1000 - 1024, "expected none below 0: take the offset away"),
     "inverted": (lambda a: a.max() - a, "its contrast is inverted"),
+    "inverted, with noise": (
+        lambda a: (b := a + 0.4 * random_array(2, a.shape)).max() - b,
+        "its contrast is inverted",
+    ),
     "one voxel": (
         lambda a: np.where(np.arange(a.size).reshape(a.shape) == 77, 1e6, a),
         "has 1 voxels of up to 1e+06",
