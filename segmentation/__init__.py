@@ -1,0 +1,1 @@
+"""Vessel segmentation: label tables, scores, and what synthetic volumes are good for."""

@@ -1,0 +1,402 @@
+"""Scores of vessel segmentations: overlap, distances, topology and variants, of a case and of folders.
+
+    python segmentation/metrics.py --truth labels --prediction predicted --output scores
+
+or edit the settings below and run it, or call `score_case(truth, prediction, spacing)`.
+
+The scores are those of the TopCoW challenge (Yang et al., arXiv:2312.17670), number for number, and those of
+Aydin et al., NeuroImage 304 (2024) 120936, of its seven merged classes. Inputs are never written to.
+"""
+
+import functools
+import itertools
+import os
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from nibabel.affines import voxel_sizes
+from scipy import ndimage
+from tqdm import tqdm
+
+from segmentation.labels import MERGED, TABLES, merged_name, read_labels
+from segmentation.report import write_report
+from volumetric.cli import UserError, check_fields, one_line_errors, option, parse_cli
+from volumetric.files import find_volumes, next_free
+
+# Edit these, or pass them as flags; a flag wins.
+# folder of true label maps
+truth = "labels"
+# folder of predicted ones, of the same names
+prediction = "predicted"
+# new folder for scores.json, scores.csv and pictures
+output = "scores"
+
+NAMES = TABLES["topcow2024"]
+EVERY_NEIGHBOUR = np.ones((3, 3, 3), bool)  # 26 of them
+MISSING_MM = 90.0  # distance where a class is missing on one side
+LEAST_IOU = 0.25  # of a class that is detected
+DETECTED = (8, 9, 10, 15)  # the classes that not everybody has
+PARTS = {"anterior": (10, 11, 12, 15), "posterior": (2, 3, 8, 9)}
+# Edges of the circle's graph: a segment that is there when its class is, or when two classes touch.
+GRAPH = {
+    "anterior": {"L-A1": (12, 6), "Acom": (10,), "3rd-A2": (15,), "R-A1": (11, 4)},
+    "posterior": {"L-Pcom": (9,), "L-P1": (3, 1), "R-P1": (2, 1), "R-Pcom": (8,)},
+}
+SIDES = {
+    "anterior": ((6, 4), (12, 11)),
+    "posterior": ((3, 2),),
+}  # pairs (left, right), the first there decides
+
+
+# ╔══════════════════════════════════════════════════════════════════════════════════════════════════════════╗
+# ║ Overlap and distance of two masks                                                                        ║
+# ╚══════════════════════════════════════════════════════════════════════════════════════════════════════════╝
+
+
+def box_of(mask):
+    """Slices of the smallest box that holds a mask, or None if it is empty."""
+    found = ndimage.find_objects(mask.astype(np.uint8))
+    return found[0] if found else None
+
+
+def cropped(*masks):
+    """Masks in the smallest box that holds them all, with an empty voxel around."""
+    box = box_of(np.logical_or.reduce(masks))
+    return [np.pad(mask[box], 1) for mask in masks]
+
+
+def dice(one, other):
+    """2 |A and B| / (|A| + |B|), 0 if both are empty."""
+    total = int(one.sum()) + int(other.sum())
+    return 2 * int((one & other).sum()) / total if total else 0
+
+
+def surface(mask):
+    """Voxels with one of 26 neighbours outside. Shapes: (X, Y, Z) bool -> the same"""
+    return mask & ~ndimage.binary_erosion(mask, EVERY_NEIGHBOUR)
+
+
+def hausdorff(one, other, spacing):
+    """Hausdorff distance of two masks and its 95th percentile, mm, the larger of both directions.
+
+    Returns:
+        (HD, HD95): MISSING_MM if one mask is empty, 0 if both are.
+    """
+    if not one.any() or not other.any():
+        distance = MISSING_MM if one.any() or other.any() else 0
+        return distance, distance
+    surfaces = [surface(mask) for mask in cropped(one, other)]
+    distances = []
+    for near, far in (surfaces, surfaces[::-1]):
+        to_far = ndimage.distance_transform_edt(~far, sampling=spacing)
+        distances.append(to_far[near])
+    return float(max(d.max() for d in distances)), float(max(np.percentile(d, 95) for d in distances))
+
+
+def average_distances(one, other, spacing=(1, 1, 1)):
+    """Average distances of all voxels of two masks (of Aydin et al., with the spacing of a voxel).
+
+        AVGDIST = (S1 / N1 + S2 / N2) / 2,    bAVD = (S1 + S2) / (2 N1)
+
+    S1 sums the distances from the true voxels to the nearest predicted one, S2 the reverse.
+
+    Returns:
+        {"AVGDIST", "bAVD"}, NaN if a mask is empty.
+    """
+    if not one.any() or not other.any():
+        return {"AVGDIST": np.nan, "bAVD": np.nan}
+    one, other = cropped(one, other)
+    sums = [
+        float(ndimage.distance_transform_edt(~far, sampling=spacing)[near].sum())
+        for near, far in ((one, other), (other, one))
+    ]
+    n1, n2 = int(one.sum()), int(other.sum())
+    return {"AVGDIST": (sums[0] / n1 + sums[1] / n2) / 2, "bAVD": sum(sums) / (2 * n1)}
+
+
+def centreline_dice(one, other):
+    """clDice (arXiv:2003.07311): overlap of each skeleton with the other mask, 0 if one is empty."""
+    from skimage.morphology import skeletonize
+
+    if not one.any() or not other.any():
+        return 0
+    one, other = cropped(one, other)
+    shares = []
+    for mask, whole in ((other, one), (one, other)):
+        skeleton = skeletonize(mask, method="lee") > 0
+        if not skeleton.any():
+            return 0
+        shares.append(int((skeleton & whole).sum()) / int(skeleton.sum()))
+    return 2 * shares[0] * shares[1] / sum(shares) if sum(shares) else 0
+
+
+def components(mask):
+    """Number of 26-connected components."""
+    box = box_of(mask)
+    return 0 if box is None else int(ndimage.label(mask[box], EVERY_NEIGHBOUR)[1])
+
+
+# ╔══════════════════════════════════════════════════════════════════════════════════════════════════════════╗
+# ║ One case                                                                                                 ║
+# ╚══════════════════════════════════════════════════════════════════════════════════════════════════════════╝
+
+
+def check_pair(truth, prediction):
+    """Raise a UserError unless two arrays are label maps of one shape."""
+    if truth.shape != prediction.shape or truth.ndim != 3:
+        raise UserError(f"truth and prediction have the shapes {truth.shape} and {prediction.shape}.")
+    unknown = sorted(({*np.unique(truth)} | {*np.unique(prediction)}) - {0, *NAMES})
+    if unknown:
+        raise UserError(f"there are ids {', '.join(map(str, unknown))}, which are not of TopCoW 2024.")
+
+
+def score_case(truth, prediction, spacing):
+    """Scores of one segmentation, as the TopCoW challenge has them.
+
+    Averages are over the classes that are on either side: one false voxel of a class that is not there
+    adds Dice 0 and 90 mm.
+
+    Args:
+        truth, prediction: Whole numbers (X, Y, Z), ids of TopCoW 2024.
+        spacing: Size of a voxel of the truth along X, Y and Z, mm.
+
+    Returns:
+        {"Dice_<class>", "B0err_<class>", "HD_<class>", "HD95_<class>", "clDice"}; of the former also their
+        averages "<score>_ClsAvg<score>", and "<score>_MergedBin" of all vessels as one. Betti-0 errors are
+        differences of numbers of components, distances are in mm.
+
+    Raises:
+        UserError: The arrays are no label maps of one shape.
+    """
+    truth, prediction = np.asarray(truth), np.asarray(prediction)
+    check_pair(truth, prediction)
+    box = box_of((truth > 0) | (prediction > 0))
+    if box is not None:
+        truth, prediction = truth[box], prediction[box]
+    classes = sorted(({*np.unique(truth)} | {*np.unique(prediction)}) - {0})
+    pairs = {NAMES[c]: (truth == c, prediction == c) for c in classes}
+    pairs["MergedBin"] = (truth > 0, prediction > 0)
+    found = {name: mask_scores(*pair, spacing) for name, pair in pairs.items()}
+    scores = {}
+    for kind in ("Dice", "B0err", "HD", "HD95"):
+        scores |= {f"{kind}_{name}": one[kind] for name, one in found.items()}
+        of_classes = [one[kind] for name, one in found.items() if name != "MergedBin"]
+        scores[f"{kind}_ClsAvg{kind}"] = float(np.mean(of_classes)) if of_classes else 0
+    return scores | {"clDice": centreline_dice(*pairs["MergedBin"])}
+
+
+def mask_scores(truth, prediction, spacing):
+    """Dice, Betti-0 error, HD and HD95 of one class."""
+    hd, hd95 = hausdorff(truth, prediction, spacing)
+    betti = abs(components(prediction) - components(truth))
+    return {"Dice": dice(truth, prediction), "B0err": betti, "HD": hd, "HD95": hd95}
+
+
+def merged(labels):
+    """{class of the paper: mask (X, Y, Z)}."""
+    masks = {name: np.zeros(labels.shape, bool) for name in MERGED}
+    for c, name in NAMES.items():
+        masks[merged_name(name)] |= labels == c
+    return masks
+
+
+def score_as_published(truth, prediction):
+    """Scores of the paper: Dice, and AVGDIST and bAVD in voxels, of its seven merged classes.
+
+    A distance is NaN where a class is missing on one side; the paper's means leave such cases out, so that a
+    missed vessel costs nothing.
+
+    Shapes: (X, Y, Z), (X, Y, Z) -> {"Paper_<score>_<class>"}
+    """
+    scores, of_prediction = {}, merged(prediction)
+    for name, mask in merged(truth).items():
+        other = of_prediction[name]
+        scores[f"Paper_Dice_{name}"] = dice(mask, other) if mask.any() or other.any() else np.nan
+        for kind, value in average_distances(mask, other).items():
+            scores[f"Paper_{kind}_{name}"] = value
+    return scores
+
+
+def touching(labels):
+    """Pairs of classes of which voxels are 26-neighbours, a set of (a, b), both ways."""
+    box, found = box_of(labels > 0), set()
+    if box is None:
+        return found
+    labels = np.pad(labels[box], 1).astype(np.int32)
+    inner = tuple(slice(1, -1) for _ in range(3))
+    here = labels[inner]
+    for offset in itertools.product((-1, 0, 1), repeat=3):
+        if offset <= (0, 0, 0):
+            continue
+        there = labels[tuple(slice(1 + d, n - 1 + d) for d, n in zip(offset, labels.shape, strict=True))]
+        meet = (here > 0) & (there > 0) & (here != there)
+        codes = np.unique(256 * here[meet] + there[meet])
+        found |= {pair for code in codes.tolist() for pair in (divmod(code, 256), divmod(code, 256)[::-1])}
+    return found
+
+
+def detect(truth, prediction, label):
+    """TP, FN, FP or TN of a class: TP from an intersection over union of LEAST_IOU on."""
+    one, other = truth == label, prediction == label
+    if not one.any():
+        return "FP" if other.any() else "TN"
+    return "TP" if (one & other).sum() / (one | other).sum() >= LEAST_IOU else "FN"
+
+
+def graph_of(labels, pairs):
+    """{"anterior": four of 0 and 1, "posterior": four}: which of the circle's segments are there."""
+    there = {int(c) for c in np.unique(labels)}
+    return {
+        part: [int(need in pairs if len(need) == 2 else need[0] in there) for need in segments.values()]
+        for part, segments in GRAPH.items()
+    }
+
+
+def sides_are_swapped(labels, part, left):
+    """True if what is called left lies on the right; `left` is 1 if x grows to the left, else -1."""
+    for names in SIDES[part]:
+        medians = [np.median(np.nonzero(labels == c)[0]) if (labels == c).any() else None for c in names]
+        if None not in medians:
+            return bool(left * (medians[0] - medians[1]) < 0)
+    return False
+
+
+def compare_variants(truth, prediction, left=1):
+    """Detection of the arteries that not everybody has, graph of the circle, and match of its topology.
+
+    Args:
+        truth, prediction: (X, Y, Z), ids of TopCoW 2024.
+        left: 1 if x grows to the patient's left, -1 if to the right.
+
+    Returns:
+        {"detection": {class: TP, FN, FP or TN}, "graph": {part: {"truth", "prediction"}: four numbers},
+        "match": {part: bool}}.
+    """
+    pairs = [touching(labels) for labels in (truth, prediction)]
+    graphs = [graph_of(labels, p) for labels, p in zip((truth, prediction), pairs, strict=True)]
+    match = {}
+    for part, classes in PARTS.items():
+        right = not sides_are_swapped(prediction, part, left)
+        for c in classes:
+            right = right and detect(truth, prediction, c) in ("TP", "TN")
+            right = right and components(truth == c) == components(prediction == c)
+            right = right and {b for a, b in pairs[0] if a == c} == {b for a, b in pairs[1] if a == c}
+        match[part] = right
+    return {
+        "detection": {NAMES[c]: detect(truth, prediction, c) for c in DETECTED},
+        "graph": {part: {"truth": graphs[0][part], "prediction": graphs[1][part]} for part in GRAPH},
+        "match": match,
+    }
+
+
+# ╔══════════════════════════════════════════════════════════════════════════════════════════════════════════╗
+# ║ Folders                                                                                                  ║
+# ╚══════════════════════════════════════════════════════════════════════════════════════════════════════════╝
+
+
+@dataclass(kw_only=True)
+class ScoreConfig:
+    """Score a folder of predicted label maps against the true ones."""
+
+    truth: str = option(truth, "Folder of true label maps, ids of TopCoW 2024.")
+    prediction: str = option(prediction, "Folder of predicted ones, of the same names.")
+    output: str = option(output, "New folder for scores.json, scores.csv and pictures.", folder=True)
+    resample: bool = option(False, "Bring predictions of another grid to the truth's, by nearest neighbour.")
+    workers: int | None = option(None, "Processes; None is one for each core.", least=1, most=256)
+
+    def __post_init__(self):
+        check_fields(self)
+
+
+def name_of(path):
+    """Name of a case: of its file, without the ending."""
+    return path.name.removesuffix(".gz").removesuffix(".nii")
+
+
+def pair_up(config):
+    """{case: (path of the truth, path of the prediction)}; a UserError unless all have a partner."""
+    folders = {"truth": config.truth, "prediction": config.prediction}
+    found = {}
+    for flag, folder in folders.items():
+        paths = find_volumes(folder)
+        found[flag] = {name_of(path): path for path in paths}
+        if len(found[flag]) < len(paths):
+            raise UserError(f"--{flag} {folder} has several files of one name: give a folder of one set.")
+    for flag, other in (("truth", "prediction"), ("prediction", "truth")):
+        alone = sorted(found[flag].keys() - found[other].keys())
+        if alone:
+            raise UserError(
+                f"{found[flag][alone[0]]} has no partner in --{other} {folders[other]}, as {len(alone)} of "
+                f"{len(found[flag])}: the names must be the same."
+            )
+    return {name: (path, found["prediction"][name]) for name, path in sorted(found["truth"].items())}
+
+
+def read_pair(paths, resample):
+    """Truth and prediction on one grid.
+
+    Returns:
+        (truth, prediction (X, Y, Z) with x to the right, spacing (3,) mm).
+
+    Raises:
+        UserError: One is no label map, or they are of different grids.
+    """
+    (true, affine), (predicted, other) = (read_labels(path) for path in paths)
+    if true.shape != predicted.shape or not np.allclose(affine, other, atol=1e-3):
+        if not resample:
+            raise UserError(
+                f"{paths[1]} is of another grid than {paths[0]} ({predicted.shape} and {true.shape} voxels): "
+                f"--resample True brings it there, if both are of one space."
+            )
+        to_other = np.linalg.inv(other) @ affine
+        predicted = ndimage.affine_transform(predicted, to_other, output_shape=true.shape, order=0)
+    return true, predicted, voxel_sizes(affine)
+
+
+def score_files(paths, resample):
+    """All scores of one case, {"scores", "variants", "empty", "spacing"}."""
+    true, predicted, spacing = read_pair(paths, resample)
+    scores = score_case(true, predicted, spacing) | score_as_published(true, predicted)
+    empty = [side for side, labels in (("truth", true), ("prediction", predicted)) if not labels.any()]
+    there = {
+        side: [NAMES[c] for c in np.unique(labels) if c]
+        for side, labels in zip(("truth", "prediction"), (true, predicted), strict=True)
+    }
+    variants = compare_variants(true, predicted, left=-1)
+    return {"scores": scores, "variants": variants, "empty": empty, "classes": there}
+
+
+def score_folders(config):
+    """Score every case of two folders; a case that cannot be scored stops all before anything is written.
+
+    Args:
+        config: ScoreConfig.
+
+    Returns:
+        The new folder with scores.json, scores.csv, summary.md and pictures.
+    """
+    cases = pair_up(config)
+    number = config.workers or min(len(os.sched_getaffinity(0)), len(cases))
+    results = {}
+    with ProcessPoolExecutor(number) as pool:
+        waiting = {name: pool.submit(score_files, paths, config.resample) for name, paths in cases.items()}
+        for name, future in tqdm(waiting.items(), "Scoring", unit="case"):
+            results[name] = future.result()
+    folder = next_free(Path(config.output))
+    folder.mkdir(parents=True)
+    print(write_report(results, cases, folder, functools.partial(read_pair, resample=config.resample)))
+    print(f"Scores and pictures of {len(cases)} cases are in {folder}")
+    return folder
+
+
+def main(argv=None):
+    """The command line."""
+    config = parse_cli(ScoreConfig, argv)
+    with one_line_errors():
+        score_folders(config)
+
+
+if __name__ == "__main__":
+    main()
