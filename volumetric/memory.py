@@ -1,5 +1,6 @@
 """Peak memory of the heaviest steps of a training: predicted on the CPU, measured on a GPU."""
 
+import contextlib
 import weakref
 
 import torch
@@ -9,6 +10,8 @@ from torch.utils._pytree import tree_leaves
 from torch.utils.weak import WeakIdKeyDictionary
 
 from volumetric.cli import UserError
+
+COMFORTABLE = 0.75  # of a GPU's memory, up to which penalties are computed at once
 
 
 class AllocationTracker(TorchDispatchMode):
@@ -63,20 +66,41 @@ def predict_peak_memory(build):
 def measure_peak_memory(trainer):
     """Peak bytes of the worst steps on the GPU, {phase: bytes}, found by running each once without an update.
 
+    The penalties are computed for the whole micro-batch at once if that leaves a part of the memory free:
+    fewer and larger launches. Not in a deterministic run, whose rounding the memory must not decide.
+
     Raises:
         UserError: A step does not fit into the GPU's memory.
     """
+    total = torch.cuda.get_device_properties(trainer.device).total_memory
+    small, whole = trainer.penalty_part, trainer.batch_size
+    if whole > small and not trainer.config.deterministic:
+        trainer.penalty_part = whole
+        with contextlib.suppress(torch.OutOfMemoryError):
+            peaks = peaks_of(trainer)
+            if max(peaks.values()) < COMFORTABLE * total:
+                return peaks
+        torch.cuda.empty_cache()
+        trainer.penalty_part = small
+    try:
+        return peaks_of(trainer)
+    except torch.OutOfMemoryError as error:
+        raise UserError(
+            f"{error.__notes__[0]} does not fit into the {total / 2**30:.1f} GiB of {trainer.device}: lower "
+            f"--batch_size and raise --gradient_accumulate_every by the same factor."
+        ) from None
+
+
+def peaks_of(trainer):
+    """Peak bytes of each phase, {phase: bytes}; an OutOfMemoryError is noted with the phase."""
     peaks = {}
     for phase, work in trainer.rehearsals():
         torch.cuda.reset_peak_memory_stats(trainer.device)
         try:
             work()
-        except torch.OutOfMemoryError:
-            total = torch.cuda.get_device_properties(trainer.device).total_memory / 2**30
-            raise UserError(
-                f"The step with {phase} does not fit into the {total:.1f} GiB of {trainer.device}: lower "
-                f"--batch_size and raise --gradient_accumulate_every by the same factor."
-            ) from None
+        except torch.OutOfMemoryError as error:
+            error.__notes__ = [f"The step with {phase}"]
+            raise
         peaks[phase] = torch.cuda.max_memory_allocated(trainer.device)
     torch.cuda.empty_cache()
     return peaks
