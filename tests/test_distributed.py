@@ -111,7 +111,7 @@ OPTIONS = {
 }
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def gradients(tmp_path_factory):
     """Folder with the gradients of every one of OPTIONS, by one process (one/) and by two (two/)."""
     folder = tmp_path_factory.mktemp("gradients")

@@ -405,7 +405,7 @@ def test_local_inception_weights_load_and_others_are_refused(tmp_path, plain_inc
 SHAPE = (16, 16, 8)
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def folders(tmp_path_factory):
     """Folders of seven real and six generated volumes with a bright rod; one generated is 4D."""
     root = tmp_path_factory.mktemp("sets")
@@ -417,7 +417,7 @@ def folders(tmp_path_factory):
     return root
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def report(folders):
     """The result of one evaluation by the command line: process, output folder, digests before."""
     before = contents(folders)

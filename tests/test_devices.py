@@ -1,0 +1,81 @@
+"""What a run asks of its device: precision, memory, determinism; without a GPU."""
+
+from types import SimpleNamespace
+
+import pytest
+import torch
+
+import stylegan2_pytorch as sg
+from volumetric import diff_augment, memory, parallel
+from volumetric.cli import UserError
+
+
+def test_a_wrong_convolution_in_half_precision_is_refused(make_config, monkeypatch):
+    cpu = torch.device("cpu")
+    parallel.check_half_precision(torch.bfloat16, cpu)
+    right = torch.autograd.grad
+
+    def wrong(y, inputs, gradient):
+        found = right(y, inputs, gradient)
+        return found if gradient.dtype == torch.float32 else [found[0], found[1] * 0.9]
+
+    monkeypatch.setattr(torch.autograd, "grad", wrong)
+    with pytest.raises(UserError, match=r"A convolution gradient in w in bfloat16 is wrong on cpu by 10%"):
+        sg.train_from_folder(make_config(fp16=True))
+    parallel.open_device(make_config(fp16=False))  # asks for none
+
+
+class SmallGpu:
+    """A trainer whose penalties take a GiB for each volume computed at once, of 12 GiB."""
+
+    device, batch_size = "cuda:0", 8
+
+    def __init__(self, least=0, deterministic=False):
+        self.penalty_part, self.least = 2, least
+        self.config = SimpleNamespace(deterministic=deterministic)
+
+    def rehearsals(self):
+        def penalty():
+            self.peak = max(self.penalty_part, self.least) * 2**30
+            if self.peak > 12 * 2**30:
+                raise torch.OutOfMemoryError("no memory")
+
+        return [("gradient penalty", penalty)]
+
+
+@pytest.mark.parametrize(
+    ("settings", "part"), [({}, 8), ({"least": 10}, 2), ({"deterministic": True}, 2), ({"least": 13}, None)]
+)
+def test_penalties_are_computed_at_once_where_memory_allows(monkeypatch, settings, part):
+    trainer = SmallGpu(**settings)
+    cuda = {"reset_peak_memory_stats": lambda _: None, "empty_cache": lambda: None}
+    cuda |= {"max_memory_allocated": lambda _: trainer.peak}
+    cuda |= {"get_device_properties": lambda _: SimpleNamespace(total_memory=12 * 2**30)}
+    for name, function in cuda.items():
+        monkeypatch.setattr(torch.cuda, name, function)
+    if part is None:
+        with pytest.raises(
+            UserError, match=r"The step with gradient penalty does not fit into the 12\.0 GiB"
+        ):
+            memory.measure_peak_memory(trainer)
+        return
+    assert memory.measure_peak_memory(trainer) == {"gradient penalty": max(part, trainer.least) * 2**30}
+    assert trainer.penalty_part == part
+
+
+def test_volumes_on_a_gpu_need_one(make_config):
+    with pytest.raises(UserError, match=r"--cache gpu keeps the volumes on a GPU, the run is on cpu"):
+        sg.train_from_folder(make_config(cache="gpu"))
+
+
+def test_deterministic_runs_say_so_to_pytorch(make_config, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    config = make_config(device="cuda", deterministic=True, aug_types=("rotation", "cutout"), fp16=False)
+    try:
+        with pytest.raises(UserError, match=r"--deterministic is not possible with rotation"):
+            parallel.open_device(config, diff_augment.UNSTEADY & {*config.aug_types})
+        monkeypatch.undo()
+        assert torch.are_deterministic_algorithms_enabled()
+    finally:
+        parallel.open_device(make_config(fp16=False))
+    assert not torch.are_deterministic_algorithms_enabled()
