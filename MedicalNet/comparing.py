@@ -24,6 +24,7 @@ from MedicalNet.distances import (
 )
 from MedicalNet.extractors import PLANES
 from MedicalNet.volumes import progress
+from volumetric.files import finite
 from volumetric.parallel import host_random
 
 STREAM_BOOTSTRAP, STREAM_SUBSETS, STREAM_SPLIT = range(1, 4)
@@ -287,15 +288,6 @@ def chosen(length, indices):
     counts = np.zeros(length)
     counts[indices] = 1
     return counts
-
-
-def finite(record):
-    """A record with None in place of numbers that are not finite, which JSON does not have."""
-    if isinstance(record, dict):
-        return {key: finite(value) for key, value in record.items()}
-    if isinstance(record, list | tuple):
-        return [finite(value) for value in record]
-    return None if isinstance(record, float) and not np.isfinite(record) else record
 
 
 def with_vessels(measured_set):

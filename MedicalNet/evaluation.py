@@ -24,7 +24,7 @@ from pathlib import Path
 import nibabel as nib
 import numpy as np
 
-from MedicalNet.comparing import NUMBERS, compare, few_samples, finite, named, with_vessels
+from MedicalNet.comparing import NUMBERS, compare, few_samples, named, with_vessels
 from MedicalNet.copies import among_training, find_copies, nearness
 from MedicalNet.distances import frechet_distance, prd_area, prd_curve
 from MedicalNet.extractors import PLANES, PUBLISHED, FeatureCache, default_cache
@@ -41,7 +41,7 @@ from volumetric.cli import (
     parse_cli,
 )
 from volumetric.dataset import FEWEST_EVALUATED
-from volumetric.files import __version__, atomic_path, left_right_axis, next_free
+from volumetric.files import __version__, atomic_path, finite, left_right_axis, next_free
 
 __all__ = ["EvaluateConfig", "evaluate", "frechet_distance", "prd_area", "prd_curve"]
 

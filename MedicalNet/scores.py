@@ -8,12 +8,12 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from MedicalNet.comparing import compare, finite, named
+from MedicalNet.comparing import compare, named
 from MedicalNet.evaluation import EvaluateConfig, Evaluator, describe, unpublished
 from MedicalNet.measuring import joined, measure
 from MedicalNet.volumes import in_memory
 from volumetric.cli import UserError
-from volumetric.files import atomic_path, by, file_digest, next_free, read_json
+from volumetric.files import atomic_path, by, file_digest, finite, next_free, read_json
 
 
 def until_received(items, received):

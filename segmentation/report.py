@@ -9,7 +9,7 @@ from matplotlib.patches import Patch
 from PIL import Image
 
 from segmentation.labels import MERGED, TABLES
-from volumetric.files import atomic_path
+from volumetric.files import atomic_path, finite
 from volumetric.pictures import canonical, new_axes, save_figure
 
 NAMES = TABLES["topcow2024"]
@@ -175,15 +175,6 @@ def write_csv(results, path):
         for case, one in results.items():
             values = [one["scores"].get(name, "") for name in names]
             table.writerow([case, *values, *one["variants"]["match"].values()])
-
-
-def finite(value):
-    """A record with None in place of NaN, which JSON does not have."""
-    if isinstance(value, dict):
-        return {key: finite(one) for key, one in value.items()}
-    if isinstance(value, list | tuple):
-        return [finite(one) for one in value]
-    return None if isinstance(value, float) and not np.isfinite(value) else value
 
 
 # ╔══════════════════════════════════════════════════════════════════════════════════════════════════════════╗

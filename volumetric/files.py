@@ -417,3 +417,12 @@ def next_free(path):
     path = Path(path)
     candidates = itertools.chain([path], (path.with_name(f"{path.name}-{n}") for n in itertools.count(1)))
     return next(p for p in candidates if not p.exists())
+
+
+def finite(record):
+    """A record with None in place of numbers that are not finite, which JSON does not have."""
+    if isinstance(record, dict):
+        return {key: finite(value) for key, value in record.items()}
+    if isinstance(record, list | tuple):
+        return [finite(value) for value in record]
+    return None if isinstance(record, float) and not np.isfinite(record) else record
