@@ -40,6 +40,11 @@ TABLES = {
 DESCRIPTION = "labels: "  # and the table's name, in the header of what is written
 
 
+def name_of(path):
+    """Name of a case: of its file, without the ending."""
+    return path.name.removesuffix(".gz").removesuffix(".nii")
+
+
 def merged_name(name):
     """Class of the paper that a TopCoW class belongs to."""
     return "ACA" if name == "3rd-A2" else name.split("-")[-1]
@@ -148,8 +153,8 @@ def remap_folder(config):
     folder = next_free(Path(config.output))
     folder.mkdir(parents=True)
     for path, (array, affine) in zip(paths, maps, strict=True):
-        name = f"{path.name.removesuffix('.gz').removesuffix('.nii')}.nii.gz"
-        save_labels(remap(array, config.source, config.target), affine, folder / name, config.target)
+        translated = remap(array, config.source, config.target)
+        save_labels(translated, affine, folder / f"{name_of(path)}.nii.gz", config.target)
     print(f"{len(paths)} label maps with the ids of {config.target} are in {folder}")
     return folder
 

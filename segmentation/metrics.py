@@ -20,7 +20,7 @@ from nibabel.affines import voxel_sizes
 from scipy import ndimage
 from tqdm import tqdm
 
-from segmentation.labels import MERGED, TABLES, merged_name, read_labels
+from segmentation.labels import MERGED, TABLES, merged_name, name_of, read_labels
 from segmentation.report import write_report
 from volumetric.cli import UserError, check_fields, one_line_errors, option, parse_cli
 from volumetric.files import find_volumes, next_free
@@ -310,11 +310,6 @@ class ScoreConfig:
         check_fields(self)
 
 
-def name_of(path):
-    """Name of a case: of its file, without the ending."""
-    return path.name.removesuffix(".gz").removesuffix(".nii")
-
-
 def pair_up(config):
     """{case: (path of the truth, path of the prediction)}; a UserError unless all have a partner."""
     folders = {"truth": config.truth, "prediction": config.prediction}
@@ -356,7 +351,7 @@ def read_pair(paths, resample):
 
 
 def score_files(paths, resample):
-    """All scores of one case, {"scores", "variants", "empty", "spacing"}."""
+    """All of one case: {"scores", "variants", "empty": sides, "classes": {side: names of those there}}."""
     true, predicted, spacing = read_pair(paths, resample)
     scores = score_case(true, predicted, spacing) | score_as_published(true, predicted)
     empty = [side for side, labels in (("truth", true), ("prediction", predicted)) if not labels.any()]

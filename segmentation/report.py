@@ -150,9 +150,9 @@ def as_markdown(summary, number):
         lines.append(f"| {name} | " + " | ".join(cells) + f" | {left_out} |")
     lines += [
         "",
-        "A case in which a class is missing on one side drops out of a published distance: a missed",
+        "A case in which a class is missing on one side drops out of a published distance: "
+        "a missed vessel costs nothing there.",
     ]
-    lines[-1] += " vessel costs nothing there."
     lines += ["", "| detection | precision | recall | F1 | TP | FN | FP | TN |", "|---" * 8 + "|"]
     for name, one in summary["detection"].items():
         counts = [str(one.get(kind, "")) for kind in ("TP", "FN", "FP", "TN")]

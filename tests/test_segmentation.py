@@ -204,18 +204,16 @@ def test_wrong_maps_get_one_line(folders, circle, kind, capsys):
     expect(folders, capsys, text)
 
 
+def flags_of(folders):
+    """Flags of a command that scores the folders."""
+    places = {"truth": "truth", "prediction": "prediction", "output": "out"}
+    return [str(part) for flag, name in places.items() for part in (f"--{flag}", folders / name)]
+
+
 def expect(folders, capsys, text, *flags):
     """Assert that scoring stops with one line, before anything is written."""
-    command = [
-        "--truth",
-        folders / "truth",
-        "--prediction",
-        folders / "prediction",
-        "--output",
-        folders / "out",
-    ]
     with pytest.raises(SystemExit) as stop:
-        metrics.main([str(part) for part in (*command, *flags)])
+        metrics.main([*flags_of(folders), *flags])
     message = f"{stop.value.code}\n{capsys.readouterr().err}"
     assert stop.value.code != 0 and text in message
     assert not (folders / "out").exists()
@@ -252,15 +250,7 @@ def test_axes_are_those_of_the_patient(folders, circle):
 def test_folders_are_scored(folders, circle):
     write(folders / "truth" / "empty.nii.gz", np.zeros(circle.shape, np.float32))
     write(folders / "prediction" / "empty.nii.gz", np.zeros(circle.shape, np.float32))
-    flags = (
-        "--truth",
-        folders / "truth",
-        "--prediction",
-        folders / "prediction",
-        "--output",
-        folders / "out",
-    )
-    done = run_script("segmentation/metrics.py", *flags)
+    done = run_script("segmentation/metrics.py", *flags_of(folders))
     assert done.returncode == 0, done.stderr
     out = folders / "out"
     assert {p.name for p in out.iterdir()} == {

@@ -237,12 +237,12 @@ def choose_device(name):
     if name == "cuda" and "LOCAL_RANK" in os.environ:
         name = f"cuda:{os.environ['LOCAL_RANK']}"
     device = torch.device(name)
-    be_quick_on(device)
     if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
         raise UserError(
             f"--device {name} is not there: PyTorch {torch.__version__} sees {torch.cuda.device_count()} "
             f"GPUs on this machine. Use --device cpu, or install a CUDA build of PyTorch."
         )
+    be_quick_on(device)
     return device
 
 
@@ -260,7 +260,7 @@ def be_quick_on(device):
     """
     if device.type == "cuda":
         torch.backends.cudnn.benchmark = not torch.are_deterministic_algorithms_enabled()
-    elif hasattr(library := ctypes.CDLL(None), "mallopt"):
+    elif sys.platform == "linux" and hasattr(library := ctypes.CDLL(None), "mallopt"):
         for option, value in ((MALLOPT_MMAP_THRESHOLD, 2**30), (MALLOPT_TRIM_THRESHOLD, 2**31 - 1)):
             library.mallopt(option, value)
 
