@@ -5,9 +5,15 @@
 or edit the settings below and run it. Inputs are never written to.
 """
 
+import itertools
+import sys
 from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
+
+# Run as a script, segmentation.py beside this file would hide its package.
+if sys.path[0] == str(Path(__file__).resolve().parent):
+    sys.path[0] = str(Path(__file__).resolve().parent.parent)
 
 import nibabel as nib
 import numpy as np
@@ -43,6 +49,32 @@ DESCRIPTION = "labels: "  # and the table's name, in the header of what is writt
 def name_of(path):
     """Name of a case: of its file, without the ending."""
     return path.name.removesuffix(".gz").removesuffix(".nii")
+
+
+def pair_up(folders):
+    """{case: paths, in the order of the folders} of files of the same names in several folders.
+
+    Args:
+        folders: {flag: folder}.
+
+    Raises:
+        UserError: A folder has two files of one name, or a file has no partner.
+    """
+    found = {}
+    for flag, folder in folders.items():
+        paths = find_volumes(folder, f"--{flag}")
+        found[flag] = {name_of(path): path for path in paths}
+        if len(found[flag]) < len(paths):
+            raise UserError(f"--{flag} {folder} has several files of one name: give a folder of one set.")
+    for flag, other in itertools.permutations(folders, 2):
+        alone = sorted(found[flag].keys() - found[other].keys())
+        if alone:
+            raise UserError(
+                f"{found[flag][alone[0]]} has no partner in --{other} {folders[other]}, as {len(alone)} of "
+                f"{len(found[flag])}: the names must be the same."
+            )
+    first = next(iter(found.values()))
+    return {name: tuple(one[name] for one in found.values()) for name in sorted(first)}
 
 
 def merged_name(name):

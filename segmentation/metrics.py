@@ -11,19 +11,24 @@ Aydin et al., NeuroImage 304 (2024) 120936, of its seven merged classes. Inputs 
 import functools
 import itertools
 import os
+import sys
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
+
+# Run as a script, segmentation.py beside this file would hide its package.
+if sys.path[0] == str(Path(__file__).resolve().parent):
+    sys.path[0] = str(Path(__file__).resolve().parent.parent)
 
 import numpy as np
 from nibabel.affines import voxel_sizes
 from scipy import ndimage
 from tqdm import tqdm
 
-from segmentation.labels import MERGED, TABLES, merged_name, name_of, read_labels
+from segmentation.labels import MERGED, TABLES, merged_name, pair_up, read_labels
 from segmentation.report import write_report
 from volumetric.cli import UserError, check_fields, one_line_errors, option, parse_cli
-from volumetric.files import find_volumes, next_free
+from volumetric.files import next_free
 
 # Edit these, or pass them as flags; a flag wins.
 # folder of true label maps
@@ -310,25 +315,6 @@ class ScoreConfig:
         check_fields(self)
 
 
-def pair_up(config):
-    """{case: (path of the truth, path of the prediction)}; a UserError unless all have a partner."""
-    folders = {"truth": config.truth, "prediction": config.prediction}
-    found = {}
-    for flag, folder in folders.items():
-        paths = find_volumes(folder)
-        found[flag] = {name_of(path): path for path in paths}
-        if len(found[flag]) < len(paths):
-            raise UserError(f"--{flag} {folder} has several files of one name: give a folder of one set.")
-    for flag, other in (("truth", "prediction"), ("prediction", "truth")):
-        alone = sorted(found[flag].keys() - found[other].keys())
-        if alone:
-            raise UserError(
-                f"{found[flag][alone[0]]} has no partner in --{other} {folders[other]}, as {len(alone)} of "
-                f"{len(found[flag])}: the names must be the same."
-            )
-    return {name: (path, found["prediction"][name]) for name, path in sorted(found["truth"].items())}
-
-
 def read_pair(paths, resample):
     """Truth and prediction on one grid.
 
@@ -372,7 +358,7 @@ def score_folders(config):
     Returns:
         The new folder with scores.json, scores.csv, summary.md and pictures.
     """
-    cases = pair_up(config)
+    cases = pair_up({"truth": config.truth, "prediction": config.prediction})
     number = config.workers or min(len(os.sched_getaffinity(0)), len(cases))
     results = {}
     with ProcessPoolExecutor(number) as pool:

@@ -1,0 +1,180 @@
+"""Volumes and label maps as a segmentation network reads them, and its answers as files.
+
+Inside, axes run to the right, to the front and up, voxels have the model's size, grey values have mean 0 and
+standard deviation 1 in each volume, and ids are consecutive. Files keep their own grid and ids.
+"""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import nibabel as nib
+import numpy as np
+from nibabel import orientations
+from scipy import ndimage
+
+from segmentation.labels import TABLES, pair_up, read_labels
+from volumetric.cli import UserError
+from volumetric.files import by, file_digest, naming, read_array, refuse_unusable
+
+SAME_SPACING = 0.01  # relative difference of voxel sizes that counts as none
+SAME_PLACE = 1e-3  # mm, between the affines of a volume and its label map
+
+
+@dataclass(frozen=True)
+class Classes:
+    """The classes of a table of ids, numbered from 1 on; 0 is the background.
+
+    Args:
+        table: A name out of TABLES.
+    """
+
+    table: str
+
+    @property
+    def ids(self):
+        """Ids in files, in order; that of class n is ids[n - 1]."""
+        return sorted(TABLES[self.table])
+
+    @property
+    def names(self):
+        """Names, in the same order."""
+        return [TABLES[self.table][n] for n in self.ids]
+
+    @property
+    def other_side(self):
+        """Class of the other side for every class, the background first: itself for one without a side."""
+        names, swap = ["", *self.names], {"R-": "L-", "L-": "R-"}
+        return [names.index(swap.get(name[:2], name[:2]) + name[2:]) for name in names]
+
+    def from_ids(self, labels):
+        """Ids as class numbers. Shapes: (X, Y, Z) uint8 -> the same"""
+        table = np.zeros(256, np.uint8)
+        table[self.ids] = np.arange(1, 1 + len(self.ids))
+        return table[labels]
+
+    def to_ids(self, numbers):
+        """Class numbers as ids. Shapes: (X, Y, Z) uint8 -> the same"""
+        return np.array([0, *self.ids], np.uint8)[numbers]
+
+
+@dataclass
+class Scan:
+    """A volume in the network's frame, and how to get back to its file's.
+
+    Args:
+        path: The file.
+        array: (X, Y, Z) float32, axes to the right, front and up, at the file's voxel size.
+        frame: Its affine, (4, 4), mm.
+        affine: Of the file.
+        orientation: Of the file's axes, as nibabel has it.
+    """
+
+    path: Path
+    array: np.ndarray
+    frame: np.ndarray
+    affine: np.ndarray
+    orientation: np.ndarray
+
+    @property
+    def spacing(self):
+        """Voxel size, (3,) mm."""
+        return nib.affines.voxel_sizes(self.frame)
+
+    def image(self, spacing):
+        """The volume at a voxel size, standardised. Shapes: (3,) mm -> (X', Y', Z') float32"""
+        array = resampled(self.array, self.spacing, spacing, order=1)
+        return (array - array.mean()) / array.std()
+
+    def as_stored(self, labels):
+        """A label map of this frame along the file's axes. Shapes: (X, Y, Z) -> (X', Y', Z')"""
+        back = orientations.ornt_transform(orientations.axcodes2ornt("RAS"), self.orientation)
+        return orientations.apply_orientation(labels, back)
+
+
+@dataclass
+class Case:
+    """A volume and its label map, ready to be trained on.
+
+    Args:
+        name: Of the files.
+        image: (X, Y, Z) float32, standardised.
+        labels: (X, Y, Z) uint8, class numbers.
+        digest: SHA-256 of the volume's file.
+    """
+
+    name: str
+    image: np.ndarray
+    labels: np.ndarray
+    digest: str
+
+
+def read_scan(path):
+    """Read a volume; a UserError names the file that cannot be used."""
+    with naming(path):
+        array, image = read_array(path)
+    orientation = orientations.io_orientation(image.affine)
+    frame = image.affine @ orientations.inv_ornt_aff(orientation, array.shape)
+    array = np.ascontiguousarray(orientations.apply_orientation(array, orientation))
+    return Scan(Path(path), array, frame, image.affine, orientation)
+
+
+def resampled(array, spacing, target, order):
+    """An array at another voxel size; its corners stay. Shapes: (X, Y, Z), (3,), (3,) mm -> (X', Y', Z')"""
+    if np.allclose(spacing, target, rtol=SAME_SPACING):
+        return array
+    shape = np.maximum(1, np.rint(np.array(array.shape) * spacing / target)).astype(int)
+    return brought_to(array, shape, order)
+
+
+def brought_to(array, shape, order):
+    """An array with another number of voxels in the same box. Shapes: (X, Y, Z), (3,) -> shape"""
+    factors = np.array(shape) / array.shape
+    return ndimage.zoom(array, factors, order=order, mode="nearest", grid_mode=True)
+
+
+def read_case(name, paths, classes):
+    """(Scan, labels (X, Y, Z) as class numbers, SHA-256 of the volume) of a volume and its label map.
+
+    Raises:
+        UserError: They cannot be used, or are of different grids.
+    """
+    scan = read_scan(paths[0])
+    labels, affine = read_labels(paths[1], classes.table)
+    if labels.shape != scan.array.shape or not np.allclose(affine, scan.frame, atol=SAME_PLACE):
+        there = nib.affines.voxel_sizes(affine)
+        raise UserError(
+            f"{paths[1]} is of another grid than {paths[0]} ({by(labels.shape)} voxels of "
+            f"{by(there.round(3))} mm, expected {by(scan.array.shape)} of {by(scan.spacing.round(3))} mm at "
+            f"the same place): resample it, by nearest neighbour."
+        )
+    if not labels.any():
+        raise UserError(f"{paths[1]} is empty, expected labels of {name}: remove the pair.")
+    return scan, classes.from_ids(labels), file_digest(paths[0])
+
+
+def read_cases(data, labels, classes):
+    """Every volume of a folder with its label map, at the median voxel size.
+
+    Args:
+        data, labels: Folders with files of the same names.
+        classes: Classes of the label maps.
+
+    Returns:
+        ([Case], voxel size (3,) mm).
+
+    Raises:
+        UserError: One line for every pair that cannot be used.
+    """
+    pairs, read, problems = pair_up({"data": data, "labels": labels}), {}, []
+    for name, paths in pairs.items():
+        try:
+            read[name] = read_case(name, paths, classes)
+        except UserError as error:
+            problems.append(str(error).rstrip("."))
+    refuse_unusable(problems, len(pairs), data)
+    target = np.median([scan.spacing for scan, _, _ in read.values()], axis=0)
+    cases = [
+        Case(name, scan.image(target), resampled(map_, scan.spacing, target, order=0), digest)
+        for name, (scan, map_, digest) in read.items()
+    ]
+    return cases, target

@@ -1,0 +1,210 @@
+"""Label maps for synthetic volumes: a network that was trained on real ones labels them, a gate judges them.
+
+    python segmentation/teacher.py --data synthetic --model segmenter.pt --reference labels --output labelled
+
+or edit the settings below and run it. In the new folder lie `labels` with the maps that can be trained on,
+`withheld` with the others, gate.csv with what was measured of each and why it was withheld, gate.json with
+the limits, and pictures of both kinds. What is common among real maps sets the limits: the volume of every
+class (fences of Tukey, FENCE interquartile ranges outside the quartiles), the pieces that a class falls into,
+and the classes that all real maps have. Inputs are never written to.
+"""
+
+import csv
+import json
+import sys
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+# Run as a script, segmentation.py beside this file would hide its package.
+if sys.path[0] == str(Path(__file__).resolve().parent):
+    sys.path[0] = str(Path(__file__).resolve().parent.parent)
+
+import numpy as np
+from nibabel.affines import voxel_sizes
+from tqdm import tqdm
+
+from segmentation.labels import TABLES, name_of, read_labels, save_labels
+from segmentation.metrics import components
+from segmentation.report import coloured
+from segmentation.segmentation import label_volumes, read_model
+from volumetric.cli import UserError, check_device_name, check_fields, one_line_errors, option, parse_cli
+from volumetric.files import atomic_path, find_volumes, next_free
+from volumetric.pictures import new_axes, save_figure
+
+# Edit these, or pass them as flags; a flag wins.
+# folder of synthetic volumes
+data = "synthetic"
+# network of segmentation.py, trained on real volumes
+model = "segmenter.pt"
+# folder of real label maps
+reference = "labels"
+# new folder
+output = "labelled"
+
+FENCE = 3.0  # interquartile ranges outside the quartiles
+FEWEST = 5  # real label maps
+SHOWN = 8  # maps of each kind in a picture
+
+
+@dataclass(kw_only=True)
+class TeacherConfig:
+    """Label synthetic volumes, and withhold maps that no real one looks like."""
+
+    data: str = option(data, "Folder of synthetic volumes.")
+    model: str = option(model, "Network of segmentation.py that labels them.", file=True)
+    reference: str = option(reference, "Folder of real label maps, whose range is the limit.")
+    output: str = option(output, "New folder for label maps and the gate's table.", folder=True)
+    least_confidence: float = option(
+        0.75, "Mean probability of the vessels' voxels from which a map is kept.", least=0, most=1
+    )
+    device: str = option("auto", "auto, cpu, cuda or cuda:<n>.", check=check_device_name)
+
+    def __post_init__(self):
+        check_fields(self)
+
+
+@dataclass
+class Limits:
+    """What real label maps are like.
+
+    Args:
+        volume_ml: {class: (lowest, highest)}, and of "all".
+        pieces: {class: most connected components}.
+        always: Classes that every real map has.
+        n: Number of real maps.
+    """
+
+    volume_ml: dict
+    pieces: dict
+    always: list
+    n: int
+
+
+def measured(labels, spacing, names):
+    """{class: (ml, pieces)} of a label map, and of "all"; (X, Y, Z), (3,) mm, {id: name}."""
+    voxel_ml = float(np.prod(spacing)) / 1000
+    masks = {names[n]: labels == n for n in map(int, np.unique(labels)) if n} | {"all": labels > 0}
+    return {name: (float(mask.sum()) * voxel_ml, components(mask)) for name, mask in masks.items()}
+
+
+def limits_of(maps, names):
+    """Limits of some real label maps.
+
+    Args:
+        maps: [{class: (ml, pieces)}], as `measured` gives them.
+        names: Of the classes.
+    """
+    volume, pieces = {}, {}
+    for name in (*names, "all"):
+        found = [one[name] for one in maps if name in one]
+        if not found:
+            continue
+        sizes = np.array([ml for ml, _ in found])
+        low, high = np.percentile(sizes, (25, 75))
+        reach = FENCE * (high - low)
+        volume[name] = float(min(sizes.min(), low - reach)), float(max(sizes.max(), high + reach))
+        pieces[name] = int(max(number for _, number in found))
+    always = [name for name in names if all(name in one for one in maps)]
+    return Limits(volume, pieces, always, len(maps))
+
+
+def read_limits(folder, table):
+    """Limits of a folder of real label maps; a UserError if they are too few."""
+    names, paths = TABLES[table], find_volumes(folder, "--reference")
+    if len(paths) < FEWEST:
+        raise UserError(f"--reference {folder} holds {len(paths)} label maps, at least {FEWEST} are needed.")
+    maps = [read_labels(path, table) for path in tqdm(paths, "Measuring real maps", leave=False)]
+    found = [measured(array, voxel_sizes(affine), names) for array, affine in maps]
+    return limits_of(found, list(names.values()))
+
+
+def reasons(found, confidence, limits, least):
+    """Why a label map is withheld, sentences; none if it is kept.
+
+    Args:
+        found: {class: (ml, pieces)} of the map.
+        confidence: Mean probability of its vessels' voxels, or None without vessels.
+        limits: Limits.
+        least: Confidence from which a map is kept.
+    """
+    if confidence is None:
+        return ["no vessel"]
+    told = [f"confidence {confidence:.2f} below {least:g}"] if confidence < least else []
+    told += [f"no {name}, which all real maps have" for name in limits.always if name not in found]
+    for name, (ml, pieces) in found.items():
+        if name not in limits.volume_ml:
+            told.append(f"{name}, which no real map has")
+            continue
+        low, high = limits.volume_ml[name]
+        if not low <= ml <= high:
+            told.append(f"{ml:.2f} ml of {name}, real maps {max(low, 0):.2f} to {high:.2f}")
+        if pieces > limits.pieces[name]:
+            told.append(f"{name} in {pieces} pieces, in real maps {limits.pieces[name]} at most")
+    return told
+
+
+def write_sheet(maps, path):
+    """Picture of label maps from above, four in a row.
+
+    Args:
+        maps: [(name, labels (X, Y, Z), affine)].
+    """
+    columns = min(4, len(maps))
+    figure, axes = new_axes(columns, -(-len(maps) // columns), width=2.6, height=2.8)
+    for one in axes:
+        one.set_axis_off()
+    for one, (name, labels, affine) in zip(axes, maps, strict=False):
+        one.imshow(coloured(labels, affine))
+        one.set_title(name, fontsize=8)
+    save_figure(figure, path)
+
+
+def label_folder(config):
+    """Label every volume of a folder and keep or withhold its map.
+
+    Returns:
+        The new folder.
+    """
+    predictor, about = read_model(config.model, config.device)
+    limits = read_limits(config.reference, about["table"])
+    names, paths = TABLES[about["table"]], find_volumes(config.data)
+    folder, rows, shown = next_free(Path(config.output)), [], {"labels": [], "withheld": []}
+    for kind in shown:
+        (folder / kind).mkdir(parents=True)
+    for path, scan, labels, sure in label_volumes(predictor, paths):
+        found = measured(labels, voxel_sizes(scan.affine), names)
+        why = reasons(found if labels.any() else {}, sure["confidence"], limits, config.least_confidence)
+        kind = "withheld" if why else "labels"
+        save_labels(labels, scan.affine, folder / kind / f"{name_of(path)}.nii.gz", about["table"])
+        rows.append({"case": name_of(path), "kept": not why, "confidence": sure["confidence"]})
+        rows[-1] |= {"volume_ml": found["all"][0], "pieces": found["all"][1], "reasons": "; ".join(why)}
+        if len(shown[kind]) < SHOWN:
+            shown[kind].append((name_of(path), labels, scan.affine))
+    with atomic_path(folder / "gate.csv") as part, open(part, "w", newline="", encoding="utf-8") as file:
+        table = csv.DictWriter(file, list(rows[0]))
+        table.writeheader()
+        table.writerows(rows)
+    with atomic_path(folder / "gate.json") as part:
+        record = {"limits": asdict(limits), "settings": asdict(config), "kept": sum(r["kept"] for r in rows)}
+        part.write_text(json.dumps(record, indent=1), encoding="utf-8")
+    for kind, maps in shown.items():
+        if maps:
+            write_sheet(maps, folder / f"{kind}.png")
+    withheld = [row for row in rows if not row["kept"]]
+    print(f"{len(rows) - len(withheld)} of {len(rows)} label maps are in {folder / 'labels'}.")
+    for row in withheld[:5]:
+        print(f"Withheld: {row['case']} ({row['reasons']}).")
+    if len(withheld) > 5:
+        print(f"... and {len(withheld) - 5} more; gate.csv lists them.")
+    return folder
+
+
+def main(argv=None):
+    """The command line."""
+    config = parse_cli(TeacherConfig, argv)
+    with one_line_errors():
+        label_folder(config)
+
+
+if __name__ == "__main__":
+    main()
