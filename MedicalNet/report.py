@@ -1,9 +1,6 @@
 """report.html: one file with every answer, number and picture of an evaluation, and tables beside it."""
 
-import base64
-import csv
 import html
-import io
 import string
 from pathlib import Path
 
@@ -12,7 +9,8 @@ import numpy as np
 from MedicalNet.anatomy import MEASURES
 from MedicalNet.distances import Neighbours, PrecisionRecallCurve, principal_components
 from MedicalNet.verdicts import QUESTIONS
-from volumetric.files import array_to_volume, atomic_path, by
+from volumetric.files import array_to_volume, by
+from volumetric.pages import drawing, picture, rows_of, section, three, write_page, write_table
 from volumetric.pictures import annotated, new_axes, save_figure
 
 SHOWN = 8  # volumes of each set
@@ -23,43 +21,7 @@ BINS = 24  # of a histogram
 SHARE_SHOWN = (0.5, 99.5)  # percentiles between which a histogram has its bins
 MARKS = {"good": "inside", "bad": "outside"}
 
-STYLE = """
-body { font: 15px/1.5 system-ui, sans-serif; max-width: 70rem; margin: 1.5rem auto; padding: 0 1rem;
-  color: #222; }
-h1 { font-size: 1.5rem; margin-bottom: .3rem; }
-h2 { font-size: 1.15rem; margin-top: 2rem; border-bottom: 1px solid #ddd; }
-.verdicts { display: grid; grid-template-columns: repeat(auto-fit, minmax(19rem, 1fr)); gap: .8rem; }
-.verdict { border: 1px solid #ddd; border-left: 6px solid #999; border-radius: 4px; padding: .5rem .8rem; }
-.verdict.good { border-left-color: #2c8a4b; }
-.verdict.bad { border-left-color: #c0392b; }
-.verdict h3 { margin: 0; font-size: 1rem; }
-.verdict p { margin: .2rem 0; }
-.verdict ul { margin: .2rem 0 0; padding-left: 1.1rem; font-size: .9rem; }
-.mark { font-weight: 600; }
-.mark.good { color: #2c8a4b; }
-.mark.bad { color: #c0392b; }
-.scroll { overflow-x: auto; }
-table { border-collapse: collapse; font-size: .85rem; }
-td, th { padding: .15rem .55rem .15rem 0; text-align: left; white-space: nowrap; }
-td.number { font-variant-numeric: tabular-nums; text-align: right; }
-.small td { white-space: normal; }
-tr:nth-child(even) { background: #f6f6f4; }
-.warning { background: #fff3d6; border-left: 4px solid #e0a020; padding: .3rem .8rem; margin: .3rem 0;
-  overflow-wrap: anywhere; }
-.sheets { display: flex; flex-wrap: wrap; gap: .6rem; }
-figure { margin: 0; max-width: 100%; }
-figcaption { color: #555; font-size: .85rem; overflow-wrap: anywhere; }
-img { max-width: 100%; background: #000; }
-svg { max-width: 100%; height: auto; }
-.small { color: #555; font-size: .85rem; overflow-wrap: anywhere; }
-@media (max-width: 40rem) { body { margin: .5rem auto; padding: 0 .6rem; } }
-"""
-
-PAGE = string.Template("""<!DOCTYPE html>
-<html lang="en"><head><meta charset="utf-8">
-<meta name="viewport" content="width=device-width, initial-scale=1">
-<title>$title</title><style>$style</style></head><body>
-<h1>$title</h1>
+BODY = string.Template("""
 <p>$n_real real volumes in $real, $n_generated generated in $generated; $shape voxels of $spacing mm.</p>
 $privacy
 <div class="verdicts">$verdicts</div>
@@ -68,9 +30,7 @@ $warnings
 $numbers
 $sections
 <h2>Protocol</h2>
-$protocol
-</body></html>
-""")
+$protocol""")
 PRIVATE = "This page holds pictures and names of real volumes: --share True leaves them out."
 
 
@@ -102,9 +62,7 @@ def write_report(record, near, curve, measured, files, folder):
     if measured[0].similarity is not None and not share:
         write_pairs(measured, folder)
     real_set = record["real"]
-    page = PAGE.substitute(
-        title="Synthetic against real volumes",
-        style=STYLE,
+    body = BODY.substitute(
         n_real=real_set["n"],
         n_generated=record["generated"]["n"],
         real="a folder" if share else html.escape(real_set["folder"]),
@@ -121,8 +79,7 @@ def write_report(record, near, curve, measured, files, folder):
         sections="\n".join(sections),
         protocol=protocol_table(record),
     )
-    with atomic_path(folder / "report.html") as part:
-        part.write_text(page, encoding="utf-8")
+    write_page(folder / "report.html", "Synthetic against real volumes", body)
 
 
 # ╔══════════════════════════════════════════════════════════════════════════════════════════════════════════╗
@@ -149,29 +106,6 @@ def verdict_card(verdict, metrics):
         f'<div class="verdict {verdict["state"]}"><h3>{html.escape(verdict["question"])}</h3>'
         f"<p>{html.escape(verdict['answer'])}</p>{numbers}</div>"
     )
-
-
-def three(value):
-    """Three significant digits; "none" where there is no number."""
-    return "none" if value is None or not np.isfinite(value) else f"{value:.3g}"
-
-
-def rows_of(head, rows):
-    """An HTML table; cells that are numbers are right-aligned, (text, class) pairs are marks."""
-    cells = "".join(f"<th>{html.escape(h)}</th>" for h in head)
-    lines = [f"<tr>{cells}</tr>"]
-    for row in rows:
-        lines.append("<tr>" + "".join(cell(value) for value in row) + "</tr>")
-    return f'<div class="scroll"><table>{"".join(lines)}</table></div>'
-
-
-def cell(value):
-    """One table cell."""
-    if isinstance(value, tuple):
-        return f'<td class="mark {value[1]}">{html.escape(value[0])}</td>'
-    if isinstance(value, float | int):
-        return f'<td class="number">{three(value)}</td>'
-    return f"<td>{html.escape(str(value))}</td>"
 
 
 def number_tables(record):
@@ -233,31 +167,9 @@ def protocol_table(record):
     return f'<div class="small">{rows_of(["", ""], rows)}</div>'
 
 
-def write_table(path, head, rows):
-    """A CSV file."""
-    with atomic_path(path) as part, open(part, "w", newline="", encoding="utf-8") as file:
-        table = csv.writer(file)
-        table.writerow(head)
-        table.writerows(rows)
-
-
 # ╔══════════════════════════════════════════════════════════════════════════════════════════════════════════╗
 # ║ Pictures                                                                                                 ║
 # ╚══════════════════════════════════════════════════════════════════════════════════════════════════════════╝
-
-
-def picture(pixels, caption, width=None):
-    """A figure of grey pixels (H, W) in [0, 255], as PNG in the page."""
-    from PIL import Image
-
-    data = io.BytesIO()
-    Image.fromarray(pixels).save(data, format="PNG", optimize=True)
-    size = f' width="{width}"' if width else ""
-    source = base64.b64encode(data.getvalue()).decode()
-    return (
-        f'<figure><img{size} alt="{html.escape(caption)}" src="data:image/png;base64,{source}">'
-        f"<figcaption>{html.escape(caption)}</figcaption></figure>"
-    )
 
 
 def shown(file, label=None):
@@ -265,11 +177,6 @@ def shown(file, label=None):
     array = file.read()
     array = (array - array.min()) / max(np.ptp(array), np.finfo(np.float32).tiny)
     return annotated(array_to_volume(array), file.affine, label or Path(file.name).name)
-
-
-def section(title, figures, note=""):
-    """A heading above figures."""
-    return f'<h2>{title}</h2>{note}<div class="sheets">{"".join(figures)}</div>'
 
 
 def volumes_shown(files, share):
@@ -326,14 +233,6 @@ def nearest(near, record, files, folder, share):
 # ╔══════════════════════════════════════════════════════════════════════════════════════════════════════════╗
 # ║ Plots                                                                                                    ║
 # ╚══════════════════════════════════════════════════════════════════════════════════════════════════════════╝
-
-
-def drawing(figure):
-    """A matplotlib figure as SVG in the page."""
-    data = io.StringIO()
-    figure.savefig(data, format="svg", metadata={"Date": None})
-    text = data.getvalue()
-    return text[text.index("<svg") :]
 
 
 def precision_recall(precision, recall, features, record, folder):

@@ -4,6 +4,7 @@ Inside, axes run to the right, to the front and up, voxels have the model's size
 standard deviation 1 in each volume, and ids are consecutive. Files keep their own grid and ids.
 """
 
+import hashlib
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -14,7 +15,7 @@ from scipy import ndimage
 
 from segmentation.labels import TABLES, pair_up, read_labels
 from volumetric.cli import UserError
-from volumetric.files import by, file_digest, naming, read_array, refuse_unusable
+from volumetric.files import by, naming, read_array, refuse_unusable
 
 SAME_SPACING = 0.01  # relative difference of voxel sizes that counts as none
 SAME_PLACE = 1e-3  # mm, between the affines of a volume and its label map
@@ -85,6 +86,10 @@ class Scan:
         array = resampled(self.array, self.spacing, spacing, order=1)
         return (array - array.mean()) / array.std()
 
+    def as_read(self, labels):
+        """A label map along the file's axes, in this frame. Shapes: (X', Y', Z') -> (X, Y, Z)"""
+        return orientations.apply_orientation(labels, self.orientation)
+
     def as_stored(self, labels):
         """A label map of this frame along the file's axes. Shapes: (X, Y, Z) -> (X', Y', Z')"""
         back = orientations.ornt_transform(orientations.axcodes2ornt("RAS"), self.orientation)
@@ -99,7 +104,7 @@ class Case:
         name: Of the files.
         image: (X, Y, Z) float32, standardised.
         labels: (X, Y, Z) uint8, class numbers.
-        digest: SHA-256 of the volume's file.
+        digest: SHA-256 of the volume's voxels.
     """
 
     name: str
@@ -118,6 +123,11 @@ def read_scan(path):
     return Scan(Path(path), array, frame, image.affine, orientation)
 
 
+def digest_of(scan):
+    """SHA-256 of a Scan's voxels, which no header or compression changes."""
+    return hashlib.sha256(scan.array).hexdigest()
+
+
 def resampled(array, spacing, target, order):
     """An array at another voxel size; its corners stay. Shapes: (X, Y, Z), (3,), (3,) mm -> (X', Y', Z')"""
     if np.allclose(spacing, target, rtol=SAME_SPACING):
@@ -133,7 +143,7 @@ def brought_to(array, shape, order):
 
 
 def read_case(name, paths, classes):
-    """(Scan, labels (X, Y, Z) as class numbers, SHA-256 of the volume) of a volume and its label map.
+    """(Scan, labels (X, Y, Z) as class numbers, SHA-256 of the voxels) of a volume and its label map.
 
     Raises:
         UserError: They cannot be used, or are of different grids.
@@ -149,15 +159,16 @@ def read_case(name, paths, classes):
         )
     if not labels.any():
         raise UserError(f"{paths[1]} is empty, expected labels of {name}: remove the pair.")
-    return scan, classes.from_ids(labels), file_digest(paths[0])
+    return scan, classes.from_ids(labels), digest_of(scan)
 
 
-def read_cases(data, labels, classes):
+def read_cases(data, labels, classes, only=None):
     """Every volume of a folder with its label map, at the median voxel size.
 
     Args:
         data, labels: Folders with files of the same names.
         classes: Classes of the label maps.
+        only: Names of the cases that are wanted; None is all.
 
     Returns:
         ([Case], voxel size (3,) mm).
@@ -165,7 +176,7 @@ def read_cases(data, labels, classes):
     Raises:
         UserError: One line for every pair that cannot be used.
     """
-    pairs, read, problems = pair_up({"data": data, "labels": labels}), {}, []
+    pairs, read, problems = pair_up({"data": data, "labels": labels}, only), {}, []
     for name, paths in pairs.items():
         try:
             read[name] = read_case(name, paths, classes)

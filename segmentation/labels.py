@@ -51,11 +51,12 @@ def name_of(path):
     return path.name.removesuffix(".gz").removesuffix(".nii")
 
 
-def pair_up(folders):
+def pair_up(folders, only=None):
     """{case: paths, in the order of the folders} of files of the same names in several folders.
 
     Args:
         folders: {flag: folder}.
+        only: Names of the cases that are wanted; None is all, and all must have partners.
 
     Raises:
         UserError: A folder has two files of one name, or a file has no partner.
@@ -63,6 +64,7 @@ def pair_up(folders):
     found = {}
     for flag, folder in folders.items():
         paths = find_volumes(folder, f"--{flag}")
+        paths = [path for path in paths if only is None or name_of(path) in only]
         found[flag] = {name_of(path): path for path in paths}
         if len(found[flag]) < len(paths):
             raise UserError(f"--{flag} {folder} has several files of one name: give a folder of one set.")
@@ -144,6 +146,11 @@ def remap(array, source, target):
     for old, new in translation(source, target).items():
         table[old] = new
     return table[array]
+
+
+def as_topcow(array, table):
+    """Ids of a table as those of TopCoW 2024, which metrics.py scores. Shapes: (X, Y, Z) -> the same"""
+    return array if table == "topcow2024" else remap(array, table, "topcow2024")
 
 
 def save_labels(array, affine, path, table):

@@ -13,6 +13,7 @@ GROUND = {
     "cli": set(),
     "files": {"cli"},
     "pictures": {"files"},
+    "pages": {"files"},
     "parallel": {"cli"},
     "dataset": {"cli", "files", "parallel"},
     "vessels": set(),
@@ -26,6 +27,7 @@ WITHOUT_TORCH = (
     "volumetric/files.py",
     "volumetric/pictures.py",
     "volumetric/vessels.py",
+    "volumetric/pages.py",
 )
 # Programs in one file, and how long they may be; every other file has at most 700 lines.
 PROGRAMS = {"stylegan2_pytorch.py": 1800, "CoW_generator.py": 1100, "sample_data/phantom.py": 1000}

@@ -3,6 +3,7 @@
     cli.py            options as dataclass fields, their parsing and their errors
     files.py          NIfTI in and out, atomic writing
     pictures.py       planes, projections, sheets, GIFs and curves, in one orientation
+    pages.py          HTML pages in one file
     vessels.py        the mask of bright vessels
     parallel.py       processes as one, devices, precision, seeded draws
     dataset.py        the audit of a folder, classes, the order of samples, the disk cache
@@ -11,5 +12,5 @@
     memory.py         the memory of the worst step, predicted and measured
     runs.py           the training loop, checkpoints, logs
 
-The first four import no torch.
+The first five import no torch.
 """

@@ -54,6 +54,7 @@ RECIPES = {
     "relativistic, gamma 0.3": [*ROBUST, "--gamma", "0.3"],
     "relativistic, gamma falling": [*ROBUST, "--final_gamma", "0.05"],
     "relativistic, augmented": [*ROBUST, "--aug_prob", "0.5"],
+    "relativistic, style mixing": [*ROBUST, "--mixed_prob", "0.9"],
     "relativistic, larger D": [*ROBUST, "--fmap_max", "128"],
 }
 TRAINED, HELD_OUT, FLOOR, SAMPLES = 1024, 512, 256, 256
@@ -268,7 +269,8 @@ def main(argv=None):
 
         with ThreadPoolExecutor(config.jobs) as pool:
             list(pool.map(work, planned))
-        print((folder / "table.md").read_text())
+        if (folder / "table.md").exists():
+            print((folder / "table.md").read_text())
 
 
 if __name__ == "__main__":

@@ -1,0 +1,173 @@
+"""report.html of an experiment: whether synthetic volumes help, curves of every class, pictures of cases."""
+
+import json
+
+import nibabel as nib
+import numpy as np
+
+from segmentation.comparison import AVERAGE, LOWER_IS_BETTER, NAMES, RARE, SCORES, verdict
+from segmentation.labels import as_topcow, read_labels
+from segmentation.report import coloured
+from volumetric.files import atomic_path, finite
+from volumetric.pages import drawing, picture, rows_of, section, three, write_page, write_table
+from volumetric.pictures import new_axes
+
+TITLE = "Do synthetic volumes help the segmentation?"
+LABELS = {
+    AVERAGE: "mean Dice over classes",
+    "Dice_MergedBin": "Dice of all vessels as one",
+    "clDice": "clDice",
+}
+LABELS |= {"HD95_ClsAvgHD95": "mean HD95 over classes, mm"}
+
+
+def write_experiment(record, tests, folder):
+    """Write experiment.json, experiment.csv and report.html.
+
+    Args:
+        record: Of `compare_runs`, with "settings" and "teacher".
+        tests: {case: (Scan, true ids (X, Y, Z), digest)}.
+        folder: Of the experiment, with runs/<run>/predicted.
+    """
+    with atomic_path(folder / "experiment.json") as part:
+        part.write_text(json.dumps(finite(record), indent=1, allow_nan=False), encoding="utf-8")
+    rows = [
+        (cell["real"], cell["synthetic"], name, one["mean"], *(one["interval_95"] or ("", "")), one["n"])
+        for cell in record["cells"]
+        for name, one in cell["scores"].items()
+    ]
+    head = ["real", "synthetic", "score", "mean", "low_95", "high_95", "subjects"]
+    write_table(folder / "experiment.csv", head, rows)
+    body = [cards(record), about(record), "<h2>Average scores</h2>", table(record, SCORES)]
+    body.append("<h2>Learning curves</h2>" + drawing(curves(record)))
+    body.append("<h2>Differences against real volumes alone</h2>" + tests_table(record))
+    body.append("<h2>What synthetic volumes are worth</h2>" + exchange_table(record))
+    rare = [f"Dice_{name}" for name in RARE if f"Dice_{name}" in record["cells"][0]["scores"]]
+    if rare:
+        note = "A class that is on one side alone counts with Dice 0, one that is on neither with nothing."
+        title = "<h2>Arteries that not everybody has</h2>"
+        body.append(f'{title}{table(record, rare)}<p class="small">{note}</p>')
+    body.append(cases_shown(record, tests, folder))
+    write_page(folder / "report.html", TITLE, "\n".join(body))
+
+
+def cards(record):
+    """A card for every number of real volumes: what adding synthetic ones did to the average Dice."""
+    found = {}
+    for row in record["differences"][AVERAGE]:
+        found.setdefault(row["real"], []).append(verdict(row))
+    page = []
+    for real, told in found.items():
+        states = {state for state, _ in told if state}
+        state = states.pop() if len(states) == 1 else ""
+        title = f"Added to {real} real volumes" if real else "Synthetic volumes alone"
+        lines = "".join(f"<li>{sentence}</li>" for _, sentence in told)
+        page.append(f'<div class="verdict {state}"><h3>{title}</h3><ul>{lines}</ul></div>')
+    return f'<div class="verdicts">{"".join(page)}</div>'
+
+
+def about(record):
+    """How it was done, in a sentence or two."""
+    settings, n = record["settings"], len(record["subjects"])
+    labels = "the maps that came with them"
+    if record["teacher"]:
+        labels = "a teacher trained on the real volumes: they carry what it learned, at 0 real volumes too"
+    return (
+        f"<p>{n} test subjects, which neither the networks nor the teacher saw; {len(settings['seeds'])} "
+        f"seeds; {settings['num_train_steps']} steps of {settings['batch_size']} patches for every network, "
+        f"whatever its number of volumes. The synthetic volumes' labels are from {labels}. Scores are those "
+        f"of TopCoW; intervals are 95 %, by drawing subjects again; seeds are averaged.</p>"
+    )
+
+
+def shown(one):
+    """0.81 [0.79, 0.83]"""
+    if one["mean"] is None or not np.isfinite(one["mean"]):
+        return "none"
+    around = one["interval_95"]
+    return three(one["mean"]) + (f" [{three(around[0])}, {three(around[1])}]" if around else "")
+
+
+def table(record, scores):
+    """Scores of every cell of the grid."""
+    head = ["real", "synthetic", *(LABELS.get(name, name.split("_", 1)[-1]) for name in scores)]
+    rows = [
+        [cell["real"], cell["synthetic"], *(shown(cell["scores"][name]) for name in scores)]
+        for cell in record["cells"]
+    ]
+    return rows_of(head, rows)
+
+
+def tests_table(record):
+    """Every tested difference of the averages."""
+    rows = []
+    for name in SCORES:
+        for row in record["differences"][name]:
+            state, _ = verdict(row, name in LOWER_IS_BETTER)
+            mark = {"good": "better", "bad": "worse"}.get(state, "")
+            change = shown({"mean": row["difference"], "interval_95": row["interval_95"]})
+            what = f"{row['real']} + {row['synthetic']} against {row['against']}"
+            rows.append([LABELS[name], what, change, f"{row['p_holm']:.2g}", (mark, state)])
+    head = ["score", "real + synthetic against real", "difference", "p (Wilcoxon, Holm)", ""]
+    return rows_of(head, rows)
+
+
+def exchange_table(record):
+    """How many real volumes alone give the same average Dice."""
+    rows = []
+    for row in record["exchange"]:
+        number = row["as_real"]
+        told = "cannot be told: real volumes alone do not improve" if number is None else three(number)
+        rows.append([row["real"], row["synthetic"], f"{row['bound']} {told}".strip()])
+    note = (
+        "By the mean Dice, between the numbers of real volumes that were measured, on a logarithmic scale; "
+        "beyond them it is not extrapolated."
+    )
+    return rows_of(["real", "synthetic", "as good as so many real ones alone"], rows) + (
+        f'<p class="small">{note}</p>'
+    )
+
+
+def curves(record):
+    """Dice over the number of synthetic volumes, a line for every number of real ones: average and classes."""
+    names = [
+        n for n in (AVERAGE, *(f"Dice_{c}" for c in NAMES.values())) if n in record["cells"][0]["scores"]
+    ]
+    figure, plots = new_axes(4, -(-len(names) // 4), width=2.9, height=2.4)
+    numbers = sorted({cell["synthetic"] for cell in record["cells"]})
+    for one, name in zip(plots, names, strict=False):
+        for place, real in enumerate(sorted({cell["real"] for cell in record["cells"]})):
+            cells = sorted((c for c in record["cells"] if c["real"] == real), key=lambda c: c["synthetic"])
+            found = [c["scores"][name] for c in cells]
+            x = [numbers.index(c["synthetic"]) + 0.05 * (place - 1) for c in cells]
+            y = np.array([np.nan if f["mean"] is None else f["mean"] for f in found])
+            ends = np.array([f["interval_95"] or (m, m) for f, m in zip(found, y, strict=True)])
+            reach = np.abs(ends.T - y)
+            style = {"fmt": "o-", "markersize": 3, "linewidth": 1, "capsize": 2}
+            one.errorbar(x, y, reach, label=f"{real} real", **style)
+        title = "average" if name == AVERAGE else name.removeprefix("Dice_")
+        one.set(title=title, xlabel="synthetic volumes", ylim=(0, 1))
+        one.set_xticks(range(len(numbers)), [str(n) for n in numbers])
+    plots[0].set_ylabel("Dice")
+    plots[0].legend(frameon=False, fontsize=7)
+    for one in plots[len(names) :]:
+        one.set_visible(False)
+    return figure
+
+
+def cases_shown(record, tests, folder):
+    """The best, the middle and the worst case of the best cell: truth and prediction from above."""
+    best = max(record["cells"], key=lambda cell: cell["scores"][AVERAGE]["mean"])
+    scores = record["per_subject"][f"{best['real']}+{best['synthetic']}"]
+    order = sorted(scores, key=scores.get)
+    run = f"real{best['real']:04d}_synthetic{best['synthetic']:04d}_seed{record['settings']['seeds'][0]}"
+    figures = []
+    for what, name in (("best", order[-1]), ("median", order[len(order) // 2]), ("worst", order[0])):
+        scan, truth, _ = tests[name]
+        path = folder / "runs" / run / "predicted" / f"{name}.nii.gz"
+        found = as_topcow(read_labels(path, record["settings"]["table"])[0], record["settings"]["table"])
+        frame = np.diag([*nib.affines.voxel_sizes(scan.frame), 1])
+        both = np.concatenate([coloured(one, frame) for one in (truth, found)], axis=1)
+        figures.append(picture(both, f"{what}: {name}, mean Dice {three(scores[name])}; truth, prediction"))
+    title = f"Cases with {best['real']} real and {best['synthetic']} synthetic volumes"
+    return section(title, figures)

@@ -1,0 +1,117 @@
+"""Pages in one file: their style, and tables, pictures and plots inside them."""
+
+import base64
+import csv
+import html
+import io
+import string
+
+import numpy as np
+
+from volumetric.files import atomic_path
+
+STYLE = """
+body { font: 15px/1.5 system-ui, sans-serif; max-width: 70rem; margin: 1.5rem auto; padding: 0 1rem;
+  color: #222; }
+h1 { font-size: 1.5rem; margin-bottom: .3rem; }
+h2 { font-size: 1.15rem; margin-top: 2rem; border-bottom: 1px solid #ddd; }
+.verdicts { display: grid; grid-template-columns: repeat(auto-fit, minmax(19rem, 1fr)); gap: .8rem; }
+.verdict { border: 1px solid #ddd; border-left: 6px solid #999; border-radius: 4px; padding: .5rem .8rem; }
+.verdict.good { border-left-color: #2c8a4b; }
+.verdict.bad { border-left-color: #c0392b; }
+.verdict h3 { margin: 0; font-size: 1rem; }
+.verdict p { margin: .2rem 0; }
+.verdict ul { margin: .2rem 0 0; padding-left: 1.1rem; font-size: .9rem; }
+.mark { font-weight: 600; }
+.mark.good { color: #2c8a4b; }
+.mark.bad { color: #c0392b; }
+.scroll { overflow-x: auto; }
+table { border-collapse: collapse; font-size: .85rem; }
+td, th { padding: .15rem .55rem .15rem 0; text-align: left; white-space: nowrap; }
+td.number { font-variant-numeric: tabular-nums; text-align: right; }
+.small td { white-space: normal; }
+tr:nth-child(even) { background: #f6f6f4; }
+.warning { background: #fff3d6; border-left: 4px solid #e0a020; padding: .3rem .8rem; margin: .3rem 0;
+  overflow-wrap: anywhere; }
+.sheets { display: flex; flex-wrap: wrap; gap: .6rem; }
+figure { margin: 0; max-width: 100%; }
+figcaption { color: #555; font-size: .85rem; overflow-wrap: anywhere; }
+img { max-width: 100%; background: #000; }
+svg { max-width: 100%; height: auto; }
+.small { color: #555; font-size: .85rem; overflow-wrap: anywhere; }
+@media (max-width: 40rem) { body { margin: .5rem auto; padding: 0 .6rem; } }
+"""
+
+PAGE = string.Template("""<!DOCTYPE html>
+<html lang="en"><head><meta charset="utf-8">
+<meta name="viewport" content="width=device-width, initial-scale=1">
+<title>$title</title><style>$style</style></head><body>
+<h1>$title</h1>
+$body
+</body></html>
+""")
+
+
+def write_page(path, title, body):
+    """Write an HTML page of a title and the HTML below it."""
+    with atomic_path(path) as part:
+        text = PAGE.substitute(title=html.escape(title), style=STYLE, body=body)
+        part.write_text(text, encoding="utf-8")
+
+
+def three(value):
+    """Three significant digits; "none" where there is no number."""
+    return "none" if value is None or not np.isfinite(value) else f"{value:.3g}"
+
+
+def rows_of(head, rows):
+    """An HTML table; cells that are numbers are right-aligned, (text, class) pairs are marks."""
+    cells = "".join(f"<th>{html.escape(h)}</th>" for h in head)
+    lines = [f"<tr>{cells}</tr>"]
+    for row in rows:
+        lines.append("<tr>" + "".join(cell(value) for value in row) + "</tr>")
+    return f'<div class="scroll"><table>{"".join(lines)}</table></div>'
+
+
+def cell(value):
+    """One table cell."""
+    if isinstance(value, tuple):
+        return f'<td class="mark {value[1]}">{html.escape(value[0])}</td>'
+    if isinstance(value, float | int):
+        return f'<td class="number">{three(value)}</td>'
+    return f"<td>{html.escape(str(value))}</td>"
+
+
+def write_table(path, head, rows):
+    """A CSV file."""
+    with atomic_path(path) as part, open(part, "w", newline="", encoding="utf-8") as file:
+        table = csv.writer(file)
+        table.writerow(head)
+        table.writerows(rows)
+
+
+def picture(pixels, caption, width=None):
+    """A figure of grey pixels (H, W) in [0, 255], as PNG in the page."""
+    from PIL import Image
+
+    data = io.BytesIO()
+    Image.fromarray(pixels).save(data, format="PNG", optimize=True)
+    size = f' width="{width}"' if width else ""
+    source = base64.b64encode(data.getvalue()).decode()
+    return (
+        f'<figure><img{size} alt="{html.escape(caption)}" src="data:image/png;base64,{source}">'
+        f"<figcaption>{html.escape(caption)}</figcaption></figure>"
+    )
+
+
+def section(title, figures, note=""):
+    """A heading above figures."""
+    return f'<h2>{title}</h2>{note}<div class="sheets">{"".join(figures)}</div>'
+
+
+def drawing(figure):
+    """A matplotlib figure as SVG in the page."""
+    data = io.StringIO()
+    figure.savefig(data, format="svg", metadata={"Date": None})
+    text = data.getvalue()
+    return text[text.index("<svg") :]
