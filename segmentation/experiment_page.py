@@ -129,7 +129,7 @@ def exchange_table(record):
 
 
 def curves(record):
-    """Dice over the number of synthetic volumes, a line for every number of real ones: average and classes."""
+    """Dice over the number of synthetic volumes, a line for each number of real ones: average and classes."""
     names = [
         n for n in (AVERAGE, *(f"Dice_{c}" for c in NAMES.values())) if n in record["cells"][0]["scores"]
     ]

@@ -18,6 +18,7 @@ How files become cases is in cases.py. Inputs are never written to.
 
 import csv
 import functools
+import math
 import sys
 import warnings
 from collections import Counter
@@ -104,7 +105,8 @@ class SegmentationConfig:
     @property
     def run(self):
         """Folder of a training's checkpoints and previews."""
-        return Path(self.output or f"{name_of(Path(self.model).with_suffix(''))}_training")
+        beside = Path(self.model).with_suffix("")
+        return Path(self.output or beside.with_name(f"{beside.name}_training"))
 
 
 # What a continued training must have in common with its beginning.
@@ -246,7 +248,7 @@ class Segmenter:
     def rate(self):
         """Learning rate of this step: up in WARM_UP of the steps, then down to 0 as a cosine."""
         done = self.step / self.config.num_train_steps
-        fall = 0.5 * (1 + np.cos(np.pi * (done - WARM_UP) / (1 - WARM_UP)))
+        fall = 0.5 * (1 + math.cos(math.pi * (done - WARM_UP) / (1 - WARM_UP)))
         return self.config.learning_rate * (min(1, (done + 1e-3) / WARM_UP) if done < WARM_UP else fall)
 
     def draw(self):

@@ -1,0 +1,376 @@
+"""The segmentation network: cases, sides, resuming, prediction, the gate, nnU-Net's folders, statistics."""
+
+import csv
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import nibabel as nib
+import numpy as np
+import pytest
+import torch
+from scipy import stats
+
+from segmentation import cases, comparison, experiment, nnunet, segmentation, teacher
+from segmentation.labels import read_labels, save_labels
+from tests.conftest import run_script, write_volume
+from volumetric import runs
+from volumetric.cli import UserError
+
+AFFINE = np.diag([0.6, 0.6, 0.8, 1])
+SHAPE = (16, 16, 8)
+CLASSES = cases.Classes("topcow2024")
+
+
+def one_pair(seed):
+    """A volume with a bright bar on each side, right and left ICA (4 and 6), and its label map."""
+    rng = np.random.default_rng(seed)
+    labels = np.zeros(SHAPE, np.uint8)
+    row = int(rng.integers(3, 13))
+    labels[11:14, row - 2 : row + 2, 2:7] = 4  # x grows to the right
+    labels[2:5, row - 2 : row + 2, 2:7] = 6
+    array = rng.normal(size=SHAPE) * 0.1 + (labels == 4) + 2 * (labels == 6)
+    return array.astype(np.float32), labels
+
+
+def write_pairs(folder, number, first=0, kind="", affine=AFFINE):
+    """Folders volumes and labels with so many pairs."""
+    volumes, maps = folder / f"{kind}volumes", folder / f"{kind}labels"
+    maps.mkdir(parents=True, exist_ok=True)
+    for n in range(first, first + number):
+        array, labels = one_pair(n)
+        write_volume(volumes / f"case{n}.nii.gz", array, affine)
+        save_labels(labels, affine, maps / f"case{n}.nii.gz", "topcow2024")
+    return volumes, maps
+
+
+def small_config(folder, **settings):
+    """Configuration of a tiny network."""
+    given = {"mode": "train", "model": str(folder / "net.pt"), "width": 2, "fp16": False, "device": "cpu"}
+    given |= {"data": str(folder / "volumes"), "labels": str(folder / "labels"), "num_train_steps": 4}
+    return segmentation.SegmentationConfig(**{**given, "output": str(folder / "run"), **settings})
+
+
+def new_segmenter(folder, **settings):
+    config = small_config(folder, **settings)
+    return segmentation.Segmenter(config, *cases.read_cases(config.data, config.labels, CLASSES))
+
+
+def test_classes_are_consecutive_and_have_another_side():
+    assert CLASSES.ids == [*range(1, 13), 15] and CLASSES.names[-1] == "3rd-A2"
+    ids = np.array([0, 1, 4, 12, 15], np.uint8)
+    assert CLASSES.from_ids(ids).tolist() == [0, 1, 4, 12, 13]
+    assert np.array_equal(CLASSES.to_ids(CLASSES.from_ids(ids)), ids)
+    assert CLASSES.other_side == [0, 1, 3, 2, 6, 7, 4, 5, 9, 8, 10, 12, 11, 13]
+
+
+@pytest.mark.parametrize("axes", ["RAS", "LPS", "ASR", "LIA"])
+def test_axes_of_a_file_come_back(tmp_path, axes):
+    array, labels = one_pair(0)
+    image = nib.Nifti1Image(array, AFFINE)
+    turn = nib.orientations.ornt_transform(nib.io_orientation(AFFINE), nib.orientations.axcodes2ornt(axes))
+    nib.save(image.as_reoriented(turn), tmp_path / "turned.nii.gz")
+    scan = cases.read_scan(tmp_path / "turned.nii.gz")
+    assert np.array_equal(scan.array, array) and np.allclose(scan.frame, AFFINE, atol=1e-5)
+    assert np.array_equal(scan.as_read(scan.as_stored(labels)), labels)
+    save_labels(scan.as_stored(labels), scan.affine, tmp_path / "map.nii.gz", "topcow2024")
+    assert np.array_equal(read_labels(tmp_path / "map.nii.gz")[0], labels)
+
+
+def test_another_voxel_size_keeps_the_box():
+    labels = np.kron(one_pair(0)[1], np.ones((2, 2, 1), np.uint8))
+    coarse = cases.resampled(labels, np.array([0.3, 0.3, 0.8]), np.array([0.6, 0.6, 0.8]), order=0)
+    assert np.array_equal(coarse, one_pair(0)[1])
+    assert np.array_equal(cases.brought_to(coarse, labels.shape, order=0), labels)
+
+
+def spoil(folder, how):
+    """Make the label map of case1 one that cannot be used."""
+    path = folder / "labels" / "case1.nii.gz"
+    array, affine = one_pair(1)[1], AFFINE
+    if how == "grid":
+        affine = np.diag([0.6, 0.6, 1.0, 1])
+    elif how == "float":
+        array = array + np.float32(0.25)
+    elif how == "id":
+        array[0, 0, 0] = 14
+    elif how == "empty":
+        array[:] = 0
+    if how == "partner":
+        path.unlink()
+    else:
+        nib.save(nib.Nifti1Image(array, affine), path)
+
+
+@pytest.mark.parametrize(
+    ("how", "told"),
+    [
+        ("grid", "is of another grid than .*case1"),
+        ("float", "no whole numbers"),
+        ("id", "has the ids 14, which are not of topcow2024"),
+        ("empty", "is empty"),
+        ("partner", "case1.nii.gz has no partner in --labels"),
+    ],
+)
+def test_pairs_that_cannot_be_trained_on(tmp_path, how, told):
+    write_pairs(tmp_path, 3)
+    spoil(tmp_path, how)
+    with pytest.raises(UserError, match=told):
+        segmentation.train(small_config(tmp_path))
+    assert not (tmp_path / "run").exists()
+
+
+def test_sides_are_exchanged_in_voxels_and_labels_together(tmp_path):
+    write_pairs(tmp_path, 3)
+    segmenter, seen = new_segmenter(tmp_path, batch_size=4), 0
+    segmenter.look = lambda pair: [{name: Tensor(t) for name, t in pair.items()}]
+    segmenter.look.set_random_state = lambda _: None
+    for segmenter.step in range(4):
+        images, maps = segmenter.draw()
+        for image, labels in zip(images[:, 0], maps[:, 0], strict=True):
+            right, left = (torch.nonzero(labels == c)[:, 0].float().mean() for c in (4, 6))
+            assert right > left  # in the patient, whichever way the patch was turned
+            seen += int(
+                image[labels == 4].mean() > image[labels == 6].mean()
+            )  # exchanged: 6 was the brighter
+    assert 2 <= seen <= 14
+
+
+class Tensor:
+    """What MONAI returns, without MONAI."""
+
+    def __init__(self, tensor):
+        self.tensor = tensor
+
+    def as_tensor(self):
+        return self.tensor
+
+
+def test_a_training_in_pieces_is_the_training_in_one(tmp_path):
+    write_pairs(tmp_path, 3)
+    whole = runs.run(new_segmenter(tmp_path, save_every=2))
+    for _ in range(2):
+        parts = new_segmenter(tmp_path, save_every=2, output=str(tmp_path / "parts"))
+        parts.plan = runs.replace(parts.plan, num_train_steps=2 if not parts.plan.models.exists() else 4)
+        runs.run(parts)
+    assert parts.step == 4
+    for one, other in zip(whole.network.parameters(), parts.network.parameters(), strict=True):
+        assert torch.equal(one, other)
+
+
+def test_another_training_is_not_continued(tmp_path):
+    write_pairs(tmp_path, 3)
+    segmentation.train(small_config(tmp_path, num_train_steps=1))
+    with pytest.raises(UserError, match=r"another training \(--seed was 0\)"):
+        segmentation.train(small_config(tmp_path, num_train_steps=1, seed=1))
+    with pytest.raises(UserError, match=r"net\.pt is there, and no training of it"):
+        segmentation.train(small_config(tmp_path, output=str(tmp_path / "other")))
+
+
+def test_prediction_does_not_depend_on_the_side_it_is_seen_from(tmp_path):
+    write_pairs(tmp_path, 2)
+    predictor = new_segmenter(tmp_path).predictor()
+    image = torch.from_numpy(one_pair(5)[0])
+    found = predictor.probabilities(image.numpy())
+    turned = predictor.probabilities(segmentation.exchange_sides(image).numpy())
+    back = segmentation.exchange_sides(torch.from_numpy(turned), CLASSES.other_side).numpy()
+    np.testing.assert_allclose(found, back, atol=1e-5)
+    np.testing.assert_allclose(found.sum(axis=0), 1, atol=1e-5)
+
+
+def test_it_learns_and_predicts_from_the_command_line(tmp_path):
+    volumes, maps = write_pairs(tmp_path, 6)
+    flags = ["--model", tmp_path / "net.pt", "--device", "cpu"]
+    shape = ["--width", 8, "--num_train_steps", 160, "--save_every", 160, "--learning_rate", 0.005]
+    run = run_script("segmentation/segmentation.py", "--data", volumes, "--labels", maps, *shape, *flags)
+    assert run.returncode == 0, run.stderr
+    told = ["--mode", "predict", "--data", volumes, "--output", tmp_path / "found"]
+    run = run_script("segmentation/segmentation.py", *told, *flags)
+    assert run.returncode == 0, run.stderr
+    scores = []
+    for path in sorted((tmp_path / "found").glob("*.nii.gz")):
+        found, affine = read_labels(path)
+        true, _ = read_labels(maps / path.name)
+        assert np.allclose(affine, AFFINE)
+        scores.append(2 * ((found == true) & (true > 0)).sum() / ((found > 0).sum() + (true > 0).sum()))
+    assert len(scores) == 6 and np.mean(scores) > 0.8
+    with open(tmp_path / "found" / "confidence.csv", newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert all(0 < float(row["least_sure"]) <= float(row["confidence"]) <= 1 for row in rows)
+
+
+# ---- the gate
+
+
+def test_the_gate_withholds_what_no_real_map_is_like():
+    maps = [{"BA": (0.1 + 0.01 * n, 1), "all": (1 + 0.1 * n, 2)} for n in range(9)]
+    maps[0]["Acom"] = (0.02, 1)
+    limits = teacher.limits_of(maps, ["BA", "Acom"])
+    assert limits.always == ["BA"] and limits.pieces == {"BA": 1, "Acom": 1, "all": 2}
+    low, high = limits.volume_ml["BA"]
+    assert (low, high) == pytest.approx((0.12 - 3 * 0.04, 0.16 + 3 * 0.04))
+    good = {"BA": (0.12, 1), "all": (1.2, 1)}
+    assert teacher.reasons(good, 0.9, limits, 0.75) == []
+    assert teacher.reasons({}, None, limits, 0.75) == ["no vessel"]
+    bad = {"BA": (0.9, 3), "L-ACA": (0.1, 1), "all": (1.5, 2)}
+    told = "; ".join(teacher.reasons(bad, 0.5, limits, 0.75))
+    for part in ("confidence 0.50 below 0.75", "0.90 ml of BA", "BA in 3 pieces", "L-ACA, which no real map"):
+        assert part in told
+    assert teacher.reasons({"all": (1.2, 1)}, 0.9, limits, 0.75) == ["no BA, which all real maps have"]
+
+
+# ---- nnU-Net
+
+
+def test_folds_keep_a_subject_and_its_relatives_together():
+    real = [f"r{n}" for n in range(8)]
+    made = [f"s{n}" for n in range(6)]
+    subjects = {"r0": "a", "r1": "a", "s0": "a", "s1": "r5", "s2": "nobody"}
+    splits = nnunet.make_folds(real, made, subjects, 3, 0)
+    assert sorted(case for fold in splits for case in fold["val"]) == real
+    for fold in splits:
+        assert ("r0" in fold["val"]) == ("r1" in fold["val"]) != ("s0" in fold["train"])
+        assert ("r5" in fold["val"]) != ("s1" in fold["train"])
+        assert {"s2", "s3", "s4", "s5"} <= set(fold["train"]) and not set(fold["val"]) & set(made)
+    with pytest.raises(UserError, match="7 subjects for --folds 8"):
+        nnunet.make_folds(real, made, subjects, 8, 0)
+
+
+def export_pairs(folder):
+    """An export with an artery whose id changes, and the folder of it."""
+    volumes, maps = write_pairs(folder, 5)
+    labels = one_pair(0)[1]
+    labels[8, 8, 3:5] = 15
+    save_labels(labels, AFFINE, maps / "case0.nii.gz", "topcow2024")
+    config = nnunet.NnunetConfig(data=str(volumes), labels=str(maps), output=str(folder / "out"), folds=2)
+    return labels, nnunet.export(config)
+
+
+def test_export_and_import_of_nnunet(tmp_path, capsys):
+    labels, folder = export_pairs(tmp_path)
+    raw = folder / "nnUNet_raw" / "Dataset500_CircleOfWillis"
+    about = json.loads((raw / "dataset.json").read_text())
+    assert about["labels"]["background"] == 0 and about["labels"]["3rd-A2"] == 13
+    assert sorted(about["labels"].values()) == list(range(14)) and about["numTraining"] == 5
+    assert len(list((raw / "imagesTr").glob("case?_0000.nii.gz"))) == 5
+    exported = nib.load(raw / "labelsTr" / "case0.nii.gz").get_fdata()
+    assert np.array_equal(exported, np.where(labels == 15, 13, labels))
+    splits = folder / "nnUNet_preprocessed" / "Dataset500_CircleOfWillis" / "splits_final.json"
+    assert len(json.loads(splits.read_text())) == 2
+    assert "nnUNetv2_plan_and_preprocess -d 500" in capsys.readouterr().out
+    (tmp_path / "answers").mkdir()
+    nib.save(nib.Nifti1Image(exported.astype(np.uint8), AFFINE), tmp_path / "answers" / "case0.nii.gz")
+    back = nnunet.import_predictions(
+        nnunet.NnunetConfig(mode="import", data=str(tmp_path / "answers"), output=str(tmp_path / "back"))
+    )
+    assert np.array_equal(read_labels(back / "case0.nii.gz")[0], labels)
+
+
+def test_wrong_tables_of_subjects(tmp_path):
+    write_pairs(tmp_path, 3)
+    table = tmp_path / "subjects.csv"
+    table.write_text("file,subject\nnone.nii.gz,a\n")
+    settings = {"data": str(tmp_path / "volumes"), "labels": str(tmp_path / "labels"), "subjects": str(table)}
+    config = nnunet.NnunetConfig(**settings, output=str(tmp_path / "out"), folds=2)
+    with pytest.raises(UserError, match="names none, which is no case"):
+        nnunet.export(config)
+    assert not (tmp_path / "out").exists()
+
+
+def test_nnunet_plans_what_was_exported(tmp_path):
+    pytest.importorskip("nnunetv2")
+    _, folder = export_pairs(tmp_path)
+    tool = Path(sys.executable).with_name("nnUNetv2_plan_and_preprocess")
+    script = (folder / "commands.sh").read_text().splitlines()
+    lines = [line for line in script if line.startswith("export")]
+    lines.append(f"{tool} -d 500 -c 3d_fullres --verify_dataset_integrity -npfp 1 -np 1")
+    run = subprocess.run(["bash", "-ec", "\n".join(lines)], capture_output=True, text=True, timeout=600)
+    assert run.returncode == 0, run.stdout[-2000:] + run.stderr[-2000:]
+    prepared = folder / "nnUNet_preprocessed" / "Dataset500_CircleOfWillis"
+    assert (prepared / "nnUNetPlans.json").exists() and (prepared / "splits_final.json").exists()
+
+
+# ---- statistics and the experiment
+
+
+def test_holm_and_wilcoxon():
+    assert comparison.holm([0.01, 0.04, 0.03]) == pytest.approx([0.03, 0.06, 0.06])
+    change = np.array([0.1, 0.3, -0.05, 0.2, np.nan, 0.15, 0.4])
+    expected = stats.wilcoxon(change[np.isfinite(change)]).pvalue
+    assert comparison.wilcoxon(change) == pytest.approx(expected)
+    assert comparison.wilcoxon(np.zeros(5)) == 1.0
+
+
+def test_what_synthetic_volumes_are_worth():
+    curve = {5: 0.6, 20: 0.8}
+    assert comparison.worth(curve, 0.7)[0] == pytest.approx(10)  # the geometric mean
+    assert comparison.worth(curve, 0.9) == (20, "more than")
+    assert comparison.worth(curve, 0.5) == (5, "fewer than")
+    assert comparison.worth({5: 0.8, 20: 0.7}, 0.75) == (None, "")
+
+
+def results_of(gain):
+    """Results of a grid in which 50 synthetic volumes add `gain` to the Dice of 12 subjects."""
+    rng = np.random.default_rng(0)
+    subjects = {f"t{n}": rng.normal(0.7, 0.05) for n in range(12)}
+
+    def scored(shift):
+        return {s: {"Dice_ClsAvgDice": v + shift + rng.normal(0, 0.002)} for s, v in subjects.items()}
+
+    cells = {(5, 0): 0, (20, 0): 0.1, (5, 50): gain, (0, 50): gain - 0.2}
+    return {cell: {seed: scored(shift) for seed in (0, 1)} for cell, shift in cells.items()}
+
+
+@pytest.mark.parametrize(("gain", "state"), [(0.05, "good"), (-0.05, "bad"), (0.0, "")])
+def test_a_comparison_says_what_was_put_in(gain, state):
+    record = comparison.compare_runs(results_of(gain), 200)
+    rows = record["differences"]["Dice_ClsAvgDice"]
+    assert [(r["real"], r["synthetic"], r["against"]) for r in rows] == [(5, 50, 5), (0, 50, 20)]
+    assert comparison.verdict(rows[0])[0] == state and rows[0]["n"] == 12
+    low, high = rows[0]["interval_95"]
+    assert low <= rows[0]["difference"] <= high and rows[0]["difference"] == pytest.approx(gain, abs=0.003)
+    assert comparison.verdict(rows[1])[0] == "bad"
+
+
+def experiment_config(folder, **settings):
+    """Configuration of a tiny experiment, whose folders are made."""
+    given = {"output": str(folder / "out"), "seeds": (0,), "num_train_steps": 2, "width": 2, "fp16": False}
+    for kind, first in (("real", 0), ("synthetic", 10), ("test", 20)):
+        volumes, maps = write_pairs(folder, 6, first, f"{kind}_")
+        given |= {kind: str(volumes), f"{kind}_labels": str(maps)}
+    given |= {"real_numbers": (0, 2), "synthetic_numbers": (0, 3), "device": "cpu", "resamples": 100}
+    return experiment.ExperimentConfig(**{**given, "teacher_steps": 2, **settings})
+
+
+def test_an_experiment_goes_on_and_writes_its_page(tmp_path, monkeypatch):
+    config = experiment_config(tmp_path)
+    folder = experiment.run_experiment(config)
+    record = json.loads((folder / "experiment.json").read_text())
+    assert [(c["real"], c["synthetic"]) for c in record["cells"]] == [(0, 3), (2, 0), (2, 3)]
+    page = (folder / "report.html").read_text()
+    for part in ("Added to 2 real volumes", "Synthetic volumes alone", "Learning curves", "best: case2"):
+        assert part in page
+    assert len(list((folder / "runs" / "real0002_synthetic0003_seed0" / "predicted").iterdir())) == 6
+    monkeypatch.setattr(experiment.runs, "run", None)  # nothing is trained again
+    experiment.run_experiment(config)
+    with pytest.raises(UserError, match="was begun with --width 2"):
+        experiment.run_experiment(experiment_config(tmp_path, width=4))
+
+
+def test_an_experiment_refuses_overlap_by_content(tmp_path):
+    config = experiment_config(tmp_path)
+    copied = nib.load(Path(config.real) / "case1.nii.gz")
+    nib.save(nib.Nifti1Image(copied.get_fdata(dtype=np.float32), AFFINE), Path(config.test) / "case20.nii")
+    (Path(config.test) / "case20.nii.gz").unlink()
+    with pytest.raises(UserError, match=r"case20\.nii is in the test set and in --real"):
+        experiment.run_experiment(config)
+
+
+def test_a_teacher_labels_what_has_no_labels(tmp_path):
+    config = experiment_config(tmp_path, synthetic_labels=None, synthetic_numbers=(0, 1))
+    with pytest.raises(UserError, match=r"holds no \.nii"):
+        experiment.run_experiment(config)  # two steps teach nothing: the gate withholds every map
+    with open(tmp_path / "out" / "labelled" / "gate.csv", newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert len(rows) == 6 and {row["kept"] for row in rows} == {"False"} and all(r["reasons"] for r in rows)
