@@ -68,7 +68,10 @@ def finer(mask):
     Shapes: (X, Y, Z) bool -> (2 X + 4, 2 Y + 4, 2 Z + 4) bool
     """
     double = np.pad(mask, 1).repeat(2, 0).repeat(2, 1).repeat(2, 2)
-    return ndimage.binary_dilation(double, np.ones((2, 2, 2)))
+    for axis in range(3):
+        before, after = (np.moveaxis(double, axis, 0)[part] for part in (slice(None, -1), slice(1, None)))
+        np.logical_or(before, after, out=before)
+    return double
 
 
 def branches_of(mask, spacing):

@@ -29,6 +29,7 @@ from volumetric.parallel import choose_device, host_random
 
 SIMILARITY = 1  # protocol of MS-SSIM, part of every cached value
 STREAM_PAIRS = 0
+TOGETHER = 4  # volumes in one pass of a network, where it takes several
 # What the measured depends on beside our own code; part of every cached result.
 LIBRARIES = {
     name: version(name)
@@ -207,23 +208,33 @@ def measured_ahead(sources, extractors, config, cache):
                 found[extractor.name] = extract(extractor, source, array)
         return source, keys, found, lacking, array
 
-    def complete(source, keys, found, lacking, array):
-        for extractor in lacking:
-            if not extractor.on_host:
-                found[extractor.name] = extract(extractor, source, array)
-            if isinstance(source, VolumeFile):
-                cache.put(keys[extractor.name], found[extractor.name])
-        return source, found
+    def complete(group):
+        for extractor in extractors:
+            ours = [one for one in group if extractor in one[3]]
+            arrays = extract_all(extractor, ours) if ours and not extractor.on_host else ()
+            for (_, _, found, *_), result in zip(ours, arrays, strict=False):
+                found[extractor.name] = result
+        for source, keys, found, lacking, _ in group:
+            for extractor in lacking:
+                if isinstance(source, VolumeFile):
+                    cache.put(keys[extractor.name], found[extractor.name])
+            yield source, found
+
+    def extract_all(extractor, group):
+        same = len({source.shape for source, *_ in group}) == 1
+        if same and hasattr(extractor, "together"):
+            return extractor.together([array for *_, array in group])
+        return [extract(extractor, source, array) for source, *_, array in group]
 
     workers = min(8, os.cpu_count() or 1)
     coming = deque()
     with ThreadPoolExecutor(workers) as pool:
         for source in sources:
             coming.append(pool.submit(prepare, source))
-            if len(coming) > workers:
-                yield complete(*coming.popleft().result())
+            if len(coming) > workers + TOGETHER:
+                yield from complete([coming.popleft().result() for _ in range(TOGETHER)])
         while coming:
-            yield complete(*coming.popleft().result())
+            yield from complete([coming.popleft().result() for _ in range(min(TOGETHER, len(coming)))])
 
 
 def choose_pairs(number, config):

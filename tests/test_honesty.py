@@ -185,9 +185,11 @@ def test_a_radiological_network_gives_a_second_opinion(people, evaluated, tmp_pa
 
 def test_the_cache_knows_libraries_and_protocol_and_not_the_report(people, tmp_path, monkeypatch):
     seen = []
-    measured = extractors.VolumeFeatures.__call__
+    measured = extractors.VolumeFeatures.together
     monkeypatch.setattr(
-        extractors.VolumeFeatures, "__call__", lambda self, a, b: seen.append(1) or measured(self, a, b)
+        extractors.VolumeFeatures,
+        "together",
+        lambda self, arrays: seen.extend(arrays) or measured(self, arrays),
     )
     folders = {"real": str(people / "real"), "generated": str(people / "other")}
     flags = {**CPU, **folders, "metrics": ("md",), "cache_dir": str(tmp_path / "cache")}
