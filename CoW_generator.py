@@ -1,8 +1,8 @@
 """Generate volumes from a trained 3D StyleGAN2, each re-creatable from the file beside it.
 
-    python CoW_generator.py                                  the settings below
+    python CoW_generator.py                                  the settings below: the model that comes along
     python CoW_generator.py --mode interpolation --seeds 3,8 --steps 30
-    python CoW_generator.py --recreate demo/generated/normal/seed000042.json
+    python CoW_generator.py --recreate generated/normal/seed000042.json
 
 Edit the settings below, or pass them as flags: a flag wins. Sections: settings, configuration, recipes,
 modes, rendering, pictures, projection, entry points.
@@ -81,9 +81,9 @@ mode = "normal"
 # volumes (normal), styles to vary or truncate, pairs to interpolate, edge of the mixing grid
 num_generate = 4
 # folder that holds models/<model_folder_name>/model_<n>.pt
-top_dir = "demo"
-# name of the run
-model_folder_name = "demo"
+top_dir = "."
+# name of the run; None takes the model that comes with this program, which knows phantoms
+model_folder_name = None
 # number n of the checkpoint, -1 for the newest
 model_from_epoch = -1
 # class of the volumes; for interpolation also two, "a,b"; None draws them as often as in training
@@ -91,7 +91,7 @@ label = None
 # 1 is no truncation, smaller is more typical and less varied
 truncation_psi = 1.0
 # a sub-folder with the mode's name is made in it
-save_directory = "demo/generated"
+save_directory = "generated"
 # NIfTI file whose affine the volumes get; None takes the training volumes' affine
 template_path = None
 # volumes of an interpolation or of a truncation sweep
@@ -112,6 +112,7 @@ style_npy_path = None
 
 
 MOST_VOLUMES = 10**6  # of one command
+SHIPPED = Path(sg.__file__).parent / "sample_data" / "phantom_model.pt"
 MODES = {
     "normal": "a volume for each seed",
     "stochastic_variation": "one style, several noises",
@@ -140,7 +141,9 @@ class GenerateConfig:
     seed: int = option(42, "First seed; the following are seed + 1, seed + 2, ...", least=0)
     seeds: str | None = option(None, "Seeds in place of seed and num_generate, for example 0-99,205.")
     top_dir: str = option(top_dir, "Folder that holds models/<model_folder_name>/model_<n>.pt.")
-    model_folder_name: str = option(model_folder_name, "Name of the run.")
+    model_folder_name: str | None = option(
+        model_folder_name, "Name of the run; None takes the phantom model that comes with this program."
+    )
     model_from_epoch: int = option(
         model_from_epoch, "Number n of the checkpoint, -1 for the newest.", least=-1
     )
@@ -491,11 +494,13 @@ def plan_truncation(config, model):
 
 def open_model(config):
     """ModelLoader of the checkpoint, on this process's device."""
-    path = config.checkpoint
-    if path is None:
+    path = config.checkpoint or SHIPPED
+    if config.checkpoint is None and config.model_folder_name is not None:
         path = find_checkpoint(
             Path(config.top_dir) / "models" / config.model_folder_name, config.model_from_epoch
         )
+    if path == SHIPPED:
+        print("The model that comes with this program: circles of Willis of phantoms, no patients.")
     device = config.device
     if device == "auto" and torch.cuda.is_available():
         device = f"cuda:{os.environ.get('LOCAL_RANK', 0)}"

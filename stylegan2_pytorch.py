@@ -152,9 +152,7 @@ class TrainConfig(RunConfig):
     penalty_every: int = option(16, "Steps between gradient penalties.", robust=4, resumed=True)
     gamma: float = option(1.0, "Weight of a zero-centred penalty.", resumed=True)
     final_gamma: float | None = option(None, "Its weight at the end; None keeps it.", resumed=True)
-    mixed_prob: float = option(
-        0.9, "Probability of style mixing, for a micro-batch.", **SHARE, robust=0.0, resumed=True
-    )
+    mixed_prob: float = option(0.9, "Probability of style mixing.", **SHARE, robust=0.0, resumed=True)
     no_pl_reg: bool = option(False, "No path-length regularisation.", robust=True, resumed=True)
     pl_batch_shrink: int = option(1, "Measure path lengths on every so-many-th volume.", resumed=True)
     rel_disc_loss: bool = option(False, "Relativistic discriminator loss.", resumed=True)
@@ -1574,6 +1572,8 @@ class ModelLoader(Synthesizer):
         prefixes = ("SE", "GE") if use_average else ("S", "G")
         for module, prefix in zip((S, G), prefixes, strict=True):
             own = [n for n in state["GAN"] if n.startswith(f"{prefix}.")]
+            if not own:
+                raise UserError(f"{self.path} has no {prefix}: it is a released file; leave --use_average.")
             with naming(self.path):
                 check_affine(self.affine)
                 runs.load_networks(module, {n.removeprefix(f"{prefix}."): state["GAN"][n] for n in own})

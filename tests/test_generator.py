@@ -17,11 +17,15 @@ from PIL import Image, ImageSequence
 
 import CoW_generator as cow
 import stylegan2_pytorch as sg
+from sample_data import release
 from tests.conftest import ROOT, SMALL, random_array, run_script, tiny_flags, write_volume
 from volumetric import cli, files
 
 # A rotation by 30 degrees about z and a flip of x, voxels of 0.5 x 0.5 x 0.8 mm.
 OBLIQUE = np.array([[-0.433, -0.25, 0, 9], [-0.25, 0.433, 0, -3], [0, 0, 0.8, 7], [0, 0, 0, 1]])
+
+
+OF_RUN = {"top_dir": "demo", "model_folder_name": "demo"}
 
 
 @pytest.fixture(scope="module")
@@ -49,7 +53,7 @@ def make(home, tmp_path, monkeypatch):
 
     def run(**settings):
         return cow.generate(
-            cow.GenerateConfig(**{"save_directory": str(tmp_path), "device": "cpu", **settings})
+            cow.GenerateConfig(**{"save_directory": str(tmp_path), "device": "cpu", **OF_RUN, **settings})
         )
 
     return run
@@ -437,7 +441,13 @@ def test_mistakes_get_one_line(home, monkeypatch, tmp_path, kind):
     flags, text = WRONG[kind]
     monkeypatch.chdir(home)
     with pytest.raises(SystemExit) as stop:
-        cow.main([*flags, "--save_directory", str(tmp_path), "--device", "cpu"])
+        of_run = [
+            part
+            for name, value in OF_RUN.items()
+            if f"--{name}" not in flags
+            for part in (f"--{name}", value)
+        ]
+        cow.main([*flags, *of_run, "--save_directory", str(tmp_path), "--device", "cpu"])
     assert text in str(stop.value.code) and len(str(stop.value.code).splitlines()) == 1
     assert not list(tmp_path.rglob("*.nii*"))
 
@@ -469,7 +479,7 @@ def test_two_processes_write_the_same_files_as_one(home, make, tmp_path):
     one = make(mode="interpolation", num_generate=1, steps=5)
     command = [Path(sys.executable).parent / "torchrun", "--nproc_per_node", "2", ROOT / "CoW_generator.py"]
     flags = ["--mode", "interpolation", "--num_generate", "1", "--steps", "5", "--device", "cpu"]
-    flags += ["--save_directory", str(tmp_path / "two")]
+    flags += ["--save_directory", str(tmp_path / "two"), "--top_dir", "demo", "--model_folder_name", "demo"]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     run = subprocess.run(
         [*command, *flags], cwd=home, capture_output=True, encoding="utf-8", timeout=1800, env=environment
@@ -483,11 +493,28 @@ def test_two_processes_write_the_same_files_as_one(home, make, tmp_path):
         np.testing.assert_allclose(voxels(path), voxels(two / path.name), atol=1e-6)
 
 
-def test_out_of_the_box(home, tmp_path):
-    copy = tmp_path / "demo"
-    shutil.copytree(home / "demo", copy)
+def test_out_of_the_box_with_the_model_that_comes_along(tmp_path):
     run = run_script("CoW_generator.py", cwd=tmp_path)
     assert run.returncode == 0, run.stderr
-    assert len(names(copy / "generated" / "normal", ".nii.gz")) == 4
+    assert "The model that comes with this program" in run.stdout
+    made = tmp_path / "generated" / "normal"
+    assert len(names(made, ".nii.gz")) == 4
+    assert nib.load(made / "seed000042.nii.gz").shape == (64, 64, 16)
+    assert voxels(made / "seed000042.nii.gz").std() > 0.02
     misspelt = run_script("CoW_generator.py", "--steeps", "3", cwd=tmp_path)
     assert misspelt.returncode != 0 and "steeps" in misspelt.stderr
+
+
+def test_a_release_generates_as_its_checkpoint_and_says_what_it_lacks(home, tmp_path):
+    checkpoint, small = home / "demo" / "models" / "demo" / "model_0.pt", tmp_path / "small.pt"
+    release.main(["--checkpoint", str(checkpoint), "--output", str(small)])
+    whole, released = (sg.ModelLoader(checkpoint=path, device="cpu") for path in (checkpoint, small))
+    one, other = (next(iter(model.volumes_of([3]))) for model in (whole, released))
+    torch.testing.assert_close(one, other, atol=6e-3, rtol=0)
+    assert small.stat().st_size < checkpoint.stat().st_size / 5
+    with pytest.raises(cli.UserError, match="has no S: it is a released file"):
+        sg.ModelLoader(checkpoint=small, device="cpu", use_average=False)
+    state = torch.load(small, weights_only=True)
+    assert not {"data", "models_dir"} & state["config"].keys() and "D_opt" not in state
+    with pytest.raises(SystemExit, match="is there: give the name of a new file"):
+        release.main(["--checkpoint", str(checkpoint), "--output", str(small)])

@@ -1,0 +1,70 @@
+"""What generation needs of a checkpoint, and nothing else: a small file to share.
+
+    python sample_data/release.py --checkpoint models/cow/model_33.pt --output cow.pt
+    python CoW_generator.py --checkpoint cow.pt
+
+Of the networks only the averages SE and GE go along, in half precision, without discriminator, optimisers and
+settings of the training's machine. `phantom_model.pt` beside this file was made with it.
+"""
+
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+# Run as a script, this file stands beside the package that it is part of.
+if sys.path[0] == str(Path(__file__).resolve().parent):
+    sys.path[0] = str(Path(__file__).resolve().parent.parent)
+
+from volumetric.cli import UserError, check_fields, one_line_errors, option, parse_cli
+from volumetric.runs import read_state, save_checkpoint
+
+# Entries of a checkpoint that ModelLoader reads, and what tells how it was trained.
+KEPT = ("step", "affine", "class_names", "class_shares", "format_version", "version")
+PRIVATE = (
+    "data",
+    "results_dir",
+    "models_dir",
+    "labels",
+    "init_from",
+    "medicalnet_weights",
+    "inception_weights",
+)
+
+
+@dataclass(kw_only=True)
+class ReleaseConfig:
+    """Write what generation needs of a checkpoint into a small file."""
+
+    checkpoint: str = option("models/default/model_1.pt", "Checkpoint of stylegan2_pytorch.py.", file=True)
+    output: str = option("generator.pt", "New file.")
+
+    def __post_init__(self):
+        check_fields(self)
+        if Path(self.output).exists():
+            raise UserError(f"--output {self.output} is there: give the name of a new file.")
+
+
+def released(state):
+    """The entries of a checkpoint that a release has; paths of the training's machine stay behind."""
+    averages = {n: t for n, t in state["GAN"].items() if n.startswith(("SE.", "GE."))}
+    if not averages or "config" not in state:
+        raise UserError("has no averaged networks of this program: train on from it first.")
+    return {
+        "GAN": {name: tensor.half() for name, tensor in averages.items()},
+        "truncation_center": {"SE": state["truncation_center"]["SE"]},
+        "config": {name: value for name, value in state["config"].items() if name not in PRIVATE},
+        **{name: state[name] for name in KEPT},
+    }
+
+
+def main(argv=None):
+    """The command line."""
+    config = parse_cli(ReleaseConfig, argv)
+    with one_line_errors():
+        state = read_state(config.checkpoint)
+        save_checkpoint(released(state), Path(config.output))
+        print(f"{config.output} holds the generator of step {state['step']}.")
+
+
+if __name__ == "__main__":
+    main()
