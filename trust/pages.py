@@ -1,0 +1,131 @@
+"""Pages of the gate and of the membership test."""
+
+from pathlib import Path
+
+import numpy as np
+
+from trust.similarity import SHIFT, STATISTICS
+from volumetric.files import array_to_volume
+from volumetric.pages import drawing, picture, rows_of, section, three, write_page
+from volumetric.pictures import annotated, new_axes
+
+SUSPICIOUS = 10  # generated volumes shown beside their training volume
+BINS = 30
+STATES = {"passed": "good", "failed": "bad", "inconclusive": ""}
+PRIVATE = "This page holds pictures and names of real volumes: --share True leaves them out."
+COLOURS = {"held_out": "#1f6f8b", "generated": "#d1603d", "planted": "#777777"}
+WORDS = {"held_out": "unseen real", "generated": "generated", "planted": "planted copies"}
+
+
+def verdict_card(title, state, lines):
+    """A card with a title and sentences."""
+    told = "".join(f"<li>{line}.</li>" for line in lines)
+    return f'<div class="verdicts"><div class="verdict {state}"><h3>{title}</h3><ul>{told}</ul></div></div>'
+
+
+def shown(volume, caption):
+    """Planes and projections of a Volume with a caption. Shapes: -> (H, W) uint8"""
+    return annotated(array_to_volume(volume.read()), np.diag([*volume.spacing, 1]), caption)
+
+
+def write_replicas(record, sets, tables, folder):
+    """report.html of the gate.
+
+    Args:
+        record: What replicas.json holds.
+        sets: {"training", "held_out", "generated": [Volume]}.
+        tables: {"held_out", "generated": table_of, "planted": {kind: table_of}}.
+        folder: Where to write.
+    """
+    share, n = record["settings"]["share"], record["n"]
+    words = {"passed": "Passed: no replica was found", "failed": "Failed: there are replicas"}
+    title = words.get(record["verdict"], "Inconclusive: the gate does not see copies well enough")
+    body = [verdict_card(title, STATES[record["verdict"]], record["reasons"] or [chance(record)])]
+    body += ["" if share else f'<p class="warning">{PRIVATE}</p>', f"<p>{rates(record)}</p>"]
+    body.append("<h2>How similar</h2>" + drawing(histograms(tables, record)))
+    body.append(f"<h2>Copies that were planted</h2>{control_table(record['controls'])}")
+    negative = record["negative_control"]
+    body.append(
+        f'<p class="small">Negative control: of one half of the unseen subjects, {negative["n"]}, judged by '
+        f"the other half, {negative['flagged']} are flagged (at {negative['rate']:.3g} by each).</p>"
+    )
+    flagged = [
+        [
+            Path(row["generated"]).name,
+            "" if share else Path(row["training"]).name,
+            *(row[name] for name in ("statistic", "similarity", "p")),
+        ]
+        for row in record["flagged"]
+    ]
+    head = ["generated", "training", "similarity by", "similarity", "p"]
+    body.append("<h2>Flagged volumes</h2>" + (rows_of(head, flagged) if flagged else "<p>None.</p>"))
+    body.append(suspicious(sets, tables["generated"], share))
+    body.append(
+        f'<p class="small">{n["training"]} training, {n["held_out"]} unseen, {n["generated"]} generated '
+        f"volumes; similarities are the largest over both mirror states and shifts up to {SHIFT} voxels; p is "
+        f"conformal.</p>"
+    )
+    write_page(folder / "report.html", "Are there replicas of training volumes?", "\n".join(body))
+
+
+def chance(record):
+    """What a passed gate says of the flagged ones."""
+    counts = ", ".join(f"{count} by {name}" for name, count in record["flagged_each"].items())
+    return f"flagged: {counts}; chance explains up to {record['explained_by_chance']} each"
+
+
+def rates(record):
+    """What false-alarm rate the thresholds have, and how sure that is."""
+    t, alpha = record["threshold"], record["settings"]["alpha"]
+    short = "" if t["attains_alpha"] else f" (the {alpha:g} asked for, of all together, needs more)"
+    closer = record["closer_to_training"]
+    low, high = closer["interval_95"]
+    return (
+        f"{t['held_out']} unseen subjects allow a false-alarm rate of {t['rate_of_each']:.3g} for each "
+        f"similarity{short}; given these subjects it is {t['realised_mean']:.3g} on average and below "
+        f"{t['realised_95_limit']:.3g} with 95 % confidence. {closer['share']:.0%} [{low:.0%}, {high:.0%}] "
+        f"of the generated volumes are closer to the training set than to as many unseen subjects; 50 % is "
+        f"chance."
+    )
+
+
+def control_table(controls):
+    """Recall of every kind of planted copy."""
+    rows = []
+    for kind, row in controls.items():
+        low, high = row["interval_95"]
+        state = "" if not row["required"] else "good" if row["recall"] >= 0.9 else "bad"
+        mark = ("required" if row["required"] else "", state)
+        around = f"{three(row['recall'])} [{three(low)}, {three(high)}]"
+        rows.append([kind, mark, around, row["named"], *(row[name] for name in STATISTICS)])
+    head = ["copy", "", "found (95 %)", "right subject", *(f"by {name}" for name in STATISTICS)]
+    return rows_of(head, rows)
+
+
+def histograms(tables, record):
+    """Similarities of unseen, generated and copied volumes, with the threshold."""
+    figure, plots = new_axes(len(STATISTICS), width=3.8, height=2.8)
+    for one, name in zip(plots, STATISTICS, strict=True):
+        values = {which: tables[which][name][0] for which in ("held_out", "generated")}
+        values["planted"] = np.concatenate([table[name][0] for table in tables["planted"].values()])
+        ends = [min(map(np.min, values.values())), max(map(np.max, values.values()))]
+        edges = np.linspace(ends[0], max(ends[1], ends[0] + 1e-3), BINS + 1)
+        for which, v in values.items():
+            part = np.histogram(v, edges)[0] / len(v)
+            one.stairs(part, edges, color=COLOURS[which], fill=True, alpha=0.45, label=WORDS[which])
+        one.axvline(record["threshold"]["value"][name], color="0.3", linestyle=":", linewidth=1)
+        one.set(xlabel=f"largest similarity: {name}", ylabel="share")
+    plots[0].legend(frameon=False, fontsize=8)
+    return figure
+
+
+def suspicious(sets, found, share):
+    """The generated volumes that are most similar to a training volume, beside it."""
+    values, matches = found["anatomy"]
+    figures = []
+    for n in np.argsort(-values, kind="stable")[:SUSPICIOUS]:
+        made, real = sets["generated"][n], sets["training"][matches[n]]
+        both = [shown(made, made.path.name)]
+        both += [] if share else [shown(real, f"training: {real.path.name}")]
+        figures.append(picture(np.concatenate(both), f"similarity {three(values[n])}"))
+    return section("The most similar pairs, by anatomy", figures)

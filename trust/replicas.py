@@ -1,0 +1,371 @@
+"""Are synthetic volumes copies of training volumes? A gate with calibrated thresholds and planted copies.
+
+    python trust/replicas.py --training volumes --held_out unseen --generated synthetic --output replicas
+
+or edit the settings below and run it. Every generated volume's similarity to the training set is compared
+with that of real subjects whom the generator has never seen: what is more similar than those are allowed to
+be is flagged and withheld. Whether the gate sees copies at all is tried on every run, with copies that are
+planted among the volumes. replicas.json holds the verdict and the flagged volumes, report.html shows them;
+the exit status is 0 (passed), 1 (failed) or 2 (inconclusive). Inputs are never written to. Sections:
+
+    settings and configuration    every option
+    search                        similarities, by several processes
+    the gate                      thresholds, planted copies, verdict
+    entry point
+
+Similarities are in similarity.py, copies in controls.py, rates in rates.py, the page in pages.py.
+"""
+
+import json
+import multiprocessing
+import os
+import shutil
+import sys
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import numpy as np
+from scipy import stats
+from tqdm import tqdm
+
+from trust.controls import KINDS, LEAST_RECALL, REQUIRED
+from trust.pages import write_replicas
+from trust.rates import CONFIDENCE, bootstrap_interval, conformal, realised_rate, wilson
+from trust.similarity import STATISTICS, Library, print_of
+from trust.volumes import refuse_overlap, same_geometry, volumes_of
+from volumetric.cli import check_fields, one_line_errors, option, parse_cli
+from volumetric.files import __version__, atomic_path, finite, next_free
+
+# Edit these, or pass them as flags; a flag wins.
+# folder of the volumes that the generator was trained on
+training = "volumes"
+# folder of real volumes of other subjects, prepared alike
+held_out = "held_out"
+# folder of generated volumes
+generated = "synthetic"
+# new folder
+output = "replicas"
+
+FEWEST_HELD_OUT, FEWEST_TRAINING, FEWEST_GENERATED = 10, 10, 6
+SUBSAMPLES = 20  # of the training set, at the number of held-out volumes
+EXIT = {"passed": 0, "failed": 1, "inconclusive": 2}
+
+
+@dataclass(kw_only=True)
+class ReplicasConfig:
+    """Search generated volumes for copies; exit status 0 passed, 1 failed, 2 inconclusive."""
+
+    training: str = option(training, "Folder of the volumes that the generator was trained on.")
+    held_out: str = option(held_out, "Folder of real volumes of other subjects, prepared alike.")
+    generated: str = option(generated, "Folder of generated volumes.")
+    output: str = option(
+        output, "New folder for replicas.json, report.html and withheld volumes.", folder=True
+    )
+    alpha: float = option(
+        0.01, "Rate at which an unseen subject may be flagged, of all similarities.", most=0.5
+    )
+    controls: int = option(30, "Training volumes of which copies are planted.", least=10, most=1000)
+    workers: int | None = option(None, "Processes; None is one for each core.", least=1, most=256)
+    share: bool = option(False, "Leave pictures and names of real volumes out of the page.")
+    seed: int = option(0, "Seed of the planted copies.", least=0)
+
+    def __post_init__(self):
+        check_fields(self)
+
+
+# ╔══════════════════════════════════════════════════════════════════════════════════════════════════════════╗
+# ║ Search                                                                                                   ║
+# ╚══════════════════════════════════════════════════════════════════════════════════════════════════════════╝
+
+LIBRARY = []  # the Library of a worker process
+
+
+def start_worker(library):
+    """Keep the training volumes in a worker."""
+    LIBRARY[:] = [library]
+
+
+def prepare(volume):
+    """Print of a Volume."""
+    return print_of(volume.read())
+
+
+def look(volume):
+    """(similarities of a Volume to the training set, coarse ones to each)."""
+    one = prepare(volume)
+    return LIBRARY[0].search(one), LIBRARY[0].alike(one)
+
+
+def look_at_copy(task):
+    """Similarities of a planted copy of a Volume."""
+    volume, other, kind, seed = task
+    array = KINDS[kind](volume.read(), other.read(), np.random.default_rng(seed))
+    return LIBRARY[0].search(print_of(array))
+
+
+def spread_out(function, items, title, workers, library=None):
+    """[function(item)] by some processes, with a progress bar."""
+    with ProcessPoolExecutor(
+        workers,
+        multiprocessing.get_context("fork" if sys.platform == "linux" else None),
+        *((start_worker, (library,)) if library else ()),
+    ) as pool:
+        return list(tqdm(pool.map(function, items, chunksize=4), title, len(items), unit="volume"))
+
+
+def table_of(found):
+    """{statistic: (similarities (n,), indices (n,))} of what `Library.search` gave for some volumes."""
+    return {
+        name: tuple(np.array([one[name][part] for one in found]) for part in (0, 1)) for name in STATISTICS
+    }
+
+
+# ╔══════════════════════════════════════════════════════════════════════════════════════════════════════════╗
+# ║ The gate                                                                                                 ║
+# ╚══════════════════════════════════════════════════════════════════════════════════════════════════════════╝
+
+
+class Threshold:
+    """Where the similarity of an unseen subject ends, by what held-out subjects show and no further.
+
+    Args:
+        held_out: {statistic: similarities (|H|,)} of the held-out volumes to the training set.
+        alpha: Rate for all statistics together.
+    """
+
+    def __init__(self, held_out, alpha):
+        self.held_out, self.n = held_out, len(next(iter(held_out.values())))
+        self.k = max(1, int(alpha / len(held_out) * (self.n + 1) + 1e-9))
+        self.rate = self.k / (self.n + 1)  # of one statistic; the smallest that can be had is 1 / (|H| + 1)
+        self.attains = self.rate <= alpha / len(held_out) + 1e-12
+
+    def p_values(self, similarities):
+        """{statistic: conformal p (n,)} of {statistic: (n,)}."""
+        return {name: conformal(similarities[name], held) for name, held in self.held_out.items()}
+
+    def flags(self, similarities):
+        """{statistic: (n,) bool}."""
+        return {name: p <= self.rate + 1e-12 for name, p in self.p_values(similarities).items()}
+
+    def most(self, number):
+        """Number of innocent volumes, of so many, that a statistic flags at most, in 95 % of runs for all.
+
+        Over the draw of the held-out volumes it is beta-binomial with k and |H| + 1 - k.
+        """
+        level = 1 - (1 - CONFIDENCE) / len(self.held_out)
+        return int(stats.betabinom.ppf(level, number, self.k, self.n + 1 - self.k))
+
+    def describe(self):
+        """What rate is attained, and how sure that is."""
+        mean, limit = realised_rate(self.k, self.n)
+        return {
+            "held_out": self.n,
+            "rate_of_each": self.rate,
+            "attains_alpha": self.attains,
+            "realised_mean": mean,
+            "realised_95_limit": limit,
+            "value": {name: float(np.sort(held)[-self.k]) for name, held in self.held_out.items()},
+        }
+
+
+def recall_of_copies(planted, subjects, threshold):
+    """Recall of every kind of planted copy.
+
+    Args:
+        planted: {kind: `table_of` its copies}.
+        subjects: Indices of the training volumes that were copied.
+        threshold: Threshold.
+
+    Returns:
+        {kind: {"n", "found", "recall", "interval_95", "named", "required", statistic: recall}}; `named` is
+        the share of the found ones whose training volume is the right one.
+    """
+    rows = {}
+    for kind, table in planted.items():
+        flags = threshold.flags({name: values for name, (values, _) in table.items()})
+        by_any = np.any(list(flags.values()), axis=0)
+        named = np.any([flags[n] & (table[n][1] == subjects) for n in STATISTICS], axis=0)
+        found, number = int(by_any.sum()), len(subjects)
+        rows[kind] = {"n": number, "found": found, "recall": found / number, "required": kind in REQUIRED}
+        rows[kind] |= {"interval_95": wilson(found, number), "named": float(named.sum() / max(found, 1))}
+        rows[kind] |= {name: float(flags[name].mean()) for name in STATISTICS}
+    return rows
+
+
+def closer_to_training(to_training, to_held_out, seed):
+    """Share of volumes that are closer to the training set than to as many held-out volumes.
+
+    Args:
+        to_training: Similarity of every generated volume to every training volume, (n, |T|).
+        to_held_out: The same to the held-out ones, (n, |H|).
+        seed: Of the subsamples.
+
+    Returns:
+        {"share", "interval_95"}, by drawing generated volumes again.
+    """
+    number = min(to_training.shape[1], to_held_out.shape[1])
+    rng, shares = np.random.default_rng(seed), []
+    for _ in range(SUBSAMPLES):
+        nearest = [m[:, rng.permutation(m.shape[1])[:number]].max(axis=1) for m in (to_training, to_held_out)]
+        shares.append((nearest[0] > nearest[1]) + 0.5 * (nearest[0] == nearest[1]))
+    each = np.mean(shares, axis=0)
+    return {"share": float(each.mean()), "interval_95": bootstrap_interval(each, seed=seed)}
+
+
+def judge(found, planted, subjects, threshold, closeness):
+    """The gate's findings: {"verdict", "reasons", "flags", "p", "controls", "limit"}.
+
+    Args:
+        found: `table_of` the generated volumes.
+        planted: {kind: `table_of` its copies}.
+        subjects: Indices of the copied training volumes.
+        threshold: Threshold.
+        closeness: Of `closer_to_training`.
+    """
+    values = {name: similarity for name, (similarity, _) in found.items()}
+    flags, number = threshold.flags(values), len(next(iter(values.values())))
+    controls = recall_of_copies(planted, subjects, threshold)
+    limit, failures = threshold.most(number), []
+    for name, flag in flags.items():
+        if flag.sum() > limit:
+            failures.append(f"{flag.sum()} of {number} are flagged by {name}, chance explains {limit}")
+        seen = [planted[kind][name][0] for kind in REQUIRED if controls[kind][name] >= LEAST_RECALL]
+        sure = flag & (values[name] > np.percentile(np.concatenate(seen), 5)) if seen else flag & False
+        if sure.any():
+            failures.append(f"{sure.sum()} are as similar by {name} as planted copies are")
+    if closeness["interval_95"][0] > 0.5:
+        share = closeness["share"]
+        failures.append(f"{share:.0%} are closer to the training set than to as many unseen subjects")
+    blind = [kind for kind in REQUIRED if controls[kind]["recall"] < LEAST_RECALL]
+    doubts = [f"of planted copies ({kind}) {controls[kind]['recall']:.0%} are found" for kind in blind]
+    verdict = "failed" if failures else "inconclusive" if doubts else "passed"
+    about = {"reasons": failures + doubts, "controls": controls, "limit": limit}
+    return {"verdict": verdict, "flags": flags, "p": threshold.p_values(values), **about}
+
+
+def flagged_list(volumes, library_volumes, found, gate):
+    """[{"generated", "training", "statistic", "p", "similarity"}], the most similar first."""
+    rows = []
+    for n, volume in enumerate(volumes):
+        ours = [name for name in STATISTICS if gate["flags"][name][n]]
+        if not ours:
+            continue
+        name = min(ours, key=lambda s: (gate["p"][s][n], -found[s][0][n]))
+        match = library_volumes[found[name][1][n]]
+        rows.append({"generated": str(volume.path), "training": str(match.path), "statistic": name})
+        rows[-1] |= {"p": float(gate["p"][name][n]), "similarity": float(found[name][0][n])}
+    return sorted(rows, key=lambda row: (row["p"], -row["similarity"]))
+
+
+def halves_of_held_out(held, threshold, seed):
+    """False alarms among one half of the held-out volumes, judged by the other: {"n", "flagged"}."""
+    order = np.random.default_rng(seed).permutation(threshold.n)
+    one, other = order[: threshold.n // 2], order[threshold.n // 2 :]
+    alone = Threshold({name: values[one] for name, (values, _) in held.items()}, alpha=0)
+    flags = alone.flags({name: values[other] for name, (values, _) in held.items()})
+    return {"n": len(other), "flagged": int(np.any(list(flags.values()), axis=0).sum()), "rate": alone.rate}
+
+
+def run_gate(config):
+    """Search, judge, and write what was found.
+
+    Returns:
+        (record of replicas.json, the new folder).
+    """
+    sets = {
+        "training": volumes_of(config.training, "--training", FEWEST_TRAINING),
+        "held_out": volumes_of(config.held_out, "--held_out", FEWEST_HELD_OUT),
+        "generated": volumes_of(config.generated, "--generated", FEWEST_GENERATED),
+    }
+    same_geometry(sets)
+    refuse_overlap(sets["training"], sets["held_out"], "--training", "--held_out")
+    workers = config.workers or len(os.sched_getaffinity(0))
+    prints = spread_out(prepare, sets["training"], "Training volumes", workers)
+    library = Library(prints, sets["training"][0].shape)
+    looked = {
+        name: spread_out(look, sets[name], title, workers, library)
+        for name, title in (("held_out", "Held-out volumes"), ("generated", "Generated volumes"))
+    }
+    held, found = (table_of([similar for similar, _ in looked[n]]) for n in ("held_out", "generated"))
+    threshold = Threshold({name: values for name, (values, _) in held.items()}, config.alpha)
+    planted, subjects = plant(sets, config, workers, library)
+    to_training = np.stack([coarse for _, coarse in looked["generated"]])
+    others = Library(spread_out(prepare, sets["held_out"], "Held-out volumes", workers), library_shape(sets))
+    ours = spread_out(look_coarsely, sets["generated"], "Generated against held-out", workers, others)
+    closeness = closer_to_training(to_training, np.stack(ours), config.seed)
+    gate = judge(found, planted, subjects, threshold, closeness)
+    folder = next_free(Path(config.output))
+    folder.mkdir(parents=True)
+    record = {
+        "verdict": gate["verdict"],
+        "reasons": gate["reasons"],
+        "flagged": flagged_list(sets["generated"], sets["training"], found, gate),
+        "flagged_each": {name: int(flag.sum()) for name, flag in gate["flags"].items()},
+        "explained_by_chance": gate["limit"],
+        "threshold": threshold.describe(),
+        "controls": gate["controls"],
+        "negative_control": halves_of_held_out(held, threshold, config.seed),
+        "closer_to_training": closeness,
+        "n": {name: len(volumes) for name, volumes in sets.items()},
+        "settings": asdict(config),
+        "version": __version__,
+    }
+    withhold(record["flagged"], sets["generated"], folder)
+    with atomic_path(folder / "replicas.json") as part:
+        part.write_text(json.dumps(finite(record), indent=1, allow_nan=False), encoding="utf-8")
+    write_replicas(record, sets, {"held_out": held, "generated": found, "planted": planted}, folder)
+    return record, folder
+
+
+def library_shape(sets):
+    """Voxels of the volumes, (X, Y, Z)."""
+    return sets["training"][0].shape
+
+
+def look_coarsely(volume):
+    """Coarse similarities of a Volume to those of the worker's Library."""
+    return LIBRARY[0].alike(prepare(volume))
+
+
+def plant(sets, config, workers, library):
+    """({kind: `table_of` its copies}, indices of the training volumes that were copied)."""
+    rng, volumes = np.random.default_rng(config.seed), sets["training"]
+    subjects = np.sort(rng.permutation(len(volumes))[: config.controls])
+    others = rng.integers(len(sets["held_out"]), size=len(subjects))  # of whom a half is pasted beside a copy
+    tasks = [
+        (volumes[n], sets["held_out"][other], kind, [config.seed, place, int(n)])
+        for place, kind in enumerate(KINDS)
+        for n, other in zip(subjects, others, strict=True)
+    ]
+    found = spread_out(look_at_copy, tasks, "Planted copies", workers, library)
+    number = len(subjects)
+    parts = [found[start : start + number] for start in range(0, len(found), number)]
+    return {kind: table_of(part) for kind, part in zip(KINDS, parts, strict=True)}, subjects
+
+
+def withhold(flagged, volumes, folder):
+    """Copy the flagged volumes to withheld/, and name all others in released.txt."""
+    names = {row["generated"] for row in flagged}
+    for volume in volumes:
+        if str(volume.path) in names:
+            (folder / "withheld").mkdir(exist_ok=True)
+            shutil.copyfile(volume.path, folder / "withheld" / volume.path.name)
+    kept = [str(volume.path) for volume in volumes if str(volume.path) not in names]
+    with atomic_path(folder / "released.txt") as part:
+        part.write_text("\n".join([*kept, ""]), encoding="utf-8")
+
+
+def main(argv=None):
+    """The command line."""
+    config = parse_cli(ReplicasConfig, argv)
+    with one_line_errors():
+        record, folder = run_gate(config)
+        print(f"{record['verdict'].capitalize()}: {'; '.join(record['reasons']) or 'no replica was found'}.")
+        counts = f"{len(record['flagged'])} of {record['n']['generated']} volumes are flagged"
+        print(f"{counts}; {folder / 'report.html'} shows them.")
+    sys.exit(EXIT[record["verdict"]])
+
+
+if __name__ == "__main__":
+    main()
