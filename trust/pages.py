@@ -62,8 +62,8 @@ def write_replicas(record, sets, tables, folder):
     body.append(suspicious(sets, tables["generated"], share))
     body.append(
         f'<p class="small">{n["training"]} training, {n["held_out"]} unseen, {n["generated"]} generated '
-        f"volumes; similarities are the largest over both mirror states and shifts up to {SHIFT} voxels; p is "
-        f"conformal.</p>"
+        f"volumes; similarities are the largest over both mirror states and shifts up to {SHIFT} voxels; p "
+        f"is conformal.</p>"
     )
     write_page(folder / "report.html", "Are there replicas of training volumes?", "\n".join(body))
 
@@ -129,3 +129,49 @@ def suspicious(sets, found, share):
         both += [] if share else [shown(real, f"training: {real.path.name}")]
         figures.append(picture(np.concatenate(both), f"similarity {three(values[n])}"))
     return section("The most similar pairs, by anatomy", figures)
+
+
+def write_membership(record, scores, folder):
+    """report.html of the membership test.
+
+    Args:
+        record: What membership.json holds.
+        scores: {"training", "held_out": (n,)}, of the volumes that were compared.
+        folder: Where to write.
+    """
+    low, high = record["auc_minus_control_95"]
+    told = f"AUC {three(record['auc'])}; random halves of the training set {three(record['control_auc'])}"
+    told += f"; the difference is between {three(low)} and {three(high)} (95 %)"
+    power = record["power"]
+    seen = f"with copies of {power['share']:.0%} of the members among the generated volumes it is "
+    seen += three(power["auc"])
+    title = "Members can be told" if record["leak"] else "No leak is seen"
+    figure, (one,) = new_axes(width=5.2, height=2.8)
+    edges = np.linspace(*(f(np.concatenate(list(scores.values()))) for f in (np.min, np.max)), BINS + 1)
+    for which, label in (("training", "training"), ("held_out", "unseen")):
+        part = np.histogram(scores[which], edges)[0] / len(scores[which])
+        colour = COLOURS["generated" if which == "training" else which]
+        one.stairs(part, edges, fill=True, alpha=0.45, color=colour, label=label)
+    one.set(xlabel="similarity to the generated volumes, minus that to other real ones", ylabel="share")
+    one.legend(frameon=False, fontsize=8)
+    rows = [
+        ["AUC (DeLong 95 %)", around(record["auc"], record["auc_delong_95"])],
+        ["AUC (subjects drawn again, 95 %)", around(record["auc"], record["auc_bootstrap_95"])],
+        ["random halves of the training set, AUC", around(record["control_auc"], record["control_95"])],
+        ["p (Mann-Whitney)", record["mann_whitney_p"]],
+        [f"members found at {record['most_false']:.0%} false ones", record["true_positive_rate"]],
+        ["volumes on each side", record["n"]["each"]],
+    ]
+    body = [
+        verdict_card(title, "bad" if record["leak"] else "good", [told, seen]),
+        drawing(figure),
+        rows_of(["", ""], rows),
+        '<p class="small">0.5 is chance. A leak is seen where the lower end of the difference to random '
+        "halves is above 0.</p>",
+    ]
+    write_page(folder / "report.html", "Can members of the training set be told?", "\n".join(body))
+
+
+def around(value, interval):
+    """0.54 [0.45, 0.63]"""
+    return f"{three(value)} [{three(interval[0])}, {three(interval[1])}]"

@@ -17,23 +17,21 @@ Similarities are in similarity.py, copies in controls.py, rates in rates.py, the
 """
 
 import json
-import multiprocessing
 import os
 import shutil
 import sys
-from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import numpy as np
 from scipy import stats
-from tqdm import tqdm
 
 from trust.controls import KINDS, LEAST_RECALL, REQUIRED
 from trust.pages import write_replicas
 from trust.rates import CONFIDENCE, bootstrap_interval, conformal, realised_rate, wilson
 from trust.similarity import STATISTICS, Library, print_of
 from trust.volumes import refuse_overlap, same_geometry, volumes_of
+from trust.workers import LIBRARY, prepare, spread_out
 from volumetric.cli import check_fields, one_line_errors, option, parse_cli
 from volumetric.files import __version__, atomic_path, finite, next_free
 
@@ -78,18 +76,6 @@ class ReplicasConfig:
 # ║ Search                                                                                                   ║
 # ╚══════════════════════════════════════════════════════════════════════════════════════════════════════════╝
 
-LIBRARY = []  # the Library of a worker process
-
-
-def start_worker(library):
-    """Keep the training volumes in a worker."""
-    LIBRARY[:] = [library]
-
-
-def prepare(volume):
-    """Print of a Volume."""
-    return print_of(volume.read())
-
 
 def look(volume):
     """(similarities of a Volume to the training set, coarse ones to each)."""
@@ -102,16 +88,6 @@ def look_at_copy(task):
     volume, other, kind, seed = task
     array = KINDS[kind](volume.read(), other.read(), np.random.default_rng(seed))
     return LIBRARY[0].search(print_of(array))
-
-
-def spread_out(function, items, title, workers, library=None):
-    """[function(item)] by some processes, with a progress bar."""
-    with ProcessPoolExecutor(
-        workers,
-        multiprocessing.get_context("fork" if sys.platform == "linux" else None),
-        *((start_worker, (library,)) if library else ()),
-    ) as pool:
-        return list(tqdm(pool.map(function, items, chunksize=4), title, len(items), unit="volume"))
 
 
 def table_of(found):

@@ -129,26 +129,28 @@ class Library:
             chosen |= set(order[:CANDIDATES])
         return sorted(chosen)
 
+    def compare(self, one, without=()):
+        """Similarities of a Print to its candidates: {index: {statistic: similarity}}."""
+        views = [spectra(one.parts(), self.padded, mirrored) for mirrored in (False, True)]
+        found = {}
+        for index in self.candidates(one, without):
+            values = dict.fromkeys(STATISTICS, -1.0)
+            for name, spectrum in spectra(self.prints[index].parts(), self.padded).items():
+                statistic = "half" if name in ("left", "right") else name
+                peaks = [peak(view[name] * np.conj(spectrum), self.padded) for view in views]
+                values[statistic] = max(values[statistic], *peaks)
+            found[index] = values
+        return found
+
     def search(self, one, without=()):
-        """Similarities of a Print to the training volumes.
+        """{statistic: (largest similarity, index of that training volume)} of a Print.
 
         Args:
             one: Print.
             without: Indices that are left out, for example of the volume itself.
-
-        Returns:
-            {statistic: (similarity, index of the most similar training volume)}.
         """
-        views = [spectra(one.parts(), self.padded, mirrored) for mirrored in (False, True)]
-        best = dict.fromkeys(STATISTICS, (-1.0, -1))
-        for index in self.candidates(one, without):
-            theirs = spectra(self.prints[index].parts(), self.padded)
-            for name, spectrum in theirs.items():
-                statistic = "half" if name in ("left", "right") else name
-                for view in views:
-                    value = peak(view[name] * np.conj(spectrum), self.padded)
-                    best[statistic] = max(best[statistic], (value, index))
-        return best
+        found = self.compare(one, without)
+        return {s: max((values[s], index) for index, values in found.items()) for s in STATISTICS}
 
 
 def spectra(parts, padded, mirrored=False):

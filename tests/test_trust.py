@@ -1,0 +1,346 @@
+"""Trust: golden statistics, thresholds, copies found and innocents let go, membership, Turing, scorecard."""
+
+import json
+
+import nibabel as nib
+import numpy as np
+import pytest
+from scipy import ndimage, stats
+
+from tests.conftest import ROOT, run_script, write_volume
+from trust import controls, membership, rates, reading, replicas, scorecard, similarity, turing
+from volumetric.cli import UserError
+
+GOLDEN = json.loads((ROOT / "tests" / "golden" / "stats_golden.json").read_text())
+SHAPE = (24, 24, 10)
+
+
+def volume_of(seed):
+    """A smooth random volume with bright strands, as different from others as two people."""
+    rng = np.random.default_rng(seed)
+    strands = ndimage.gaussian_filter(rng.standard_normal(SHAPE), 1.2)
+    return (strands / strands.std() + 0.05 * rng.standard_normal(SHAPE)).astype(np.float32)
+
+
+def write_set(folder, seeds, change=lambda array: array):
+    """A folder of volumes of the given seeds."""
+    for seed in seeds:
+        write_volume(folder / f"v{seed}.nii.gz", change(volume_of(seed)).astype(np.float32))
+    return folder
+
+
+# ---- statistics
+
+
+def test_golden_intervals_and_tests():
+    for pair, expected in GOLDEN["wilson_95"].items():
+        assert rates.wilson(*map(int, pair.split("/"))) == pytest.approx(expected, abs=1e-6)
+    for pair, expected in GOLDEN["clopper_pearson_95"].items():
+        assert rates.clopper_pearson(*map(int, pair.split("/"))) == pytest.approx(expected, abs=1e-6)
+    for pair, expected in GOLDEN["clopper_pearson_one_sided_95_upper"].items():
+        assert rates.upper_limit(*map(int, pair.split("/"))) == pytest.approx(expected, abs=1e-6)
+    for pair, expected in GOLDEN["binomial_two_sided_p_vs_half"].items():
+        assert stats.binomtest(*map(int, pair.split("/"))).pvalue == pytest.approx(expected, abs=1e-6)
+    for text, expected in GOLDEN["dprime_loglinear"].items():
+        hits, signals, false, noises = (
+            int(n) for part in text.split(", ") for n in part.split()[-1].split("/")
+        )
+        found = rates.detectability(hits, signals, false, noises)
+        assert found["dprime"] == pytest.approx(expected["dprime"], abs=1e-6)
+        assert found["criterion"] == pytest.approx(expected["criterion"], abs=1e-6)
+        assert found["hit_rate"] == pytest.approx(expected["hit_rate_loglinear"], abs=1e-6)
+
+
+def test_golden_panel_and_membership():
+    panel = GOLDEN["panel"]
+    kappa, agreement = rates.fleiss_kappa(panel["ratings"], 2)
+    assert kappa == pytest.approx(panel["fleiss_kappa"], abs=1e-6) and 0 < agreement < 1
+    sure = np.array(panel["confidence_rater0"])
+    assert rates.auc_delong(sure[:20], sure[20:])[0] == pytest.approx(
+        panel["auc_confidence_rater0"], abs=1e-6
+    )
+    golden, g = GOLDEN["membership"], np.random.Generator(np.random.PCG64(6))
+    member, other = g.random(60) ** 0.5, g.random(40)
+    auc, error = rates.auc_delong(member, other)
+    assert (auc, error) == pytest.approx((golden["auc"], golden["auc_delong_se"]), abs=1e-6)
+    assert rates.normal_interval(auc, error) == pytest.approx(golden["auc_delong_95"], abs=1e-6)
+    for share in (0.1, 0.05):
+        expected = golden[f"tpr_at_fpr_le_{share}"]
+        assert rates.true_positive_rate(member, other, share) == pytest.approx(expected, abs=1e-6)
+
+
+def test_equivalence_needs_enough_items():
+    assert rates.equivalence(25, 50) > 0.05 and rates.equivalence(200, 400) < 0.05
+    assert rates.power_of_equivalence(50) < 0.2 < rates.power_of_equivalence(400)
+
+
+def test_conformal_p_values():
+    assert rates.conformal(np.array([5.0, 0.5, 2.0]), np.array([1.0, 2.0, 3.0])).tolist() == [0.25, 1.0, 0.75]
+    mean, limit = rates.realised_rate(1, 25)
+    assert mean == pytest.approx(1 / 26) and limit == pytest.approx(0.11, abs=0.005)
+
+
+@pytest.mark.parametrize("number", [25, 100])
+def test_thresholds_let_innocents_pass(number):
+    """Of 200 sets of 50 innocent volumes, the count above the limit is at most 5 %, within sampling."""
+    rng, failed = np.random.default_rng(number), 0
+    for _ in range(200):
+        held, made = ({n: rng.normal(size=k) for n in similarity.STATISTICS} for k in (number, 50))
+        threshold = replicas.Threshold(held, 0.01)
+        assert not threshold.attains and threshold.k == 1
+        failed += any(flag.sum() > threshold.most(50) for flag in threshold.flags(made).values())
+    assert failed <= stats.binom.ppf(0.999, 200, 0.05)
+
+
+# ---- similarity
+
+
+def test_a_copy_is_found_whatever_its_sides_shift_and_grey_values():
+    prints = [similarity.print_of(volume_of(n)) for n in range(8)]
+    library = similarity.Library(prints, SHAPE)
+    array = controls.scaled(volume_of(5))
+    rng = np.random.default_rng(0)
+    for kind in ("exact", "shift", "mirrored", "gamma 2", "noise 5 %", "elastic 2", "smoothed"):
+        found = library.search(similarity.print_of(controls.KINDS[kind](array, array, rng)))
+        assert found["anatomy"][1] == 5 and found["anatomy"][0] > 0.6, kind
+    exact = library.search(similarity.print_of(array))
+    assert exact["anatomy"][0] == pytest.approx(1, abs=1e-3) and exact["vessels"][0] == pytest.approx(
+        1, abs=1e-3
+    )
+    stranger = library.search(similarity.print_of(volume_of(99)))
+    assert stranger["anatomy"][0] < 0.4
+    pasted = controls.KINDS["half pasted"](array, controls.scaled(volume_of(98)), rng)
+    assert library.search(similarity.print_of(pasted))["half"][1] == 5
+    assert 5 not in library.compare(similarity.print_of(array), without=(5,))
+
+
+# ---- the gate
+
+
+@pytest.fixture(scope="module")
+def sets(tmp_path_factory):
+    """Folders: training, held_out, innocent, and copied, of which three are noisy or mirrored copies."""
+    folder = tmp_path_factory.mktemp("sets")
+    write_set(folder / "training", range(14))
+    write_set(folder / "held_out", range(100, 116))
+    write_set(folder / "innocent", range(200, 210))
+    write_set(folder / "copied", range(300, 307))
+    write_set(folder / "copied", (2, 3), lambda array: array + 0.1)
+    write_set(folder / "copied", (4,), lambda array: 3 * array[::-1])
+    return folder
+
+
+def flags_of(sets, which, output):
+    given = {"training": sets / "training", "held_out": sets / "held_out", "generated": sets / which}
+    return {**{name: str(path) for name, path in given.items()}, "output": str(output), "workers": 1}
+
+
+def test_the_gate_lets_innocents_pass(sets, tmp_path):
+    config = replicas.ReplicasConfig(**flags_of(sets, "innocent", tmp_path / "out"), controls=10)
+    record, folder = replicas.run_gate(config)
+    assert record["verdict"] == "passed", record["reasons"]
+    assert record["controls"]["exact"]["recall"] == record["controls"]["mirrored"]["named"] == 1
+    assert record["threshold"]["held_out"] == 16 and not record["threshold"]["attains_alpha"]
+    page = (folder / "report.html").read_text()
+    for part in (
+        "Passed: no replica",
+        "16 unseen subjects allow a false-alarm rate of 0.0588",
+        "half pasted",
+    ):
+        assert part in page
+    kept = (folder / "released.txt").read_text().split()
+    assert len(kept) + len(record["flagged"]) == 10
+
+
+def test_the_gate_finds_and_withholds_copies(sets, tmp_path):
+    flags = [
+        part
+        for name, value in flags_of(sets, "copied", tmp_path / "out").items()
+        for part in (f"--{name}", value)
+    ]
+    run = run_script("trust/replicas.py", *flags, "--controls", 10)
+    assert run.returncode == 1, run.stderr
+    assert "Failed: " in run.stdout and "as similar by anatomy as planted copies are" in run.stdout
+    record = json.loads((tmp_path / "out" / "replicas.json").read_text())
+    pairs = {(r["generated"].split("/")[-1], r["training"].split("/")[-1]) for r in record["flagged"]}
+    assert {(f"v{n}.nii.gz", f"v{n}.nii.gz") for n in (2, 3, 4)} <= pairs
+    assert {"v2.nii.gz", "v3.nii.gz", "v4.nii.gz"} <= {
+        p.name for p in (tmp_path / "out" / "withheld").iterdir()
+    }
+    assert "v2.nii.gz" not in (tmp_path / "out" / "released.txt").read_text()
+
+
+def test_a_blind_gate_is_inconclusive():
+    held = {name: np.linspace(0, 0.5, 20) for name in similarity.STATISTICS}
+    threshold = replicas.Threshold(held, 0.05)
+
+    def table(value, number):
+        return {name: (np.full(number, value), np.arange(number)) for name in similarity.STATISTICS}
+
+    planted = {kind: table(0.9, 10) for kind in controls.KINDS} | {"mirrored": table(0.3, 10)}
+    closeness = {"share": 0.5, "interval_95": [0.4, 0.6]}
+    gate = replicas.judge(table(0.2, 30), planted, np.arange(10), threshold, closeness)
+    assert gate["verdict"] == "inconclusive" and gate["reasons"] == [
+        "of planted copies (mirrored) 0% are found"
+    ]
+    closeness["interval_95"] = [0.55, 0.7]
+    assert replicas.judge(table(0.2, 30), planted, np.arange(10), threshold, closeness)["verdict"] == "failed"
+
+
+@pytest.mark.parametrize(
+    ("change", "told"),
+    [
+        ({"held_out": "training"}, "they must be of other subjects"),
+        ({"generated": "few"}, "holds 2 volumes, at least 6 are needed"),
+        ({"generated": "larger"}, "has 24 x 24 x 12 voxels of .* resample one set"),
+    ],
+)
+def test_sets_that_cannot_be_compared(sets, tmp_path, change, told):
+    write_set(tmp_path / "few", range(2))
+    write_set(tmp_path / "larger", range(6), lambda array: np.pad(array, ((0, 0), (0, 0), (1, 1))))
+    flags = flags_of(sets, "innocent", tmp_path / "out")
+    for name, folder in change.items():
+        flags[name] = str(sets / folder if folder == "training" else tmp_path / folder)
+    with pytest.raises(UserError, match=told):
+        replicas.run_gate(replicas.ReplicasConfig(**flags))
+    assert not (tmp_path / "out").exists()
+
+
+# ---- membership
+
+
+def test_membership_is_told_only_where_it_leaks(sets, tmp_path):
+    config = membership.MembershipConfig(**flags_of(sets, "innocent", tmp_path / "innocent"))
+    record, folder = membership.run_test(config)
+    assert not record["leak"] and 0.2 < record["auc"] < 0.8 and record["power"]["auc"] >= record["auc"]
+    assert "No leak is seen" in (folder / "report.html").read_text()
+    write_set(tmp_path / "all", range(14), lambda array: array + 0.05)
+    config = membership.MembershipConfig(
+        **{**flags_of(sets, "innocent", tmp_path / "leaks"), "generated": str(tmp_path / "all")}
+    )
+    record, _ = membership.run_test(config)
+    assert record["leak"] and record["auc"] > 0.95 and record["true_positive_rate"] > 0.9
+
+
+# ---- Turing test
+
+
+def build(folder, sets, **settings):
+    given = {
+        "real": str(sets / "held_out"),
+        "generated": str(sets / "innocent"),
+        "output": str(folder / "reading"),
+    }
+    return turing.build(turing.TuringConfig(**{**given, "num_items": 20, "repeats": 4, **settings}))
+
+
+@pytest.fixture(scope="module")
+def page_folder(sets, tmp_path_factory):
+    """A page that was built, and its key."""
+    return build(tmp_path_factory.mktemp("page"), sets)
+
+
+def answers_of(key, reader, right=1.0, seed=0):
+    """A reader's file, as the page saves it, with a share of right answers."""
+    rng, answers = np.random.default_rng(seed), []
+    for name in key["order"]:
+        truth = "synthetic" if key["items"][name]["kind"] == "generated" else "real"
+        other = "real" if truth == "synthetic" else "synthetic"
+        answers.append({"id": name, "answer": truth if rng.random() < right else other, "confidence": 3})
+        answers[-1]["seconds"] = round(float(rng.random() * 9), 1)
+    body = {"page": key["page"], "reader": reader, "answers": answers}
+    return body | {"checksum": reading.checksum(reading.as_script(body))}
+
+
+def test_a_page_hides_its_key_and_levels_grey_values(page_folder):
+    folder = page_folder
+    key, page = json.loads((folder / "key.json").read_text()), (folder / "turing.html").read_text()
+    assert len(key["order"]) == 24 and len(set(key["order"])) == 20
+    kinds = [one["kind"] for one in key["items"].values()]
+    assert kinds.count("real") == kinds.count("generated") == 10
+    tail = page[page.index("const PAGE") :]
+    assert not any(text in tail for text in ("held_out", "innocent", "v100", '"generated"'))
+    shown = json.loads(tail[tail.index("[[") : tail.index("]];") + 2])
+    assert [name for name, _ in shown] == key["order"]
+    levels = turing.levelled([controls.scaled(volume_of(n)) ** (1 + n) for n in range(3)])
+    assert all(np.abs(np.sort(a, None).astype(int) - np.sort(levels[0], None)).max() <= 1 for a in levels)
+
+
+def test_a_leak_stops_the_page(sets, tmp_path):
+    write_set(tmp_path / "rounded", range(200, 210), lambda array: np.rint(4 * array))
+    with pytest.raises(UserError, match=r"Grey values alone tell real from generated volumes .* grey values"):
+        build(tmp_path, sets, generated=str(tmp_path / "rounded"))
+    assert not (tmp_path / "reading").exists()
+
+
+def test_answers_are_scored(page_folder, tmp_path):
+    folder = page_folder
+    key, results = json.loads((folder / "key.json").read_text()), tmp_path / "answers"
+    results.mkdir()
+    for n, (reader, right) in enumerate((("Ä. B.", 1.0), ("C", 0.5))):
+        (results / f"{n}.json").write_text(json.dumps(answers_of(key, reader, right, n)), encoding="utf-8")
+    flags = [
+        "--mode",
+        "score",
+        "--results",
+        results,
+        "--key",
+        folder / "key.json",
+        "--output",
+        tmp_path / "out",
+    ]
+    turing.main(list(map(str, flags)))
+    record = json.loads((tmp_path / "out" / "turing.json").read_text())
+    sure = record["readers"]["Ä. B."]
+    assert sure["accuracy"] == sure["sensitivity"] == sure["auc"] == 1 and sure["repeats"] == 4
+    assert sure["accuracy_95"] == pytest.approx(rates.wilson(20, 20)) and sure["p"] < 1e-5
+    assert record["pooled"]["readers"] == 2 and -1 <= record["fleiss_kappa"] <= 1
+    assert not record["indistinguishable"] and "Fleiss" in (tmp_path / "out" / "report.html").read_text()
+
+
+@pytest.mark.parametrize("how", ["tampered", "unfinished", "other page", "no file"])
+def test_answers_that_cannot_be_scored(page_folder, tmp_path, how):
+    folder = page_folder
+    key = json.loads((folder / "key.json").read_text())
+    told = answers_of(key, "A")
+    if how == "tampered":
+        told["answers"][0]["confidence"] = 5
+    elif how == "unfinished":
+        told = answers_of(key | {"order": key["order"][:-1]}, "A")
+    elif how == "other page":
+        told = answers_of(key | {"page": "0"}, "A")
+    if how != "no file":
+        (tmp_path / "a.json").write_text(json.dumps(told))
+    expected = {
+        "tampered": "was changed after",
+        "unfinished": "has 23 of 24 answers",
+        "other page": "of another page",
+    }
+    with pytest.raises(UserError, match=expected.get(how, r"holds no \.json file")):
+        reading.read_answers(tmp_path, folder / "key.json")
+
+
+# ---- scorecard
+
+
+def test_a_scorecard_gathers_and_verifies(sets, tmp_path, capsys):
+    record = {"verdict": "failed", "flagged": [1, 2], "n": {"generated": 10}}
+    (tmp_path / "replicas.json").write_text(json.dumps(record))
+    (tmp_path / "data.csv").write_text("data set,licence,consent\nIXI,CC BY-SA 3.0,research\n")
+    released = write_set(tmp_path / "released", range(3))
+    flags = {"released": released, "output": tmp_path / "card", "replicas": tmp_path / "replicas.json"}
+    flags |= {"statement": tmp_path / "data.csv"}
+    scorecard.main([str(part) for name, value in flags.items() for part in (f"--{name}", value)])
+    assert "1 of 7 criteria are measured" in capsys.readouterr().out
+    page = (tmp_path / "card" / "report.html").read_text()
+    for part in ("replica gate failed, 2 of 10 flagged", "licence: CC BY-SA 3.0", "not measured"):
+        assert part in page
+    check = ["--output", str(tmp_path / "card"), "--verify", str(released)]
+    scorecard.main(check)
+    assert "holds the 3 volumes" in capsys.readouterr().out
+    (released / "v1.nii.gz").unlink()
+    nib.save(nib.Nifti1Image(volume_of(9), np.eye(4)), released / "v0.nii.gz")
+    with pytest.raises(SystemExit, match=r"v0\.nii\.gz is another file, and 1 more"):
+        scorecard.main(check)
+    with pytest.raises(SystemExit, match="has a scorecard"):
+        scorecard.main([str(part) for name, value in flags.items() for part in (f"--{name}", value)])

@@ -1,0 +1,288 @@
+"""One page on a release of synthetic volumes: what was measured of it, and a fingerprint of its files.
+
+    python trust/scorecard.py --released synthetic --evaluation evaluation/metrics.json \
+        --replicas replicas/replicas.json --checkpoint models/cow/model_33.pt --output scorecard
+    python trust/scorecard.py --output scorecard --verify synthetic
+
+or edit the settings below and run it. The seven criteria are those of Zamzmi et al., arXiv:2406.11143; each
+is answered by numbers that another program measured, or by "not measured". Licence and consent of the
+training data are stated by the user, in a CSV of data set, licence and consent. scorecard.json and
+report.html hold all of it; `--verify` compares a folder with the fingerprint. Inputs are never written to.
+"""
+
+import csv
+import html
+import json
+import sys
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from volumetric.cli import UserError, check_fields, one_line_errors, option, parse_cli
+from volumetric.files import (
+    __version__,
+    as_damaged,
+    atomic_path,
+    file_digest,
+    find_volumes,
+    finite,
+    read_json,
+)
+from volumetric.pages import rows_of, three, write_page
+
+# Edit these, or pass them as flags; a flag wins.
+# folder of the volumes that are released
+released = "synthetic"
+# folder of the scorecard
+output = "scorecard"
+
+NOT_MEASURED = "not measured"
+CRITERIA = {
+    "congruence": "Do the volumes look like real ones?",
+    "coverage": "Do they vary as real ones do?",
+    "constraint": "Is the anatomy possible?",
+    "completeness": "Is anything missing that real sets have?",
+    "compliance": "Are people protected, and is the data's use permitted?",
+    "comprehension": "Can it be told where they come from?",
+    "consistency": "Do the results hold again?",
+}
+SOURCES = ("evaluation", "replicas", "membership", "turing", "segmentation")
+STATED = ("data set", "licence", "consent")  # columns of --statement
+PROVENANCE = ("recipe", "num_train_steps", "seed")
+
+
+@dataclass(kw_only=True)
+class ScorecardConfig:
+    """Gather what was measured of a release, or verify a folder against its scorecard."""
+
+    released: str = option(released, "Folder of the volumes that are released.")
+    output: str = option(output, "Folder of the scorecard.", folder=True)
+    evaluation: str | None = option(None, "metrics.json of MedicalNet/evaluation.py.", file=True)
+    replicas: str | None = option(None, "replicas.json of trust/replicas.py.", file=True)
+    membership: str | None = option(None, "membership.json of trust/membership.py.", file=True)
+    turing: str | None = option(None, "turing.json of trust/turing.py.", file=True)
+    segmentation: str | None = option(None, "experiment.json of segmentation/experiment.py.", file=True)
+    checkpoint: str | None = option(None, "Checkpoint that the volumes are from.", file=True)
+    statement: str | None = option(None, f"CSV of {', '.join(STATED)} of the training data.", file=True)
+    verify: str | None = option(None, "Folder to compare with the fingerprint in --output.")
+
+    def __post_init__(self):
+        check_fields(self)
+
+
+# ╔══════════════════════════════════════════════════════════════════════════════════════════════════════════╗
+# ║ The seven criteria                                                                                       ║
+# ╚══════════════════════════════════════════════════════════════════════════════════════════════════════════╝
+
+
+def answered(evaluation, word):
+    """(state, sentence) of the evaluation's verdict whose question has a word, or None."""
+    for verdict in evaluation["verdicts"]:
+        if word in verdict["question"].lower():
+            return verdict["state"], verdict["answer"]
+    return None
+
+
+def numbers(evaluation, names):
+    """("", "name value, ...") of the numbers that an evaluation has."""
+    metrics = evaluation["metrics"]
+    found = [f"{n} {three(metrics[n]['value'])}" for n in metrics if n.removesuffix("-random") in names]
+    return ("", ", ".join(found)) if found else None
+
+
+def judged(found):
+    """{criterion: [(state, sentence)]} of what was measured; a state is good, bad or empty.
+
+    Args:
+        found: {source: record} of those out of SOURCES that there are, and "statement" and "checkpoint".
+    """
+    answers = {name: [] for name in CRITERIA}
+    if evaluation := found.get("evaluation"):
+        answers["congruence"] += [
+            answered(evaluation, "realistic"),
+            numbers(evaluation, ("FID", "MD", "MD-inf", "FD-random", "FD-random-volume", "AUC-PRD")),
+        ]
+        answers["coverage"] += [
+            answered(evaluation, "diverse"),
+            numbers(evaluation, ("recall", "coverage", "MS-SSIM-real", "MS-SSIM-generated")),
+        ]
+        answers["constraint"].append(answered(evaluation, "anatomy"))
+        vessels, n = evaluation["vessels"]["generated"], evaluation["generated"]["n"]
+        answers["completeness"].append(("", f"vessels in {vessels} of {n} volumes"))
+        for column, rows in (evaluation.get("groups") or {}).items():
+            worst = min(rows, key=lambda group: rows[group]["coverage"])
+            told = f"least covered of {column}: {worst}, coverage {three(rows[worst]['coverage'])}"
+            answers["completeness"].append(("", told))
+        copies = len(evaluation["copies"])
+        told = f"{copies} copies of real volumes among {n} (evaluation)"
+        answers["compliance"].append(("bad" if copies else "", told))
+    answers["compliance"] += of_privacy(found)
+    if turing := found.get("turing"):
+        low, high = turing["pooled"]["accuracy_95"]
+        told = f"{turing['pooled']['readers']} readers: accuracy {turing['pooled']['accuracy']:.2f}"
+        answers["congruence"].append(("", f"{told} [{low:.2f}, {high:.2f}]"))
+    if checkpoint := found.get("checkpoint"):
+        told = ", ".join(f"{name} {value}" for name, value in checkpoint.items())
+        answers["comprehension"].append(("", told))
+    if segmentation := found.get("segmentation"):
+        for row in segmentation["differences"]["Dice_ClsAvgDice"]:
+            what = f"{row['real']} real + {row['synthetic']} synthetic against {row['against']} real"
+            told = f"segmentation, {what}: Dice {row['difference']:+.3f}, p {row['p_holm']:.2g}"
+            answers["consistency"].append(("", told))
+    return {name: [one for one in told if one] for name, told in answers.items()}
+
+
+def of_privacy(found):
+    """[(state, sentence)] of replicas, membership and what the user states."""
+    told = []
+    if replicas := found.get("replicas"):
+        state = {"passed": "good", "failed": "bad"}.get(replicas["verdict"], "")
+        count = f"{len(replicas['flagged'])} of {replicas['n']['generated']} flagged"
+        told.append((state, f"replica gate {replicas['verdict']}, {count}"))
+    if membership := found.get("membership"):
+        auc = f"AUC {membership['auc']:.2f}, control {membership['control_auc']:.2f}"
+        words = "members can be told" if membership["leak"] else "no membership leak seen"
+        told.append(("bad" if membership["leak"] else "good", f"{words} ({auc})"))
+    for row in found.get("statement", ()):
+        told.append(("", "; ".join(f"{name}: {row[name]}" for name in STATED)))
+    return told
+
+
+# ╔══════════════════════════════════════════════════════════════════════════════════════════════════════════╗
+# ║ Sources and fingerprint                                                                                  ║
+# ╚══════════════════════════════════════════════════════════════════════════════════════════════════════════╝
+
+
+def read_statement(path):
+    """Rows of the CSV in which the user states licence and consent of every data set."""
+    with as_damaged(f"expected a CSV with the columns {', '.join(STATED)}", path):
+        with open(path, newline="", encoding="utf-8") as file:
+            rows = list(csv.DictReader(file))
+        return [{name: row[name].strip() for name in STATED} for row in rows]
+
+
+def read_provenance(path):
+    """What a checkpoint says of itself, with its SHA-256 and that of its training data."""
+    from volumetric.runs import read_state
+
+    state = read_state(path)
+    about = {"checkpoint SHA-256": file_digest(path), "step": state.get("step")}
+    about["training data SHA-256"] = state.get("data_digest")
+    settings = state.get("config", {})
+    about |= {name.replace("_", " "): settings[name] for name in PROVENANCE if name in settings}
+    return {name: value for name, value in about.items() if value is not None}
+
+
+def read_sources(config):
+    """{source: record} of everything that was given.
+
+    Raises:
+        UserError: A file is of another program.
+    """
+    needed = {"evaluation": "verdicts", "replicas": "verdict", "membership": "leak", "turing": "pooled"}
+    needed |= {"segmentation": "differences"}
+    found = {}
+    for name in SOURCES:
+        path = getattr(config, name)
+        if path is None:
+            continue
+        found[name] = read_json(path)
+        if needed[name] not in found[name]:
+            raise UserError(f"--{name} {path} has no entry {needed[name]!r}: give the file of that program.")
+    if config.statement is not None:
+        found["statement"] = read_statement(config.statement)
+    if config.checkpoint is not None:
+        found["checkpoint"] = read_provenance(config.checkpoint)
+    return found
+
+
+def fingerprint(folder):
+    """{path below the folder: SHA-256} of its volumes."""
+    folder = Path(folder)
+    return {p.relative_to(folder).as_posix(): file_digest(p) for p in find_volumes(folder, "--released")}
+
+
+def verify(config):
+    """Compare a folder with the fingerprint of a scorecard; a UserError names the first difference."""
+    path = Path(config.output) / "scorecard.json"
+    if not path.exists():
+        raise UserError(f"{path} does not exist: --output is the folder of the scorecard.")
+    with as_damaged("give the folder of a scorecard", path):
+        known = dict(read_json(path)["fingerprint"])
+    there = fingerprint(config.verify)
+    differs = [
+        f"{name} is another file"
+        for name in sorted(known.keys() & there.keys())
+        if known[name] != there[name]
+    ]
+    differs += [f"{name} is missing" for name in sorted(known.keys() - there.keys())]
+    differs += [f"{name} was added" for name in sorted(there.keys() - known.keys())]
+    if differs:
+        more = f", and {len(differs) - 1} more differences" if len(differs) > 1 else ""
+        raise UserError(f"{config.verify} is not the released folder: {differs[0]}{more}.")
+    print(f"{config.verify} holds the {len(known)} volumes that {path} describes, unchanged.")
+
+
+# ╔══════════════════════════════════════════════════════════════════════════════════════════════════════════╗
+# ║ The page                                                                                                 ║
+# ╚══════════════════════════════════════════════════════════════════════════════════════════════════════════╝
+
+
+def write_card(record, folder):
+    """scorecard.json and report.html."""
+    with atomic_path(folder / "scorecard.json") as part:
+        part.write_text(json.dumps(finite(record), indent=1, allow_nan=False), encoding="utf-8")
+    cards = []
+    for name, question in CRITERIA.items():
+        told = record["criteria"][name]
+        states = {one["state"] for one in told}
+        state = "bad" if "bad" in states else "good" if "good" in states else ""
+        lines = "".join(f"<li>{html.escape(one['text'])}</li>" for one in told)
+        lines = lines or f"<li>{NOT_MEASURED}</li>"
+        title = f"{name.capitalize()}: {question}"
+        cards.append(f'<div class="verdict {state}"><h3>{title}</h3><ul>{lines}</ul></div>')
+    files = [[name, digest] for name, digest in list(record["fingerprint"].items())[:20]]
+    more = len(record["fingerprint"]) - len(files)
+    body = [
+        f"<p>{len(record['fingerprint'])} volumes in {html.escape(record['released'])}. SYNTHETIC: not of "
+        f"people, and not for decisions about them.</p>",
+        f'<div class="verdicts">{"".join(cards)}</div>',
+        "<h2>Fingerprint</h2>",
+        f'<div class="small">{rows_of(["file", "SHA-256"], files)}</div>',
+        f"<p>... and {more} more in scorecard.json.</p>" if more > 0 else "",
+        '<p class="small">Criteria after Zamzmi et al., arXiv:2406.11143. What is not measured is said to be '
+        "so; licence and consent are as the releasing party states them.</p>",
+    ]
+    write_page(folder / "report.html", "Scorecard of synthetic volumes", "\n".join(body))
+
+
+def make_card(config):
+    """Gather, and write the scorecard; returns its folder."""
+    found, folder = read_sources(config), Path(config.output)
+    if (folder / "scorecard.json").exists():
+        raise UserError(f"{folder} has a scorecard: give another --output, or --verify a folder against it.")
+    record = {
+        "criteria": {
+            name: [{"state": state, "text": text} for state, text in told]
+            for name, told in judged(found).items()
+        },
+        "released": str(Path(config.released).resolve()),
+        "fingerprint": fingerprint(config.released),
+        "settings": asdict(config),
+        "version": __version__,
+    }
+    folder.mkdir(parents=True, exist_ok=True)
+    write_card(record, folder)
+    measured = sum(bool(told) for told in record["criteria"].values())
+    print(f"{measured} of {len(CRITERIA)} criteria are measured; {folder / 'report.html'} shows them.")
+    return folder
+
+
+def main(argv=None):
+    """The command line."""
+    config = parse_cli(ScorecardConfig, argv)
+    with one_line_errors():
+        (verify if config.verify is not None else make_card)(config)
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])
