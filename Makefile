@@ -1,5 +1,5 @@
 # make install   create .venv and install the project with its test tools
-# make demo      train a small model on phantoms, generate 128 volumes, and evaluate them
+# make demo      volumes of the model that comes along, then train a small one; both are evaluated
 # make test      lint, format check and all tests
 # make gpu       what only a GPU can show: tests and measurements of ten minutes, in gpu/report.md
 # make faults    kills, full disks, damaged files and odd command lines, for about an hour
@@ -18,20 +18,30 @@ $(VENV)/.installed: pyproject.toml
 	$(BIN)/python -m pip install --disable-pip-version-check --editable ".[test]"
 	touch $@
 
-$(DEMO)/phantoms/variants.csv: | install
-	$(BIN)/python sample_data/phantom.py --output $(DEMO)/phantoms --num 256 --image_size 32 --image_depth 8
-
-# Small enough for two CPU cores: carotids, basilar artery and cistern appear, thin vessels need some thousand steps.
+# Volumes of the model that comes along, against phantoms that it has not seen; then a model of one's own, small
+# enough for two CPU cores: carotids, basilar artery and cistern appear, thin vessels need some thousand steps.
+GENERATE := $(BIN)/python CoW_generator.py --save_directory $(DEMO)/shipped
+PHANTOM := $(BIN)/python sample_data/phantom.py
+EVALUATE := $(BIN)/python MedicalNet/evaluation.py --embedding random --metrics md,ms_ssim,anatomy,copies
 DEMO_RUN := --name demo --results_dir $(DEMO)/results --models_dir $(DEMO)/models
 DEMO_MODEL := --image_size 32 --image_depth 8 --network_capacity 4 --fmap_max 64
-DEMO_TRAINING := --recipe robust --batch_size 8 --gradient_accumulate_every 1 --num_train_steps 700 \
-	--save_every 350 --num_image_tiles 4
+DEMO_TRAINING := --recipe robust --batch_size 8 --gradient_accumulate_every 1 --num_train_steps 600 \
+	--save_every 300 --num_image_tiles 4
 
-demo: install $(DEMO)/phantoms/variants.csv
+demo: install
+	$(GENERATE) --num_generate 64 --seed 0
+	$(GENERATE) --mode interpolation --seeds 3,8,21 --steps 24
+	$(GENERATE) --mode stochastic_variation --num_generate 1 --num_stochastic_variation 12
+	@echo "Volumes, pictures and GIFs of the model that comes along are in $(DEMO)/shipped"
+	test -e $(DEMO)/unseen/variants.csv || $(PHANTOM) --output $(DEMO)/unseen --num 128 --seed 1000 --image_size 64 \
+		--image_depth 16
+	$(EVALUATE) --real $(DEMO)/unseen --generated $(DEMO)/shipped/normal --output $(DEMO)/evaluation-shipped
+	test -e $(DEMO)/phantoms/variants.csv || $(PHANTOM) --output $(DEMO)/phantoms --num 256 --image_size 32 \
+		--image_depth 8
 	$(BIN)/python stylegan2_pytorch.py --data $(DEMO)/phantoms $(DEMO_RUN) $(DEMO_MODEL) $(DEMO_TRAINING)
 	$(BIN)/python stylegan2_pytorch.py $(DEMO_RUN) --generate --num_generate 128
-	$(BIN)/python MedicalNet/evaluation.py --real $(DEMO)/phantoms --generated $(DEMO)/results/demo/generated-model_2 \
-		--embedding random --metrics md,ms_ssim,anatomy --output $(DEMO)/evaluation
+	$(EVALUATE) --real $(DEMO)/phantoms --generated $(DEMO)/results/demo/generated-model_2 \
+		--output $(DEMO)/evaluation
 	@echo "Pictures of the training are in $(DEMO)/results/demo/previews"
 
 test: install

@@ -5,10 +5,11 @@ import json
 import nibabel as nib
 import numpy as np
 import pytest
+import torch
 from scipy import ndimage, stats
 
 from tests.conftest import ROOT, run_script, write_volume
-from trust import controls, membership, rates, reading, replicas, scorecard, similarity, turing
+from trust import controls, encoder, membership, rates, reading, replicas, scorecard, similarity, turing
 from volumetric.cli import UserError
 
 GOLDEN = json.loads((ROOT / "tests" / "golden" / "stats_golden.json").read_text())
@@ -114,6 +115,18 @@ def test_a_copy_is_found_whatever_its_sides_shift_and_grey_values():
     assert 5 not in library.compare(similarity.print_of(array), without=(5,))
 
 
+def test_the_encoder_learns_what_stays_of_a_volume():
+    looks = np.stack([similarity.print_of(volume_of(n)).seen for n in range(16)]).astype(np.float32)
+    network = encoder.train_encoder(looks, 0, steps=12)
+    rng = np.random.default_rng(1)
+    copies = np.stack([encoder.view_of(looks[n], rng) for n in range(16)])
+    value, index = encoder.similarities(network, np.concatenate([copies, looks[:2, ::-1]]), looks)
+    assert (index[:16] == np.arange(16)).mean() > 0.6 and index[16:].tolist() == [0, 1]
+    np.testing.assert_allclose(value[16:], 1, atol=1e-4)
+    again = encoder.train_encoder(looks, 0, steps=1), encoder.train_encoder(looks, 0, steps=1)
+    assert all(torch.equal(a, b) for a, b in zip(*(n.parameters() for n in again), strict=True))
+
+
 # ---- the gate
 
 
@@ -135,9 +148,13 @@ def flags_of(sets, which, output):
     return {**{name: str(path) for name, path in given.items()}, "output": str(output), "workers": 1}
 
 
-def test_the_gate_lets_innocents_pass(sets, tmp_path):
-    config = replicas.ReplicasConfig(**flags_of(sets, "innocent", tmp_path / "out"), controls=10)
+def test_the_gate_lets_innocents_pass(sets, tmp_path, monkeypatch):
+    monkeypatch.setattr(encoder, "STEPS", 3)
+    config = replicas.ReplicasConfig(
+        **flags_of(sets, "innocent", tmp_path / "out"), controls=10, encoder=True
+    )
     record, folder = replicas.run_gate(config)
+    assert list(record["controls"]["exact"]["by"]) == [*similarity.STATISTICS, "encoder"]
     assert record["verdict"] == "passed", record["reasons"]
     assert record["controls"]["exact"]["recall"] == record["controls"]["mirrored"]["named"] == 1
     assert record["threshold"]["held_out"] == 16 and not record["threshold"]["attains_alpha"]

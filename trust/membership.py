@@ -6,17 +6,22 @@ or edit the settings below and run it. A real volume's score is its largest simi
 its mean similarity to its NEAREST neighbours among other real volumes. As many training as held-out volumes
 are compared by the area under the ROC curve. What random halves of the training set give is the control,
 without which a difference could be pure split bias; copies that are planted among the generated volumes show
-whether the test would see a leak. membership.json and report.html hold the result. Inputs are never written
+whether the test would see a leak. With --checkpoint, how well the generator can be made to reproduce volumes
+of both kinds is a second statistic. membership.json and report.html hold the result. Inputs are never written
 to.
 """
 
 import json
 import os
+import subprocess
+import sys
+import tempfile
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import numpy as np
 from scipy import stats
+from tqdm import tqdm
 
 from trust.controls import KINDS
 from trust.pages import write_membership
@@ -24,8 +29,8 @@ from trust.rates import auc_delong, normal_interval, true_positive_rate
 from trust.similarity import Library, print_of
 from trust.volumes import refuse_overlap, same_geometry, volumes_of
 from trust.workers import LIBRARY, prepare, spread_out
-from volumetric.cli import check_fields, one_line_errors, option, parse_cli
-from volumetric.files import __version__, atomic_path, finite, next_free
+from volumetric.cli import UserError, check_fields, one_line_errors, option, parse_cli
+from volumetric.files import __version__, atomic_path, finite, next_free, read_json
 
 # Edit these, or pass them as flags; a flag wins.
 # folder of the volumes that the generator was trained on
@@ -43,6 +48,7 @@ CONTROLS = 20  # random halves of the training set
 PLANTED = 0.05  # share of the members of which copies are planted
 MANY_HELD_OUT = 300  # from which a false-positive rate of 1 % can be measured
 RESAMPLES = 1000
+GENERATOR = Path(__file__).resolve().parent.parent / "CoW_generator.py"
 
 
 @dataclass(kw_only=True)
@@ -53,6 +59,11 @@ class MembershipConfig:
     held_out: str = option(held_out, "Folder of real volumes of other subjects, prepared alike.")
     generated: str = option(generated, "Folder of generated volumes.")
     output: str = option(output, "New folder for membership.json and report.html.", folder=True)
+    checkpoint: str | None = option(
+        None, "Generator: also compare how well it can be made to reproduce both kinds.", file=True
+    )
+    inversions: int = option(20, "Volumes of each kind that it is made to reproduce.", least=4, most=1000)
+    inversion_steps: int = option(300, "Steps of each.")
     workers: int | None = option(None, "Processes; None is one for each core.", least=1, most=256)
     seed: int = option(0, "Seed of everything random.", least=0)
 
@@ -143,6 +154,33 @@ def summarise(members, unseen, with_copies, seed):
     }
 
 
+def inversion_error(volume, config):
+    """Mean absolute difference of a Volume and what the generator makes at best, in shares of its range."""
+    with tempfile.TemporaryDirectory() as folder:
+        flags = ["--mode", "projection", "--target", volume.path, "--checkpoint", config.checkpoint]
+        flags += ["--projection_steps", config.inversion_steps, "--save_directory", folder]
+        flags += ["--picture_format", "none", "--seed", config.seed]
+        command = [sys.executable, GENERATOR, *flags]
+        run = subprocess.run(list(map(str, command)), capture_output=True, encoding="utf-8")
+        if run.returncode:
+            raise UserError(f"{volume.path} could not be reproduced: {run.stderr.strip().splitlines()[-1]}")
+        (sidecar,) = Path(folder).glob("projection/*_projection.json")
+        return float(read_json(sidecar)["recipe"]["position"]["l1"])
+
+
+def compare_inversions(sets, config):
+    """Can members be told by how well the generator reproduces them? {"auc", "auc_delong_95", ...}"""
+    rng, errors = np.random.default_rng(config.seed), {}
+    for name in ("training", "held_out"):
+        volumes = sets[name]
+        chosen = [volumes[n] for n in rng.permutation(len(volumes))[: config.inversions]]
+        shown = tqdm(chosen, f"Reproducing {name} volumes", unit="volume")
+        errors[name] = np.array([inversion_error(volume, config) for volume in shown])
+    auc, error = auc_delong(-errors["training"], -errors["held_out"])
+    found = {"auc": auc, "auc_delong_95": normal_interval(auc, error), "n": len(errors["training"])}
+    return found | {f"mean_{name}": float(values.mean()) for name, values in errors.items()}
+
+
 def run_test(config):
     """Compare, and write what was found; returns (record of membership.json, the new folder)."""
     sets = {
@@ -155,6 +193,7 @@ def run_test(config):
     members, unseen, with_copies = scores_of(sets, workers, config.seed)
     record = summarise(members, unseen, with_copies, config.seed)
     record["n"] |= {name: len(volumes) for name, volumes in sets.items()}
+    record["inversion"] = None if config.checkpoint is None else compare_inversions(sets, config)
     record |= {"settings": asdict(config), "version": __version__}
     folder = next_free(Path(config.output))
     folder.mkdir(parents=True)

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import numpy as np
 
-from trust.similarity import SHIFT, STATISTICS
+from trust.similarity import SHIFT
 from volumetric.files import array_to_volume
 from volumetric.pages import drawing, picture, rows_of, section, three, write_page
 from volumetric.pictures import annotated, new_axes
@@ -97,15 +97,15 @@ def control_table(controls):
         state = "" if not row["required"] else "good" if row["recall"] >= 0.9 else "bad"
         mark = ("required" if row["required"] else "", state)
         around = f"{three(row['recall'])} [{three(low)}, {three(high)}]"
-        rows.append([kind, mark, around, row["named"], *(row[name] for name in STATISTICS)])
-    head = ["copy", "", "found (95 %)", "right subject", *(f"by {name}" for name in STATISTICS)]
+        rows.append([kind, mark, around, row["named"], *row["by"].values()])
+    head = ["copy", "", "found (95 %)", "right subject", *(f"by {name}" for name in row["by"])]
     return rows_of(head, rows)
 
 
 def histograms(tables, record):
     """Similarities of unseen, generated and copied volumes, with the threshold."""
-    figure, plots = new_axes(len(STATISTICS), width=3.8, height=2.8)
-    for one, name in zip(plots, STATISTICS, strict=True):
+    figure, plots = new_axes(len(tables["held_out"]), width=3.8, height=2.8)
+    for one, name in zip(plots, tables["held_out"], strict=True):
         values = {which: tables[which][name][0] for which in ("held_out", "generated")}
         values["planted"] = np.concatenate([table[name][0] for table in tables["planted"].values()])
         ends = [min(map(np.min, values.values())), max(map(np.max, values.values()))]
@@ -162,6 +162,10 @@ def write_membership(record, scores, folder):
         [f"members found at {record['most_false']:.0%} false ones", record["true_positive_rate"]],
         ["volumes on each side", record["n"]["each"]],
     ]
+    if record["inversion"]:
+        inversion = record["inversion"]
+        what = f"AUC by how well the generator reproduces {inversion['n']} of each"
+        rows.append([what, around(inversion["auc"], inversion["auc_delong_95"])])
     body = [
         verdict_card(title, "bad" if record["leak"] else "good", [told, seen]),
         drawing(figure),

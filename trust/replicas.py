@@ -29,7 +29,7 @@ from scipy import stats
 from trust.controls import KINDS, LEAST_RECALL, REQUIRED
 from trust.pages import write_replicas
 from trust.rates import CONFIDENCE, bootstrap_interval, conformal, realised_rate, wilson
-from trust.similarity import STATISTICS, Library, print_of
+from trust.similarity import Library, print_of
 from trust.volumes import refuse_overlap, same_geometry, volumes_of
 from trust.workers import LIBRARY, prepare, spread_out
 from volumetric.cli import check_fields, one_line_errors, option, parse_cli
@@ -45,6 +45,7 @@ generated = "synthetic"
 # new folder
 output = "replicas"
 
+MANY = 300  # training volumes, from which an encoder learns enough
 FEWEST_HELD_OUT, FEWEST_TRAINING, FEWEST_GENERATED = 10, 10, 6
 SUBSAMPLES = 20  # of the training set, at the number of held-out volumes
 EXIT = {"passed": 0, "failed": 1, "inconclusive": 2}
@@ -64,6 +65,9 @@ class ReplicasConfig:
         0.01, "Rate at which an unseen subject may be flagged, of all similarities.", most=0.5
     )
     controls: int = option(30, "Training volumes of which copies are planted.", least=10, most=1000)
+    encoder: bool | None = option(
+        None, f"Compare by a network trained on the training volumes too; None: from {MANY} of them on."
+    )
     workers: int | None = option(None, "Processes; None is one for each core.", least=1, most=256)
     share: bool = option(False, "Leave pictures and names of real volumes out of the page.")
     seed: int = option(0, "Seed of the planted copies.", least=0)
@@ -78,23 +82,43 @@ class ReplicasConfig:
 
 
 def look(volume):
-    """(similarities of a Volume to the training set, coarse ones to each)."""
+    """(similarities of a Volume to the training set, coarse ones to each, what the encoder sees of it)."""
     one = prepare(volume)
-    return LIBRARY[0].search(one), LIBRARY[0].alike(one)
+    return LIBRARY[0].search(one), LIBRARY[0].alike(one), one.seen
 
 
 def look_at_copy(task):
-    """Similarities of a planted copy of a Volume."""
+    """(similarities of a planted copy of a Volume, what the encoder sees of it)."""
     volume, other, kind, seed = task
-    array = KINDS[kind](volume.read(), other.read(), np.random.default_rng(seed))
-    return LIBRARY[0].search(print_of(array))
+    one = print_of(KINDS[kind](volume.read(), other.read(), np.random.default_rng(seed)))
+    return LIBRARY[0].search(one), one.seen
 
 
 def table_of(found):
     """{statistic: (similarities (n,), indices (n,))} of what `Library.search` gave for some volumes."""
-    return {
-        name: tuple(np.array([one[name][part] for one in found]) for part in (0, 1)) for name in STATISTICS
-    }
+    return {name: tuple(np.array([one[name][part] for one in found]) for part in (0, 1)) for name in found[0]}
+
+
+def as_seen(arrays):
+    """What the encoder sees of several volumes. Shapes: n of SEEN float16 -> (n, *SEEN) float32"""
+    return np.stack(arrays).astype(np.float32)
+
+
+def with_encoder(tables, seen, library, config):
+    """Add the similarity by a network, trained on the training volumes, to tables of similarities.
+
+    Args:
+        tables: [`table_of` some volumes].
+        seen: For each of them what the encoder sees of its volumes, lists of arrays.
+        library: Library of the training volumes.
+        config: ReplicasConfig.
+    """
+    from trust.encoder import similarities, train_encoder
+
+    training = as_seen([one.seen for one in library.prints])
+    network = train_encoder(training, config.seed)
+    for table, arrays in zip(tables, seen, strict=True):
+        table["encoder"] = similarities(network, as_seen(arrays), training)
 
 
 # ╔══════════════════════════════════════════════════════════════════════════════════════════════════════════╗
@@ -154,18 +178,18 @@ def recall_of_copies(planted, subjects, threshold):
         threshold: Threshold.
 
     Returns:
-        {kind: {"n", "found", "recall", "interval_95", "named", "required", statistic: recall}}; `named` is
-        the share of the found ones whose training volume is the right one.
+        {kind: {"n", "found", "recall", "interval_95", "named", "required", "by": {statistic: recall}}};
+        `named` is the share of the found ones whose training volume is the right one.
     """
     rows = {}
     for kind, table in planted.items():
         flags = threshold.flags({name: values for name, (values, _) in table.items()})
         by_any = np.any(list(flags.values()), axis=0)
-        named = np.any([flags[n] & (table[n][1] == subjects) for n in STATISTICS], axis=0)
+        named = np.any([flags[n] & (table[n][1] == subjects) for n in flags], axis=0)
         found, number = int(by_any.sum()), len(subjects)
         rows[kind] = {"n": number, "found": found, "recall": found / number, "required": kind in REQUIRED}
         rows[kind] |= {"interval_95": wilson(found, number), "named": float(named.sum() / max(found, 1))}
-        rows[kind] |= {name: float(flags[name].mean()) for name in STATISTICS}
+        rows[kind]["by"] = {name: float(flag.mean()) for name, flag in flags.items()}
     return rows
 
 
@@ -206,7 +230,7 @@ def judge(found, planted, subjects, threshold, closeness):
     for name, flag in flags.items():
         if flag.sum() > limit:
             failures.append(f"{flag.sum()} of {number} are flagged by {name}, chance explains {limit}")
-        seen = [planted[kind][name][0] for kind in REQUIRED if controls[kind][name] >= LEAST_RECALL]
+        seen = [planted[kind][name][0] for kind in REQUIRED if controls[kind]["by"][name] >= LEAST_RECALL]
         sure = flag & (values[name] > np.percentile(np.concatenate(seen), 5)) if seen else flag & False
         if sure.any():
             failures.append(f"{sure.sum()} are as similar by {name} as planted copies are")
@@ -224,7 +248,7 @@ def flagged_list(volumes, library_volumes, found, gate):
     """[{"generated", "training", "statistic", "p", "similarity"}], the most similar first."""
     rows = []
     for n, volume in enumerate(volumes):
-        ours = [name for name in STATISTICS if gate["flags"][name][n]]
+        ours = [name for name in gate["flags"] if gate["flags"][name][n]]
         if not ours:
             continue
         name = min(ours, key=lambda s: (gate["p"][s][n], -found[s][0][n]))
@@ -263,11 +287,15 @@ def run_gate(config):
         name: spread_out(look, sets[name], title, workers, library)
         for name, title in (("held_out", "Held-out volumes"), ("generated", "Generated volumes"))
     }
-    held, found = (table_of([similar for similar, _ in looked[n]]) for n in ("held_out", "generated"))
+    held, found = (table_of([one for one, *_ in looked[n]]) for n in ("held_out", "generated"))
+    planted, subjects, copies = plant(sets, config, workers, library)
+    if config.encoder or (config.encoder is None and len(prints) >= MANY):
+        seen = [[array for *_, array in looked[n]] for n in ("held_out", "generated")]
+        with_encoder([held, found, *planted.values()], [*seen, *copies], library, config)
     threshold = Threshold({name: values for name, (values, _) in held.items()}, config.alpha)
-    planted, subjects = plant(sets, config, workers, library)
-    to_training = np.stack([coarse for _, coarse in looked["generated"]])
-    others = Library(spread_out(prepare, sets["held_out"], "Held-out volumes", workers), library_shape(sets))
+    to_training = np.stack([coarse for _, coarse, _ in looked["generated"]])
+    shape = sets["training"][0].shape
+    others = Library(spread_out(prepare, sets["held_out"], "Held-out volumes", workers), shape)
     ours = spread_out(look_coarsely, sets["generated"], "Generated against held-out", workers, others)
     closeness = closer_to_training(to_training, np.stack(ours), config.seed)
     gate = judge(found, planted, subjects, threshold, closeness)
@@ -294,18 +322,18 @@ def run_gate(config):
     return record, folder
 
 
-def library_shape(sets):
-    """Voxels of the volumes, (X, Y, Z)."""
-    return sets["training"][0].shape
-
-
 def look_coarsely(volume):
     """Coarse similarities of a Volume to those of the worker's Library."""
     return LIBRARY[0].alike(prepare(volume))
 
 
 def plant(sets, config, workers, library):
-    """({kind: `table_of` its copies}, indices of the training volumes that were copied)."""
+    """Similarities of planted copies.
+
+    Returns:
+        ({kind: `table_of` its copies}, indices of the training volumes that were copied, what the encoder
+        sees of each kind's copies).
+    """
     rng, volumes = np.random.default_rng(config.seed), sets["training"]
     subjects = np.sort(rng.permutation(len(volumes))[: config.controls])
     others = rng.integers(len(sets["held_out"]), size=len(subjects))  # of whom a half is pasted beside a copy
@@ -317,7 +345,8 @@ def plant(sets, config, workers, library):
     found = spread_out(look_at_copy, tasks, "Planted copies", workers, library)
     number = len(subjects)
     parts = [found[start : start + number] for start in range(0, len(found), number)]
-    return {kind: table_of(part) for kind, part in zip(KINDS, parts, strict=True)}, subjects
+    tables = {kind: table_of([one for one, _ in part]) for kind, part in zip(KINDS, parts, strict=True)}
+    return tables, subjects, [[array for _, array in part] for part in parts]
 
 
 def withhold(flagged, volumes, folder):

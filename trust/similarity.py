@@ -15,6 +15,7 @@ FINE, WIDE = 0.7, 3.0  # voxels, standard deviations of the band-pass' Gaussians
 SHIFT = 4  # voxels, to either side along every axis
 VESSEL_SHARE = 0.03  # of the voxels, the brightest of the band-passed volume
 COARSE = (32, 32, 16)  # voxels of the volumes of the coarse search, at most
+SEEN = (32, 32, 16)  # voxels that the encoder sees
 COARSE_FINE, COARSE_WIDE = 1.0, 4.0  # voxels of the coarse volumes
 CANDIDATES = 4  # training volumes compared closely, for the whole and for each half
 STATISTICS = ("anatomy", "vessels", "half")
@@ -46,14 +47,19 @@ def halves(array):
     return left, right
 
 
-def coarse(array):
-    """A volume for the coarse search. Shapes: (X, Y, Z) -> at most COARSE, float32"""
-    factors = [min(1, most / n) for n, most in zip(array.shape, COARSE, strict=True)]
+def shrunken(array, shape):
+    """A volume of fewer voxels. Shapes: (X, Y, Z) -> shape, float32"""
+    factors = [n / whole for n, whole in zip(shape, array.shape, strict=True)]
     blurred = ndimage.gaussian_filter(
         np.asarray(array, np.float32), [0.5 / f if f < 1 else 0 for f in factors]
     )
-    small = ndimage.zoom(blurred, factors, order=1, mode="nearest", grid_mode=True)
-    return band_pass(small, COARSE_FINE, COARSE_WIDE)
+    return ndimage.zoom(blurred, factors, order=1, mode="nearest", grid_mode=True)
+
+
+def coarse(array):
+    """A volume for the coarse search. Shapes: (X, Y, Z) -> at most COARSE, float32"""
+    shape = [min(n, most) for n, most in zip(array.shape, COARSE, strict=True)]
+    return band_pass(shrunken(array, shape), COARSE_FINE, COARSE_WIDE)
 
 
 @dataclass
@@ -64,11 +70,13 @@ class Print:
         passed: The band-passed volume, mean 0 and standard deviation 1, float16.
         mask: Of its vessels, bool.
         small: (3, voxels) of the coarse volume and of its halves, norm 1 each.
+        seen: SEEN, the volume as the encoder sees it, mean 0 and standard deviation 1, float16.
     """
 
     passed: np.ndarray
     mask: np.ndarray
     small: np.ndarray
+    seen: np.ndarray
 
     def parts(self):
         """{"anatomy", "vessels", "left", "right"}: arrays (X, Y, Z) of norm 1."""
@@ -83,7 +91,8 @@ def print_of(array):
     passed, small = unit(band_pass(array)), coarse(array)
     rows = np.stack([unit(part).ravel() for part in (small, *halves(small))])
     scale = passed.size**0.5  # float16 has no small numbers
-    return Print((passed * scale).astype(np.float16), vessels(passed), rows)
+    seen = unit(shrunken(array, SEEN)) * np.prod(SEEN) ** 0.5
+    return Print((passed * scale).astype(np.float16), vessels(passed), rows, seen.astype(np.float16))
 
 
 def shifted(small, shape, mirrored):

@@ -47,7 +47,7 @@ def calibration(training=None, pool=None, workers=2):
         known, others = volumes_of(training, "--training")[:TRAINING], volumes_of(pool, "--pool")[:POOL]
         library = Library(spread_out(prepare, known, "Training", workers), known[0].shape)
         looked = spread_out(look, others, "Others", workers, library)
-        values = {name: v for name, (v, _) in table_of([found for found, _ in looked]).items()}
+        values = {name: v for name, (v, _) in table_of([found for found, *_ in looked]).items()}
         tasks = [(known[n], others[n], kind, [n]) for kind in KINDS for n in range(COPIED)]
         copies = spread_out(look_at_copy, tasks, "Copies", workers, library)
     print("| held-out | rate of each | realised, mean of 20 splits | largest | its 95 % limit |")
@@ -63,7 +63,8 @@ def calibration(training=None, pool=None, workers=2):
             rates += [float(flag.mean()) for flag in flags.values()]
             failed += any(flag.sum() > threshold.most(len(made)) for flag in flags.values())
             for place, kind in enumerate(KINDS):
-                table = table_of(copies[place * COPIED : (place + 1) * COPIED])
+                ours = copies[place * COPIED : (place + 1) * COPIED]
+                table = table_of([found for found, _ in ours])
                 found = threshold.flags({name: v for name, (v, _) in table.items()})
                 hits = np.any(list(found.values()), axis=0)
                 recalls.setdefault((number, kind), []).append(
