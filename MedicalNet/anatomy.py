@@ -15,7 +15,6 @@ from volumetric.vessels import PROTOCOL as MASK_PROTOCOL
 # A branch that ends and is shorter than so many radii, and a voxel, is the surface's roughness.
 SPUR_RADII = 1.5
 PRUNINGS = 3  # rounds
-TIP = 1  # skan's type of a branch from a junction to an end
 PROTOCOL = (
     f"{MASK_PROTOCOL}; centreline by skeletonisation (Lee et al. 1994) at half "
     f"the voxel size, branches by skan, without ends shorter than {SPUR_RADII:g} radii; "
@@ -79,7 +78,7 @@ def branches_of(mask, spacing):
 
     Shapes: (X, Y, Z) bool, (3,) mm -> (branches,), (points,)
     """
-    from skan import Skeleton, summarize
+    from skan import Skeleton
     from skimage.morphology import skeletonize
 
     fine, half = finer(mask), np.asarray(spacing) / 2
@@ -89,17 +88,23 @@ def branches_of(mask, spacing):
     inside = ndimage.distance_transform_edt(np.pad(mask, 1), sampling=spacing)
     skeleton = Skeleton(thin, spacing=half)
     for _ in range(PRUNINGS):
-        table = summarize(skeleton, separator="-")
-        ends = [skeleton.path_coordinates(n)[[0, -1]].astype(int) // 2 for n in range(skeleton.n_paths)]
-        radii = np.array([inside[tuple(two.T)].max() for two in ends])
-        shorter = table["branch-distance"].to_numpy() < SPUR_RADII * radii + max(spacing)
-        spurs = np.flatnonzero((table["branch-type"].to_numpy() == TIP) & shorter)
+        first, last = ends_of(skeleton)
+        radii = [inside[tuple(skeleton.coordinates[end].astype(int).T // 2)] for end in (first, last)]
+        shorter = skeleton.path_lengths() < SPUR_RADII * np.maximum(*radii) + max(spacing)
+        is_end = [skeleton.degrees[end] == 1 for end in (first, last)]
+        spurs = np.flatnonzero((is_end[0] != is_end[1]) & shorter)
         if not len(spurs) or len(spurs) == skeleton.n_paths:
             break
         skeleton = skeleton.prune_paths(spurs)
-    lengths = summarize(skeleton, separator="-")["branch-distance"].to_numpy(dtype=float)
+    lengths = skeleton.path_lengths()
     points = np.unique(skeleton.coordinates.astype(int), axis=0) // 2
     return lengths[lengths > 0], inside[tuple(points.T)]
+
+
+def ends_of(skeleton):
+    """Points at both ends of every branch of a skan Skeleton. Shapes: -> (branches,), (branches,)"""
+    paths = skeleton.paths
+    return paths.indices[paths.indptr[:-1]], paths.indices[paths.indptr[1:] - 1]
 
 
 def asymmetry(mask, affine):
