@@ -40,7 +40,7 @@ MODES = {"build": "the page and its key", "score": "what readers answered"}
 LEVELS = 256  # grey values of every volume that is shown
 QUANTILES = 33  # of the grey values, that the check looks at
 LEAK_P = 0.01  # of the check
-SHUFFLES = 200  # of the check
+SHUFFLES = 100  # of the check
 HERE = Path(__file__).resolve().parent
 
 
