@@ -10,6 +10,7 @@ teacher.py) that is trained on the real ones first, as in Aydin et al., NeuroIma
 scores say is computed in comparison.py; report.html shows it. Inputs are never written to.
 """
 
+import csv
 import json
 import sys
 from dataclasses import asdict, dataclass
@@ -62,6 +63,7 @@ class ExperimentConfig:
     teacher: str | None = option(
         None, "Network of segmentation.py; None trains one on the real volumes.", file=True
     )
+    gate: bool = option(True, "Leave out synthetic volumes whose label maps the teacher's gate doubts.")
     test: str = option(test, "Folder of real volumes that nothing was trained on.")
     test_labels: str = option(test_labels, "Folder of their label maps.")
     generator_data: str | None = option(
@@ -206,6 +208,7 @@ def find_labels(config):
                 model=str(model),
                 reference=config.real_labels,
                 output=str(labelled),
+                withhold=config.gate,
                 device=config.device,
             )
         )
@@ -218,12 +221,13 @@ def read_synthetic(config, labels, wanted):
     Raises:
         UserError: They are fewer than the grid asks for.
     """
-    with_labels = {name_of(path) for path in find_volumes(labels, "--synthetic_labels")}
+    with_labels = {name_of(path) for path in Path(labels).rglob("*.nii*")}
     paths = [p for p in find_volumes(config.synthetic, "--synthetic") if name_of(p) in with_labels]
     if len(paths) < wanted:
         raise UserError(
             f"--synthetic {config.synthetic} has {len(paths)} volumes with a label map in {labels}, "
-            f"--synthetic_numbers asks for {wanted}: generate more, or ask for fewer."
+            f"--synthetic_numbers asks for {wanted}: generate more, ask for fewer, or train on what the gate "
+            f"doubts too (--gate False)."
         )
     return read_cases(config.synthetic, labels, Classes(config.table), only={name_of(p) for p in paths})
 
@@ -261,10 +265,19 @@ def run_experiment(config):
                     return None
                 results.setdefault(cell, {})[seed] = scores
         record = compare_runs(results, config.resamples)
-        record |= {"settings": asdict(config), "teacher": bool(teacher_saw)}
+        record |= {"settings": asdict(config), "teacher": bool(teacher_saw), "doubted": count_doubted(folder)}
         write_experiment(record, tests, folder)
     print(f"{folder / 'report.html'} shows everything; the numbers are in {folder / 'experiment.json'}.")
     return folder
+
+
+def count_doubted(folder):
+    """Number of label maps that the teacher's gate doubts, None without a teacher."""
+    table = folder / "labelled" / "gate.csv"
+    if not table.exists():
+        return None
+    with open(table, newline="", encoding="utf-8") as file:
+        return sum(bool(row["reasons"]) for row in csv.DictReader(file))
 
 
 def same_settings(config, folder):

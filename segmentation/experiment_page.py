@@ -72,7 +72,12 @@ def about(record):
     labels = "the maps that came with them"
     if record["teacher"]:
         labels = "a teacher trained on the real volumes: they carry what it learned, at 0 real volumes too"
-    return (
+    doubts = ""
+    if record["doubted"]:
+        what = "left out" if settings["gate"] else "trained on all the same"
+        told = f"The gate doubts {record['doubted']} label maps of synthetic volumes, {what}."
+        doubts = f'<p class="warning">{told}</p>'
+    return doubts + (
         f"<p>{n} test subjects, which neither the networks nor the teacher saw; {len(settings['seeds'])} "
         f"seeds; {settings['num_train_steps']} steps of {settings['batch_size']} patches for every network, "
         f"whatever its number of volumes. The synthetic volumes' labels are from {labels}. Scores are those "

@@ -57,6 +57,7 @@ class TeacherConfig:
     least_confidence: float = option(
         0.75, "Mean probability of the vessels' voxels from which a map is kept.", least=0, most=1
     )
+    withhold: bool = option(True, "Withhold what the gate doubts; False only lists it in gate.csv.")
     device: str = option("auto", "auto, cpu, cuda or cuda:<n>.", check=check_device_name)
 
     def __post_init__(self):
@@ -174,9 +175,9 @@ def label_folder(config):
     for path, scan, labels, sure in label_volumes(predictor, paths):
         found = measured(labels, voxel_sizes(scan.affine), names)
         why = reasons(found if labels.any() else {}, sure["confidence"], limits, config.least_confidence)
-        kind = "withheld" if why else "labels"
+        kind = "withheld" if why and config.withhold else "labels"
         save_labels(labels, scan.affine, folder / kind / f"{name_of(path)}.nii.gz", about["table"])
-        rows.append({"case": name_of(path), "kept": not why, "confidence": sure["confidence"]})
+        rows.append({"case": name_of(path), "kept": kind == "labels", "confidence": sure["confidence"]})
         rows[-1] |= {"volume_ml": found["all"][0], "pieces": found["all"][1], "reasons": "; ".join(why)}
         if len(shown[kind]) < SHOWN:
             shown[kind].append((name_of(path), labels, scan.affine))
@@ -190,12 +191,14 @@ def label_folder(config):
     for kind, maps in shown.items():
         if maps:
             write_sheet(maps, folder / f"{kind}.png")
-    withheld = [row for row in rows if not row["kept"]]
-    print(f"{len(rows) - len(withheld)} of {len(rows)} label maps are in {folder / 'labels'}.")
-    for row in withheld[:5]:
-        print(f"Withheld: {row['case']} ({row['reasons']}).")
-    if len(withheld) > 5:
-        print(f"... and {len(withheld) - 5} more; gate.csv lists them.")
+    doubted = [row for row in rows if row["reasons"]]
+    print(
+        f"The gate doubts {len(doubted)} of {len(rows)} label maps; {folder / 'labels'} has those to train on."
+    )
+    for row in doubted[:5]:
+        print(f"Doubted: {row['case']} ({row['reasons']}).")
+    if len(doubted) > 5:
+        print(f"... and {len(doubted) - 5} more; gate.csv lists them.")
     return folder
 
 

@@ -369,8 +369,13 @@ def test_an_experiment_refuses_overlap_by_content(tmp_path):
 
 def test_a_teacher_labels_what_has_no_labels(tmp_path):
     config = experiment_config(tmp_path, synthetic_labels=None, synthetic_numbers=(0, 1))
-    with pytest.raises(UserError, match=r"holds no \.nii"):
+    with pytest.raises(UserError, match=r"has 0 volumes with a label map in .*--gate False"):
         experiment.run_experiment(config)  # two steps teach nothing: the gate withholds every map
     with open(tmp_path / "out" / "labelled" / "gate.csv", newline="") as file:
         rows = list(csv.DictReader(file))
     assert len(rows) == 6 and {row["kept"] for row in rows} == {"False"} and all(r["reasons"] for r in rows)
+    doubted = experiment_config(
+        tmp_path / "all", synthetic_labels=None, synthetic_numbers=(0, 1), real_numbers=(0,), gate=False
+    )
+    record = json.loads((experiment.run_experiment(doubted) / "experiment.json").read_text())
+    assert record["teacher"] and record["doubted"] == 6
