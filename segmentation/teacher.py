@@ -192,9 +192,7 @@ def label_folder(config):
         if maps:
             write_sheet(maps, folder / f"{kind}.png")
     doubted = [row for row in rows if row["reasons"]]
-    print(
-        f"The gate doubts {len(doubted)} of {len(rows)} label maps; {folder / 'labels'} has those to train on."
-    )
+    print(f"The gate doubts {len(doubted)} of {len(rows)} label maps; those to train on: {folder / 'labels'}")
     for row in doubted[:5]:
         print(f"Doubted: {row['case']} ({row['reasons']}).")
     if len(doubted) > 5:
