@@ -10,6 +10,7 @@ from scipy import ndimage, stats
 
 from tests.conftest import ROOT, run_script, write_volume
 from trust import controls, encoder, membership, rates, reading, replicas, scorecard, similarity, turing
+from trust.volumes import volumes_of
 from volumetric.cli import UserError
 
 GOLDEN = json.loads((ROOT / "tests" / "golden" / "stats_golden.json").read_text())
@@ -237,6 +238,19 @@ def test_membership_is_told_only_where_it_leaks(sets, tmp_path):
     )
     record, _ = membership.run_test(config)
     assert record["leak"] and record["auc"] > 0.95 and record["true_positive_rate"] > 0.9
+
+
+def test_members_are_told_by_how_well_they_are_reproduced(sets, tmp_path, monkeypatch):
+    (tmp_path / "no.pt").write_text("no checkpoint")
+    flags = flags_of(sets, "innocent", tmp_path / "out")
+    config = membership.MembershipConfig(**flags, checkpoint=str(tmp_path / "no.pt"), inversions=5)
+    volumes = {name: volumes_of(flags[name], "--x") for name in ("training", "held_out")}
+    with pytest.raises(UserError, match=r"v0\.nii\.gz could not be reproduced: Error: .*no\.pt"):
+        membership.inversion_error(volumes["training"][0], config)
+    errors = {"training": 0.1, "held_out": 0.2}
+    monkeypatch.setattr(membership, "inversion_error", lambda v, _: errors[v.path.parent.name])
+    found = membership.compare_inversions(volumes, config)
+    assert found["auc"] == 1 and found["n"] == 5 and found["mean_held_out"] == pytest.approx(0.2)
 
 
 # ---- Turing test
