@@ -38,7 +38,7 @@ def write_replicas(record, sets, tables, folder):
         folder: Where to write.
     """
     share, n = record["settings"]["share"], record["n"]
-    words = {"passed": "Passed: no replica was found", "failed": "Failed: there are replicas"}
+    words = {"passed": "Passed: no replica was found", "failed": "Failed: too close to the training set"}
     title = words.get(record["verdict"], "Inconclusive: the gate does not see copies well enough")
     body = [verdict_card(title, STATES[record["verdict"]], record["reasons"] or [chance(record)])]
     body += ["" if share else f'<p class="warning">{PRIVATE}</p>', f"<p>{rates(record)}</p>"]
