@@ -61,6 +61,11 @@ def described(of_seeds, score, resamples):
     return {"mean": mean_of(values), "interval_95": interval(values, resamples), "n": n, "seeds": alone}
 
 
+def seed_spread(of_seeds, score):
+    """Largest difference between the seeds' means of a score."""
+    return float(np.ptp([mean_of(of_subjects({seed: one}, score)) for seed, one in of_seeds.items()]))
+
+
 def holm(p_values):
     """Adjusted p-values (Holm 1979): the smallest times their number, and so on, never falling."""
     order, adjusted, least = np.argsort(p_values), np.empty(len(p_values)), 0.0
@@ -80,8 +85,8 @@ def differences(results, score, resamples):
     """A score with synthetic volumes against the same number of real ones alone, or the most, for none.
 
     Returns:
-        [{"real", "synthetic", "against", "difference", "interval_95", "n", "p", "p_holm"}], without cells
-        whose comparison is not in the grid.
+        [{"real", "synthetic", "against", "difference", "interval_95", "n", "seed_spread", "p", "p_holm"}],
+        without cells whose comparison is not in the grid.
     """
     alone = sorted(r for r, s in results if s == 0)
     rows, p_values = [], []
@@ -94,6 +99,7 @@ def differences(results, score, resamples):
         change = ours - theirs
         rows[-1] |= {"difference": mean_of(change), "interval_95": interval(change, resamples)}
         rows[-1]["n"] = int(np.isfinite(change).sum())
+        rows[-1]["seed_spread"] = max(seed_spread(one, score) for one in (of_seeds, results[against, 0]))
         p_values.append(wilcoxon(change))
     for row, p, adjusted in zip(rows, p_values, holm(p_values) if rows else (), strict=True):
         row |= {"p": p, "p_holm": adjusted}
@@ -139,6 +145,8 @@ def verdict(row, lower_is_better=False):
     change = f"{row['difference']:+.3f} (p {row['p_holm']:.2g} after Holm)"
     if row["p_holm"] >= LEVEL or not np.isfinite(row["difference"]):
         return "", f"{what}: no difference that {row['n']} subjects could show, {change}."
+    if abs(row["difference"]) <= row["seed_spread"]:
+        return "", f"{what}: {change}, but two seeds differ by {row['seed_spread']:.3f}: nothing is shown."
     better = (row["difference"] < 0) == lower_is_better
     return ("good", f"{what}: better, {change}.") if better else ("bad", f"{what}: worse, {change}.")
 
