@@ -8,6 +8,7 @@ import pytest
 import torch
 from scipy import ndimage, stats
 
+from MedicalNet.verdicts import QUESTIONS
 from tests.conftest import ROOT, run_script, write_volume
 from trust import controls, encoder, membership, rates, reading, replicas, scorecard, similarity, turing
 from trust.volumes import volumes_of
@@ -355,16 +356,24 @@ def test_answers_that_cannot_be_scored(page_folder, tmp_path, how):
 
 
 def test_a_scorecard_gathers_and_verifies(sets, tmp_path, capsys):
+    verdict = {"question": QUESTIONS["realistic"], "answer": "No: blurred.", "state": "bad"}
+    numbers = {"metrics": {}, "verdicts": [verdict], "vessels": {"generated": 3}, "copies": []}
+    (tmp_path / "metrics.json").write_text(json.dumps(numbers | {"generated": {"n": 3}}))
     record = {"verdict": "failed", "flagged": [1, 2], "n": {"generated": 10}}
     (tmp_path / "replicas.json").write_text(json.dumps(record))
     (tmp_path / "data.csv").write_text("data set,licence,consent\nIXI,CC BY-SA 3.0,research\n")
     released = write_set(tmp_path / "released", range(3))
     flags = {"released": released, "output": tmp_path / "card", "replicas": tmp_path / "replicas.json"}
-    flags |= {"statement": tmp_path / "data.csv"}
+    flags |= {"statement": tmp_path / "data.csv", "evaluation": tmp_path / "metrics.json"}
     scorecard.main([str(part) for name, value in flags.items() for part in (f"--{name}", value)])
-    assert "1 of 7 criteria are measured" in capsys.readouterr().out
+    assert "3 of 7 criteria are measured" in capsys.readouterr().out
     page = (tmp_path / "card" / "report.html").read_text()
-    for part in ("replica gate failed, 2 of 10 flagged", "licence: CC BY-SA 3.0", "not measured"):
+    for part in (
+        "replica gate failed, 2 of 10 flagged",
+        "licence: CC BY-SA 3.0",
+        "not measured",
+        "No: blurred.",
+    ):
         assert part in page
     check = ["--output", str(tmp_path / "card"), "--verify", str(released)]
     scorecard.main(check)

@@ -98,7 +98,7 @@ def judged(found):
     answers = {name: [] for name in CRITERIA}
     if evaluation := found.get("evaluation"):
         answers["congruence"] += [
-            answered(evaluation, "realistic"),
+            answered(evaluation, "look like"),
             numbers(evaluation, ("FID", "MD", "MD-inf", "FD-random", "FD-random-volume", "AUC-PRD")),
         ]
         answers["coverage"] += [
@@ -126,8 +126,8 @@ def judged(found):
     if segmentation := found.get("segmentation"):
         for row in segmentation["differences"]["Dice_ClsAvgDice"]:
             what = f"{row['real']} real + {row['synthetic']} synthetic against {row['against']} real"
-            told = f"segmentation, {what}: Dice {row['difference']:+.3f}, p {row['p_holm']:.2g}"
-            answers["consistency"].append(("", told))
+            told = f"Dice {row['difference']:+.3f}, seeds differ by {row['seed_spread']:.3f}"
+            answers["consistency"].append(("", f"segmentation, {what}: {told}"))
     return {name: [one for one in told if one] for name, told in answers.items()}
 
 
