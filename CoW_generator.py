@@ -630,7 +630,7 @@ class Writer:
             "versions": versions(),
         }
         with atomic_path(self.path(recipe, "json")) as part:
-            part.write_text(json.dumps(self.common | details, indent=1))
+            part.write_text(json.dumps(self.common | details, indent=1), encoding="utf-8")
 
     def save_array(self, recipe, kind, array):
         """Write a style or noise array."""
@@ -772,7 +772,7 @@ def picture_series(config, recipes, affine):
             print(f"{series}: smoothness {largest / mean:.2f} (largest step / mean step)")
             figures = {"largest_step": largest, "mean_step": mean, "smoothness": largest / mean}
             with atomic_path(config.folder / f"{series}_smoothness.json") as part:
-                part.write_text(json.dumps(figures, indent=1))
+                part.write_text(json.dumps(figures, indent=1), encoding="utf-8")
 
 
 def picture_deviation(config, series, volumes, affine):
@@ -960,7 +960,9 @@ def project(config, model):
     affine = image.affine if config.template_path is None else choose_affine(config, model)
     Writer(config, model, affine).write(recipe, volume, styles, noise)
     with atomic_path(config.folder / f"{name}_curve.csv") as part:
-        part.write_text("step,l1,loss\n" + "".join(f"{s},{a:.6g},{b:.6g}\n" for s, a, b in curve))
+        part.write_text(
+            "step,l1,loss\n" + "".join(f"{s},{a:.6g},{b:.6g}\n" for s, a, b in curve), encoding="utf-8"
+        )
     if config.picture_format != "none":
         difference = np.abs(volume.numpy() - target)
         rows = [six_views(v, affine) for v in (target, volume.numpy(), difference)]

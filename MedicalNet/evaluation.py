@@ -325,9 +325,9 @@ def new_folder(path):
 def write_values(record, folder):
     """metrics.json, metrics.csv, and metric_values.txt with the paper's three numbers."""
     with atomic_path(folder / "metrics.json") as part:
-        part.write_text(json.dumps(finite(record), indent=1, allow_nan=False))
+        part.write_text(json.dumps(finite(record), indent=1, allow_nan=False), encoding="utf-8")
     metrics = record["metrics"]
-    with atomic_path(folder / "metrics.csv") as part, open(part, "w", newline="") as file:
+    with atomic_path(folder / "metrics.csv") as part, open(part, "w", newline="", encoding="utf-8") as file:
         table = csv.writer(file)
         head = ["metric", "value", "low_95", "high_95", "kind", "n_equal", "mean_at_equal_n", "floor_mean"]
         table.writerow([*head, "floor_sd", "n_real", "n_generated"])
@@ -339,7 +339,8 @@ def write_values(record, folder):
     three = [named(name, record["embedding"]) for name in ("FID", "MD", "AUC-PRD")]
     with atomic_path(folder / "metric_values.txt") as part:
         part.write_text(
-            "".join(f"{name}: {text_of(metrics[name]['value'], 6)}\n" for name in three if name in metrics)
+            "".join(f"{name}: {text_of(metrics[name]['value'], 6)}\n" for name in three if name in metrics),
+            encoding="utf-8",
         )
 
 

@@ -175,8 +175,11 @@ class TrainingScores:
         from MedicalNet.report import draw_sweep
 
         with atomic_path(folder / "sweep.json") as part:
-            part.write_text(json.dumps(finite({"checkpoints": rows, **about}), indent=1, allow_nan=False))
-        with atomic_path(folder / "sweep.csv") as part, open(part, "w", newline="") as file:
+            part.write_text(
+                json.dumps(finite({"checkpoints": rows, **about}), indent=1, allow_nan=False),
+                encoding="utf-8",
+            )
+        with atomic_path(folder / "sweep.csv") as part, open(part, "w", newline="", encoding="utf-8") as file:
             table = csv.writer(file)
             table.writerow(["checkpoint", "step", *rows[0]["metrics"]])
             table.writerows(

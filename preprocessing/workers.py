@@ -36,7 +36,7 @@ def usable_memory():
     limits = [os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")]
     for path in CGROUP_LIMITS:
         with contextlib.suppress(OSError, ValueError):  # not Linux, or "max"
-            limits.append(int(Path(path).read_text()))
+            limits.append(int(Path(path).read_text(encoding="utf-8")))
     return min(limits)
 
 

@@ -818,12 +818,12 @@ def generate(config):
             what = "brain mask" if config.whole_head else "labels, TopCoW ids"
             save_image(label, affine, folders[1] / name, f"SYNTHETIC phantom {what}")
         rows.append({"file": name, **row})
-    with open(folders[0] / "variants.csv", "w", newline="") as file:
+    with open(folders[0] / "variants.csv", "w", newline="", encoding="utf-8") as file:
         table = csv.DictWriter(file, rows[0])
         table.writeheader()
         table.writerows(rows)
     if poses:
-        (folders[0] / "poses.json").write_text(json.dumps(poses, indent=1))
+        (folders[0] / "poses.json").write_text(json.dumps(poses, indent=1), encoding="utf-8")
     what = "whole heads" if config.whole_head else f"phantoms of {by(volume.shape)} voxels"
     print(f"{config.num} {what} are in {config.output}")
 

@@ -163,7 +163,7 @@ def run_cell(config, cell, seed, pools, spacing, tests):
     folder = Path(config.output) / "runs" / name_of_run(*cell, seed)
     kept = folder / "scores.json"
     if kept.exists():
-        return json.loads(kept.read_text())
+        return json.loads(kept.read_text(encoding="utf-8"))
     cases = [
         pool[i]
         for number, pool in zip(cell, pools, strict=True)
@@ -180,7 +180,7 @@ def run_cell(config, cell, seed, pools, spacing, tests):
         save_labels(stored, scan.affine, folder / "predicted" / f"{name}.nii.gz", config.table)
         scores[name] = score_case(truth, as_topcow(scan.as_read(stored), config.table), scan.spacing)
     with atomic_path(kept) as part:
-        part.write_text(json.dumps(finite(scores)))
+        part.write_text(json.dumps(finite(scores)), encoding="utf-8")
     for checkpoint in (folder / "models").glob("model_*.pt"):  # done: some hundred MB each
         checkpoint.unlink()
     return scores
@@ -287,7 +287,7 @@ def same_settings(config, folder):
     for name in ("real_numbers", "synthetic_numbers", "seeds"):
         del told[name]  # a grid may grow
     if kept.exists():
-        former = json.loads(kept.read_text())
+        former = json.loads(kept.read_text(encoding="utf-8"))
         for name, value in told.items():
             if former.get(name) != value:
                 raise UserError(
@@ -295,7 +295,7 @@ def same_settings(config, folder):
                     f"--output."
                 )
     with atomic_path(kept) as part:
-        part.write_text(json.dumps(told, indent=1))
+        part.write_text(json.dumps(told, indent=1), encoding="utf-8")
 
 
 def main(argv=None):

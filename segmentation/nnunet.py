@@ -84,7 +84,10 @@ class NnunetConfig:
 
 def read_subjects(path, names):
     """{case: subject} of a CSV of file and subject; a UserError if it names no case."""
-    with as_damaged("expected a CSV with the columns file and subject", path), open(path, newline="") as file:
+    with (
+        as_damaged("expected a CSV with the columns file and subject", path),
+        open(path, newline="", encoding="utf-8") as file,
+    ):
         rows = list(csv.DictReader(file))
         told = {name_of(Path(row["file"])): row["subject"].strip() for row in rows}
     unknown = sorted(told.keys() - names)

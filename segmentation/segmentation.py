@@ -506,7 +506,10 @@ def predict(config):
     for path, scan, found, about in label_volumes(predictor, paths):
         save_labels(found, scan.affine, folder / f"{name_of(path)}.nii.gz", predictor.classes.table)
         rows.append({"case": name_of(path), **about})
-    with atomic_path(folder / "confidence.csv") as part, open(part, "w", newline="") as file:
+    with (
+        atomic_path(folder / "confidence.csv") as part,
+        open(part, "w", newline="", encoding="utf-8") as file,
+    ):
         table = csv.DictWriter(file, list(rows[0]))
         table.writeheader()
         table.writerows(rows)

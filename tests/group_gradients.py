@@ -37,7 +37,7 @@ def main(settings_path, folder):
     """One file for each of the named settings."""
     torch.set_num_threads(1)
     with process_group("cpu") as group:
-        for name, settings in json.loads(Path(settings_path).read_text()).items():
+        for name, settings in json.loads(Path(settings_path).read_text(encoding="utf-8")).items():
             found = gradients(TrainConfig(**settings), group)
             if group.rank == 0:
                 torch.save(found, Path(folder) / f"{name}.pt")

@@ -27,14 +27,14 @@ from volumetric.files import is_running, locked
 def dies_once(path):
     """Kill this worker at the first call."""
     if not os.path.exists(path):
-        open(path, "w").close()
+        open(path, "w", encoding="utf-8").close()
         os.kill(os.getpid(), signal.SIGKILL)
     return "survived"
 
 
 def dies(path):
     """Kill this worker, and count it."""
-    with open(path, "a") as file:
+    with open(path, "a", encoding="utf-8") as file:
         file.write("x")
     os.kill(os.getpid(), signal.SIGKILL)
 
@@ -49,7 +49,7 @@ def test_the_scan_of_a_killed_worker_is_tried_once_more(tmp_path):
     with open_workers(None, 2) as workers:
         found = {job[0]: result for job, result in run_all(workers, dies_or_not, jobs, "Test")}
     assert found == {"once": "survived", "always": None, "never": "fine"}
-    assert (tmp_path / "two").read_text() == "xx"
+    assert (tmp_path / "two").read_text(encoding="utf-8") == "xx"
     with pytest.raises(ValueError, match="--scheduler nonsense does not answer"), open_workers("nonsense", 1):
         pass
 
@@ -72,7 +72,7 @@ def test_what_is_no_longer_right_leaves_the_training_folder(tmp_path, heads):  #
     assert sorted(volumes) == ["sub-01.nii.gz", "sub-02.nii.gz", "sub-03.nii.gz"]
     # One is withdrawn, one excluded, one has changed.
     (raw / "sub-01.nii.gz").rename(tmp_path / "sub-01.nii.gz")
-    (out / "exclude.txt").write_text("sub-02\n")
+    (out / "exclude.txt").write_text("sub-02\n", encoding="utf-8")
     changed = nib.load(raw / "sub-03.nii.gz")
     write_image(np.asarray(changed.dataobj) * 2, changed.affine, raw / "sub-03.nii.gz")
     rows = preprocessing.preprocess(config)
@@ -84,7 +84,9 @@ def test_what_is_no_longer_right_leaves_the_training_folder(tmp_path, heads):  #
     assert status_of(out)["sub-01"]["reason"] == "no longer in --data: see withdrawn/"
     assert [p.name for p in (out / "volumes").iterdir()] == ["sub-03.nii.gz"]
     assert {p.name: p.read_bytes() for p in (out / "withdrawn").glob("*.nii.gz")} == volumes
-    assert "sub-01" in (out / "qc.html").read_text() and not (out / "qc" / "sub-01.png").exists()
+    assert (
+        "sub-01" in (out / "qc.html").read_text(encoding="utf-8") and not (out / "qc" / "sub-01.png").exists()
+    )
     # What comes back is not made again.
     (tmp_path / "sub-01.nii.gz").rename(raw / "sub-01.nii.gz")
     (out / "exclude.txt").unlink()
@@ -107,7 +109,7 @@ def test_what_is_no_longer_right_leaves_the_training_folder(tmp_path, heads):  #
     ]
     made = sorted(str(p.relative_to(out / "bids")) for p in (out / "bids").rglob("*.nii.gz"))
     assert made == [f"sub-{n}/anat/sub-{n}_space-template_desc-region_angio.nii.gz" for n in ("01", "03")]
-    about = json.loads((out / "bids" / "dataset_description.json").read_text())
+    about = json.loads((out / "bids" / "dataset_description.json").read_text(encoding="utf-8"))
     assert about["DatasetType"] == "derivative" and about["GeneratedBy"][0]["Version"]
 
 
@@ -127,7 +129,7 @@ def test_sides_are_judged_where_the_scans_agree(tmp_path):
                 "vessels": vessels,
                 "subject": str(n),
             }
-            (tmp_path / "sidecars" / f"{n}.json").write_text(json.dumps(record))
+            (tmp_path / "sidecars" / f"{n}.json").write_text(json.dumps(record), encoding="utf-8")
             rows[str(n)] = books.row_of(str(n), "", "done")
         preprocessing.judge(config, rows)
         return [(row["step"], row["sides"]) for row in rows.values()]
@@ -149,7 +151,7 @@ def test_an_output_is_used_by_one_at_a_time(tmp_path, heads):  # noqa: F811
 
 def wait_for(path):
     """A job of the next test: say that it began, and go on for long."""
-    Path(path).write_text(str(os.getpid()))
+    Path(path).write_text(str(os.getpid()), encoding="utf-8")
     time.sleep(600)
 
 
@@ -162,7 +164,7 @@ if __name__ == "__main__":
     with open_workers(None, 1) as workers:
         list(run_all(workers, wait_for, [{str(tmp_path / "began")!r}], "Test"))
 """
-    (tmp_path / "main.py").write_text(code)
+    (tmp_path / "main.py").write_text(code, encoding="utf-8")
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
     with subprocess.Popen(
         [sys.executable, tmp_path / "main.py"], env=environment, stderr=subprocess.DEVNULL
@@ -171,7 +173,7 @@ if __name__ == "__main__":
         while not (tmp_path / "began").exists() and time.monotonic() < deadline:
             time.sleep(0.02)
         time.sleep(0.2)
-        worker = int((tmp_path / "began").read_text())
+        worker = int((tmp_path / "began").read_text(encoding="utf-8"))
         run.kill()
     deadline = time.monotonic() + 20
     while is_running(worker) and time.monotonic() < deadline:

@@ -298,7 +298,7 @@ def test_the_readme_is_a_newcomers_page():
             assert len(first.replace("\\\n", " ").splitlines()) == 3 and f"(docs/{path.name})" in README
         for link in re.findall(r"\]\(([\w./-]+)(?:#[\w-]+)?\)", text):
             assert (path.parent / link).exists(), (path.name, link)
-    targets = set(re.findall(r"^(\w+):", (ROOT / "Makefile").read_text(), re.MULTILINE))
+    targets = set(re.findall(r"^(\w+):", (ROOT / "Makefile").read_text(encoding="utf-8"), re.MULTILINE))
     used = {target for text in PAGES.values() for target in re.findall(r"`?make (\w+)`?", text)}
     assert used and used <= targets
 
@@ -317,10 +317,10 @@ def test_the_first_commands_run(tmp_path):
 
 
 def test_set_up_files_agree():
-    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
     names = [re.match(r"[\w-]+", d)[0].lower() for d in project["dependencies"]]
-    environment = (ROOT / "environment.yml").read_text()
-    makefile = (ROOT / "Makefile").read_text()
+    environment = (ROOT / "environment.yml").read_text(encoding="utf-8")
+    makefile = (ROOT / "Makefile").read_text(encoding="utf-8")
     assert project["requires-python"] == ">=3.10" and "torch>=2.6,!=2.9.*" in project["dependencies"]
     assert "python=3.11" in environment and "-e .[test]" in environment and '".[test]"' in makefile
     for name in names:  # pyproject.toml is the only list
@@ -328,11 +328,11 @@ def test_set_up_files_agree():
         assert name not in makefile.split(), name
         assert re.search(rf"\b{name}\b", README, re.IGNORECASE), f"{name} is not in the README's list"
     assert "Python 3.10" in README and "torch 2.6" in README
-    assert (ROOT / ".ci" / "run").read_text().strip().splitlines()[-1] == "make test"
+    assert (ROOT / ".ci" / "run").read_text(encoding="utf-8").strip().splitlines()[-1] == "make test"
 
 
 def test_imports_are_dependencies():
-    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
     names = {re.match(r"[\w-]+", d)[0].lower() for d in project["dependencies"]}
     modules, ours = {"PIL": "pillow"}, {"stylegan2_pytorch", "MedicalNet", "volumetric"}
     for script in (
@@ -341,7 +341,9 @@ def test_imports_are_dependencies():
         "MedicalNet/resnet.py",
         "sample_data/phantom.py",
     ):
-        imported = re.findall(r"^(?:import|from) (\w+)", (ROOT / script).read_text(), re.MULTILINE)
+        imported = re.findall(
+            r"^(?:import|from) (\w+)", (ROOT / script).read_text(encoding="utf-8"), re.MULTILINE
+        )
         third_party = {m for m in imported if m not in sys.stdlib_module_names and m not in ours}
         assert {modules.get(m, m) for m in third_party} <= names
 

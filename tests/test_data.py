@@ -81,7 +81,7 @@ BAD_FILES = {
     "gzip cut at its end": (without_checksum, "cannot be read"),
     "gzip with wrong bytes": (corrupted, "cannot be read"),
     "truncated .nii": (truncated_nii, "cannot be read"),
-    "text named .nii.gz": (lambda p: p.write_text("not an image"), "cannot be read"),
+    "text named .nii.gz": (lambda p: p.write_text("not an image", encoding="utf-8"), "cannot be read"),
     "empty file": (lambda p: p.write_bytes(b""), "cannot be read"),
     "text in gzip": (lambda p: p.write_bytes(gzip.compress(b"text" * 999)), "cannot be read"),
     "wrong shape": (
@@ -126,7 +126,7 @@ def test_audit_names_every_bad_file(data):
     ("make", "text"),
     [
         (lambda p: None, "does not exist"),
-        (lambda p: p.write_text(""), "is a file"),
+        (lambda p: p.write_text("", encoding="utf-8"), "is a file"),
         (lambda p: p.mkdir(), "holds no .nii or .nii.gz file"),
     ],
     ids=["missing", "file", "empty"],
@@ -234,7 +234,7 @@ def test_a_data_set_exported_again_with_other_grey_values_trains_at_full_intensi
 
 def test_a_broken_pack_stops_its_own_data_set_alone_and_is_named(tmp_path, data, packed):
     folder = packed().volumes.folder
-    (folder / "index.json").write_text("{")
+    (folder / "index.json").write_text("{", encoding="utf-8")
     with pytest.raises(UserError, match=rf"{folder.name} is not complete: remove this folder"):
         packed()
     (data / "v5.nii.gz").unlink()

@@ -81,7 +81,7 @@ with one_line_errors(), parallel.process_group("cpu") as group:
 )
 def test_a_hanging_process_is_not_waited_for_long_but_for_what_takes_long(tmp_path, sleep, wait, ends):
     """Gradients are waited for by WAIT, here 3 seconds; what the first process does alone by LONG_WAIT."""
-    (tmp_path / "job.py").write_text(HANGING.format(sleep=sleep, wait=wait))
+    (tmp_path / "job.py").write_text(HANGING.format(sleep=sleep, wait=wait), encoding="utf-8")
     start = time.monotonic()
     run = subprocess.run(
         [*LAUNCH, str(tmp_path / "job.py")],
@@ -120,7 +120,7 @@ def gradients(tmp_path_factory):
     shared |= {"data": str(data), "aug_prob": 0.7}
     settings = {name: shared | options for name, options in OPTIONS.items()}
     text = json.dumps(settings).replace("LABELS", str(write_labels(folder, data)))
-    (folder / "settings.json").write_text(text)
+    (folder / "settings.json").write_text(text, encoding="utf-8")
     for name, run in (("one", run_script), ("two", run_two)):
         (folder / name).mkdir()
         ended = run("tests/group_gradients.py", folder / "settings.json", folder / name)
@@ -150,7 +150,7 @@ def test_two_processes_have_the_gradients_of_one(gradients, options):
 
 def losses_of(folder):
     """Rows of metrics.csv, {step: D's loss}."""
-    with open(folder / "results" / "t" / "metrics.csv", newline="") as file:
+    with open(folder / "results" / "t" / "metrics.csv", newline="", encoding="utf-8") as file:
         return {int(row["step"]): float(row["D"]) for row in csv.DictReader(file)}
 
 
@@ -182,7 +182,7 @@ def test_previews_and_evaluations_are_shared_out(tmp_path, data):
         run = runner("stylegan2_pytorch.py", *tiny_flags(data, tmp_path / name, **settings))
         assert run.returncode == 0 and "could not be evaluated" not in run.stderr, run.stderr
         results = tmp_path / name / "results" / "t"
-        with open(results / "fid_scores.txt", newline="") as file:
+        with open(results / "fid_scores.txt", newline="", encoding="utf-8") as file:
             scores.append({row["metric"]: float(row["value"]) for row in csv.DictReader(file)})
         pictures.append(np.asarray(Image.open(results / "previews" / "000000-G.png"), dtype=float))
     assert scores[0].keys() == scores[1].keys() and len(scores[0]) > 10
@@ -197,18 +197,20 @@ def test_previews_and_evaluations_are_shared_out(tmp_path, data):
 def test_a_killed_process_ends_the_job_and_the_run_goes_on(tmp_path, data):
     flags = tiny_flags(data, tmp_path, batch_size=2, save_every=3, num_train_steps=100000)
     command = [*LAUNCH, str(ROOT / "stylegan2_pytorch.py"), *map(str, flags)]
-    with open(tmp_path / "log", "w") as log:
+    with open(tmp_path / "log", "w", encoding="utf-8") as log:
         job = subprocess.Popen(command, cwd=ROOT, stdout=log, stderr=log, env=ENVIRONMENT)
     model = tmp_path / "models" / "t" / "model_1.pt"
     deadline = time.monotonic() + 120
     while not model.exists():
-        assert time.monotonic() < deadline and job.poll() is None, (tmp_path / "log").read_text()
+        assert time.monotonic() < deadline and job.poll() is None, (tmp_path / "log").read_text(
+            encoding="utf-8"
+        )
         time.sleep(0.1)
     workers = subprocess.run(["pgrep", "-P", str(job.pid)], capture_output=True, text=True).stdout.split()
     ranks = {int(environment_of(pid)["RANK"]): int(pid) for pid in workers if "RANK" in environment_of(pid)}
     os.kill(ranks[1], signal.SIGKILL)
     assert job.wait(timeout=60) != 0
-    log = (tmp_path / "log").read_text()
+    log = (tmp_path / "log").read_text(encoding="utf-8")
     assert "Another process of this training has ended" in log
     assert re.search(r"The same command continues from the last", log)
     last = max(int(p.stem.split("_")[1]) for p in (tmp_path / "models" / "t").glob("model_*.pt"))
@@ -220,7 +222,7 @@ def test_a_killed_process_ends_the_job_and_the_run_goes_on(tmp_path, data):
 
 def environment_of(pid):
     """Environment of a process."""
-    with open(f"/proc/{pid}/environ", errors="replace") as file:
+    with open(f"/proc/{pid}/environ", errors="replace", encoding="utf-8") as file:
         return dict(entry.split("=", 1) for entry in file.read().split("\0") if "=" in entry)
 
 

@@ -444,7 +444,7 @@ def settings(folders, **changed):
 
 def test_numbers_are_complete_and_carry_their_circumstances(report):
     process, folder, _ = report
-    record = json.loads((folder / "metrics.json").read_text())
+    record = json.loads((folder / "metrics.json").read_text(encoding="utf-8"))
     assert set(record["metrics"]) == set(NUMBERS)
     for name, result in record["metrics"].items():
         low, high = result["interval_95"] or result["spread_95"]
@@ -460,7 +460,7 @@ def test_numbers_are_complete_and_carry_their_circumstances(report):
 
 
 def test_metric_values_has_three_lines_of_honest_names(report):
-    lines = (report[1] / "metric_values.txt").read_text().splitlines()
+    lines = (report[1] / "metric_values.txt").read_text(encoding="utf-8").splitlines()
     assert [line.split(":")[0] for line in lines] == ["FD-random", "FD-random-volume", "AUC-PRD-random"]
 
 
@@ -477,8 +477,8 @@ def test_given_weights_give_the_papers_names_and_are_told_apart(report, folders,
         **{f"{name}_weights": path for name, path in weights.items()},
     )
     record = evaluation.evaluate(config)
-    random = json.loads((report[1] / "metrics.json").read_text())["metrics"]
-    lines = (tmp_path / "out" / "metric_values.txt").read_text().splitlines()
+    random = json.loads((report[1] / "metrics.json").read_text(encoding="utf-8"))["metrics"]
+    lines = (tmp_path / "out" / "metric_values.txt").read_text(encoding="utf-8").splitlines()
     assert [line.split(":")[0] for line in lines] == ["FID", "MD", "AUC-PRD"]
     for name, other in (("FID", "FD-random"), ("MD", "FD-random-volume"), ("coverage", "coverage-random")):
         assert record["metrics"][name]["value"] == pytest.approx(random[other]["value"], rel=1e-5)
@@ -495,7 +495,7 @@ def test_inputs_are_never_written(report, folders):
 def test_report_shows_every_number_and_picture_without_a_network(report):
     _, folder, _ = report
     page = (folder / "report.html").read_text(encoding="utf-8")
-    metrics = json.loads((folder / "metrics.json").read_text())["metrics"]
+    metrics = json.loads((folder / "metrics.json").read_text(encoding="utf-8"))["metrics"]
     for name, result in metrics.items():
         assert name in page and f"{float(result['value']):.3g}" in page
     images = re.findall(r'src="data:image/png;base64,([^"]+)"', page)
@@ -513,7 +513,7 @@ def test_report_shows_every_number_and_picture_without_a_network(report):
         "anatomy_histograms",
         "ms_ssim_pairs",
     ):
-        with open(folder / f"{table}.csv") as file:
+        with open(folder / f"{table}.csv", encoding="utf-8") as file:
             assert len(list(csv.reader(file))) > 6, table
 
 
@@ -603,7 +603,7 @@ def bad_file(array):
             "z.nii.gz has 16 x 16 x 4 voxels, most others have 16 x 16 x 8",
         ),
         (bad_file(random_array(0, (*SHAPE, 2))), "z.nii.gz is 4D (16, 16, 8, 2), expected 3D"),
-        (lambda folder: (folder / "z.nii").write_text("no"), "z.nii cannot be read"),
+        (lambda folder: (folder / "z.nii").write_text("no", encoding="utf-8"), "z.nii cannot be read"),
         (
             lambda folder: [p.unlink() for p in sorted(folder.iterdir())[2:]],
             "holds 2 volumes, at least 6 are needed",

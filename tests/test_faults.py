@@ -154,12 +154,12 @@ def test_a_name_that_is_not_utf8_is_refused(tmp_path):
 
 def test_a_planted_link_is_not_written_through(tmp_path, monkeypatch):
     target = tmp_path / "precious"
-    target.write_text("kept")
+    target.write_text("kept", encoding="utf-8")
     monkeypatch.setattr("volumetric.files.part_of", lambda path: path.with_name(".part-known"))
     (tmp_path / ".part-known").symlink_to(target)
     with pytest.raises(OSError), atomic_path(tmp_path / "a.txt") as part:
-        part.write_text("lost")
-    assert target.read_text() == "kept"
+        part.write_text("lost", encoding="utf-8")
+    assert target.read_text(encoding="utf-8") == "kept"
 
 
 def test_parts_of_other_machines_are_kept_for_a_week(tmp_path):
@@ -197,10 +197,10 @@ def test_a_damaged_volume_is_made_again(trained):
 
 def test_a_table_without_steps_is_kept_aside(trained):
     table = trained / "results" / "trained" / "metrics.csv"
-    table.write_text("a,b\n1,2\n")
+    table.write_text("a,b\n1,2\n", encoding="utf-8")
     finished(trained, "trained", 3, "--save_every", "1")
-    assert table.read_text().startswith("step,D,G")
-    assert (table.parent / "metrics-superseded.csv").read_text() == "a,b\n1,2\n"
+    assert table.read_text(encoding="utf-8").startswith("step,D,G")
+    assert (table.parent / "metrics-superseded.csv").read_text(encoding="utf-8") == "a,b\n1,2\n"
 
 
 def test_a_full_disk_costs_a_preview_and_not_the_training(trained):

@@ -102,7 +102,7 @@ def test_every_mode_writes_its_files(make, mode):
         assert image.shape == (8, 8, 4) and image.get_data_dtype() == np.float32
         assert image.header["descrip"].item().startswith(b"SYNTHETIC")
         assert np.load(folder / "style_and_noise" / f"{name}_noise.npy").shape == (1, 4, 8, 8, 1)
-        details = json.loads((folder / f"{name}.json").read_text())
+        details = json.loads((folder / f"{name}.json").read_text(encoding="utf-8"))
         assert (
             details["synthetic"] is True and details["mode"] == mode and details["file"] == f"{name}.nii.gz"
         )
@@ -114,7 +114,7 @@ def test_every_mode_writes_its_files(make, mode):
 
 def test_sidecar_describes_the_volume(make):
     folder = make(num_generate=1, truncation_psi=0.7)
-    details = json.loads((folder / "seed000042_psi0.70.json").read_text())
+    details = json.loads((folder / "seed000042_psi0.70.json").read_text(encoding="utf-8"))
     assert details["seed"] == 42 and details["truncation_psi"] == 0.7
     assert details["checkpoint"]["step"] == 3 and details["checkpoint"]["networks"] == "SE, GE"
     assert re.fullmatch("[0-9a-f]{64}", details["checkpoint"]["sha256"])
@@ -331,7 +331,7 @@ def test_mixed_precision_is_close(make, tmp_path):
     plain = voxels(make(num_generate=1) / "seed000042.nii.gz")
     folder = make(num_generate=1, amp=True, save_directory=str(tmp_path / "b"))
     assert np.abs(voxels(folder / "seed000042.nii.gz") - plain).max() < 0.1
-    assert json.loads((folder / "seed000042.json").read_text())["precision"] == "bfloat16"
+    assert json.loads((folder / "seed000042.json").read_text(encoding="utf-8"))["precision"] == "bfloat16"
 
 
 def test_originals_checkpoint(make, tmp_path):
@@ -459,10 +459,10 @@ def test_style_of_another_model_is_refused(make, tmp_path):
 
 
 def test_edited_mode_works_and_a_flag_wins(home, tmp_path):
-    script = (ROOT / "CoW_generator.py").read_text()
+    script = (ROOT / "CoW_generator.py").read_text(encoding="utf-8")
     edited, count = re.subn(r'^mode = "normal"', 'mode = "truncation"', script, flags=re.MULTILINE)
     assert count == 1
-    (tmp_path / "edited.py").write_text(edited.replace("\nsteps = 20", "\nsteps = 2"))
+    (tmp_path / "edited.py").write_text(edited.replace("\nsteps = 20", "\nsteps = 2"), encoding="utf-8")
     common = ["--num_generate", "1", "--device", "cpu", "--save_directory", tmp_path / "out"]
     for flags in ([], ["--mode", "normal"]):
         command = [sys.executable, tmp_path / "edited.py", *common, *flags]

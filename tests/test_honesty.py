@@ -217,7 +217,7 @@ def test_verdicts_of_other_people_are_good(people, evaluated):
         equal = record["metrics"][name]["equal_n"]
         assert equal["n"] == 16 and not equal["outside"]  # half of 32 real, of 20 generated
     assert record["copies"] == []
-    page = (record["folder"] / "report.html").read_text()
+    page = (record["folder"] / "report.html").read_text(encoding="utf-8")
     first = page[: page.index("<h2>")]
     assert first.count('class="verdict good"') == 4 and first.count('class="verdict bad"') == 1  # few volumes
 
@@ -229,7 +229,7 @@ def test_nothing_found_is_no_agreement(people, evaluated, tmp_path):
     assert any("vessels were found in 0 of the 20 generated volumes" in w for w in record["warnings"])
     both = evaluated(empty, real=make(tmp_path / "also", range(300, 320), vessels=False))
     assert states(both)["anatomy"] == "bad" and both["vessels"] == {"real": 0, "generated": 0}
-    text = (both["folder"] / "metrics.json").read_text()
+    text = (both["folder"] / "metrics.json").read_text(encoding="utf-8")
     assert json.loads(text)["metrics"]["W1-radius-mm"]["value"] is None and "NaN" not in text
 
 
@@ -282,7 +282,7 @@ def test_held_out_volumes_tell_who_learned_by_heart(people, evaluated, tmp_path)
 def test_groups_that_are_missing_are_told(people, evaluated, tmp_path):
     table = tmp_path / "groups.csv"
     rows = [f"p{n:03d}.nii.gz,{'a' if n < 24 else 'b'},{n}" for n in range(32)]
-    table.write_text("file,scanner,number\n" + "\n".join(rows))
+    table.write_text("file,scanner,number\n" + "\n".join(rows), encoding="utf-8")
     record = evaluated(people / "other", groups=str(table))
     assert set(record["groups"]) == {"scanner"} and record["groups"]["scanner"]["b"]["n"] == 8
     low, high = record["groups"]["scanner"]["a"]["coverage_95"]
@@ -292,18 +292,18 @@ def test_groups_that_are_missing_are_told(people, evaluated, tmp_path):
     sets = [measuring.Measured(list(map(str, range(len(f)))), {"volume": f[:, None]}, []) for f in features]
     told = groups.by_group({"of": 10 * ["near"] + 10 * ["far"]}, *sets)["of"]
     assert told["far"]["recall"] == told["far"]["coverage"] == 0 and told["near"]["coverage"] > 0.5
-    table.write_text("file,scanner\np000.nii.gz,a\n")
+    table.write_text("file,scanner\np000.nii.gz,a\n", encoding="utf-8")
     with pytest.raises(UserError, match="has no row for 31 volumes"):
         evaluated(people / "other", groups=str(table))
 
 
 def test_a_shared_report_holds_nothing_of_real_volumes(people, evaluated):
     record = evaluated(people / "other", share=True)
-    page = (record["folder"] / "report.html").read_text()
+    page = (record["folder"] / "report.html").read_text(encoding="utf-8")
     assert str(people / "real") not in page and ">real: " not in page and "--share" not in page
     assert page.count("data:image/png") == 2  # the furthest and the generated ones
     for path in record["folder"].glob("*.csv"):
-        assert str(people / "real") not in path.read_text(), path
+        assert str(people / "real") not in path.read_text(encoding="utf-8"), path
 
 
 # ╔══════════════════════════════════════════════════════════════════════════════════════════════════════════╗
@@ -423,7 +423,7 @@ def test_mistakes_are_found_before_hours_of_work(people, evaluated, tmp_path):
 
 
 def test_a_cache_that_cannot_be_written_is_done_without(people, tmp_path, capsys):
-    (tmp_path / "file").write_text("no folder")
+    (tmp_path / "file").write_text("no folder", encoding="utf-8")
     cache = extractors.FeatureCache(tmp_path / "file" / "cache")
     cache.put(["a"], {"x": np.ones(1)})
     cache.put(["b"], {"x": np.ones(1)})
@@ -434,7 +434,7 @@ def test_a_cache_that_cannot_be_written_is_done_without(people, tmp_path, capsys
 def test_equal_real_volumes_give_valid_json(evaluated, people, tmp_path):
     same = make(tmp_path / "same", 14 * [7])
     record = evaluated(people / "other", real=same)
-    text = (record["folder"] / "metrics.json").read_text()
+    text = (record["folder"] / "metrics.json").read_text(encoding="utf-8")
     json.loads(text, parse_constant=lambda name: pytest.fail(f"{name} is no JSON"))
     assert any("13 of the 14 real volumes are copies" in w for w in record["warnings"])
 

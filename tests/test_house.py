@@ -106,8 +106,22 @@ def test_files_hold_one_thing(path):
     assert len(path.read_text(encoding="utf-8").splitlines()) <= limit
 
 
+@pytest.mark.parametrize("path", FILES, ids=lambda p: str(p.relative_to(ROOT)))
+def test_text_says_how_it_is_encoded(path):  # a computer's own way is ASCII on some, and not UTF-8 on others
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        name = getattr(node.func, "attr", getattr(node.func, "id", "")) if isinstance(node, ast.Call) else ""
+        plain_open = name == "open" and isinstance(node.func, ast.Name) and "b" not in mode_of(node)
+        if name in ("read_text", "write_text") or plain_open:
+            assert any(k.arg == "encoding" for k in node.keywords), f"line {node.lineno}"
+
+
+def mode_of(call):
+    """Mode of a call of open."""
+    return call.args[1].value if len(call.args) > 1 and isinstance(call.args[1], ast.Constant) else "r"
+
+
 def test_methods_of_the_trainer_fit_a_screen():
-    tree = ast.parse((ROOT / "stylegan2_pytorch.py").read_text())
+    tree = ast.parse((ROOT / "stylegan2_pytorch.py").read_text(encoding="utf-8"))
     trainer = next(n for n in tree.body if isinstance(n, ast.ClassDef) and n.name == "Trainer")
     lengths = {n.name: n.end_lineno - n.lineno + 1 for n in trainer.body if isinstance(n, ast.FunctionDef)}
     assert max(lengths.values()) <= LONGEST_METHOD, {n: k for n, k in lengths.items() if k > LONGEST_METHOD}

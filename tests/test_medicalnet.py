@@ -14,7 +14,7 @@ GOLDEN = Path(__file__).parent / "golden"
 
 
 def test_golden_features():
-    shapes = json.loads((GOLDEN / "medicalnet_resnet10.json").read_text())["state_dict"]
+    shapes = json.loads((GOLDEN / "medicalnet_resnet10.json").read_text(encoding="utf-8"))["state_dict"]
     network = resnet10()
     assert {n: list(t.shape) for n, t in network.state_dict().items()} == shapes
     network.load_state_dict(fill_state_dict(shapes))

@@ -20,7 +20,7 @@ SIZES = [(4, 4), (8, 4), (8, 8), (16, 8), (32, 32), (64, 16), (64, 32), (128, 4)
 
 def golden_network(name):
     """(specification, expected arrays, StyleGAN2 with the weights of the golden values)."""
-    spec = json.loads((GOLDEN / f"network_{name}.json").read_text())
+    spec = json.loads((GOLDEN / f"network_{name}.json").read_text(encoding="utf-8"))
     gan = sg.StyleGAN2(**spec["config"])
     own = gan.state_dict()
     shapes = {
@@ -89,7 +89,7 @@ def test_original_checkpoint_loads_and_generates_the_same(name, tmp_path, capsys
     (tmp_path / "models" / "orig").mkdir(parents=True)
     torch.save({"GAN": state}, tmp_path / "models" / "orig" / "model_7.pt")
     config = {"image_size": 0, "network_capacity": 0, "transparent": False, "fq_layers": [], "lr_mlp": 0.1}
-    (tmp_path / "models" / "orig" / ".config.json").write_text(json.dumps(config))
+    (tmp_path / "models" / "orig" / ".config.json").write_text(json.dumps(config), encoding="utf-8")
     model = sg.ModelLoader(base_dir=tmp_path, name="orig", device="cpu")
     assert "does not state its depth: taken as 32" in capsys.readouterr().out
     z, _, noise, _ = golden_inputs(spec)

@@ -380,7 +380,9 @@ def test_conditional_model_remembers_its_classes(conditional, make_config, label
         model.noise_to_styles(z)
     with pytest.raises(ValueError, match="has the classes missing, whole, --labels gives none"):
         sg.train_from_folder(make_config(num_train_steps=3))
-    label_table.write_text(label_table.read_text().replace("missing", "partial"))
+    label_table.write_text(
+        label_table.read_text(encoding="utf-8").replace("missing", "partial"), encoding="utf-8"
+    )
     with pytest.raises(ValueError, match="has the classes missing, whole, --labels gives partial, whole"):
         sg.train_from_folder(make_config(num_train_steps=3, labels=str(label_table)))
 

@@ -35,7 +35,7 @@ def generate(folder, **settings):
         output=str(folder / "v"), labels=str(folder / "l"), **{**sizes, **settings}
     )
     phantom.generate(config)
-    with open(folder / "v" / "variants.csv", newline="") as file:
+    with open(folder / "v" / "variants.csv", newline="", encoding="utf-8") as file:
         return list(csv.DictReader(file))
 
 
@@ -223,7 +223,7 @@ def test_whole_heads_by_the_command_line(tmp_path):
         assert sorted(p.name for p in masks.iterdir()) == ["phantom_0000.nii.gz", "phantom_0001.nii.gz"]
     names = sorted(p.name for p in (tmp_path / "a").iterdir())
     assert names == ["phantom_0000.nii.gz", "phantom_0001.nii.gz", "poses.json", "variants.csv"]
-    poses = json.loads((tmp_path / "a" / "poses.json").read_text())
+    poses = json.loads((tmp_path / "a" / "poses.json").read_text(encoding="utf-8"))
     matrix = np.array(poses["phantom_0001.nii.gz"]["head_to_scanner"])
     turned = np.degrees(np.arccos((np.trace(matrix[:3, :3]) - 1) / 2))
     assert 0 < turned <= 10 and 0 < np.linalg.norm(matrix[:3, 3]) <= 15

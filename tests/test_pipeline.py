@@ -159,7 +159,7 @@ def stand_in(folder, name, lines, monkeypatch):
     """An executable of Python lines, found on PATH by a tool's name."""
     folder.mkdir()
     tool = folder / name
-    tool.write_text(f"#!{sys.executable}\n{lines}")
+    tool.write_text(f"#!{sys.executable}\n{lines}", encoding="utf-8")
     tool.chmod(tool.stat().st_mode | stat.S_IEXEC)
     monkeypatch.setenv("PATH", str(folder), prepend=os.pathsep)
 
@@ -251,7 +251,7 @@ def test_a_landmark_keeps_its_millimetres_to_the_region_and_back(tmp_path, heads
     write_image(volume, affine, tmp_path / "raw.nii.gz")
     row = process(job_of(settings(heads, tmp_path / "out"), tmp_path / "raw.nii.gz"))
     assert row["step"] == "done", row["reason"]
-    record = json.loads((tmp_path / "out" / "sidecars" / "sub-01.json").read_text())
+    record = json.loads((tmp_path / "out" / "sidecars" / "sub-01.json").read_text(encoding="utf-8"))
     matrix = np.array(record["transform"]["template_to_scan_ras_mm"])
     crossed = np.linalg.inv(matrix) @ [*point, 1]
     assert np.linalg.norm(crossed[:3] - landmarks["template"]["ba_tip"]) < 1  # the template's own landmark
@@ -321,7 +321,7 @@ def test_a_scan_becomes_its_region(tmp_path, heads, others):
     )
     there = np.asarray(template.dataobj)[tuple(slice(*b) for b in BOUNDS)]
     assert np.corrcoef(there.ravel(), np.asarray(volume.dataobj).ravel())[0, 1] > 0.6
-    record = json.loads((tmp_path / "sidecars" / "sub-02.json").read_text())
+    record = json.loads((tmp_path / "sidecars" / "sub-02.json").read_text(encoding="utf-8"))
     matrix = np.array(record["transform"]["template_to_scan_ras_mm"])
     errors = [
         np.linalg.norm((matrix @ [*landmarks["template"][k], 1])[:3] - p)
@@ -355,7 +355,7 @@ def test_a_stripped_template_is_met_by_a_stripped_scan(tmp_path, heads):
     row = process(job_of(config, folder / "raw" / "sub-01.nii.gz", source=source))
     assert row["step"] == "done", row["reason"]
     assert masks.is_stripped(config)
-    record = json.loads((tmp_path / "sidecars" / "sub-01.json").read_text())
+    record = json.loads((tmp_path / "sidecars" / "sub-01.json").read_text(encoding="utf-8"))
     matrix = np.array(record["transform"]["template_to_scan_ras_mm"])
     here, there = landmarks["template"], landmarks["sub-01"]
     assert max(np.linalg.norm((matrix @ [*here[k], 1])[:3] - there[k]) for k in there) < 1
@@ -383,10 +383,10 @@ def test_what_must_not_become_a_volume_gets_a_reason(tmp_path, heads):
     assert not list((tmp_path / "out" / "volumes").iterdir())
     assert "of the region, expected at least 90%" in rows["cut"]["reason"]
     assert "stand out" in rows["noise"]["reason"]
-    (tmp_path / "out" / "accept.txt").write_text("noise  # looked at\n")
+    (tmp_path / "out" / "accept.txt").write_text("noise  # looked at\n", encoding="utf-8")
     preprocessing.judge(config, {name: row | {"step": "done"} for name, row in rows.items()})
     assert [p.name for p in (tmp_path / "out" / "volumes").iterdir()] == ["noise.nii.gz"]
-    (tmp_path / "out" / "accept.txt").write_text("nose")
+    (tmp_path / "out" / "accept.txt").write_text("nose", encoding="utf-8")
     with pytest.raises(ValueError, match=r"accept.txt names 'nose', and no scan is called so"):
         preprocessing.judge(config, rows)
     (tmp_path / "cut.nii.gz").write_bytes(b"broken")
@@ -405,12 +405,12 @@ def test_a_start_by_hand_rescues_a_scan(tmp_path, heads):
     assert inputs["initial"] == file_digest(start)
     row = process(preprocessing.replace(job_of(config, path), initial=str(start)))
     assert row["step"] == "done", row["reason"]
-    record = json.loads((tmp_path / "out" / "sidecars" / "sub-01.json").read_text())
+    record = json.loads((tmp_path / "out" / "sidecars" / "sub-01.json").read_text(encoding="utf-8"))
     assert record["transform"]["start"] == "by hand"
     matrix = np.array(record["transform"]["template_to_scan_ras_mm"])
     there = landmarks["sub-01"]["ba_tip"]
     assert np.linalg.norm((matrix @ [*landmarks["template"]["ba_tip"], 1])[:3] - there) < 0.5
-    (tmp_path / "hand" / "sub-01.mat").write_text("no transform")
+    (tmp_path / "hand" / "sub-01.mat").write_text("no transform", encoding="utf-8")
     row = process(preprocessing.replace(job_of(config, path), initial=str(start)))
     assert row["step"] == "register" and "write a linear ITK transform" in row["reason"]
 
@@ -436,7 +436,7 @@ def test_heads_to_generated_volume_by_the_command_line(tmp_path, heads):
     assert contents(raw) == before
     out = tmp_path / "out"
     assert sorted(p.name for p in (out / "volumes").iterdir()) == ["copy.nii.gz", "sub-02.nii.gz"]
-    with open(out / "status.csv", newline="") as file:
+    with open(out / "status.csv", newline="", encoding="utf-8") as file:
         rows = {row["subject"]: row for row in csv.DictReader(file)}
     assert {name: row["step"] for name, row in rows.items()} == {
         **dict.fromkeys(("copy", "sub-02"), "done"),
@@ -530,12 +530,12 @@ def test_what_cannot_be_used_is_one_line(tmp_path, heads, kind, capsys):
         (tmp_path / "mask.nii.gz").write_bytes(b"broken")
         flags += ["--template_mask", str(tmp_path / "mask.nii.gz")]
     else:
-        out.write_text("precious")
+        out.write_text("precious", encoding="utf-8")
     with pytest.raises(SystemExit) as stop:
         preprocessing.main([str(flag) for flag in flags])
     said = str(stop.value.code) + capsys.readouterr().err
     assert ("mask.nii.gz" if kind == "damaged mask" else "out") in said and "Traceback" not in said
-    assert kind == "damaged mask" or out.read_text() == "precious"
+    assert kind == "damaged mask" or out.read_text(encoding="utf-8") == "precious"
 
 
 # ╔══════════════════════════════════════════════════════════════════════════════════════════════════════════╗
@@ -565,7 +565,7 @@ def test_a_template_is_built_and_used(tmp_path):
     assert np.corrcoef(np.asarray(built.dataobj)[both], np.asarray(reference.dataobj)[both])[0, 1] > 0.8
     mask = np.asarray(nib.load(tmp_path / "template" / "template_mask.nii.gz").dataobj) > 0
     assert dice(mask, np.asarray(nib.load(tmp_path / "brains" / "sub-02.nii.gz").dataobj) > 0) > 0.9
-    record = json.loads((tmp_path / "template" / "template.json").read_text())
+    record = json.loads((tmp_path / "template" / "template.json").read_text(encoding="utf-8"))
     assert [i["scans"] for i in record["iterations"]] == [3, 3] and len(record["scans"]) == 3
     run = run_script("preprocessing/generate_TOF_template.py", *flags, "--output", tmp_path / "template")
     assert run.returncode == 1 and "holds a template: give a new folder" in run.stderr

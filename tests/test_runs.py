@@ -64,7 +64,7 @@ class LineTrainer:
 
 
 def rows_of(trainer):
-    with open(trainer.plan.results / "metrics.csv", newline="") as file:
+    with open(trainer.plan.results / "metrics.csv", newline="", encoding="utf-8") as file:
         return list(csv.DictReader(file))
 
 
@@ -100,7 +100,7 @@ def test_nan_goes_back_with_other_numbers(tmp_path, capsys):
     assert losses_of(broken)[:4] == losses_of(whole)[:4] and losses_of(broken)[4:] != losses_of(whole)[4:]
     assert "loss is not finite in step 5; the run went back to" in capsys.readouterr().err
     superseded = tmp_path / "nan" / "results" / "metrics-superseded.csv"
-    assert len(superseded.read_text().splitlines()) == 1 + 5
+    assert len(superseded.read_text(encoding="utf-8").splitlines()) == 1 + 5
 
 
 def test_nan_again_and_again_ends_the_run(tmp_path):
@@ -187,7 +187,7 @@ def test_writers_of_one_file_do_not_meet(tmp_path):
             for _ in range(20):
                 with atomic_path(path) as part:
                     barrier.wait(timeout=60)
-                    part.write_text(str(number) * 1000)
+                    part.write_text(str(number) * 1000, encoding="utf-8")
                     barrier.wait(timeout=60)
         except Exception as error:
             errors.append(error)
@@ -199,7 +199,7 @@ def test_writers_of_one_file_do_not_meet(tmp_path):
     for thread in threads:
         thread.join()
     assert not errors and list(tmp_path.iterdir()) == [path]
-    assert len(set(path.read_text())) == 1 and len(path.read_text()) == 1000
+    assert len(set(path.read_text(encoding="utf-8"))) == 1 and len(path.read_text(encoding="utf-8")) == 1000
 
 
 def test_parts_of_dead_processes_alone_are_removed(tmp_path):
@@ -208,7 +208,7 @@ def test_parts_of_dead_processes_alone_are_removed(tmp_path):
     elsewhere = tmp_path / ".part-00000000-999999999-ab-a.pt"
     folder = dead.with_name(f"{dead.name}-folder")
     for path in (alive, dead, elsewhere, tmp_path / "a.pt"):
-        path.write_text("")
+        path.write_text("", encoding="utf-8")
     folder.mkdir()
     clear_parts(tmp_path)
     assert sorted(tmp_path.iterdir()) == sorted([alive, elsewhere, tmp_path / "a.pt"])
@@ -219,6 +219,6 @@ def test_a_process_that_nobody_waits_for_is_dead(tmp_path):
     with subprocess.Popen([sys.executable, "-c", ""]) as ended:
         os.waitid(os.P_PID, ended.pid, os.WEXITED | os.WNOWAIT)
         part = part_of(tmp_path / "a.pt")
-        part.with_name(part.name.replace(str(os.getpid()), str(ended.pid))).write_text("")
+        part.with_name(part.name.replace(str(os.getpid()), str(ended.pid))).write_text("", encoding="utf-8")
         clear_parts(tmp_path)
         assert not list(tmp_path.iterdir())

@@ -38,7 +38,7 @@ def without_slices(monkeypatch):
 
 def test_evaluation_in_training_is_logged_and_keeps_the_best(evaluated, tmp_path):
     trainer = evaluated(calculate_fid_every=1, log=True)
-    with open(tmp_path / "results" / "t" / "metrics.csv") as file:
+    with open(tmp_path / "results" / "t" / "metrics.csv", encoding="utf-8") as file:
         rows = list(csv.DictReader(file))
     distances_seen = [float(row["FD-random-volume"]) for row in rows]
     lacking = {name for name in NUMBERS if any(row[name] == "" for row in rows)}
@@ -46,7 +46,7 @@ def test_evaluation_in_training_is_logged_and_keeps_the_best(evaluated, tmp_path
     best = torch.load(tmp_path / "models" / "t" / "model_best.pt", weights_only=True)
     assert best["best"]["value"] == pytest.approx(min(distances_seen), rel=1e-4)
     assert best["step"] == best["best"]["step"] == 1 + int(np.argmin(distances_seen))
-    scores = (tmp_path / "results" / "t" / "fid_scores.txt").read_text().splitlines()
+    scores = (tmp_path / "results" / "t" / "fid_scores.txt").read_text(encoding="utf-8").splitlines()
     assert scores[0] == "step,metric,value" and len(scores) >= 1 + 2 * (len(NUMBERS) - len(lacking))
     assert scores[1].startswith("1,FD-random")
     assert trainer.best == best["best"]
@@ -65,7 +65,7 @@ def test_a_resumed_run_remembers_its_best(evaluated, without_slices, tmp_path):
     best = first.best
     resumed = evaluated(save_every=1, num_train_steps=3)
     assert resumed.best == best
-    with open(tmp_path / "results" / "t" / "metrics.csv") as file:  # the columns stay
+    with open(tmp_path / "results" / "t" / "metrics.csv", encoding="utf-8") as file:  # the columns stay
         assert [row["FD-random-volume"] != "" for row in csv.DictReader(file)] == [True, True, False]
     evaluated(save_every=1, load_from=0, num_train_steps=1)
     assert (tmp_path / "models" / "t" / "after-model_0" / "model_best.pt").exists()
@@ -89,7 +89,7 @@ def test_missing_weights_are_said_at_the_start_and_the_rest_is_measured(
     trainer = evaluated(calculate_fid_every=2, embedding="pretrained")
     out = capsys.readouterr().out
     assert out.count("Warning: training without the metrics of this network.") == 2 and trainer.step == 2
-    text = (tmp_path / "results" / "t" / "fid_scores.txt").read_text()
+    text = (tmp_path / "results" / "t" / "fid_scores.txt").read_text(encoding="utf-8")
     assert "2,W1-vessel-volume-ml" in text and "FID" not in text and "MD," not in text
 
 
@@ -97,22 +97,22 @@ def test_sweep_over_the_checkpoints_of_a_run(evaluated, without_slices, make_con
     evaluated(save_every=1)
     settings = {"embedding": "random", "calculate_fid_num_images": 6, "use_average": False}
     folder = sg.evaluate_checkpoints(make_config(**settings))
-    with open(folder / "sweep.csv") as file:
+    with open(folder / "sweep.csv", encoding="utf-8") as file:
         rows = list(csv.DictReader(file))
     assert [row["step"] for row in rows] == ["0", "1", "2"]
     assert len({row["FD-random-volume"] for row in rows}) == 3
     assert np.ptp(np.array(Image.open(folder / "sweep.png").convert("L"))) > 100
-    assert json.loads((folder / "sweep.json").read_text())["n_generated"] == 6
+    assert json.loads((folder / "sweep.json").read_text(encoding="utf-8"))["n_generated"] == 6
     with (
         monkeypatch.context() as patch
     ):  # the same command measures nothing again, and goes on where it stopped
         patch.setattr(sg.ModelLoader, "volumes_of", None)
         assert sg.evaluate_checkpoints(make_config(**settings)) == folder
-    record = json.loads((folder / "sweep.json").read_text())
+    record = json.loads((folder / "sweep.json").read_text(encoding="utf-8"))
     del record["checkpoints"][1]
-    (folder / "sweep.json").write_text(json.dumps(record))
+    (folder / "sweep.json").write_text(json.dumps(record), encoding="utf-8")
     assert sg.evaluate_checkpoints(make_config(**settings)) == folder
-    with open(folder / "sweep.csv") as file:
+    with open(folder / "sweep.csv", encoding="utf-8") as file:
         assert list(csv.DictReader(file)) == rows
     other = sg.evaluate_checkpoints(make_config(**settings | {"calculate_fid_num_images": 7}))
     assert other != folder

@@ -256,14 +256,14 @@ def test_folders_are_scored(folders, circle):
     assert {p.name for p in out.iterdir()} == {
         *("scores.json", "scores.csv", "summary.md", "classes.png", "variants.png", "worst.png")
     }
-    record = json.loads((out / "scores.json").read_text())
+    record = json.loads((out / "scores.json").read_text(encoding="utf-8"))
     assert record["cases"]["case0"]["scores"]["Dice_ClsAvgDice"] == 1
     assert record["summary"]["classes"]["Acom"] == {"both": 1, "missed": 2, "false": 0, "neither": 1}
     assert record["summary"]["empty"] == {"empty": ["truth", "prediction"]}
-    with open(out / "scores.csv", newline="") as file:
+    with open(out / "scores.csv", newline="", encoding="utf-8") as file:
         rows = list(csv.DictReader(file))
     assert [row["case"] for row in rows] == ["case0", "case1", "case2", "empty"]
     assert float(rows[0]["Dice_MergedBin"]) == 1 and rows[0]["anterior_match"] == "True"
-    text = (out / "summary.md").read_text()
+    text = (out / "summary.md").read_text(encoding="utf-8")
     assert re.search(r"\| Acom \| 0\.333 ± 0\.577 \| 60\.00 .* \| 1 \| 2 \| 0 \|", text)
     assert "a missed vessel costs nothing there" in text and "Empty: truth and prediction of empty." in text

@@ -195,7 +195,7 @@ def test_it_learns_and_predicts_from_the_command_line(tmp_path):
         assert np.allclose(affine, AFFINE)
         scores.append(2 * ((found == true) & (true > 0)).sum() / ((found > 0).sum() + (true > 0).sum()))
     assert len(scores) == 6 and np.mean(scores) > 0.8
-    with open(tmp_path / "found" / "confidence.csv", newline="") as file:
+    with open(tmp_path / "found" / "confidence.csv", newline="", encoding="utf-8") as file:
         rows = list(csv.DictReader(file))
     assert all(0 < float(row["least_sure"]) <= float(row["confidence"]) <= 1 for row in rows)
 
@@ -250,14 +250,14 @@ def export_pairs(folder):
 def test_export_and_import_of_nnunet(tmp_path, capsys):
     labels, folder = export_pairs(tmp_path)
     raw = folder / "nnUNet_raw" / "Dataset500_CircleOfWillis"
-    about = json.loads((raw / "dataset.json").read_text())
+    about = json.loads((raw / "dataset.json").read_text(encoding="utf-8"))
     assert about["labels"]["background"] == 0 and about["labels"]["3rd-A2"] == 13
     assert sorted(about["labels"].values()) == list(range(14)) and about["numTraining"] == 5
     assert len(list((raw / "imagesTr").glob("case?_0000.nii.gz"))) == 5
     exported = nib.load(raw / "labelsTr" / "case0.nii.gz").get_fdata()
     assert np.array_equal(exported, np.where(labels == 15, 13, labels))
     splits = folder / "nnUNet_preprocessed" / "Dataset500_CircleOfWillis" / "splits_final.json"
-    assert len(json.loads(splits.read_text())) == 2
+    assert len(json.loads(splits.read_text(encoding="utf-8"))) == 2
     assert "nnUNetv2_plan_and_preprocess -d 500" in capsys.readouterr().out
     (tmp_path / "answers").mkdir()
     nib.save(nib.Nifti1Image(exported.astype(np.uint8), AFFINE), tmp_path / "answers" / "case0.nii.gz")
@@ -270,7 +270,7 @@ def test_export_and_import_of_nnunet(tmp_path, capsys):
 def test_wrong_tables_of_subjects(tmp_path):
     write_pairs(tmp_path, 3)
     table = tmp_path / "subjects.csv"
-    table.write_text("file,subject\nnone.nii.gz,a\n")
+    table.write_text("file,subject\nnone.nii.gz,a\n", encoding="utf-8")
     settings = {"data": str(tmp_path / "volumes"), "labels": str(tmp_path / "labels"), "subjects": str(table)}
     config = nnunet.NnunetConfig(**settings, output=str(tmp_path / "out"), folds=2)
     with pytest.raises(UserError, match="names none, which is no case"):
@@ -282,7 +282,7 @@ def test_nnunet_plans_what_was_exported(tmp_path):
     pytest.importorskip("nnunetv2")
     _, folder = export_pairs(tmp_path)
     tool = Path(sys.executable).with_name("nnUNetv2_plan_and_preprocess")
-    script = (folder / "commands.sh").read_text().splitlines()
+    script = (folder / "commands.sh").read_text(encoding="utf-8").splitlines()
     lines = [line for line in script if line.startswith("export")]
     lines.append(f"{tool} -d 500 -c 3d_fullres --verify_dataset_integrity -npfp 1 -np 1")
     run = subprocess.run(["bash", "-ec", "\n".join(lines)], capture_output=True, text=True, timeout=600)
@@ -346,9 +346,9 @@ def experiment_config(folder, **settings):
 def test_an_experiment_goes_on_and_writes_its_page(tmp_path, monkeypatch):
     config = experiment_config(tmp_path)
     folder = experiment.run_experiment(config)
-    record = json.loads((folder / "experiment.json").read_text())
+    record = json.loads((folder / "experiment.json").read_text(encoding="utf-8"))
     assert [(c["real"], c["synthetic"]) for c in record["cells"]] == [(0, 3), (2, 0), (2, 3)]
-    page = (folder / "report.html").read_text()
+    page = (folder / "report.html").read_text(encoding="utf-8")
     for part in ("Added to 2 real volumes", "Synthetic volumes alone", "Learning curves", "best: case2"):
         assert part in page
     assert len(list((folder / "runs" / "real0002_synthetic0003_seed0" / "predicted").iterdir())) == 6
@@ -371,11 +371,11 @@ def test_a_teacher_labels_what_has_no_labels(tmp_path):
     config = experiment_config(tmp_path, synthetic_labels=None, synthetic_numbers=(0, 1))
     with pytest.raises(UserError, match=r"has 0 volumes with a label map in .*--gate False"):
         experiment.run_experiment(config)  # two steps teach nothing: the gate withholds every map
-    with open(tmp_path / "out" / "labelled" / "gate.csv", newline="") as file:
+    with open(tmp_path / "out" / "labelled" / "gate.csv", newline="", encoding="utf-8") as file:
         rows = list(csv.DictReader(file))
     assert len(rows) == 6 and {row["kept"] for row in rows} == {"False"} and all(r["reasons"] for r in rows)
     doubted = experiment_config(
         tmp_path / "all", synthetic_labels=None, synthetic_numbers=(0, 1), real_numbers=(0,), gate=False
     )
-    record = json.loads((experiment.run_experiment(doubted) / "experiment.json").read_text())
+    record = json.loads((experiment.run_experiment(doubted) / "experiment.json").read_text(encoding="utf-8"))
     assert record["teacher"] and record["doubted"] == 6

@@ -86,7 +86,7 @@ def flat(tree, prefix=""):
 
 def rows_of(config):
     """The rows of a run's metrics.csv."""
-    with open(config.results / "metrics.csv", newline="") as file:
+    with open(config.results / "metrics.csv", newline="", encoding="utf-8") as file:
         return list(csv.DictReader(file))
 
 
@@ -238,7 +238,7 @@ def test_checkpoint_holds_everything_and_fits_the_original(make_config):
     assert wanted | {"format_version", "version", "truncation_center", "data_digest"} == set(state)
     original = sg.StyleGAN2(**trainer.config.network())
     original.load_state_dict(state["GAN"], strict=True)
-    config = json.loads((trainer.config.models / ".config.json").read_text())
+    config = json.loads((trainer.config.models / ".config.json").read_text(encoding="utf-8"))
     read_by_original = {
         "image_size",
         "network_capacity",
@@ -548,7 +548,7 @@ sg.main({[*map(str, tiny_flags(data, tmp_path, num_train_steps=4, save_every=9))
 def wait_for_steps(table, process):
     """Wait until a training has written a few rows of its metrics.csv."""
     deadline = time.monotonic() + 1800
-    while not (table.exists() and len(table.read_text().splitlines()) > 3):
+    while not (table.exists() and len(table.read_text(encoding="utf-8").splitlines()) > 3):
         assert process.poll() is None and time.monotonic() < deadline
         time.sleep(0.1)
 
@@ -580,7 +580,7 @@ def test_signals_save_and_exit_cleanly(data, tmp_path, number, settings):
     text, _ = run.communicate(timeout=60)
     assert run.returncode == 0 and "The same command continues the run" in text
     step = sg.read_checkpoint(tmp_path / "models" / "t" / "model_0.pt")["step"]
-    assert step == len(table.read_text().splitlines()) - 1
+    assert step == len(table.read_text(encoding="utf-8").splitlines()) - 1
 
 
 def test_a_run_is_not_started_twice(data, tmp_path):
@@ -597,10 +597,10 @@ def test_a_run_is_not_started_twice(data, tmp_path):
     second = run_script("stylegan2_pytorch.py", *flags)
     assert second.returncode == 1
     assert f"in use by process {first.pid} on" in second.stderr.splitlines()[-1]
-    rows = len(table.read_text().splitlines())
+    rows = len(table.read_text(encoding="utf-8").splitlines())
     first.kill()
     first.wait()
-    assert len(table.read_text().splitlines()) >= rows
+    assert len(table.read_text(encoding="utf-8").splitlines()) >= rows
     one = tiny_flags(data, tmp_path, num_train_steps=1, save_every=100000, new=True)
     done = run_script("stylegan2_pytorch.py", *one)
     assert done.returncode == 0, done.stderr

@@ -14,7 +14,7 @@ from trust import controls, encoder, membership, rates, reading, replicas, score
 from trust.volumes import volumes_of
 from volumetric.cli import UserError
 
-GOLDEN = json.loads((ROOT / "tests" / "golden" / "stats_golden.json").read_text())
+GOLDEN = json.loads((ROOT / "tests" / "golden" / "stats_golden.json").read_text(encoding="utf-8"))
 SHAPE = (24, 24, 10)
 
 
@@ -160,14 +160,14 @@ def test_the_gate_lets_innocents_pass(sets, tmp_path, monkeypatch):
     assert record["verdict"] == "passed", record["reasons"]
     assert record["controls"]["exact"]["recall"] == record["controls"]["mirrored"]["named"] == 1
     assert record["threshold"]["held_out"] == 16 and not record["threshold"]["attains_alpha"]
-    page = (folder / "report.html").read_text()
+    page = (folder / "report.html").read_text(encoding="utf-8")
     for part in (
         "Passed: no replica",
         "16 unseen subjects allow a false-alarm rate of 0.0588",
         "half pasted",
     ):
         assert part in page
-    kept = (folder / "released.txt").read_text().split()
+    kept = (folder / "released.txt").read_text(encoding="utf-8").split()
     assert len(kept) + len(record["flagged"]) == 10
 
 
@@ -180,13 +180,13 @@ def test_the_gate_finds_and_withholds_copies(sets, tmp_path):
     run = run_script("trust/replicas.py", *flags, "--controls", 10)
     assert run.returncode == 1, run.stderr
     assert "Failed: " in run.stdout and "as similar by anatomy as planted copies are" in run.stdout
-    record = json.loads((tmp_path / "out" / "replicas.json").read_text())
+    record = json.loads((tmp_path / "out" / "replicas.json").read_text(encoding="utf-8"))
     pairs = {(r["generated"].split("/")[-1], r["training"].split("/")[-1]) for r in record["flagged"]}
     assert {(f"v{n}.nii.gz", f"v{n}.nii.gz") for n in (2, 3, 4)} <= pairs
     assert {"v2.nii.gz", "v3.nii.gz", "v4.nii.gz"} <= {
         p.name for p in (tmp_path / "out" / "withheld").iterdir()
     }
-    assert "v2.nii.gz" not in (tmp_path / "out" / "released.txt").read_text()
+    assert "v2.nii.gz" not in (tmp_path / "out" / "released.txt").read_text(encoding="utf-8")
 
 
 def test_a_blind_gate_is_inconclusive():
@@ -232,7 +232,7 @@ def test_membership_is_told_only_where_it_leaks(sets, tmp_path):
     config = membership.MembershipConfig(**flags_of(sets, "innocent", tmp_path / "innocent"))
     record, folder = membership.run_test(config)
     assert not record["leak"] and 0.2 < record["auc"] < 0.8 and record["power"]["auc"] >= record["auc"]
-    assert "No leak is seen" in (folder / "report.html").read_text()
+    assert "No leak is seen" in (folder / "report.html").read_text(encoding="utf-8")
     write_set(tmp_path / "all", range(14), lambda array: array + 0.05)
     config = membership.MembershipConfig(
         **{**flags_of(sets, "innocent", tmp_path / "leaks"), "generated": str(tmp_path / "all")}
@@ -242,7 +242,7 @@ def test_membership_is_told_only_where_it_leaks(sets, tmp_path):
 
 
 def test_members_are_told_by_how_well_they_are_reproduced(sets, tmp_path, monkeypatch):
-    (tmp_path / "no.pt").write_text("no checkpoint")
+    (tmp_path / "no.pt").write_text("no checkpoint", encoding="utf-8")
     flags = flags_of(sets, "innocent", tmp_path / "out")
     config = membership.MembershipConfig(**flags, checkpoint=str(tmp_path / "no.pt"), inversions=5)
     volumes = {name: volumes_of(flags[name], "--x") for name in ("training", "held_out")}
@@ -286,7 +286,10 @@ def answers_of(key, reader, right=1.0, seed=0):
 
 def test_a_page_hides_its_key_and_levels_grey_values(page_folder):
     folder = page_folder
-    key, page = json.loads((folder / "key.json").read_text()), (folder / "turing.html").read_text()
+    key, page = (
+        json.loads((folder / "key.json").read_text(encoding="utf-8")),
+        (folder / "turing.html").read_text(encoding="utf-8"),
+    )
     assert len(key["order"]) == 24 and len(set(key["order"])) == 20
     kinds = [one["kind"] for one in key["items"].values()]
     assert kinds.count("real") == kinds.count("generated") == 10
@@ -307,7 +310,7 @@ def test_a_leak_stops_the_page(sets, tmp_path):
 
 def test_answers_are_scored(page_folder, tmp_path):
     folder = page_folder
-    key, results = json.loads((folder / "key.json").read_text()), tmp_path / "answers"
+    key, results = json.loads((folder / "key.json").read_text(encoding="utf-8")), tmp_path / "answers"
     results.mkdir()
     for n, (reader, right) in enumerate((("Ä. B.", 1.0), ("C", 0.5))):
         (results / f"{n}.json").write_text(json.dumps(answers_of(key, reader, right, n)), encoding="utf-8")
@@ -322,18 +325,19 @@ def test_answers_are_scored(page_folder, tmp_path):
         tmp_path / "out",
     ]
     turing.main(list(map(str, flags)))
-    record = json.loads((tmp_path / "out" / "turing.json").read_text())
+    record = json.loads((tmp_path / "out" / "turing.json").read_text(encoding="utf-8"))
     sure = record["readers"]["Ä. B."]
     assert sure["accuracy"] == sure["sensitivity"] == sure["auc"] == 1 and sure["repeats"] == 4
     assert sure["accuracy_95"] == pytest.approx(rates.wilson(20, 20)) and sure["p"] < 1e-5
     assert record["pooled"]["readers"] == 2 and -1 <= record["fleiss_kappa"] <= 1
-    assert not record["indistinguishable"] and "Fleiss" in (tmp_path / "out" / "report.html").read_text()
+    report = (tmp_path / "out" / "report.html").read_text(encoding="utf-8")
+    assert not record["indistinguishable"] and "Fleiss" in report
 
 
 @pytest.mark.parametrize("how", ["tampered", "unfinished", "other page", "no file"])
 def test_answers_that_cannot_be_scored(page_folder, tmp_path, how):
     folder = page_folder
-    key = json.loads((folder / "key.json").read_text())
+    key = json.loads((folder / "key.json").read_text(encoding="utf-8"))
     told = answers_of(key, "A")
     if how == "tampered":
         told["answers"][0]["confidence"] = 5
@@ -342,7 +346,7 @@ def test_answers_that_cannot_be_scored(page_folder, tmp_path, how):
     elif how == "other page":
         told = answers_of(key | {"page": "0"}, "A")
     if how != "no file":
-        (tmp_path / "a.json").write_text(json.dumps(told))
+        (tmp_path / "a.json").write_text(json.dumps(told), encoding="utf-8")
     expected = {
         "tampered": "was changed after",
         "unfinished": "has 23 of 24 answers",
@@ -358,16 +362,18 @@ def test_answers_that_cannot_be_scored(page_folder, tmp_path, how):
 def test_a_scorecard_gathers_and_verifies(sets, tmp_path, capsys):
     verdict = {"question": QUESTIONS["realistic"], "answer": "No: blurred.", "state": "bad"}
     numbers = {"metrics": {}, "verdicts": [verdict], "vessels": {"generated": 3}, "copies": []}
-    (tmp_path / "metrics.json").write_text(json.dumps(numbers | {"generated": {"n": 3}}))
+    (tmp_path / "metrics.json").write_text(json.dumps(numbers | {"generated": {"n": 3}}), encoding="utf-8")
     record = {"verdict": "failed", "flagged": [1, 2], "n": {"generated": 10}}
-    (tmp_path / "replicas.json").write_text(json.dumps(record))
-    (tmp_path / "data.csv").write_text("data set,licence,consent\nIXI,CC BY-SA 3.0,research\n")
+    (tmp_path / "replicas.json").write_text(json.dumps(record), encoding="utf-8")
+    (tmp_path / "data.csv").write_text(
+        "data set,licence,consent\nIXI,CC BY-SA 3.0,research\n", encoding="utf-8"
+    )
     released = write_set(tmp_path / "released", range(3))
     flags = {"released": released, "output": tmp_path / "card", "replicas": tmp_path / "replicas.json"}
     flags |= {"statement": tmp_path / "data.csv", "evaluation": tmp_path / "metrics.json"}
     scorecard.main([str(part) for name, value in flags.items() for part in (f"--{name}", value)])
     assert "3 of 7 criteria are measured" in capsys.readouterr().out
-    page = (tmp_path / "card" / "report.html").read_text()
+    page = (tmp_path / "card" / "report.html").read_text(encoding="utf-8")
     for part in (
         "replica gate failed, 2 of 10 flagged",
         "licence: CC BY-SA 3.0",

@@ -20,6 +20,7 @@ import contextlib
 import difflib
 import functools
 import inspect
+import io
 import math
 import os
 import re
@@ -270,6 +271,9 @@ def one_line_errors(interrupted="Interrupted."):
     Args:
         interrupted: What Ctrl-C says.
     """
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):  # a terminal without some character shows "?" for it
+            stream.reconfigure(errors="replace")
     try:
         yield
     except (UserError, OSError) as error:

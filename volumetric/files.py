@@ -343,7 +343,7 @@ def locked(path, what, remedy="give another --name"):
     path.parent.mkdir(parents=True, exist_ok=True)
     file = take_lock(path)
     if file is None:
-        holder = path.read_text(errors="replace").strip() or "another process"
+        holder = path.read_text(errors="replace", encoding="utf-8").strip() or "another process"
         raise UserError(f"{what} is in use by {holder}: wait for it, end it, or {remedy}.")
     with file:
         file.truncate(0)
@@ -358,7 +358,7 @@ def locked(path, what, remedy="give another --name"):
 def take_lock(path):
     """The open and locked file, or None if another process has it."""
     while True:
-        file = open(path, "a")  # noqa: SIM115  the caller closes it, and so gives the lock back
+        file = open(path, "a", encoding="utf-8")  # noqa: SIM115  the caller closes it
         if fcntl is None:
             return file
         try:
@@ -399,7 +399,8 @@ def is_running(process):
     except OSError:  # it is somebody else's
         return True
     with contextlib.suppress(OSError, IndexError):
-        return Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()[0] not in "ZX"
+        state = Path(f"/proc/{process}/stat").read_text(encoding="utf-8").rpartition(")")[2].split()[0]
+        return state not in "ZX"
     return True
 
 

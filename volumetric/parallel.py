@@ -200,7 +200,9 @@ def only_first_prints(group):
     """Keep all processes but the first from printing what the first prints."""
     with contextlib.ExitStack() as stack:
         if group.rank:
-            stack.enter_context(contextlib.redirect_stdout(stack.enter_context(open(os.devnull, "w"))))
+            stack.enter_context(
+                contextlib.redirect_stdout(stack.enter_context(open(os.devnull, "w", encoding="utf-8")))
+            )
         yield
 
 

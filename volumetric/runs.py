@@ -249,11 +249,11 @@ def evaluate(trainer, received):
 def append_scores(path, step, scores):
     """Add the numbers of an evaluation to fid_scores.txt, lines of step,metric,value; later steps go."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    lines = path.read_text().splitlines()[1:] if path.exists() else []
+    lines = path.read_text(encoding="utf-8").splitlines()[1:] if path.exists() else []
     lines = [line for line in lines if is_before(line.split(",")[0], step)]
     lines += [f"{step},{name},{value:.8g}" for name, value in scores.items()]
     with atomic_path(path) as part:
-        part.write_text("\n".join(["step,metric,value", *lines, ""]))
+        part.write_text("\n".join(["step,metric,value", *lines, ""]), encoding="utf-8")
 
 
 def is_before(text, step):
@@ -425,7 +425,7 @@ def save(trainer):
         return
     save_checkpoint(state, plan.models / f"model_{number_for(plan, trainer.step)}.pt")
     with atomic_path(plan.models / ".config.json") as part:
-        part.write_text(json.dumps(state.get("config", {}), indent=1))
+        part.write_text(json.dumps(state.get("config", {}), indent=1), encoding="utf-8")
     if plan.keep_checkpoints is not None:
         for number in checkpoint_numbers(plan.models)[: -plan.keep_checkpoints]:
             (plan.models / f"model_{number}.pt").unlink()
@@ -658,8 +658,8 @@ def continue_table(path, step, columns):
         columns += [name for name in (rows[0] if rows else ()) if name and name not in columns]
         if len(rows) < len(written) or not written:
             shutil.move(path, next_free(path.with_name("metrics-superseded.csv")))
-    with atomic_path(path) as part, open(part, "w", newline="") as file:
+    with atomic_path(path) as part, open(part, "w", newline="", encoding="utf-8") as file:
         table = csv.DictWriter(file, columns, extrasaction="ignore")
         table.writeheader()
         table.writerows(rows)
-    return open(path, "a", newline="", buffering=1), columns
+    return open(path, "a", newline="", buffering=1, encoding="utf-8"), columns

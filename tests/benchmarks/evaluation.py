@@ -96,7 +96,7 @@ def damages(pairs=5, number=64, size=64, depth=16, metrics=tuple(GROUPS), output
                 )
                 with contextlib.redirect_stdout(sys.stderr):
                     evaluate(config)
-            table[name] = json.loads((found / "metrics.json").read_text())
+            table[name] = json.loads((found / "metrics.json").read_text(encoding="utf-8"))
         tables.append(table)
     print_damages(tables)
 

@@ -160,7 +160,7 @@ def train(recipe, seed, config):
         *flags,
         *once([*NETWORK, *TRAINING, *RECIPES[recipe]]),
     ]
-    with open(folder / f"{name_of(recipe, seed, config)}.log", "a") as log:
+    with open(folder / f"{name_of(recipe, seed, config)}.log", "a", encoding="utf-8") as log:
         environment = {**os.environ, "OMP_NUM_THREADS": "1"}
         subprocess.run(list(map(str, command)), stdout=log, stderr=log, env=environment, check=True)
 
@@ -174,7 +174,7 @@ def score(recipe, seed, config, judge):
     """Rows of a run: its checkpoints' scores, computed once and kept in a file."""
     folder, name = Path(config.output), name_of(recipe, seed, config)
     kept = folder / "scores" / f"{name}.json"
-    rows = json.loads(kept.read_text()) if kept.exists() else []
+    rows = json.loads(kept.read_text(encoding="utf-8")) if kept.exists() else []
     known = {(row["step"], row["networks"]) for row in rows}
     for number in checkpoint_numbers(folder / "models" / name):
         for networks in ("average", "current"):
@@ -191,18 +191,20 @@ def score(recipe, seed, config, judge):
                 save_picture(sheet, folder / "pictures" / f"{name}_{step:06d}.png", 512)
     kept.parent.mkdir(parents=True, exist_ok=True)
     with atomic_path(kept) as part:
-        part.write_text(json.dumps(rows, indent=1))
+        part.write_text(json.dumps(rows, indent=1), encoding="utf-8")
     return rows
 
 
 def write_table(folder, floors):
     """scores.csv, table.md and curves.png of all runs that have scores."""
     rows = [
-        row for path in sorted((folder / "scores").glob("*.json")) for row in json.loads(path.read_text())
+        row
+        for path in sorted((folder / "scores").glob("*.json"))
+        for row in json.loads(path.read_text(encoding="utf-8"))
     ]
     if not rows:
         return
-    with atomic_path(folder / "scores.csv") as part, open(part, "w", newline="") as file:
+    with atomic_path(folder / "scores.csv") as part, open(part, "w", newline="", encoding="utf-8") as file:
         table = csv.DictWriter(file, list(rows[0]))
         table.writeheader()
         table.writerows(rows)
@@ -222,7 +224,7 @@ def write_table(folder, floors):
             f"| {title} | {seed} | {last['step']} | {' | '.join(f'{last[s]:.2f}' for s in SCORES)} |"
         )
     with atomic_path(folder / "table.md") as part:
-        part.write_text("\n".join([*lines, ""]))
+        part.write_text("\n".join([*lines, ""]), encoding="utf-8")
     draw_curves(groups, floors["other phantoms"], folder / "curves.png")
 
 
@@ -270,7 +272,7 @@ def main(argv=None):
         with ThreadPoolExecutor(config.jobs) as pool:
             list(pool.map(work, planned))
         if (folder / "table.md").exists():
-            print((folder / "table.md").read_text())
+            print((folder / "table.md").read_text(encoding="utf-8"))
 
 
 if __name__ == "__main__":

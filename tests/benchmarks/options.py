@@ -98,7 +98,7 @@ def train(config, folder, name, *flags):
     common |= {"gradient_accumulate_every": 1, "num_train_steps": config.steps, "save_every": config.steps}
     common |= {"num_image_tiles": 4, "evaluate_every": config.steps, "learning_rate": config.learning_rate}
     run("stylegan2_pytorch.py", *(part for k, v in common.items() for part in (f"--{k}", v)), *flags)
-    with open(folder / "results" / name / "metrics.csv", newline="") as file:
+    with open(folder / "results" / name / "metrics.csv", newline="", encoding="utf-8") as file:
         rows = list(csv.DictReader(file))
     columns = {c: [row[c] for row in rows if row[c]] for c in rows[0]}
     return {c: np.array(values, dtype=float) for c, values in columns.items()}

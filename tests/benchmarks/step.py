@@ -190,7 +190,7 @@ def seconds(function, device):
 
 def resident_peak():
     """Peak resident memory of this process in MiB; getrusage's may be that of the process before exec."""
-    status = Path("/proc/self/status").read_text()
+    status = Path("/proc/self/status").read_text(encoding="utf-8")
     return int(re.search(r"VmHWM:\s+(\d+) kB", status)[1]) // 1024
 
 

@@ -117,7 +117,7 @@ def make_phantoms(config, name, number, seed):
         ]
         flags += ["--image_size", config.image_size, "--image_depth", config.image_depth]
         subprocess.run([sys.executable, ROOT / "sample_data" / "phantom.py", *map(str, flags)], check=True)
-    with open(folder / "volumes" / "variants.csv", newline="") as file:
+    with open(folder / "volumes" / "variants.csv", newline="", encoding="utf-8") as file:
         rows = list(csv.DictReader(file))[:number]
     maps = [nib.load(folder / "labels" / row["file"]).get_fdata() for row in rows]
     labels = torch.from_numpy(np.stack([array_to_volume(m)[0] for m in maps])).long()
@@ -237,9 +237,9 @@ def write(table, folder):
         shares = [shown(row.get(kind)) for kind in ("truth", "phantoms", "generated")]
         lines.append(f"| {name} | {row['balanced_accuracy']:.2f} | {dice} | {' | '.join(shares)} |")
     with atomic_path(folder / "counts.json") as part:
-        part.write_text(json.dumps(table, indent=1))
+        part.write_text(json.dumps(table, indent=1), encoding="utf-8")
     with atomic_path(folder / "counts.md") as part:
-        part.write_text("\n".join([*lines, ""]))
+        part.write_text("\n".join([*lines, ""]), encoding="utf-8")
     print("\n".join(lines))
 
 

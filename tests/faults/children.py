@@ -109,7 +109,7 @@ def wait(child, limit=120.0):
         time.sleep(0.005)
     with contextlib.suppress(subprocess.TimeoutExpired):  # a process of a killed one may go on
         child.writer.wait(5)
-    text = child.log.read_text(errors="replace")
+    text = child.log.read_text(errors="replace", encoding="utf-8")
     return Ended(os.waitstatus_to_exitcode(status), text, used.ru_utime + used.ru_stime)
 
 
@@ -120,6 +120,6 @@ def run(function, log, limit=120.0):
 
 def limit_memory(gib):
     """Give this process so much more memory than it has now; what needs more ends in a MemoryError."""
-    pages = int(Path("/proc/self/statm").read_text().split()[0])
+    pages = int(Path("/proc/self/statm").read_text(encoding="utf-8").split()[0])
     most = pages * resource.getpagesize() + int(gib * 2**30)
     resource.setrlimit(resource.RLIMIT_AS, (most, most))

@@ -120,9 +120,8 @@ def note(outcome, what, folder, counts, faults, seed):
     """Count an outcome; one that must not be is a fault."""
     counts[outcome] = counts.get(outcome, 0) + 1
     if outcome not in ("done", "refused"):
-        faults.append(
-            f"{outcome}: {what} (seed {seed})\n{(folder / 'log').read_text(errors='replace')[-3000:]}"
-        )
+        log = (folder / "log").read_text(errors="replace", encoding="utf-8")
+        faults.append(f"{outcome}: {what} (seed {seed})\n{log[-3000:]}")
 
 
 def spoiled(content, rng):
@@ -160,7 +159,9 @@ def check_texts(folder, number, seed):
     made = list(map(str, [*made, "--device", "cpu"]))
     assert run(lambda: CoW_generator.main(made), folder / "log").status == 0
     sidecar, labels = folder / "made" / "normal" / "seed000042.json", folder / "labels.csv"
-    labels.write_text("file,label\n" + "".join(f"{n}.nii.gz,{'ab'[n % 2]}\n" for n in range(6)))
+    labels.write_text(
+        "file,label\n" + "".join(f"{n}.nii.gz,{'ab'[n % 2]}\n" for n in range(6)), encoding="utf-8"
+    )
     metrics, config = folder / "results" / "texts" / "metrics.csv", models / ".config.json"
     counts, faults = {}, []
     targets = {

@@ -43,7 +43,7 @@ def check(folder, number, seed):
 
         outcome = judge(run(work, folder / "unlimited", 90))
         counts[f"{kind}, {outcome}"] = counts.get(f"{kind}, {outcome}", 0) + 1
-        text = (folder / "unlimited").read_text(errors="replace")
+        text = (folder / "unlimited").read_text(errors="replace", encoding="utf-8")
         what = f"{kind}, files of at most {most} bytes (seed {seed}, number {n})\n{text[-3000:]}"
         if outcome not in ("done", "refused"):
             faults.append(f"{outcome}: {what}")

@@ -70,7 +70,8 @@ def pairs(folder, number, seed):
         counts[kind] = counts.get(kind, 0) + 1
         if ended != [0, 0] and not early:
             texts = "\n".join(
-                (folder / f"log{rank}").read_text(errors="replace")[-2000:] for rank in range(2)
+                (folder / f"log{rank}").read_text(errors="replace", encoding="utf-8")[-2000:]
+                for rank in range(2)
             )
             faults.append(f"{kind}: ended with {ended} (seed {seed}, number {n})\n{texts}")
     print(json.dumps([counts, faults]))

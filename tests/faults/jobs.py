@@ -70,7 +70,7 @@ def first_difference(one, other, place=""):
 
 def table(folder, name):
     """Rows of a run's metrics.csv without the times."""
-    lines = (folder / "results" / name / "metrics.csv").read_text().splitlines()
+    lines = (folder / "results" / name / "metrics.csv").read_text(encoding="utf-8").splitlines()
     rows = [line.split(",") for line in lines]
     kept = [n for n, column in enumerate(rows[0]) if column not in TIMES]
     return [[row[n] for n in kept] for row in rows]

@@ -19,8 +19,8 @@ PAGE = os.sysconf("SC_PAGE_SIZE")
 def watch(table, seen, ended):
     """Note {step: (MiB, open files, threads)} of this process until it has ended."""
     while not ended.wait(0.02):
-        steps = len(table.read_text().splitlines()) if table.exists() else 0
-        pages = int(Path("/proc/self/statm").read_text().split()[1])
+        steps = len(table.read_text(encoding="utf-8").splitlines()) if table.exists() else 0
+        pages = int(Path("/proc/self/statm").read_text(encoding="utf-8").split()[1])
         seen[steps] = (pages * PAGE / 2**20, len(os.listdir("/proc/self/fd")), threading.active_count())
 
 
