@@ -34,24 +34,21 @@ import itertools
 import math
 import os
 from collections import defaultdict
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import nn
-from torch._subclasses.fake_tensor import FakeTensorMode
 from tqdm import tqdm
 
-from volumetric import dataset, memory, parallel, runs
+from volumetric import dataset, parallel, runs, training
 from volumetric.cli import RunConfig, UserError, one_line_errors, option, options_of, parse_cli, with_recipes
 from volumetric.diff_augment import AUGMENTATIONS, UNSTEADY, AdaptiveAugmentation, augment, augment_each
 from volumetric.files import (
-    __version__,
     as_damaged,
     check_affine,
-    locked,
     naming,
     next_free,
     read_json,
@@ -70,22 +67,23 @@ from volumetric.layers import (
     check_networks,
     contrastive_head,
     convolve,
-    count_parameters,
     equalized_scale,
+    growth_schedule,
     leaky_relu,
     nt_xent,
     product_dtype,
     reliably,
     run_block,
     set_rates,
+    shrink_schedule,
     smooth,
     times_,
     trained_by,
     voxels_first,
+    zero_centered_penalty,
 )
 from volumetric.pictures import contact_sheet, save_gif, save_picture
 
-FORMAT_VERSION = 1  # of our checkpoints
 LATENT_DIM = 512  # of z and w, as published
 STYLE_DEPTH = 8  # layers of the mapping network, as published
 
@@ -94,8 +92,6 @@ PATH_LENGTH_EVERY, PATH_LENGTH_AFTER, PATH_LENGTH_DECAY = 32, 5000, 0.99
 AVERAGE_EVERY, AVERAGE_AFTER, AVERAGE_DECAY = 10, 20000, 0.995
 # Before the averages start, SE and GE are copies made at step % 1000 == 2.
 AVERAGE_COPY_EVERY, AVERAGE_COPY_UNTIL = 1000, 25000
-# The ramped average: its half-life, as a share of the volumes seen, and in volumes, at most.
-AVERAGE_RAMP, AVERAGE_HALF_LIFE = 0.05, 10000
 ADA_EVERY = 4
 CONTRAST_FAKES_AFTER = 20000
 
@@ -356,29 +352,6 @@ class ModulatedSum(nn.Module):
 # ╔══════════════════════════════════════════════════════════════════════════════════════════════════════════╗
 # ║ Networks                                                                                                 ║
 # ╚══════════════════════════════════════════════════════════════════════════════════════════════════════════╝
-
-
-def growth_schedule(image_size, image_depth):
-    """Factors (d, h, w) by which the generator's blocks enlarge their input: every axis not yet at its size.
-
-    (128, 32) -> (1, 1, 1), then (2, 2, 2) three times, then (1, 2, 2) twice: 4 voxels grow to 32 x 128 x 128.
-    """
-    check_networks(image_size, image_depth)
-    sizes, target, factors = (4, 4, 4), (image_depth, image_size, image_size), [(1, 1, 1)]
-    while sizes != target:
-        factors.append(tuple(2 if size < end else 1 for size, end in zip(sizes, target, strict=True)))
-        sizes = tuple(size * factor for size, factor in zip(sizes, factors[-1], strict=True))
-    return factors
-
-
-def shrink_schedule(image_size, image_depth):
-    """Strides (d, h, w) of the discriminator's blocks: every axis above 2 is halved, until all are 2."""
-    check_networks(image_size, image_depth)
-    sizes, strides = (image_depth, image_size, image_size), []
-    while max(sizes) > 2:
-        strides.append(tuple(2 if size > 2 else 1 for size in sizes))
-        sizes = tuple(size // stride for size, stride in zip(sizes, strides[-1], strict=True))
-    return strides
 
 
 def initialize(module):
@@ -773,17 +746,6 @@ def gradient_penalty(volumes, logits, weight=10.0):
     return weight * (gradient.flatten(1).norm(dim=1) - 1).square().mean()
 
 
-def zero_centered_penalty(volumes, logits, gamma):
-    """R1 at real volumes, R2 at generated ones (arXiv:1801.04406, Eq. 9).
-
-        gamma / 2 * mean_b ||dD(x_b)/dx_b||_2^2
-
-    Shapes: (B, 1, D, H, W), (B,) -> scalar
-    """
-    (gradient,) = torch.autograd.grad(logits.float().sum(), volumes, create_graph=True)
-    return gamma / 2 * gradient.flatten(1).square().sum(dim=1).mean()
-
-
 def path_lengths(styles, volumes, y):
     """Length of the volumes' change per change of style (arXiv:1912.04958, Sec. 3.2).
 
@@ -1008,45 +970,36 @@ def network_settings(state, path, image_depth=None):
 # ╚══════════════════════════════════════════════════════════════════════════════════════════════════════════╝
 
 
-class Trainer:
-    """Networks, optimisers and the training step of one run; `volumetric.runs.run` drives it.
+class Trainer(training.VolumeTrainer):
+    """Networks, optimisers and the training step of one run.
 
     Args:
-        config: TrainConfig.
-        audit: Audit of the training volumes, with their classes if any; None without data.
-        group: parallel.Group of the processes that train together; None is this one alone.
+        config, audit, group, command: As for `VolumeTrainer`; the audit has the volumes' classes, if any.
         scores: TrainingScores for the evaluations; None without.
-        command: Settings of the command that began the run; None is `config`.
     """
 
     def __init__(self, config, audit=None, group=None, scores=None, command=None):
-        self.config, self.audit, self.group, self.scores = config, audit, group or parallel.Group(), scores
-        self.command = command or asdict(config)
-        self.classes = audit and audit.classes
-        self.batch_size = self.group.own(config.batch_size, config.pl_batch_shrink)  # of this process
+        super().__init__(config, audit, group, command)
+        self.group.own(config.batch_size, config.pl_batch_shrink)
+        self.scores, self.classes = scores, audit and audit.classes
         voxels = PENALTY_VOXELS // math.prod(config.shape)
         self.penalty_part = max(-(-self.batch_size // PENALTY_PARTS), voxels)  # penalised at once
-        self.device = parallel.choose_device(config.device)
-        self.amp_dtype = parallel.choose_amp_dtype(config.amp_dtype, self.device)
         self.plan = config.plan(scores.names() if scores else ())
-        torch.manual_seed(config.seed)
         self.GAN = self.build_networks()
         self.G_opt, self.D_opt = self.build_optimizers()
-        scaled = config.fp16 and self.amp_dtype == torch.float16
-        self.scaler = torch.amp.GradScaler(self.device.type, enabled=scaled)
+        self.optimizers = {"G_opt": self.G_opt, "D_opt": self.D_opt}
         self.ada = None
         if config.ada_target is not None:
             self.ada = AdaptiveAugmentation(config.aug_prob, config.ada_target, config.ada_volumes)
         self.loss = "dual" if config.dual_contrast_loss else config.loss
         self.sense = -1 if self.loss == "hinge" else 1  # D's output is low, or high, for real volumes
         self.compares = self.loss in ("dual", "relativistic")  # G's loss needs real volumes too
-        self.step = 0  # completed steps
-        self.reverts = 0  # returns to a checkpoint after NaN; part of every seed, lest the NaN come again
-        self.best = None  # the evaluation of model_best.pt
+        self.reals_per_batch = 2 if self.compares else 1
         self.pl_mean = None  # running mean of the path length
-        self.loader = None  # endless batches from the current step on, opened when they are needed
-        self.seen = []  # indices of the volumes of this step
-        self.rehearsing = False  # what a step remembers is then left alone
+
+    def reported(self):
+        """{name: network} whose sizes are told."""
+        return {name: getattr(self.GAN, name) for name in "SGD"}
 
     def build_networks(self):
         """StyleGAN2 on the device, ready for training."""
@@ -1070,29 +1023,7 @@ class Trainer:
             found.append(torch.optim.Adam(groups, betas=tuple(config.adam_betas), fused=True))
         return found
 
-    def train(self):
-        """Train until num_train_steps, a signal or too many NaN; saves before it returns."""
-        try:
-            return runs.run(self)
-        finally:
-            self.loader = None  # ends its workers
-
     # ---- what a step is made of
-
-    def autocast(self):
-        """Mixed precision, if the run uses it."""
-        return torch.autocast(self.device.type, self.amp_dtype, enabled=self.config.fp16)
-
-    def random(self, stream, micro):
-        """Host and device generators of one micro-batch."""
-        key = (self.config.seed, self.reverts, stream, self.step, micro)
-        host = parallel.SharedRandom(parallel.host_random(*key), self.group)
-        return host, parallel.device_random(self.device, *key)
-
-    def draw(self, function, shape, generator):
-        """This process's part of a draw for the whole batch. Shapes: (...) -> (B, ...)"""
-        shape = (self.config.batch_size, *shape)
-        return self.group.part(function(shape, device=self.device, generator=generator))
 
     def draw_labels(self, rng):
         """Classes for generated volumes, drawn as they are shown. Shapes: -> (B,), or None without classes"""
@@ -1114,29 +1045,11 @@ class Trainer:
             return same_style(w, layers), noise
         return mix_styles(w, self.GAN.S(draw(), labels), layers, int(rng.integers(layers))), noise
 
-    def open_loader(self):
-        """Endless batches of real volumes from the current step on."""
-        config, volumes = self.config, dataset.VolumeDataset(self.audit)
-        per_step = config.gradient_accumulate_every * (2 if self.compares else 1)
-        drawn = (
-            config.batch_size,
-            config.dataset_aug_prob,
-            (config.seed, self.reverts),
-            self.step * per_step,
-        )
-        batches = dataset.SeededBatches(len(volumes), *drawn, self.group, self.classes)
-        return dataset.make_loader(volumes, batches, config.num_workers, self.device)
-
     def next_real(self):
         """The next real volumes and their classes. Shapes: -> (B, 1, D, H, W), (B,) or None"""
-        if self.loader is None:
-            self.loader = self.open_loader()
-        volumes, indices = next(self.loader)
-        self.seen.append(indices)
-        of = self.classes and parallel.to_device(
-            torch.from_numpy(self.classes.of_volumes)[indices], self.device
-        )
-        return volumes.to(self.device, non_blocking=True), of
+        volumes, indices = self.next_volumes(self.config.dataset_aug_prob, self.classes)
+        of = self.classes and torch.from_numpy(self.classes.of_volumes)[indices]
+        return volumes, of if of is None else parallel.to_device(of, self.device)
 
     def augment(self, volumes, rng, prob=None):
         """Volumes as D sees them. Shapes: (B, 1, D, H, W) -> the same"""
@@ -1180,23 +1093,13 @@ class Trainer:
             losses = {**self.discriminator_step(), **self.generator_step()}
         self.scaler.update()
         self.update_averages()
-        log.add(self.step, losses, functools.partial(self.name_volumes, self.seen))
+        log.add(self.step, losses, self.origin())
         self.step += 1
-
-    @property
-    def done(self):
-        """Share of the run that is done, for what changes in its course."""
-        return min(1.0, self.step / self.config.num_train_steps)
 
     def gamma(self):
         """Weight of a zero-centred penalty at this step; it goes to final_gamma exponentially."""
         start, end = self.config.gamma, self.config.final_gamma or self.config.gamma
         return start * (end / start) ** self.done
-
-    def name_volumes(self, seen):
-        """Sentence that names the volumes of the given indices."""
-        numbers = sorted(set(torch.cat(seen).tolist())) if seen else []
-        return f"Volumes of the step: {', '.join(str(self.audit.paths[i]) for i in numbers)}."
 
     def discriminator_step(self):
         """One update of D; returns its losses."""
@@ -1372,9 +1275,7 @@ class Trainer:
     def update_averages(self):
         """SE and GE follow S and G: copies at first, moving averages later; or from the first step on."""
         if self.config.average == "ramped":
-            volumes = self.plan.volumes_per_step
-            half_life = min(AVERAGE_HALF_LIFE, AVERAGE_RAMP * (self.step + 1) * volumes)
-            self.GAN.update_averages(0.5 ** (volumes / half_life))
+            self.GAN.update_averages(self.average_decay())
             return
         if self.step > AVERAGE_AFTER and self.step % AVERAGE_EVERY == 0:
             self.GAN.update_averages()
@@ -1383,8 +1284,8 @@ class Trainer:
 
     # ---- the heaviest step
 
-    def rehearsals(self):
-        """[(phase, function that runs its heaviest work once, without an update)]; all is left as it was."""
+    def rehearsed(self):
+        """[(phase, function, arguments)] of the heaviest work."""
         path_length = not self.config.no_pl_reg
         two = min(2, self.config.gradient_accumulate_every)  # one finds the gradients of the other in memory
         work = [
@@ -1394,23 +1295,15 @@ class Trainer:
         ]
         if self.scores is not None and self.device.type == "cuda":
             work.append(("evaluation", self.scores.rehearse, self.config.array_shape))
-        return [(phase, functools.partial(self.rehearse, *one)) for phase, *one in work]
+        return work
 
     def rehearse(self, function, *args):
-        """Run something beside all that a late step finds in memory, on volumes of zeros."""
-        volumes = torch.zeros(self.batch_size, 1, *self.config.shape)
-        former = self.loader, self.pl_mean
-        self.loader = itertools.repeat((volumes, torch.zeros(self.batch_size, dtype=torch.int64)))
-        self.pl_mean, self.rehearsing = 0.0, True
-        trained = [*trained_by(self.G_opt), *trained_by(self.D_opt)]
-        moments = [torch.zeros_like(p) for p in trained for _ in range(2)]  # what Adam will hold
+        """As `VolumeTrainer.rehearse`, with a mean path length."""
+        former, self.pl_mean = self.pl_mean, 0.0
         try:
-            with parallel.tf32(False):
-                function(*args)
+            super().rehearse(function, *args)
         finally:
-            (self.loader, self.pl_mean), self.rehearsing = former, False
-            self.GAN.zero_grad(set_to_none=True)
-            del moments
+            self.pl_mean = former
 
     # ---- previews and evaluation
 
@@ -1465,34 +1358,21 @@ class Trainer:
 
     def state(self):
         """All that the run needs to continue exactly."""
-        config = self.config
-        state = {
+        state = self.run_state()
+        state["config"] |= {"latent_dim": LATENT_DIM, "style_depth": STYLE_DEPTH}
+        return state | {
             "GAN": self.GAN.state_dict(),
-            "G_opt": self.G_opt.state_dict(),
-            "D_opt": self.D_opt.state_dict(),
-            "scaler": self.scaler.state_dict(),
-            "step": self.step,
-            "reverts": self.reverts,
             "pl_mean": None if self.pl_mean is None else float(self.pl_mean),
-            "best": self.best,
             "ada": self.ada and self.ada.state(),
             "class_names": self.classes and self.classes.names,
             "class_shares": self.classes and self.classes.shares().tolist(),
-            "random": {"cpu": torch.get_rng_state()},
             "truncation_center": {
-                name: truncation_center(getattr(self.GAN, name), LATENT_DIM, self.device, config.seed).cpu()
+                name: truncation_center(
+                    getattr(self.GAN, name), LATENT_DIM, self.device, self.config.seed
+                ).cpu()
                 for name in ("S", "SE")
             },
-            "config": {**asdict(config), "latent_dim": LATENT_DIM, "style_depth": STYLE_DEPTH},
-            "command": self.command,
-            "affine": self.audit.affine.tolist(),
-            "data_digest": self.audit.digest,
-            "format_version": FORMAT_VERSION,
-            "version": __version__,
         }
-        if self.device.type == "cuda":
-            state["random"]["cuda"] = torch.cuda.get_rng_state(self.device)
-        return state
 
     def load(self, state):
         """Take up the state of a checkpoint; from an original, weights alone, the optimisers start anew."""
@@ -1500,29 +1380,12 @@ class Trainer:
         self.step, self.loader = state["step"], None
         if "G_opt" not in state:
             return
-        if state["format_version"] > FORMAT_VERSION:
-            raise UserError(
-                f"was written by version {state['version']} in format {state['format_version']}; this is "
-                f"{__version__} with format {FORMAT_VERSION}: update the program."
-            )
-        for optimizer, saved in ((self.G_opt, state["G_opt"]), (self.D_opt, state["D_opt"])):
-            rates = [group["full"] for group in optimizer.param_groups]
-            runs.load_optimizer(optimizer, saved)
-            for group, rate in zip(optimizer.param_groups, rates, strict=True):
-                group["full"] = group["lr"] = rate  # the flag's, also when it was changed
-        if self.scaler.is_enabled() and state["scaler"]:
-            self.scaler.load_state_dict(state["scaler"])
-        self.reverts, self.pl_mean = state["reverts"], state["pl_mean"]
+        self.take_up(state)
+        self.pl_mean = state["pl_mean"]
         if self.pl_mean is not None:
             self.pl_mean = torch.tensor(self.pl_mean, dtype=torch.float64, device=self.device)
-        self.best = self.best or state.get("best")
         if self.ada is not None and state.get("ada"):
             self.ada.load(state["ada"])
-        torch.set_rng_state(state["random"]["cpu"])
-        if self.device.type == "cuda" and "cuda" in state["random"]:
-            torch.cuda.set_rng_state(state["random"]["cuda"], self.device)
-        if state["data_digest"] != self.audit.digest:
-            print(f"The volumes in {self.config.data} are not those that the checkpoint was trained on.")
 
 
 # ╔══════════════════════════════════════════════════════════════════════════════════════════════════════════╗
@@ -1708,24 +1571,6 @@ def evaluate_checkpoints(config):
     return folder
 
 
-def print_report(trainer, peaks):
-    """Print what there is to know of data, networks, device, precision, and peak memory if it is known."""
-    config, audit, GAN = trainer.config, trainer.audit, trainer.GAN
-    sizes = ", ".join(f"{name} {count_parameters(getattr(GAN, name)) / 1e6:.1f}" for name in "SGD")
-    precision = str(trainer.amp_dtype).removeprefix("torch.") if config.fp16 else "float32"
-    print(*audit.summary, *([audit.classes.summary()] if audit.classes else []), sep="\n")
-    print(audit.kept(config.cache, config.packs), f"parameters (million): {sizes}", sep="\n")
-    print(f"device: {trainer.device}, precision: {precision}, PyTorch {torch.__version__}")
-    print(f"steps per epoch: {len(audit.paths) / trainer.plan.volumes_per_step:.1f}")
-    memory.print_peaks(peaks, trainer.device)
-
-
-def rehearse_on_cpu(config, audit, group):
-    """Peak bytes of the worst steps of one process on the CPU, {phase: bytes}, without making its tensors."""
-    alone = replace(config, device="cpu", batch_size=config.batch_size // group.world)
-    return memory.predict_peak_memory(lambda: Trainer(alone, audit))
-
-
 def train_from_folder(config, group=None):
     """Check everything, then train, or stop after the checks with `--dry_run`.
 
@@ -1753,29 +1598,16 @@ def train_from_folder(config, group=None):
     audit.move(cache, device)
     audit.classes = classes
     scores = None if config.calculate_fid_every is None else open_scores(config, group)
-    with FakeTensorMode() if config.dry_run and not on_gpu else contextlib.nullcontext():
-        trainer = Trainer(config, audit, group, scores, command)
-    if config.dry_run:
-        print("\n".join(f"{name}: {value}" for name, value in asdict(config).items()))
-    if on_gpu:
-        print_report(trainer, memory.measure_peak_memory(trainer))
-    else:
-        print_report(trainer, rehearse_on_cpu(config, audit, group) if config.dry_run else {})
-    if config.dry_run:
-        return trainer
-    group.wait()  # until all have read what is there
-    with contextlib.ExitStack() as stack:
-        if group.first:
-            lock = config.models.with_name(f".{config.name}.lock")
-            stack.enter_context(locked(lock, f"The run {config.models}"))
-            runs.make_way(config)
-        group.wait()
+
+    def make(config, audit, group):
+        return Trainer(config, audit, group, scores, command)
+
+    def initialize(trainer):
         if config.init_from:
             with naming(config.init_from):
                 runs.load_networks(trainer.GAN, read_checkpoint(config.init_from)["GAN"])
-        trainer.train()
-    print(f"Checkpoints are in {config.models}, previews and metrics.csv in {config.results}.")
-    return trainer
+
+    return training.start(make, config, audit, device, group, initialize)
 
 
 def main(argv=None):

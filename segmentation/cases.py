@@ -13,7 +13,7 @@ import numpy as np
 from nibabel import orientations
 from scipy import ndimage
 
-from segmentation.labels import TABLES, pair_up, read_labels
+from segmentation.labels import pair_up, read_labels, table_of
 from volumetric.cli import UserError
 from volumetric.files import by, naming, read_array, refuse_unusable
 
@@ -26,20 +26,20 @@ class Classes:
     """The classes of a table of ids, numbered from 1 on; 0 is the background.
 
     Args:
-        table: A name out of TABLES.
+        table: A name out of TABLES, or {id: name}.
     """
 
-    table: str
+    table: "str | dict"
 
     @property
     def ids(self):
         """Ids in files, in order; that of class n is ids[n - 1]."""
-        return sorted(TABLES[self.table])
+        return sorted(table_of(self.table))
 
     @property
     def names(self):
         """Names, in the same order."""
-        return [TABLES[self.table][n] for n in self.ids]
+        return [table_of(self.table)[n] for n in self.ids]
 
     @property
     def other_side(self):

@@ -99,12 +99,18 @@ def translation(source, target):
     return {n: ids[name] for n, name in TABLES[source].items()}
 
 
-def read_labels(path, table="topcow2024"):
-    """A label map with its axes near right, front and up.
+def table_of(table):
+    """{id: name} of a table's name, or the table itself."""
+    return TABLES[table] if isinstance(table, str) else table
+
+
+def read_labels(path, table="topcow2024", canonical=True):
+    """A label map, with its axes near right, front and up unless they are wanted as stored.
 
     Args:
         path: NIfTI file of whole numbers, 3D or (X, Y, Z, 1).
-        table: Name of the table of its ids; None allows any.
+        table: Name of the table of its ids, or {id: name}; None allows any.
+        canonical: Turn the axes.
 
     Returns:
         (uint8 (X, Y, Z), affine (4, 4) RAS mm).
@@ -115,7 +121,7 @@ def read_labels(path, table="topcow2024"):
     with as_damaged("it is no NIfTI file, or damaged", path):
         image = nib.load(path)
         described = bytes(image.header["descrip"]).rstrip(b"\0").decode(errors="replace")
-        image = nib.as_closest_canonical(image)
+        image = nib.as_closest_canonical(image) if canonical else image
         array = np.asanyarray(image.dataobj)
     array = array[..., 0] if array.ndim == 4 and array.shape[3] == 1 else array
     if array.ndim != 3:
@@ -125,7 +131,7 @@ def read_labels(path, table="topcow2024"):
             f"{path} has values that are no whole numbers: labels were interpolated; resample anew."
         )
     ids = {int(n) for n in np.unique(array)} - {0}
-    known = range(1, 256) if table is None else TABLES[table]
+    known = range(1, 256) if table is None else table_of(table)
     unknown = sorted(ids - set(known))
     if unknown:
         hint = ""
@@ -133,8 +139,9 @@ def read_labels(path, table="topcow2024"):
             fitting = [name for name, there in TABLES.items() if ids <= there.keys()]
             hint = f": they fit {' and '.join(fitting)}" if fitting else ""
             hint += "; translate them with segmentation/labels.py" if fitting else ", and no known table"
-        raise UserError(f"{path} has the ids {', '.join(map(str, unknown))}, which are not of {table}{hint}.")
-    if table is not None and described.startswith(DESCRIPTION) and described != DESCRIPTION + table:
+        wanted = table if isinstance(table, str) else "the table"
+        raise UserError(f"{path} has the ids {', '.join(map(str, unknown))}, which are not of {wanted}{hint}.")
+    if isinstance(table, str) and described.startswith(DESCRIPTION) and described != DESCRIPTION + table:
         there = described.removeprefix(DESCRIPTION)
         raise UserError(f"{path} says that its ids are of {there}, expected {table}.")
     return array.astype(np.uint8), image.affine

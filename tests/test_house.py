@@ -21,6 +21,7 @@ GROUND = {
     "layers": {"cli"},
     "memory": {"cli"},
     "runs": {"cli", "files", "parallel", "pictures"},
+    "training": {"cli", "dataset", "files", "layers", "memory", "parallel", "runs"},
 }
 WITHOUT_TORCH = (
     "volumetric/cli.py",

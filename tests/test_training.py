@@ -19,7 +19,7 @@ from torch._subclasses.fake_tensor import FakeTensor
 
 import stylegan2_pytorch as sg
 from tests.conftest import ROOT, random_array, run_script, tiny_flags, write_volume
-from volumetric import dataset, files, layers, memory, parallel, runs
+from volumetric import dataset, files, layers, memory, parallel, runs, training
 from volumetric.cli import UserError
 
 NEW_AUGMENTATIONS = ("rotation", "scaling", "bias_field", "noise", "blur")
@@ -463,7 +463,8 @@ def test_dry_run_writes_nothing_and_allocates_nothing_large(make_config, tmp_pat
 
 def test_predicted_memory_grows_with_the_batch(make_config):
     audit = dataset.audit_volumes(make_config().data, (8, 8, 4))
-    small, large = (sg.rehearse_on_cpu(make_config(batch_size=b), audit, parallel.Group()) for b in (1, 6))
+    rehearse = training.rehearse_on_cpu
+    small, large = (rehearse(sg.Trainer, make_config(batch_size=b), audit, parallel.Group()) for b in (1, 6))
     fixed = 4 * layers.count_parameters(sg.StyleGAN2(**make_config().network()))
     assert small.keys() == {"gradient penalty", "path length", "preview"}
     assert all(fixed / 2 < small[phase] < large[phase] for phase in small)

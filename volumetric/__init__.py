@@ -8,9 +8,10 @@
     parallel.py       processes as one, devices, precision, seeded draws
     dataset.py        the audit of a folder, classes, the order of samples, the disk cache
     diff_augment.py   differentiable augmentation
-    layers.py         operations with gradients of any order, attention, feature quantisation
+    layers.py         operations with gradients of any order, schedules, attention
     memory.py         the memory of the worst step, predicted and measured
     runs.py           the training loop, checkpoints, logs
+    training.py       what trainers share: draws, batches, state, their start
 
 The first five import no torch.
 """

@@ -444,11 +444,13 @@ class SeededBatches(Sampler):
         start: Number of the first batch, counted from the start of the training.
         group: Group; every process gets its part of each batch.
         classes: Classes; if they are balanced, an epoch has as many volumes of each, some of them again.
+        members: Indices to draw from, (length,); None is 0, 1, ...
     """
 
-    def __init__(self, length, batch_size, flip_prob, key, start=0, group=None, classes=None):
+    def __init__(self, length, batch_size, flip_prob, key, start=0, group=None, classes=None, members=None):
         self.length, self.batch_size, self.flip_prob = length, batch_size, flip_prob
         self.key, self.start, self.group, self.classes = key, start, group or Group(), classes
+        self.members = np.arange(length) if members is None else np.asarray(members)
 
     def __iter__(self):
         per_epoch = self.length // self.batch_size
@@ -463,7 +465,7 @@ class SeededBatches(Sampler):
     def order(self, rng):
         """Indices of the volumes of an epoch. Shapes: -> (length,)"""
         if self.classes is None or not self.classes.balanced:
-            return rng.permutation(self.length)
+            return rng.permutation(self.members)
         number = len(self.classes.names)
         chosen = []
         for place, c in enumerate(rng.permutation(number)):

@@ -1,4 +1,4 @@
-"""Operations with gradients of any order, and the layers beyond the published model.
+"""Operations with gradients of any order, the schedules of sizes, and the layers beyond the published model.
 
 Linear attention: Shen et al. 2018, arXiv:1812.01243. Feature quantisation: Zhao et al. 2020,
 arXiv:2004.02088.
@@ -428,6 +428,17 @@ def nt_xent(one, other, temperature=0.1):
     return F.cross_entropy(similarity, partner)
 
 
+def zero_centered_penalty(volumes, logits, gamma):
+    """R1 at real volumes, R2 at generated ones (arXiv:1801.04406, Eq. 9).
+
+        gamma / 2 * mean_b ||dD(x_b)/dx_b||_2^2
+
+    Shapes: (B, 1, D, H, W), (B,) -> scalar
+    """
+    (gradient,) = torch.autograd.grad(logits.float().sum(), volumes, create_graph=True)
+    return gamma / 2 * gradient.flatten(1).square().sum(dim=1).mean()
+
+
 def equalized_scale(name, parameter):
     """Factor on Adam's rate that equalises a parameter's learning (arXiv:1912.04958, after arXiv:1710.10196).
 
@@ -460,6 +471,29 @@ def check_networks(image_size, image_depth):
             f"--image_depth {image_depth} is larger than --image_size {image_size}: "
             f"choose 4 <= image_depth <= image_size."
         )
+
+
+def growth_schedule(image_size, image_depth):
+    """Factors (d, h, w) by which the generator's blocks enlarge their input: every axis not yet at its size.
+
+    (128, 32) -> (1, 1, 1), then (2, 2, 2) three times, then (1, 2, 2) twice: 4 voxels grow to 32 x 128 x 128.
+    """
+    check_networks(image_size, image_depth)
+    sizes, target, factors = (4, 4, 4), (image_depth, image_size, image_size), [(1, 1, 1)]
+    while sizes != target:
+        factors.append(tuple(2 if size < end else 1 for size, end in zip(sizes, target, strict=True)))
+        sizes = tuple(size * factor for size, factor in zip(sizes, factors[-1], strict=True))
+    return factors
+
+
+def shrink_schedule(image_size, image_depth):
+    """Strides (d, h, w) of the discriminator's blocks: every axis above 2 is halved, until all are 2."""
+    check_networks(image_size, image_depth)
+    sizes, strides = (image_depth, image_size, image_size), []
+    while max(sizes) > 2:
+        strides.append(tuple(2 if size > 2 else 1 for size in sizes))
+        sizes = tuple(size // stride for size, stride in zip(sizes, strides[-1], strict=True))
+    return strides
 
 
 def check_layers(name, layers, blocks):

@@ -637,9 +637,9 @@ class RunLog:
             self.bar.update(step - self.bar.n)
 
     def show_picture(self, name, picture):
-        """Give a picture (H, W) to TensorBoard."""
+        """Give a picture (H, W) or (H, W, 3) to TensorBoard."""
         if self.board is not None:
-            self.board.add_image(name, picture[None], self.bar.n)
+            self.board.add_image(name, picture, self.bar.n, dataformats="HW" if picture.ndim == 2 else "HWC")
 
 
 def continue_table(path, step, columns):

@@ -33,7 +33,7 @@ from tqdm import tqdm
 ROOT = Path(__file__).parents[2]
 sys.path.insert(0, str(ROOT))
 import stylegan2_pytorch as sg  # noqa: E402
-from volumetric import dataset, files, parallel, pictures, runs  # noqa: E402
+from volumetric import dataset, files, parallel, pictures, runs, training  # noqa: E402
 from volumetric.cli import check_fields, one_line_errors, option, parse_cli  # noqa: E402
 
 SIZE = {"image_size": 64, "image_depth": 16, "network_capacity": 4, "fmap_max": 64}
@@ -114,7 +114,11 @@ def settings_of(batch_size, flags):
 def peak_memory(batch_size, flags):
     """Peak memory of the tensors by --dry_run's prediction, MiB."""
     return (
-        max(sg.rehearse_on_cpu(settings_of(batch_size, flags), pretended(), parallel.Group()).values())
+        max(
+            training.rehearse_on_cpu(
+                sg.Trainer, settings_of(batch_size, flags), pretended(), parallel.Group()
+            ).values()
+        )
         / 2**20
     )
 

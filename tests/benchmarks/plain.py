@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from stylegan2_pytorch import growth_schedule, shrink_schedule
+from volumetric.layers import growth_schedule, shrink_schedule
 
 
 class PlainBlur(nn.Module):

@@ -32,11 +32,12 @@ import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils.flop_counter import FlopCounterMode
 
-from stylegan2_pytorch import LATENT_DIM, StyleGAN2, TrainConfig, Trainer, rehearse_on_cpu, same_style
+from stylegan2_pytorch import LATENT_DIM, StyleGAN2, TrainConfig, Trainer, same_style
 from volumetric.cli import check_device_name, check_fields, one_line_errors, option, parse_cli
 from volumetric.dataset import SeededBatches, VolumeDataset, make_loader, open_data
 from volumetric.parallel import STREAM_G, Group, choose_device, host_random
 from volumetric.pictures import contact_sheet
+from volumetric.training import rehearse_on_cpu
 
 ROOT = Path(__file__).parents[2]
 sys.path.insert(0, str(ROOT))
@@ -220,7 +221,7 @@ def print_peak(config):
         trainer.run(phase)
     found = {"mib": peak_of(device) - before}
     if config.only != "plain" and device.type == "cpu":
-        found["predicted"] = max(rehearse_on_cpu(trainer.config, None, Group()).values()) // 2**20
+        found["predicted"] = max(rehearse_on_cpu(Trainer, trainer.config, None, Group()).values()) // 2**20
     print(json.dumps(found))
 
 

@@ -1,0 +1,1406 @@
+"""Label maps to volumes: a 3D generator that draws a volume for a label map, trained on pairs of both.
+
+    python label_to_volume.py --data volumes --labels labels --name pairs --image_size 64 --image_depth 16
+    python label_to_volume.py --name pairs --generate maps --output made --num_per_map 2
+    python label_to_volume.py --name pairs --generate maps --output without --edit drop:L-Pcom
+
+The label map decides where everything is, a latent z how it looks. Sections of this file, in order:
+
+    configuration             every option, one line each
+    pairs                     volumes and label maps that belong together, and who is held out
+    layers                    layouts, SPADE, residual blocks, the Haar transform
+    networks                  generators (SPADE, U-Net), discriminators (OASIS, wavelet, patches)
+    losses                    N + 1 classes, LabelMix, adversarial, mask, centre lines
+    trainer                   the training step, previews, state
+    edits                     drop, thin or thicken a class, exchange the sides
+    inference                 from label maps to volumes, each re-creatable from the file beside it
+    entry points              what the command line calls
+
+A NIfTI array is (X, Y, Z); inside the networks a volume is (B, 1, D, H, W) = (B, 1, Z, X, Y) in [0, 1], and a
+label map holds class numbers: 0 is the background, n the n-th id of the table, 255 unknown.
+
+Papers: SPADE (arXiv:1903.07291), OASIS (arXiv:2012.04781), SWAGAN (arXiv:2102.06108), pix2pix
+(arXiv:1611.07004), StyleGAN2 (arXiv:1912.04958), clDice (arXiv:2003.07311), R1 (arXiv:1801.04406).
+"""
+
+import functools
+import hashlib
+import itertools
+import json
+import math
+from collections import defaultdict
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import nibabel as nib
+import numpy as np
+import torch
+import torch.nn.functional as F
+from scipy import ndimage
+from torch import nn
+from torch.nn.utils.parametrizations import spectral_norm
+from tqdm import tqdm
+
+from segmentation.cases import SAME_PLACE, Classes
+from segmentation.labels import TABLES, name_of, pair_up, read_labels, save_labels
+from segmentation.nnunet import read_subjects
+from volumetric import dataset, parallel, runs, training
+from volumetric.cli import RunConfig, UserError, one_line_errors, option, options_of, parse_cli
+from volumetric.files import (
+    __version__,
+    array_to_volume,
+    as_damaged,
+    atomic_path,
+    by,
+    file_digest,
+    find_volumes,
+    load_nifti,
+    naming,
+    read_json,
+    reading,
+    refuse_unusable,
+    save_nifti,
+    volume_to_array,
+)
+from volumetric.layers import (
+    Conv3d,
+    channels_last,
+    check_networks,
+    equalized_scale,
+    growth_schedule,
+    leaky_relu,
+    reliably,
+    run_block,
+    set_rates,
+    trained_by,
+    zero_centered_penalty,
+)
+from volumetric.pictures import axial_pictures, save_picture
+
+UNKNOWN = 255  # class number of voxels that nobody has labelled
+LOCAL_CELLS = 4  # along each axis, of a z drawn locally
+LEAST_WEIGHT = 1.0  # of a class in the loss of N + 1 classes
+GROUPS = 8  # of channels, at most, of group normalisation
+PATCH_LAYERS = 3  # strided layers of the patch discriminator, as pix2pix's 70 x 70
+CENTRE_LINE_STEPS = 3  # erosions of the soft centre line
+STREAM_HELD_OUT, STREAM_SIDES = 100, 101
+
+GENERATORS = {"spade": "modulated by the map at every size", "unet": "as pix2pix"}
+DISCRIMINATORS = {"oasis": "tells classes", "wavelet": "sees no labels", "patch": "sees both, with L1"}
+NOISES = {"global": "one z a volume", "class": "one for each class", "local": "one for each of 64 boxes"}
+NORMS = ("instance", "group")
+OPERATIONS = {"drop": 1, "thin": 2, "thicken": 2, "swap_sides": 0}  # {name: arguments}
+
+
+# ╔══════════════════════════════════════════════════════════════════════════════════════════════════════════╗
+# ║ Configuration                                                                                            ║
+# ╚══════════════════════════════════════════════════════════════════════════════════════════════════════════╝
+
+
+SHARE = {"least": 0, "most": 1}
+
+
+@dataclass(kw_only=True)
+class LabelToVolumeConfig(RunConfig):
+    """Train a generator of volumes for label maps, or generate with one.
+
+    The same command given again continues the run. In a flag's name - and _ are the same.
+    """
+
+    # data
+    labels: str | None = option(None, "Folder of label maps, files of the volumes' names.")
+    table: str | None = option(None, "Names of the ids: topcow2024, ..., a JSON file {id: name}, or none.")
+    ignore: int | None = option(None, "Id of voxels whose class is unknown.", most=255, resumed=True)
+    mirror: bool = option(True, "Exchange left and right, in half of the pairs.", resumed=True)
+    held_out: float = option(0.1, "Share of the subjects not trained on.", **SHARE, resumed=True)
+    subjects: str | None = option(None, "CSV of file and subject; without, each file is one.", file=True)
+    # networks
+    image_size: int = option(128, "In-plane edge in voxels, a power of two.", most=1024, network=True)
+    image_depth: int = option(32, "Axial slices, a power of two, 4 <= depth <= image_size.", network=True)
+    generator: str = option("spade", "Network.", choices=GENERATORS, network=True)
+    discriminator: tuple = option(
+        ("oasis", "wavelet"), "One or several.", choices=DISCRIMINATORS, network=True
+    )
+    width: int = option(16, "Channels of G's last block.", most=1024, network=True)
+    disc_width: int = option(16, "Channels of the discriminators' first block.", most=1024, network=True)
+    fmap_max: int = option(256, "Largest number of channels of any layer.", most=16384, network=True)
+    spade_width: int = option(32, "Most channels between a map and its factors.", most=1024, network=True)
+    norm: str = option("instance", "Normalisation that SPADE modulates.", choices=NORMS, network=True)
+    z_dim: int = option(64, "Numbers in a z.", most=4096, network=True)
+    noise: str = option("global", "How z is drawn.", choices=NOISES, network=True)
+    # training step
+    batch_size: int = option(4, "Pairs in a micro-batch, of all processes together.", resumed=True)
+    gradient_accumulate_every: int = option(1, "Micro-batches in a training step.", resumed=True)
+    learning_rate: float = option(1e-4, "Adam's rate of G.", most=10, resumed=True)
+    ttur_mult: float = option(4.0, "The discriminators' rate is learning_rate times this.", resumed=True)
+    equalized_lr: bool = option(False, "Rates by each layer's fan-in.", resumed=True)
+    final_rate: float = option(1.0, "Share of the rates left at the end.", **SHARE, resumed=True)
+    adam_betas: tuple = option((0.0, 0.999), "Adam's two betas.", resumed=True)
+    class_weight_max: float = option(20.0, "Largest weight of a rare class.", least=1, resumed=True)
+    labelmix_weight: float = option(10.0, "Of LabelMix (oasis).", least=0, resumed=True)
+    r1_weight: float = option(10.0, "Of R1 (wavelet).", least=0, resumed=True)
+    r1_every: int = option(4, "Steps between R1 penalties.", resumed=True)
+    l1_weight: float = option(100.0, "Of the absolute difference (patch).", least=0, resumed=True)
+    mask_weight: float = option(
+        0.0, "Of the mask loss: bright where there are labels.", least=0, resumed=True
+    )
+    mask_threshold: float = option(0.2, "Grey value in [0, 1] that is bright.", **SHARE, resumed=True)
+    cldice_weight: float = option(0.0, "Of clDice by D's classes (oasis).", least=0, resumed=True)
+    checkpoint_activations: bool = option(False, "Compute blocks again going backward: saves memory.")
+    num_previews: int = option(4, "Pairs in a preview.", most=64)
+    # generation
+    generate: str | None = option(None, "Folder of label maps to draw volumes for, instead of training.")
+    output: str = option("made", "Folder for them; their label maps go to the folder <output>_labels.")
+    num_per_map: int = option(1, "Volumes for each map, of seeds seed, seed + 1, ...", most=10**6)
+    edit: tuple = option((), "drop:NAME, thin:NAME:MM, thicken:NAME:MM or swap_sides, in this order.")
+    fit: bool = option(False, "Bring maps of another grid onto the model's, by nearest neighbour.")
+    use_average: bool = option(True, "Generate from the averaged generator; False takes the current one.")
+    recreate: str | None = option(None, "Sidecar .json of a volume to draw again and compare.", file=True)
+
+    def __post_init__(self):
+        super().__post_init__()
+        check_networks(self.image_size, self.image_depth)
+        known = set(self.discriminator)
+        if known in (set(), {"wavelet"}) or len(known) < len(self.discriminator):
+            given = ",".join(map(str, self.discriminator)) or "none"
+            raise UserError(
+                f"--discriminator {given} does not see labels, or names one twice: take oasis or patch too."
+            )
+        if self.generator == "unet" and self.noise != "global":
+            raise UserError(f"--generator unet has one z a volume: leave --noise {self.noise} out.")
+        if self.cldice_weight and "oasis" not in known:
+            raise UserError("--cldice_weight needs the classes that --discriminator oasis tells.")
+        if [type(b) in (int, float) and 0 <= b < 1 for b in self.adam_betas] != [True, True]:
+            raise UserError(f"--adam_betas must be two numbers from 0 to below 1, got {self.adam_betas}.")
+        if self.held_out == 1:
+            raise UserError("--held_out 1 leaves nothing to train on: give less.")
+        self.edits = [read_edit(text) for text in self.edit]
+
+    @property
+    def shape(self):
+        """Shape (D, H, W) of a volume inside the networks, voxels."""
+        return (self.image_depth, self.image_size, self.image_size)
+
+    @property
+    def array_shape(self):
+        """Shape (X, Y, Z) of a volume in a file, voxels."""
+        return (self.image_size, self.image_size, self.image_depth)
+
+    def network(self):
+        """Keyword arguments of `Networks` for this run."""
+        return {name: getattr(self, name) for name in NETWORK_SETTINGS}
+
+    def plan(self):
+        """Plan of the run."""
+        columns = [name for kind in self.discriminator for name in (f"D_{kind}", f"G_{kind}")]
+        columns += ["LM"] if "oasis" in self.discriminator and self.labelmix_weight else []
+        columns += ["R1"] if "wavelet" in self.discriminator and self.r1_weight else []
+        columns += ["L1"] if "patch" in self.discriminator and self.l1_weight else []
+        columns += [name for name in ("mask", "cldice") if getattr(self, f"{name}_weight")]
+        return runs.Plan.of(
+            self,
+            volumes_per_step=self.batch_size * self.gradient_accumulate_every,
+            columns=tuple(columns),
+            shown=tuple(columns[:4]),
+        )
+
+
+NETWORK_SETTINGS = options_of(LabelToVolumeConfig, network=True)
+
+
+# ╔══════════════════════════════════════════════════════════════════════════════════════════════════════════╗
+# ║ Pairs                                                                                                    ║
+# ╚══════════════════════════════════════════════════════════════════════════════════════════════════════════╝
+
+
+@dataclass
+class Pairs:
+    """Label maps of the volumes of an Audit.
+
+    Args:
+        maps: Class numbers, (N, 1, Z, X, Y) uint8, in the order of the volumes.
+        table: {id: name}.
+        trained: Indices of the pairs that are trained on, (n,).
+        held_out: Indices of the others.
+        center: Where the middle of the labels is on average, (3,) voxels of X, Y and Z.
+    """
+
+    maps: torch.Tensor
+    table: dict
+    trained: np.ndarray
+    held_out: np.ndarray
+    center: np.ndarray
+
+    def summary(self):
+        """Lines for a person to read."""
+        names = ["background", *(self.table[n] for n in sorted(self.table))]
+        counts = torch.bincount(self.maps.flatten(), minlength=UNKNOWN + 1)[: len(names)]
+        shares = (counts / self.maps.numel()).tolist()
+        told = ", ".join(f"{name} {share:.2%}" for name, share in zip(names, shares, strict=True) if share)
+        never = [name for name, share in zip(names, shares, strict=True) if not share]
+        lines = [f"pairs: {len(self.trained)} trained on, {len(self.held_out)} held out", f"voxels: {told}"]
+        return lines + ([f"never seen: {', '.join(never)}"] if never else [])
+
+
+def read_table(name):
+    """{id: name} of `--table`; None without one.
+
+    Raises:
+        UserError: It is neither the name of a table nor a JSON file of ids and names.
+    """
+    if name is None or name in TABLES:
+        return None if name is None else dict(TABLES[name])
+    if not Path(name).is_file():
+        raise UserError(f"--table {name} is no file: give {', '.join(TABLES)}, or a JSON file {{id: name}}.")
+    with as_damaged("expected {id: name} with ids from 1 to 254", name):
+        table = {int(key): str(value).strip() for key, value in read_json(name).items()}
+        if not table or not all(0 < n < UNKNOWN for n in table) or len(set(table.values())) < len(table):
+            raise UserError(f"{name} must give ids from 1 to 254 different names: correct it.")
+    return table
+
+
+def class_numbers(array, classes, ignore, path):
+    """Ids as class numbers; a UserError for a map that has one class alone. Shapes: (X, Y, Z) -> the same"""
+    numbers = classes.from_ids(array)
+    if ignore is not None:
+        numbers[array == ignore] = UNKNOWN
+    if (numbers == numbers.flat[0]).all():
+        raise UserError(f"{path} has one class alone, expected labels and background: remove the pair.")
+    return numbers
+
+
+def read_pairs(config, audit):
+    """The label maps of the volumes of an audit, all checked.
+
+    Raises:
+        UserError: One line for every pair that cannot be used.
+    """
+    if config.labels is None:
+        raise UserError("--labels is missing: give the folder of the label maps.")
+    paths = pair_up({"data": config.data, "labels": config.labels})
+    table, problems, found = read_table(config.table), [], {}
+    for name, (volume, path) in tqdm(paths.items(), "Checking label maps", leave=False):
+        try:
+            allowed = None if table is None else table | ({config.ignore: "unknown"} if config.ignore else {})
+            array, affine = read_labels(path, allowed, canonical=False)
+            with naming(volume):
+                image = load_nifti(volume)
+            if array.shape != image.shape[:3] or not np.allclose(affine, image.affine, atol=SAME_PLACE):
+                raise UserError(
+                    f"{path} is of another grid than {volume} ({by(array.shape)} voxels, expected "
+                    f"{by(image.shape[:3])} at the same place): resample it, by nearest neighbour"
+                )
+            found[name] = (array, affine)
+        except UserError as error:
+            problems.append(str(error).rstrip("."))
+    if table is None:
+        ids = sorted({int(n) for array, _ in found.values() for n in np.unique(array)} - {0, config.ignore})
+        table = {n: str(n) for n in ids}
+    classes, maps = Classes(table), []
+    for name, (array, _) in found.items():
+        try:
+            maps.append(class_numbers(array, classes, config.ignore, paths[name][1]))
+        except UserError as error:
+            problems.append(str(error).rstrip("."))
+    refuse_unusable(problems, len(paths), config.labels)
+    by_path = {volume: numbers for (volume, _), numbers in zip(paths.values(), maps, strict=True)}
+    maps = [by_path[path] for path in audit.paths]
+    trained, held_out = split(config, [name_of(path) for path in audit.paths])
+    dataset.check_number(len(trained), config.batch_size, f"{config.data} without what is held out")
+    middles = [np.mean([p.min(axis=1), p.max(axis=1)], axis=0) for p in map(labelled, maps)]
+    maps = torch.from_numpy(np.stack([array_to_volume(one) for one in maps]))
+    return Pairs(maps, table, trained, held_out, np.mean(middles, axis=0))
+
+
+def labelled(numbers):
+    """Positions of the voxels of any class. Shapes: (X, Y, Z) -> (3, n)"""
+    return np.array(np.nonzero((numbers > 0) & (numbers != UNKNOWN)))
+
+
+def split(config, names):
+    """Indices of the pairs to train on, and of the others: all of a subject on one side.
+
+    Shapes: names (N,) -> (n,), (N - n,)
+    """
+    told = read_subjects(config.subjects, set(names)) if config.subjects else {}
+    of = [told.get(name, name) for name in names]
+    subjects = sorted(set(of))
+    order = parallel.host_random(config.seed, STREAM_HELD_OUT).permutation(len(subjects))
+    number = math.ceil(config.held_out * len(subjects)) if config.held_out else 0
+    chosen = {subjects[n] for n in order[:number]}
+    held_out = np.array([subject in chosen for subject in of])
+    return np.flatnonzero(~held_out), np.flatnonzero(held_out)
+
+
+# ╔══════════════════════════════════════════════════════════════════════════════════════════════════════════╗
+# ║ Layers                                                                                                   ║
+# ╚══════════════════════════════════════════════════════════════════════════════════════════════════════════╝
+
+
+def one_hot(numbers, classes):
+    """Share of every class in every voxel, background first; an unknown voxel has none.
+
+    Shapes: (B, D, H, W) uint8 -> (B, 1 + classes, D, H, W) float32
+    """
+    every = torch.arange(1 + classes, dtype=numbers.dtype, device=numbers.device)
+    return (numbers[:, None] == every.view(1, -1, 1, 1, 1)).float()
+
+
+def latent_regions(noise, classes):
+    """Number of z of a volume."""
+    return {"global": 1, "class": 1 + classes, "local": LOCAL_CELLS**3}[noise]
+
+
+class Layout:
+    """A label map at every size, and the z of its regions.
+
+    Differs from the papers: a smaller map holds each class's share of a voxel, not the nearest voxel's class,
+    so that vessels do not vanish; z enters by a linear layer where its region is, not by channels beside the
+    map, which is the same to a convolution but for the borders of regions.
+
+    Args:
+        shares: (B, 1 + classes, D, H, W), of `one_hot`.
+        z: (B, regions, z_dim).
+        noise: global, class or local.
+    """
+
+    def __init__(self, shares, z, noise):
+        self.z, self.noise, self.sizes = z, noise, {tuple(shares.shape[2:]): shares}
+        self.largest = shares
+
+    def at(self, size):
+        """Shares of the classes. Shapes: (d, h, w) -> (B, 1 + classes, d, h, w)"""
+        size = tuple(size)
+        if size not in self.sizes:
+            kernel = tuple(n // s for n, s in zip(self.largest.shape[2:], size, strict=True))
+            self.sizes[size] = F.avg_pool3d(self.largest, kernel)
+        return self.sizes[size]
+
+    def spread(self, terms, size):
+        """Terms of the regions, where these are. Shapes: (B, regions, C) -> (B, C, d, h, w), or of sizes 1"""
+        if self.noise == "global":
+            return terms.transpose(1, 2)[..., None, None]
+        if self.noise == "class":
+            return torch.einsum("brdhw,brc->bcdhw", self.at(size).to(terms.dtype), terms)
+        return F.interpolate(terms.transpose(1, 2).unflatten(2, 3 * (LOCAL_CELLS,)), tuple(size))
+
+
+class Seen(nn.Module):
+    """What a layer sees of a layout: a convolution of its map, and a term for z.
+
+    Shapes: Layout, (d, h, w) -> (B, C, d, h, w)
+    """
+
+    def __init__(self, classes, z_dim, channels):
+        super().__init__()
+        self.map = Conv3d(1 + classes, channels, 3, padding=1)
+        self.z = nn.Linear(z_dim, channels, bias=False)
+
+    def forward(self, layout, size):
+        return self.map(layout.at(size)) + layout.spread(self.z(layout.z), size)
+
+
+def normalized(x, norm):
+    """Mean 0 and variance 1, of every channel or of groups of channels. Shapes: (B, C, D, H, W) -> the same"""
+    channels = x.shape[1]
+    groups = channels if norm == "instance" else math.gcd(GROUPS, channels)
+    with torch.autocast(x.device.type, enabled=False):
+        return F.group_norm(x.float(), groups)
+
+
+class Spade(nn.Module):
+    """Spatially adaptive normalisation (Park et al. 2019, arXiv:1903.07291, Eq. 1).
+
+        norm(x) * (1 + gamma(map, z)) + beta(map, z)
+
+    Differs from the paper: the normalisation is of a volume, not of a batch, and z modulates too, as in OASIS.
+
+    Shapes: x (B, C, d, h, w), Layout -> (B, C, d, h, w)
+    """
+
+    def __init__(self, channels, classes, settings):
+        super().__init__()
+        hidden = min(settings["spade_width"], channels)  # where a volume is large, C is small
+        self.seen = Seen(classes, settings["z_dim"], hidden)
+        self.modulation = Conv3d(hidden, 2 * channels, 3, padding=1)
+        self.norm = settings["norm"]
+
+    def forward(self, x, layout):
+        gamma, beta = self.modulation(F.relu(self.seen(layout, x.shape[2:]))).chunk(2, dim=1)
+        return normalized(x, self.norm) * (1 + gamma) + beta
+
+
+class SpadeBlock(nn.Module):
+    """Two modulated convolutions beside a shortcut (arXiv:1903.07291, Fig. 4b).
+
+    Differs from the paper: the shortcut, a convolution of one voxel where the channels change, is not modulated.
+
+    Shapes: x (B, C, d, h, w), Layout -> (B, C', d, h, w)
+    """
+
+    def __init__(self, channels, out_channels, classes, settings):
+        super().__init__()
+        middle = min(channels, out_channels)
+        self.spade1, self.spade2 = (Spade(n, classes, settings) for n in (channels, middle))
+        self.conv1 = spectral_norm(Conv3d(channels, middle, 3, padding=1))
+        self.conv2 = spectral_norm(Conv3d(middle, out_channels, 3, padding=1))
+        same = channels == out_channels
+        self.shortcut = (
+            nn.Identity() if same else spectral_norm(Conv3d(channels, out_channels, 1, bias=False))
+        )
+        self.act = leaky_relu()
+
+    def forward(self, x, layout):
+        y = self.conv1(self.act(self.spade1(x, layout)))
+        return self.shortcut(x) + self.conv2(self.act(self.spade2(y, layout)))
+
+
+class ResidualBlock(nn.Module):
+    """Two convolutions beside a shortcut, with spectral normalisation (arXiv:2012.04781, App. C).
+
+    Shapes: (B, C, D, H, W) -> (B, C', D, H, W)
+    """
+
+    def __init__(self, channels, out_channels):
+        super().__init__()
+        self.conv1 = spectral_norm(Conv3d(channels, out_channels, 3, padding=1))
+        self.conv2 = spectral_norm(Conv3d(out_channels, out_channels, 3, padding=1))
+        self.shortcut = spectral_norm(Conv3d(channels, out_channels, 1, bias=False))
+
+    def forward(self, x):
+        y = self.conv2(F.leaky_relu(self.conv1(F.leaky_relu(x, 0.2)), 0.2))
+        return self.shortcut(x) + y
+
+
+def haar(x, stride):
+    """Haar transform of every axis of stride 2: sums and differences of neighbours over sqrt(2).
+
+    Shapes: (B, C, D, H, W) -> (B, bands * C, D / d, H / h, W / w), bands the product of the strides
+    """
+    for axis, step in zip((2, 3, 4), stride, strict=True):
+        if step == 2:
+            even, odd = x.unflatten(axis, (-1, 2)).unbind(axis + 1)
+            x = torch.cat([even + odd, even - odd], dim=1) * 0.5**0.5
+    return x
+
+
+def inverse_haar(bands, stride):
+    """What `haar` was given. Shapes: (B, bands * C, D, H, W) -> (B, C, d D, h H, w W)"""
+    for axis, step in reversed(list(zip((2, 3, 4), stride, strict=True))):
+        if step == 2:
+            sums, differences = bands.chunk(2, dim=1)
+            bands = torch.stack([sums + differences, sums - differences], axis + 1) * 0.5**0.5
+            bands = bands.flatten(axis, axis + 1)
+    return bands
+
+
+# ╔══════════════════════════════════════════════════════════════════════════════════════════════════════════╗
+# ║ Networks                                                                                                 ║
+# ╚══════════════════════════════════════════════════════════════════════════════════════════════════════════╝
+
+
+def widths_of(settings, first):
+    """Channels of the blocks from the smallest volumes to the largest, which have `first`."""
+    number = len(growth_schedule(settings["image_size"], settings["image_depth"]))
+    return [min(settings["fmap_max"], first * 2**i) for i in range(number)][::-1]
+
+
+def grown(x, factors):
+    """Nearest-neighbour enlargement. Shapes: (B, C, D, H, W) -> (B, C, dD, hH, wW)"""
+    return x if factors == (1, 1, 1) else F.interpolate(x, scale_factor=tuple(map(float, factors)))
+
+
+def to_grey(x):
+    """Numbers as grey values in [0, 1]: tanh, as published, over its range."""
+    return 0.5 + 0.5 * torch.tanh(x)
+
+
+class SpadeGenerator(nn.Module):
+    """A residual block modulated by label map and z at every size of the growth schedule.
+
+    Shapes: Layout -> (B, 1, D, H, W) in [0, 1]
+    """
+
+    def __init__(self, classes, settings):
+        super().__init__()
+        self.checkpoint_activations = False
+        self.factors = growth_schedule(settings["image_size"], settings["image_depth"])
+        widths = widths_of(settings, settings["width"])
+        self.initial = Seen(classes, settings["z_dim"], widths[0])
+        self.blocks = nn.ModuleList(
+            SpadeBlock(*pair, classes, settings) for pair in itertools.pairwise([widths[0], *widths])
+        )
+        self.to_volume = Conv3d(widths[-1], 1, 3, padding=1)
+
+    def forward(self, layout):
+        x = self.initial(layout, (4, 4, 4))
+        for factors, block in zip(self.factors, self.blocks, strict=True):
+            x = run_block(block, grown(x, factors), layout, again=self.checkpoint_activations)
+        return to_grey(self.to_volume(F.leaky_relu(x, 0.2)).float())
+
+
+class UNetGenerator(nn.Module):
+    """pix2pix's generator in 3D (Isola et al. 2017, arXiv:1611.07004, Sec. 3.2), down to 4 voxels an axis.
+
+    Differs from the paper: z, added where the volume is smallest, takes the place of dropout, so that a seed
+    decides; instance normalisation; nearest-neighbour enlargement, which leaves no checkerboard.
+
+    Shapes: Layout -> (B, 1, D, H, W) in [0, 1]
+    """
+
+    def __init__(self, classes, settings):
+        super().__init__()
+        self.checkpoint_activations = False
+        self.factors = growth_schedule(settings["image_size"], settings["image_depth"])[1:]
+        widths = widths_of(settings, settings["width"])  # from the smallest volume on
+        self.first = Conv3d(1 + classes, widths[-1], 3, padding=1)
+        down = list(itertools.pairwise(widths[::-1]))
+        self.down = nn.ModuleList(
+            Conv3d(*pair, tuple(2 + f if f == 2 else 3 for f in factors), stride=factors, padding=1)
+            for pair, factors in zip(down, self.factors[::-1], strict=True)
+        )
+        self.z = nn.Linear(settings["z_dim"], widths[0])
+        self.up = nn.ModuleList(Conv3d(a + b, b, 3, padding=1) for a, b in itertools.pairwise(widths))
+        self.to_volume = Conv3d(widths[-1], 1, 3, padding=1)
+
+    def forward(self, layout):
+        again, x = self.checkpoint_activations, self.first(layout.largest)
+        skips = []
+        for conv in self.down:
+            skips.append(x)
+            x = run_block(
+                lambda x, conv=conv: normalized(conv(F.leaky_relu(x, 0.2)), "instance"), x, again=again
+            )
+        x = x + layout.spread(self.z(layout.z), x.shape[2:])
+        for conv, factors, skip in zip(self.up, self.factors, skips[::-1], strict=True):
+
+            def step(x, skip, conv=conv, factors=factors):
+                joined = torch.cat([grown(F.relu(x), factors), F.relu(skip).to(x.dtype)], dim=1)
+                return normalized(conv(joined), "instance")
+
+            x = run_block(step, x, skip, again=again)
+        return to_grey(self.to_volume(F.relu(x)).float())
+
+
+class OasisDiscriminator(nn.Module):
+    """Encoder and decoder that name the class of every voxel (Sushko et al. 2021, arXiv:2012.04781, Sec. 3.1).
+
+    Class 0 is "generated", 1 the background, 2 the first class of the table.
+
+    Shapes: volumes (B, 1, D, H, W), shares of the label map (not looked at) -> (B, 2 + classes, D, H, W)
+    """
+
+    def __init__(self, classes, settings):
+        super().__init__()
+        self.factors = growth_schedule(settings["image_size"], settings["image_depth"])[1:]
+        widths = widths_of(settings, settings["disc_width"])
+        self.first = spectral_norm(Conv3d(1, widths[-1], 3, padding=1))
+        self.down = nn.ModuleList(ResidualBlock(*pair) for pair in itertools.pairwise(widths[::-1]))
+        self.up = nn.ModuleList(ResidualBlock(a + b, b) for a, b in itertools.pairwise(widths))
+        self.to_classes = Conv3d(widths[-1], 2 + classes, 1)
+
+    def forward(self, volumes, shares=None):
+        x, skips = self.first(volumes), []
+        for block, factors in zip(self.down, self.factors[::-1], strict=True):
+            skips.append(x)
+            x = F.avg_pool3d(block(x), factors)
+        for block, factors, skip in zip(self.up, self.factors, skips[::-1], strict=True):
+            x = block(torch.cat([grown(x, factors), skip], dim=1))
+        return self.to_classes(F.leaky_relu(x, 0.2))
+
+
+class WaveletDiscriminator(nn.Module):
+    """Judges a volume by its Haar bands at every size (Gal et al. 2021, arXiv:2102.06108, Fig. 3).
+
+    Differs from the paper: the smaller volume is the mean of its voxels, not blurred before; no minibatch
+    standard deviation, for the label maps already tell the volumes of a batch apart.
+
+    Shapes: volumes (B, 1, D, H, W), shares (not looked at) -> (B,)
+    """
+
+    def __init__(self, classes, settings):
+        super().__init__()
+        self.factors = growth_schedule(settings["image_size"], settings["image_depth"])[:0:-1]
+        widths = widths_of(settings, settings["disc_width"])[::-1]
+        pairs = list(zip(self.factors, itertools.pairwise(widths), strict=True))
+        self.from_bands = nn.ModuleList(Conv3d(math.prod(f), pair[0], 1) for f, pair in pairs)
+        self.convs = nn.ModuleList(
+            nn.ModuleList([Conv3d(a, a, 3, padding=1), Conv3d(a, b, 3, stride=stride, padding=1)])
+            for (_, (a, b)), stride in zip(pairs, [*self.factors[1:], (1, 1, 1)], strict=True)
+        )
+        self.last = Conv3d(widths[-1], widths[-1], 3, padding=1)
+        self.to_logit = nn.Linear(widths[-1] * 4**3, 1)
+
+    def forward(self, volumes, shares=None):
+        x = None
+        for factors, from_bands, convs in zip(self.factors, self.from_bands, self.convs, strict=True):
+            seen = from_bands(haar(volumes, factors))
+            x = seen if x is None else x + seen
+            for conv in convs:
+                x = F.leaky_relu(reliably(conv, x), 0.2)
+            volumes = F.avg_pool3d(volumes, factors)
+        x = F.leaky_relu(reliably(self.last, x), 0.2)
+        return self.to_logit(x.flatten(1)).squeeze(1)
+
+
+class PatchDiscriminator(nn.Module):
+    """Judges patches of label map and volume together (PatchGAN, arXiv:1611.07004, Sec. 3.2.2).
+
+    Shapes: volumes (B, 1, D, H, W), shares (B, 1 + classes, D, H, W) -> (B, D', H', W')
+    """
+
+    def __init__(self, classes, settings):
+        super().__init__()
+        strides = growth_schedule(settings["image_size"], settings["image_depth"])[:0:-1][:PATCH_LAYERS]
+        first, most = settings["disc_width"], settings["fmap_max"]
+        widths = [2 + classes, *(min(most, first * 2**i) for i in range(len(strides) + 1))]
+        kernels = [tuple(2 + s if s == 2 else 3 for s in stride) for stride in (*strides, (1, 1, 1))]
+        self.convs = nn.ModuleList(
+            Conv3d(*pair, kernel, stride=stride, padding=1)
+            for pair, kernel, stride in zip(
+                itertools.pairwise(widths), kernels, (*strides, (1, 1, 1)), strict=True
+            )
+        )
+        self.to_logits = Conv3d(widths[-1], 1, 3, padding=1)
+
+    def forward(self, volumes, shares):
+        x = torch.cat([volumes, shares.to(volumes.dtype)], dim=1)
+        for layer, conv in enumerate(self.convs):
+            x = reliably(conv, x)
+            x = F.leaky_relu(normalized(x, "instance") if layer else x, 0.2)
+        return reliably(self.to_logits, x).squeeze(1)
+
+
+KINDS = {"spade": SpadeGenerator, "unet": UNetGenerator}
+KINDS |= {"oasis": OasisDiscriminator, "wavelet": WaveletDiscriminator, "patch": PatchDiscriminator}
+
+
+class Networks(nn.Module):
+    """The generator G, its average GE, and the discriminators D."""
+
+    def __init__(self, classes, **settings):
+        super().__init__()
+        self.G = KINDS[settings["generator"]](classes, settings)
+        self.D = nn.ModuleDict({name: KINDS[name](classes, settings) for name in settings["discriminator"]})
+        self.GE = KINDS[settings["generator"]](classes, settings).requires_grad_(False).eval()
+        self.GE.load_state_dict(self.G.state_dict())
+
+    @torch.no_grad()
+    def update_average(self, decay):
+        """GE <- decay * GE + (1 - decay) * G; what is no weight is copied."""
+        torch._foreach_lerp_(list(self.GE.parameters()), list(self.G.parameters()), 1 - decay)
+        for average, current in zip(self.GE.buffers(), self.G.buffers(), strict=True):
+            average.copy_(current)
+
+
+# ╔══════════════════════════════════════════════════════════════════════════════════════════════════════════╗
+# ║ Losses                                                                                                   ║
+# ╚══════════════════════════════════════════════════════════════════════════════════════════════════════════╝
+
+
+def class_weights(counts, most):
+    """Weight of every class, the rarer the larger (arXiv:2012.04781, Eq. 2), within [LEAST_WEIGHT, most].
+
+        voxels / (number of classes present * voxels of the class)
+
+    Differs from the paper: clamped. A vessel of a few voxels would else outweigh all that surrounds it, and
+    the background, a class like any other, would weigh next to nothing.
+
+    Shapes: counts (classes,) -> (classes,)
+    """
+    present = (counts > 0).sum()
+    return (counts.sum() / (present * counts.clamp_min(1))).clamp(LEAST_WEIGHT, most)
+
+
+def n_plus_one_loss(logits, numbers, weights):
+    """Cross-entropy of N + 1 classes in every voxel (arXiv:2012.04781, Eq. 1): class n of a map is n + 1 here.
+
+    Shapes: logits (B, 2 + classes, D, H, W), numbers (B, D, H, W), weights (1 + classes,) -> scalar
+    """
+    known = numbers != UNKNOWN
+    target = torch.where(known, numbers, 0).long()
+    loss = F.cross_entropy(logits.float(), target + 1, reduction="none")
+    return (loss * weights[target] * known).mean()
+
+
+def generated_loss(logits):
+    """Cross-entropy to "generated" in every voxel (arXiv:2012.04781, Eq. 1, second term). -> scalar"""
+    return -logits.float().log_softmax(dim=1)[:, 0].mean()
+
+
+def labelmix_mask(numbers, classes, rng):
+    """Of every class of every map, its voxels are real or generated (arXiv:2012.04781, Sec. 3.2).
+
+    Shapes: (B, D, H, W) -> (B, 1, D, H, W), 1 is real
+    """
+    coins = rng.integers(0, 2, len(numbers) * (UNKNOWN + 1)).reshape(-1, UNKNOWN + 1)
+    coins = parallel.to_device(torch.from_numpy(np.ascontiguousarray(coins)), numbers.device)
+    of = torch.arange(len(numbers), device=numbers.device).view(-1, 1, 1, 1)
+    return coins[of, numbers.long()][:, None].float()
+
+
+def mask_loss(volumes, body, threshold, softness=0.05):
+    """Mean difference between the bright voxels, softly, and a label map's. A gradient reaches every voxel.
+
+        mean |sigmoid((x - threshold) / softness) - body|
+
+    Shapes: (B, 1, D, H, W) in [0, 1], (B, 1, D, H, W) of 0 and 1 -> scalar
+    """
+    return (torch.sigmoid((volumes.float() - threshold) / softness) - body).abs().mean()
+
+
+def centre_line_loss(logits, numbers):
+    """1 - clDice of all classes as one, as D names them, and the map's (Shit et al. 2021, arXiv:2003.07311).
+
+    Shapes: logits (B, 2 + classes, D, H, W), numbers (B, D, H, W) -> scalar
+    """
+    from monai.losses.cldice import SoftclDiceLoss
+
+    found = logits.float().softmax(dim=1)[:, 2:].sum(dim=1, keepdim=True)
+    true = ((numbers > 0) & (numbers != UNKNOWN))[:, None].float()
+    return SoftclDiceLoss(iter_=CENTRE_LINE_STEPS)(found, true)
+
+
+# ╔══════════════════════════════════════════════════════════════════════════════════════════════════════════╗
+# ║ Trainer                                                                                                  ║
+# ╚══════════════════════════════════════════════════════════════════════════════════════════════════════════╝
+
+
+class Trainer(training.VolumeTrainer):
+    """Networks, optimisers and the training step of one run.
+
+    Args:
+        config, audit, group, command: As for `VolumeTrainer`.
+        pairs: Pairs of the audit's volumes.
+    """
+
+    reals_per_batch = 2  # D and G see different pairs
+
+    def __init__(self, config, audit, group=None, pairs=None, command=None):
+        super().__init__(config, audit, group, command)
+        self.pairs, self.members, self.classes = pairs, pairs.trained, Classes(pairs.table)
+        self.plan = config.plan()
+        self.networks = channels_last(Networks(len(pairs.table), **config.network()))
+        self.networks.G.checkpoint_activations = config.checkpoint_activations
+        if self.device.type != "cpu":
+            self.networks.to(self.device)
+        rates = {"G_opt": ("G", 1.0), "D_opt": ("D", config.ttur_mult)}
+        self.optimizers = {name: self.build_optimizer(*about) for name, about in rates.items()}
+        self.other_side = parallel.to_device(self.sides(), self.device)
+
+    def sides(self):
+        """Class of the other side of every class. Shapes: -> (256,) uint8"""
+        sides = np.arange(UNKNOWN + 1, dtype=np.uint8)
+        other = self.classes.other_side
+        sides[: len(other)] = other
+        return sides
+
+    def build_optimizer(self, module, mult):
+        """Adam for a network, a group for every scale of the rate."""
+        config, groups = self.config, {}
+        for name, p in getattr(self.networks, module).named_parameters():
+            groups.setdefault(equalized_scale(name, p) if config.equalized_lr else 1.0, []).append(p)
+        rate = config.learning_rate * mult
+        groups = [{"params": p, "lr": rate * scale, "full": rate * scale} for scale, p in groups.items()]
+        return torch.optim.Adam(groups, betas=tuple(config.adam_betas), fused=True)
+
+    def reported(self):
+        """{name: network} whose sizes are told."""
+        return {"G": self.networks.G, **{f"D {name}": D for name, D in self.networks.D.items()}}
+
+    # ---- what a step is made of
+
+    def next_pairs(self, rng):
+        """The next pairs, some with their sides exchanged. Shapes: -> (B, 1, D, H, W), (B, D, H, W) uint8"""
+        volumes, indices = self.next_volumes(flip_prob=0)
+        numbers = parallel.to_device(self.pairs.maps[indices], self.device)
+        if self.config.mirror:
+            flips = torch.from_numpy(rng.random(self.batch_size) < 0.5)
+            flips = parallel.to_device(flips, self.device).view(-1, 1, 1, 1, 1)
+            axis = self.audit.left_right
+            volumes = torch.where(flips, volumes.flip(axis), volumes)
+            numbers = torch.where(flips, self.other_side[numbers.flip(axis).long()], numbers)
+        return volumes, numbers[:, 0]
+
+    def draw_layout(self, shares, generator):
+        """The layout of a batch, with z of its own. Shapes: (B, 1 + classes, D, H, W) -> Layout"""
+        config = self.config
+        regions = latent_regions(config.noise, len(self.pairs.table))
+        z = self.draw(torch.randn, (regions, config.z_dim), generator)
+        return Layout(shares, z, config.noise)
+
+    def weights_of(self, numbers):
+        """Weights of the classes of this batch, of all processes. Shapes: (B, D, H, W) -> (1 + classes,)"""
+        counts = torch.bincount(numbers.flatten(), minlength=UNKNOWN + 1)[: 1 + len(self.pairs.table)].float()
+        self.group.sum_([counts])
+        return class_weights(counts, self.config.class_weight_max)
+
+    def add(self, losses, name, value, share):
+        """Count a loss, and give its part of this process's and micro-batch's gradient."""
+        value = value * share
+        losses[name] += value.detach()
+        return value
+
+    # ---- one step
+
+    def train_step(self, log):
+        """One update of every network; the log reads the losses when it waits for the device."""
+        self.seen = []
+        set_rates(self.optimizers.values(), self.done, self.config.final_rate)
+        with parallel.tf32(False):
+            losses = {**self.half_step("D_opt", self.accumulate_discriminators, self.penalty_is_due)}
+            losses |= self.half_step("G_opt", self.accumulate_generator)
+        self.scaler.update()
+        self.networks.update_average(self.average_decay())
+        log.add(self.step, losses, self.origin())
+        self.step += 1
+
+    @property
+    def penalty_is_due(self):
+        """True if R1 is computed in this step."""
+        return self.step % self.config.r1_every == 0
+
+    def half_step(self, name, accumulate, *args):
+        """One update by an optimiser; returns the losses."""
+        optimizer = self.optimizers[name]
+        losses = accumulate(*args, self.config.gradient_accumulate_every)
+        self.group.sum_([p.grad for p in trained_by(optimizer)] + list(losses.values()))
+        self.scaler.step(optimizer)
+        optimizer.zero_grad(set_to_none=True)
+        return losses
+
+    def accumulate_discriminators(self, regularize, micro_batches):
+        """Gradients of all discriminators; R1 in a pass of its own in float32."""
+        losses, share = defaultdict(float), 1 / micro_batches / self.group.world
+        for micro in range(micro_batches):
+            rng, generator = self.random(parallel.STREAM_D, micro)
+            real, numbers = self.next_pairs(rng)
+            shares = one_hot(numbers, len(self.pairs.table))
+            with torch.no_grad(), self.autocast():
+                fake = self.networks.G(self.draw_layout(shares, generator))
+            both, twice = torch.cat([real, fake]), torch.cat([shares, shares])
+            for name, D in self.networks.D.items():
+                with self.autocast():
+                    logits = D(both, twice).float().chunk(2)
+                loss = self.add(losses, f"D_{name}", self.tell_apart(name, *logits, numbers), share)
+                if name == "oasis" and self.config.labelmix_weight:
+                    mixed = self.labelmix(D, real, fake, numbers, logits, rng)
+                    loss = loss + self.add(losses, "LM", mixed, share * self.config.labelmix_weight)
+                self.scaler.scale(loss).backward()
+            if "wavelet" in self.networks.D and self.config.r1_weight and regularize:
+                weight = self.config.r1_weight * self.config.r1_every  # lazy: as if at every step
+                for part in real.split(self.penalty_part):
+                    seen = part.detach().float().requires_grad_()
+                    value = zero_centered_penalty(seen, self.networks.D["wavelet"](seen), weight)
+                    value = self.add(losses, "R1", value, share * len(part) / self.batch_size)
+                    self.scaler.scale(value).backward()
+        return losses
+
+    def tell_apart(self, name, real, fake, numbers):
+        """A discriminator's loss: classes of its voxels, or real against generated. Shapes: logits -> scalar"""
+        if name == "oasis":
+            return n_plus_one_loss(real, numbers, self.weights_of(numbers)) + generated_loss(fake)
+        return F.softplus(-real).mean() + F.softplus(fake).mean()
+
+    def labelmix(self, D, real, fake, numbers, logits, rng):
+        """D names the classes of a mixture as the mixture of what it names (arXiv:2012.04781, Eq. 4). -> scalar"""
+        mask = labelmix_mask(numbers, len(self.pairs.table), rng)
+        with self.autocast():
+            found = D(torch.lerp(fake, real, mask)).float()
+        return F.mse_loss(found, torch.lerp(logits[1], logits[0], mask))
+
+    def accumulate_generator(self, micro_batches):
+        """Gradients of G."""
+        losses, config, share = defaultdict(float), self.config, 1 / micro_batches / self.group.world
+        self.networks.D.requires_grad_(False)
+        for micro in range(micro_batches):
+            rng, generator = self.random(parallel.STREAM_G, micro)
+            real, numbers = self.next_pairs(rng)
+            shares = one_hot(numbers, len(self.pairs.table))
+            with self.autocast():
+                fake = self.networks.G(self.draw_layout(shares, generator))
+            loss = 0.0
+            for name, D in self.networks.D.items():
+                with self.autocast():
+                    logits = D(fake, shares).float()
+                value = F.softplus(-logits).mean()
+                if name == "oasis":
+                    value = n_plus_one_loss(logits, numbers, self.weights_of(numbers))
+                    if config.cldice_weight:
+                        line = centre_line_loss(logits, numbers)
+                        loss = loss + self.add(losses, "cldice", line, share * config.cldice_weight)
+                loss = loss + self.add(losses, f"G_{name}", value, share)
+            if "patch" in self.networks.D and config.l1_weight:
+                loss = loss + self.add(losses, "L1", (fake - real).abs().mean(), share * config.l1_weight)
+            if config.mask_weight:
+                body = ((numbers > 0) & (numbers != UNKNOWN))[:, None].float()
+                value = mask_loss(fake, body, config.mask_threshold)
+                loss = loss + self.add(losses, "mask", value, share * config.mask_weight)
+            self.scaler.scale(loss).backward()
+        self.networks.D.requires_grad_(True)
+        return losses
+
+    def rehearsed(self):
+        """[(phase, function, arguments)] of the heaviest work."""
+        two = min(2, self.config.gradient_accumulate_every)
+        penalty = "wavelet" in self.networks.D and self.config.r1_weight > 0
+        name = "discriminators with R1" if penalty else "discriminators"
+        return [
+            (name, self.accumulate_discriminators, True, two),
+            ("generator", self.accumulate_generator, two),
+        ]
+
+    # ---- previews and state
+
+    def preview(self):
+        """Held-out pairs: label map, real volume, and two drawn by GE; projections from above."""
+        if not self.group.first:
+            return {}
+        chosen = (self.pairs.held_out if len(self.pairs.held_out) else self.pairs.trained)[
+            : self.config.num_previews
+        ]
+        painter = Painter(self.networks.GE, self.config.noise, self.config.z_dim, self.device, self.autocast)
+        rows = []
+        for index in map(int, chosen):
+            numbers = self.pairs.maps[index, 0].numpy()
+            made = [painter.draw(numbers, len(self.pairs.table), self.config.seed + n) for n in range(2)]
+            real, _ = dataset.VolumeDataset(self.audit)[index, False]
+            rows.append(row_of(numbers, [real.float().cpu(), *made], self.audit.affine))
+        return {"map-real-made-made": np.concatenate(rows)}
+
+    def evaluate(self, received):
+        """Nothing: segmentation/fidelity.py scores what was generated."""
+        return {}
+
+    def state(self):
+        """All that the run needs to continue exactly."""
+        pairs = self.pairs
+        return self.run_state() | {
+            "networks": self.networks.state_dict(),
+            "table": {str(n): name for n, name in pairs.table.items()},
+            "held_out": [name_of(self.audit.paths[i]) for i in pairs.held_out],
+            "center": pairs.center.tolist(),
+        }
+
+    def load(self, state):
+        """Take up the state of a checkpoint."""
+        if "networks" not in state or "table" not in state:
+            raise UserError("is no checkpoint of label_to_volume.py: give another --name or --models_dir")
+        runs.load_networks(self.networks, state["networks"])
+        self.step, self.loader = state["step"], None
+        self.take_up(state)
+
+
+def row_of(numbers, volumes, affine):
+    """A label map and volumes side by side, from above. Shapes: (Z, X, Y), (1, Z, X, Y) -> (H, W, 3) uint8"""
+    from segmentation.report import COLOURS, coloured
+
+    shown = np.where(numbers == UNKNOWN, 0, numbers)
+    shown = np.where(shown > 0, (shown.astype(int) - 1) % len(COLOURS) + 1, 0)
+    tiles = [coloured(volume_to_array(shown[None]), affine)]
+    for volume in volumes:
+        _, (projection,) = axial_pictures(np.asarray(volume)[None], affine)
+        image = nearest(projection, tiles[0].shape[:2])
+        tiles.append(np.repeat(image[..., None], 3, axis=2))
+    tiles = [np.pad(tile, ((0, 2), (0, 2), (0, 0)), constant_values=64) for tile in tiles]
+    return np.concatenate(tiles, axis=1)
+
+
+def nearest(picture, shape):
+    """A picture at another size, by nearest neighbour. Shapes: (h, w) -> shape"""
+    rows, columns = (np.arange(n) * m // n for n, m in zip(shape, picture.shape, strict=True))
+    return picture[rows][:, columns]
+
+
+# ╔══════════════════════════════════════════════════════════════════════════════════════════════════════════╗
+# ║ Edits                                                                                                    ║
+# ╚══════════════════════════════════════════════════════════════════════════════════════════════════════════╝
+
+
+def read_edit(text):
+    """(operation, class name or None, mm or None) of a text like thin:L-Pcom:0.4.
+
+    Raises:
+        UserError: It is none.
+    """
+    operation, *arguments = str(text).split(":")
+    form = "--edit takes drop:NAME, thin:NAME:MM, thicken:NAME:MM or swap_sides"
+    if operation not in OPERATIONS or len(arguments) != OPERATIONS[operation]:
+        raise UserError(f"{form}, got {text!r}.")
+    try:
+        mm = float(arguments[1]) if len(arguments) == 2 else None
+    except ValueError:
+        mm = math.nan
+    if mm is not None and not 0 < mm < 1000:
+        raise UserError(f"{form}; {text!r} has no length in mm.")
+    return operation, arguments[0] if arguments else None, mm
+
+
+def edited(numbers, affine, edits, classes):
+    """A label map after some edits; what is thinned keeps its centre line, what is thickened takes background.
+
+    Shapes: numbers (X, Y, Z) uint8, affine (4, 4) mm -> (X, Y, Z) uint8
+
+    Raises:
+        UserError: The table has no class of a name.
+    """
+    numbers, spacing = numbers.copy(), nib.affines.voxel_sizes(affine)
+    for operation, name, mm in edits:
+        if operation == "swap_sides":
+            other = np.arange(UNKNOWN + 1, dtype=np.uint8)
+            other[: 1 + len(classes.names)] = classes.other_side
+            numbers = other[np.flip(numbers, dataset.left_right_axis(affine))]
+            continue
+        if name not in classes.names:
+            raise UserError(f"--edit names {name}, the model's classes are {', '.join(classes.names)}.")
+        number = 1 + classes.names.index(name)
+        there = numbers == number
+        if operation == "drop":
+            numbers[there] = 0
+        elif operation == "thin" and there.any():
+            from skimage.morphology import skeletonize
+
+            kept = (ndimage.distance_transform_edt(there, spacing) > mm) | skeletonize(there)
+            numbers[there & ~kept] = 0
+        elif there.any():
+            near = ndimage.distance_transform_edt(~there, spacing) <= mm
+            numbers[near & (numbers == 0)] = number
+    return numbers
+
+
+# ╔══════════════════════════════════════════════════════════════════════════════════════════════════════════╗
+# ║ Inference                                                                                                ║
+# ╚══════════════════════════════════════════════════════════════════════════════════════════════════════════╝
+
+
+class Painter:
+    """A generator that draws the volume of a label map and a seed, one at a time, so that none depends on others.
+
+    Args:
+        G: SpadeGenerator or UNetGenerator.
+        noise, z_dim: As it was trained.
+        device: torch.device.
+        autocast: Function that opens the precision of its passes; None is float32.
+    """
+
+    def __init__(self, G, noise, z_dim, device, autocast=None):
+        self.G, self.noise, self.z_dim, self.device = G, noise, z_dim, device
+        self.autocast = autocast or functools.partial(torch.autocast, device.type, enabled=False)
+
+    @torch.no_grad()
+    def draw(self, numbers, classes, seed):
+        """A volume. Shapes: numbers (Z, X, Y) uint8 -> (1, Z, X, Y) float32 in [0, 1], on the CPU"""
+        regions = latent_regions(self.noise, classes)
+        z = torch.randn(regions, self.z_dim, generator=torch.Generator().manual_seed(seed))
+        shares = one_hot(torch.from_numpy(np.ascontiguousarray(numbers))[None].to(self.device), classes)
+        layout = Layout(shares, z[None].to(self.device), self.noise)
+        training_before = self.G.training
+        self.G.eval()  # spectral normalisation then changes nothing
+        try:
+            with self.autocast(), parallel.tf32(False):
+                return self.G(layout)[0].float().cpu()
+        finally:
+            self.G.train(training_before)
+
+
+class LabelModel(Painter):
+    """A trained generator, read from a checkpoint.
+
+    Args:
+        path: The checkpoint.
+        device: auto, cpu, cuda or cuda:<n>.
+        use_average: Take the averaged generator GE; False takes G.
+
+    Raises:
+        UserError: It cannot be used.
+    """
+
+    def __init__(self, path, device="auto", use_average=True):
+        self.path, state = Path(path), runs.read_state(path)
+        prefix, device = "GE." if use_average else "G.", parallel.choose_device(device)
+        with as_damaged("it is damaged or of another program", path):
+            if "table" not in state or "networks" not in state:
+                raise UserError(f"{path} is no checkpoint of label_to_volume.py.")
+            self.settings = {name: state["config"][name] for name in NETWORK_SETTINGS}
+            self.table = {int(n): str(name) for n, name in state["table"].items()}
+            self.known_as = state["config"]["table"] if state["config"]["table"] in TABLES else "its own"
+            self.ignore, self.step = state["config"]["ignore"], state["step"]
+            self.affine = np.array(state["affine"], dtype=float).reshape(4, 4)
+            self.center = np.array(state["center"], dtype=float).reshape(3)
+            G = KINDS[self.settings["generator"]](len(self.table), self.settings)
+            own = {n.removeprefix(prefix): t for n, t in state["networks"].items() if n.startswith(prefix)}
+            with naming(path):
+                runs.load_networks(G, own)
+        self.networks, self.classes = prefix.rstrip("."), Classes(self.table)
+        size, depth = self.settings["image_size"], self.settings["image_depth"]
+        self.array_shape = (size, size, depth)
+        G = channels_last(G).requires_grad_(False).eval().to(device)
+        super().__init__(G, self.settings["noise"], self.settings["z_dim"], device)
+
+    def read_map(self, path, fit=False):
+        """A label map on the model's grid. Returns class numbers (X, Y, Z) uint8 and the affine (4, 4).
+
+        Raises:
+            UserError: It is of another grid or table.
+        """
+        allowed = self.table | ({self.ignore: "unknown"} if self.ignore else {})
+        array, affine = read_labels(path, allowed, canonical=False)
+        numbers = class_numbers(array, self.classes, self.ignore, path)
+        sizes = [nib.affines.voxel_sizes(a) for a in (affine, self.affine)]
+        axes = ["".join(nib.aff2axcodes(a)) for a in (affine, self.affine)]
+        if numbers.shape == self.array_shape and np.allclose(*sizes, rtol=0.01) and axes[0] == axes[1]:
+            return numbers, affine
+        if fit:
+            return fitted(numbers, affine, self.affine, self.array_shape, self.center)
+        raise UserError(
+            f"{path} is of another grid than the model: {by(array.shape)} voxels of {by(sizes[0].round(3))} mm, "
+            f"{axes[0]}; expected {by(self.array_shape)} of {by(sizes[1].round(3))} mm, {axes[1]}. --fit brings "
+            f"it there."
+        )
+
+
+def fitted(numbers, affine, wanted, shape, center):
+    """A label map on another grid, by nearest neighbour, the middle of its labels where it is in training.
+
+    Shapes: numbers (X, Y, Z), affines (4, 4), shape (3,), center (3,) voxels -> numbers of shape, affine
+    """
+    places = labelled(numbers)
+    middle = affine[:3, :3] @ ((places.min(axis=1) + places.max(axis=1)) / 2) + affine[:3, 3]
+    grid = np.array(wanted, dtype=float)
+    grid[:3, 3] = middle - grid[:3, :3] @ np.round(center)
+    there = np.linalg.inv(affine) @ grid
+    found = ndimage.affine_transform(numbers, there[:3, :3], there[:3, 3], shape, order=0)
+    return found, grid
+
+
+def record_of(model, path, seed, edits, fit, numbers, affine):
+    """What a sidecar says of how a volume is drawn."""
+    return {
+        "synthetic": True,
+        "seed": seed,
+        "label_map": {
+            "path": str(path),
+            "sha256": file_digest(path),
+            "drawn_sha256": hashlib.sha256(numbers.tobytes()).hexdigest(),
+        },
+        "recipe": {"edit": list(edits), "fit": fit, "noise": model.noise},
+        "checkpoint": {
+            "path": str(model.path),
+            "sha256": file_digest(model.path),
+            "step": model.step,
+            "networks": model.networks,
+        },
+        "model": {k: list(v) if isinstance(v, tuple) else v for k, v in model.settings.items()},
+        "table": {str(n): name for n, name in model.table.items()},
+        "affine": np.asarray(affine, dtype=float).tolist(),
+    }
+
+
+def is_complete(sidecar, record):
+    """True if a volume is there that was drawn just so; a UserError if one of its name was drawn otherwise."""
+    if not sidecar.exists():
+        return False
+    found = read_json(sidecar)
+    with reading(sidecar, "remove it; the volume is then drawn again"):
+        keys = ("seed", "recipe", "affine", "table")
+        same = all(found[key] == record[key] for key in keys)
+        for key, digests in (
+            ("label_map", ("sha256", "drawn_sha256")),
+            ("checkpoint", ("sha256", "networks")),
+        ):
+            same = same and all(found[key][name] == record[key][name] for name in digests)
+    if not same:
+        raise UserError(
+            f"{sidecar} was drawn with other settings, map or checkpoint: choose another --output."
+        )
+    return sidecar.with_suffix("").with_suffix(".nii.gz").is_file()
+
+
+def generate_volumes(config):
+    """`--generate`: num_per_map volumes for every label map of a folder, each with its sidecar.
+
+    The label maps, as drawn, are written to the folder <output>_labels, under the volumes' names.
+
+    Returns:
+        The folder of the volumes.
+    """
+    checkpoint = runs.find_checkpoint(config.models, config.load_from)
+    model = LabelModel(checkpoint, config.device, config.use_average)
+    folder, maps = Path(config.output), {}
+    labels = folder.with_name(f"{folder.name}_labels")
+    paths, problems = find_volumes(config.generate, "--generate"), []
+    for path in paths:
+        try:
+            numbers, affine = model.read_map(path, config.fit)
+            maps[path] = (edited(numbers, affine, config.edits, model.classes), affine)
+        except UserError as error:
+            if config.edits and str(error).startswith("--edit"):
+                raise
+            problems.append(str(error).rstrip("."))
+    refuse_unusable(problems, len(paths), config.generate)
+    names = [name_of(path) for path in paths]
+    if len(set(names)) < len(names):
+        raise UserError(
+            f"--generate {config.generate} has several files of one name: draw its folders apart."
+        )
+    plan = []
+    for path, seed in itertools.product(maps, range(config.seed, config.seed + config.num_per_map)):
+        name = f"{name_of(path)}_seed{seed:06d}"
+        record = record_of(model, path, seed, config.edit, config.fit, *maps[path])
+        plan.append((path, name, record, is_complete(folder / f"{name}.json", record)))
+    if any(done for *_, done in plan):
+        print(f"{sum(done for *_, done in plan)} volumes are there already.")
+    for one in (folder, labels):
+        one.mkdir(parents=True, exist_ok=True)
+    rows = defaultdict(list)
+    for path, name, record, done in tqdm(plan, "Drawing", unit="volume"):
+        numbers, affine = maps[path]
+        if done:
+            continue
+        volume = model.draw(array_to_volume(numbers)[0], len(model.table), record["seed"])
+        ids = model.classes.to_ids(np.where(numbers == UNKNOWN, 0, numbers))
+        save_labels(ids, affine, labels / f"{name}.nii.gz", model.known_as)
+        save_nifti(volume, affine, folder / f"{name}.nii.gz")
+        row = row_of(array_to_volume(numbers)[0], [volume], affine)
+        save_picture(row, folder / f"{name}.png")
+        digest = hashlib.sha256(volume.numpy().tobytes()).hexdigest()
+        record |= {"file": f"{name}.nii.gz", "volume_sha256": digest, "versions": versions()}
+        with atomic_path(folder / f"{name}.json") as part:
+            part.write_text(json.dumps(record, indent=1), encoding="utf-8")
+        if len(rows) < 16 or path in rows:
+            rows[path].append(volume)
+    save_sheet(rows, maps, folder)
+    print(f"{len(plan)} volumes are in {folder}, their label maps in {labels}.")
+    return folder
+
+
+def save_sheet(rows, maps, folder, most=6):
+    """sheet.png: a row for each map, with up to `most` of its volumes."""
+    rows = {path: volumes for path, volumes in rows.items() if len(volumes) >= min(map(len, rows.values()))}
+    if rows:
+        shown = min(most, *map(len, rows.values()))
+        pictures = [
+            row_of(array_to_volume(maps[path][0])[0], volumes[:shown], maps[path][1])
+            for path, volumes in rows.items()
+        ]
+        wide = max(picture.shape[1] for picture in pictures)
+        pictures = [np.pad(p, ((0, 2), (0, wide - p.shape[1]), (0, 0))) for p in pictures]
+        save_picture(np.concatenate(pictures), folder / "sheet.png")
+
+
+def versions():
+    """Versions of what drew a volume."""
+    return {"label_to_volume": __version__, "torch": torch.__version__, "numpy": np.__version__}
+
+
+def recreate(config):
+    """`--recreate`: draw a volume again from its sidecar, and say whether it is identical.
+
+    Returns:
+        Largest difference of a voxel, in [0, 1].
+
+    Raises:
+        UserError: The checkpoint or the label map is another, or the volume differs by more than rounding.
+    """
+    sidecar = Path(config.recreate)
+    record = read_json(sidecar)
+    with as_damaged("give the .json beside a volume that label_to_volume.py drew", sidecar):
+        paths = {
+            key: (Path(record[key]["path"]), record[key]["sha256"]) for key in ("checkpoint", "label_map")
+        }
+        average, seed, file = record["checkpoint"]["networks"] == "GE", record["seed"], record["file"]
+        edits, fit = list(map(read_edit, record["recipe"]["edit"])), record["recipe"]["fit"]
+        wanted = record["volume_sha256"]
+    for path, digest in paths.values():
+        if not path.is_file() or file_digest(path) != digest:
+            raise UserError(f"{path} is not there, or not what {sidecar} was drawn with: bring it back.")
+    model = LabelModel(paths["checkpoint"][0], config.device, average)
+    numbers, affine = model.read_map(paths["label_map"][0], fit)
+    numbers = edited(numbers, affine, edits, model.classes)
+    volume = model.draw(array_to_volume(numbers)[0], len(model.table), seed).numpy()
+    with naming(sidecar.parent / file):
+        stored = load_nifti(sidecar.parent / file).get_fdata(dtype=np.float32)
+    difference = float(np.abs(volume_to_array(volume) - stored).max())
+    if hashlib.sha256(volume.tobytes()).hexdigest() == wanted and difference < 1e-6:
+        print(f"{file}: identical")
+    elif difference < 1e-4:
+        print(f"{file}: equal up to rounding, largest difference {difference:.1e}")
+    else:
+        raise UserError(f"{file} differs from what its sidecar describes, by up to {difference:.3g}.")
+    return difference
+
+
+# ╔══════════════════════════════════════════════════════════════════════════════════════════════════════════╗
+# ║ Entry points                                                                                             ║
+# ╚══════════════════════════════════════════════════════════════════════════════════════════════════════════╝
+
+
+def adopt_settings(config, checkpoint):
+    """The configuration with a checkpoint's network settings in place of defaults; others are refused."""
+    with as_damaged("it is damaged or of another program", checkpoint):
+        stored = runs.read_state(checkpoint, check=False)["config"]
+        stored = {name: stored[name] for name in NETWORK_SETTINGS}
+    for name, there in stored.items():
+        asked, default = getattr(config, name), getattr(LabelToVolumeConfig, name)
+        if asked not in (there, default):
+            raise UserError(
+                f"--{name} is {asked}, but {checkpoint} has {there}: give the same, another --name, or --new."
+            )
+    return replace(config, **stored)
+
+
+def train_from_folder(config, group=None):
+    """Check everything, then train, or stop after the checks with `--dry_run`.
+
+    Args:
+        config: LabelToVolumeConfig.
+        group: parallel.Group of the processes that train together; None is this one alone.
+
+    Returns:
+        The Trainer, at its last step; after a dry run on the CPU one of fake tensors.
+
+    Raises:
+        UserError: Data or settings cannot be used; nothing has been written.
+    """
+    group = group or parallel.Group()
+    config, command, source = runs.begin(config)
+    if source or config.init_from:
+        config = adopt_settings(config, source or config.init_from)
+    device = parallel.open_device(config)
+    cache = "none" if config.dry_run and device.type != "cuda" else config.cache
+    audit = dataset.open_data(config.data, config.array_shape, config.batch_size, cache, config.packs, group)
+    audit.move(cache, device)
+    pairs = read_pairs(config, audit)
+    audit.digest = hashlib.sha256(audit.digest.encode() + pairs.maps.numpy().tobytes()).hexdigest()
+    audit.summary += pairs.summary()
+    if config.mirror and Classes(pairs.table).other_side == list(range(1 + len(pairs.table))):
+        audit.summary.append("sides are exchanged, and no class has one: --mirror False if they differ.")
+
+    def make(config, audit, group):
+        return Trainer(config, audit, group, pairs, command)
+
+    def initialize(trainer):
+        if config.init_from:
+            with naming(config.init_from):
+                runs.load_networks(trainer.networks, runs.read_state(config.init_from)["networks"])
+
+    return training.start(make, config, audit, device, group, initialize)
+
+
+def main(argv=None):
+    """The command line: train, or draw volumes for label maps."""
+    config = parse_cli(LabelToVolumeConfig, argv)
+    with one_line_errors():
+        if config.recreate is not None:
+            recreate(config)
+        elif config.generate is not None:
+            generate_volumes(config)
+        elif config.multi_gpus:
+            parallel.start_on_all_gpus()
+        else:
+            with parallel.process_group(config.device) as group, parallel.only_first_prints(group):
+                train_from_folder(config, group)
+
+
+if __name__ == "__main__":
+    main()

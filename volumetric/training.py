@@ -1,0 +1,243 @@
+"""What the trainers of this project share: device, precision, seeded draws, batches, state, and their start.
+
+A trainer is a `VolumeTrainer` with networks, optimisers and a training step; `start` checks everything, tells
+what there is to know, and lets `runs.run` drive it.
+"""
+
+import contextlib
+import functools
+import itertools
+from dataclasses import asdict, replace
+
+import torch
+from torch._subclasses.fake_tensor import FakeTensorMode
+
+from volumetric import dataset, memory, parallel, runs
+from volumetric.cli import UserError
+from volumetric.files import __version__, locked
+from volumetric.layers import count_parameters, trained_by
+
+FORMAT_VERSION = 1  # of our checkpoints
+# A ramped average: its half-life, as a share of the volumes seen, and in volumes, at most.
+AVERAGE_RAMP, AVERAGE_HALF_LIFE = 0.05, 10000
+
+
+class VolumeTrainer:
+    """One run of a trainer.
+
+    A subclass builds its networks and optimisers after `super().__init__`, and adds train_step, rehearsed,
+    preview, evaluate, state and load.
+
+    Args:
+        config: RunConfig with batch_size, and what the subclass needs.
+        audit: Audit of the training volumes; None without data.
+        group: parallel.Group of the processes that train together; None is this one alone.
+        command: Settings of the command that began the run; None is `config`.
+    """
+
+    optimizers = None  # {name in a checkpoint: optimiser}
+    members = None  # indices of the volumes that are trained on; None is all
+    reals_per_batch = 1  # batches of real volumes that a micro-batch of a step takes
+
+    def __init__(self, config, audit=None, group=None, command=None):
+        self.config, self.audit, self.group = config, audit, group or parallel.Group()
+        self.command = command or asdict(config)
+        self.batch_size = self.penalty_part = self.group.own(config.batch_size)  # of this process
+        self.device = parallel.choose_device(config.device)
+        self.amp_dtype = parallel.choose_amp_dtype(config.amp_dtype, self.device)
+        torch.manual_seed(config.seed)
+        scaled = config.fp16 and self.amp_dtype == torch.float16
+        self.scaler = torch.amp.GradScaler(self.device.type, enabled=scaled)
+        self.step = 0  # completed steps
+        self.reverts = 0  # returns to a checkpoint after NaN; part of every seed, lest the NaN come again
+        self.best = None  # the evaluation of model_best.pt
+        self.loader = None  # endless batches from the current step on, opened when they are needed
+        self.seen = []  # indices of the volumes of this step
+        self.rehearsing = False  # what a step remembers is then left alone
+
+    def train(self):
+        """Train until num_train_steps, a signal or too many NaN; saves before it returns."""
+        try:
+            return runs.run(self)
+        finally:
+            self.loader = None  # ends its workers
+
+    @property
+    def done(self):
+        """Share of the run that is done, for what changes in its course."""
+        return min(1.0, self.step / self.config.num_train_steps)
+
+    # ---- what a step is made of
+
+    def autocast(self):
+        """Mixed precision, if the run uses it."""
+        return torch.autocast(self.device.type, self.amp_dtype, enabled=self.config.fp16)
+
+    def random(self, stream, micro):
+        """Host and device generators of one micro-batch."""
+        key = (self.config.seed, self.reverts, stream, self.step, micro)
+        host = parallel.SharedRandom(parallel.host_random(*key), self.group)
+        return host, parallel.device_random(self.device, *key)
+
+    def draw(self, function, shape, generator):
+        """This process's part of a draw for the whole batch. Shapes: (...) -> (B, ...)"""
+        shape = (self.config.batch_size, *shape)
+        return self.group.part(function(shape, device=self.device, generator=generator))
+
+    def open_loader(self, flip_prob, classes=None):
+        """Endless batches of real volumes from the current step on."""
+        config, volumes = self.config, dataset.VolumeDataset(self.audit)
+        length = len(volumes) if self.members is None else len(self.members)
+        start = self.step * config.gradient_accumulate_every * self.reals_per_batch
+        drawn = (config.batch_size, flip_prob, (config.seed, self.reverts), start)
+        batches = dataset.SeededBatches(length, *drawn, self.group, classes, self.members)
+        return dataset.make_loader(volumes, batches, config.num_workers, self.device)
+
+    def next_volumes(self, flip_prob, classes=None):
+        """The next real volumes, and their indices. Shapes: -> (B, 1, D, H, W), (B,)"""
+        if self.loader is None:
+            self.loader = self.open_loader(flip_prob, classes)
+        volumes, indices = next(self.loader)
+        self.seen.append(indices)
+        return volumes.to(self.device, non_blocking=True), indices
+
+    def name_volumes(self, seen):
+        """Sentence that names the volumes of the given indices."""
+        numbers = sorted(set(torch.cat(seen).tolist())) if seen else []
+        return f"Volumes of the step: {', '.join(str(self.audit.paths[i]) for i in numbers)}."
+
+    def origin(self):
+        """Function that names the volumes of the step that ends here, for a message on NaN."""
+        return functools.partial(self.name_volumes, self.seen)
+
+    def average_decay(self):
+        """Decay of a ramped average in this step: half of its weight is in the last 5 % of what was seen."""
+        volumes = self.plan.volumes_per_step
+        return 0.5 ** (volumes / min(AVERAGE_HALF_LIFE, AVERAGE_RAMP * (self.step + 1) * volumes))
+
+    # ---- the heaviest step
+
+    def rehearsals(self):
+        """[(phase, function that runs its heaviest work once, without an update)]; all is left as it was."""
+        return [(phase, functools.partial(self.rehearse, *one)) for phase, *one in self.rehearsed()]
+
+    def rehearse(self, function, *args):
+        """Run something beside all that a late step finds in memory, on volumes of zeros."""
+        volumes, former = torch.zeros(self.batch_size, 1, *self.config.shape), self.loader
+        self.loader = itertools.repeat((volumes, torch.zeros(self.batch_size, dtype=torch.int64)))
+        self.rehearsing = True
+        trained = [p for optimizer in self.optimizers.values() for p in trained_by(optimizer)]
+        moments = [torch.zeros_like(p) for p in trained for _ in range(2)]  # what Adam will hold
+        try:
+            with parallel.tf32(False):
+                function(*args)
+        finally:
+            self.loader, self.rehearsing = former, False
+            for parameter in trained:
+                parameter.grad = None
+            del moments
+
+    # ---- state
+
+    def run_state(self):
+        """What every trainer needs to continue exactly, beside its networks."""
+        state = {
+            **{name: optimizer.state_dict() for name, optimizer in self.optimizers.items()},
+            "scaler": self.scaler.state_dict(),
+            "step": self.step,
+            "reverts": self.reverts,
+            "best": self.best,
+            "random": {"cpu": torch.get_rng_state()},
+            "config": asdict(self.config),
+            "command": self.command,
+            "affine": self.audit.affine.tolist(),
+            "data_digest": self.audit.digest,
+            "format_version": FORMAT_VERSION,
+            "version": __version__,
+        }
+        if self.device.type == "cuda":
+            state["random"]["cuda"] = torch.cuda.get_rng_state(self.device)
+        return state
+
+    def take_up(self, state):
+        """Take up what `run_state` gave, but for the step."""
+        if state["format_version"] > FORMAT_VERSION:
+            raise UserError(
+                f"was written by version {state['version']} in format {state['format_version']}; this is "
+                f"{__version__} with format {FORMAT_VERSION}: update the program."
+            )
+        for name, optimizer in self.optimizers.items():
+            rates = [group["full"] for group in optimizer.param_groups]
+            runs.load_optimizer(optimizer, state[name])
+            for group, rate in zip(optimizer.param_groups, rates, strict=True):
+                group["full"] = group["lr"] = rate  # the flag's, also when it was changed
+        if self.scaler.is_enabled() and state["scaler"]:
+            self.scaler.load_state_dict(state["scaler"])
+        self.reverts, self.best = state["reverts"], self.best or state.get("best")
+        torch.set_rng_state(state["random"]["cpu"])
+        if self.device.type == "cuda" and "cuda" in state["random"]:
+            torch.cuda.set_rng_state(state["random"]["cuda"], self.device)
+        if state["data_digest"] != self.audit.digest:
+            print(f"The volumes in {self.config.data} are not those that the checkpoint was trained on.")
+
+
+# ╔══════════════════════════════════════════════════════════════════════════════════════════════════════════╗
+# ║ The start of a run                                                                                       ║
+# ╚══════════════════════════════════════════════════════════════════════════════════════════════════════════╝
+
+
+def start(make, config, audit, device, group, initialize=None):
+    """Make a trainer, tell what there is to know, and train, or stop before that with `--dry_run`.
+
+    Args:
+        make: Function of (config, audit, group) that builds the trainer.
+        config: RunConfig.
+        audit: Audit of its data.
+        device: Of `parallel.open_device`.
+        group: parallel.Group.
+        initialize: Function of the trainer, called before a new run begins.
+
+    Returns:
+        The trainer, at its last step; after a dry run on the CPU one of fake tensors.
+    """
+    on_gpu = device.type == "cuda"
+    with FakeTensorMode() if config.dry_run and not on_gpu else contextlib.nullcontext():
+        trainer = make(config, audit, group)
+    if config.dry_run:
+        print("\n".join(f"{name}: {value}" for name, value in asdict(config).items()))
+    if on_gpu:
+        print_report(trainer, memory.measure_peak_memory(trainer))
+    else:
+        print_report(trainer, rehearse_on_cpu(make, config, audit, group) if config.dry_run else {})
+    if config.dry_run:
+        return trainer
+    group.wait()  # until all have read what is there
+    with contextlib.ExitStack() as stack:
+        if group.first:
+            lock = config.models.with_name(f".{config.name}.lock")
+            stack.enter_context(locked(lock, f"The run {config.models}"))
+            runs.make_way(config)
+        group.wait()
+        if initialize is not None:
+            initialize(trainer)
+        trainer.train()
+    print(f"Checkpoints are in {config.models}, previews and metrics.csv in {config.results}.")
+    return trainer
+
+
+def print_report(trainer, peaks):
+    """Print what there is to know of data, networks, device, precision, and peak memory if it is known."""
+    config, audit = trainer.config, trainer.audit
+    sizes = ", ".join(f"{n} {count_parameters(m) / 1e6:.1f}" for n, m in trainer.reported().items())
+    precision = str(trainer.amp_dtype).removeprefix("torch.") if config.fp16 else "float32"
+    print(*audit.summary, *([audit.classes.summary()] if audit.classes else []), sep="\n")
+    print(audit.kept(config.cache, config.packs), f"parameters (million): {sizes}", sep="\n")
+    print(f"device: {trainer.device}, precision: {precision}, PyTorch {torch.__version__}")
+    print(f"steps per epoch: {len(audit.paths) / trainer.plan.volumes_per_step:.1f}")
+    memory.print_peaks(peaks, trainer.device)
+
+
+def rehearse_on_cpu(make, config, audit, group):
+    """Peak bytes of the worst steps of one process on the CPU, {phase: bytes}, without making its tensors."""
+    alone = replace(config, device="cpu", batch_size=config.batch_size // group.world)
+    return memory.predict_peak_memory(lambda: make(alone, audit, None))
