@@ -12,7 +12,6 @@ mode is a list of recipes; one loop renders them, in batches of any size, on any
 """
 
 import errno
-import hashlib
 import itertools
 import json
 import math
@@ -32,6 +31,7 @@ import torch.nn.functional as F
 from tqdm import tqdm
 
 import stylegan2_pytorch as sg
+from volumetric import sidecars
 from volumetric.cli import (
     UserError,
     check_device_name,
@@ -47,7 +47,6 @@ from volumetric.files import (
     atomic_path,
     by,
     check_affine,
-    check_array,
     clear_parts,
     file_digest,
     load_nifti,
@@ -56,7 +55,6 @@ from volumetric.files import (
     read_volume,
     reading,
     save_nifti,
-    volume_to_array,
 )
 from volumetric.parallel import device_random, latent_of, process_group, volume_inputs
 from volumetric.pictures import (
@@ -557,12 +555,9 @@ class Writer:
         self.common = {
             "synthetic": True,
             "mode": config.mode,
-            "checkpoint": {
-                "path": str(model.path),
-                "sha256": file_digest(model.path),
-                "step": model.step,
-                "networks": "SE, GE" if config.use_average else "S, G",
-            },
+            "checkpoint": sidecars.checkpoint_record(
+                model.path, model.step, "SE, GE" if config.use_average else "S, G"
+            ),
             "model": model.settings,
             "intensity_range": config.intensity_range and list(config.intensity_range),
             "affine": np.asarray(affine, dtype=float).tolist(),
@@ -624,7 +619,7 @@ class Writer:
             "truncation_psi": recipe.truncation_psi,
             "position": recipe.position,
             "recipe": recipe.__dict__,
-            "volume_sha256": hashlib.sha256(volume.tobytes()).hexdigest(),
+            "volume_sha256": sidecars.digest_of(volume),
             "style": f"style_and_noise/{recipe.name}_style.npy",
             "noise": f"style_and_noise/{recipe.name}_noise.npy",
             "versions": versions(),
@@ -1000,8 +995,7 @@ def recreate(config):
         path, digest, step = Path(config.checkpoint or wanted["path"]), wanted["sha256"], wanted["step"]
         average, depth = wanted["networks"] == "SE, GE", details["model"]["image_depth"]
         amp, file, volume_digest = (details[key] for key in ("precision", "file", "volume_sha256"))
-        low, high = details["intensity_range"] or (0, 1)
-        scale = float(high) - float(low)
+        scale = tuple(map(float, details["intensity_range"] or (0, 1)))
     if not path.is_file():
         raise UserError(f"{path} does not exist: give the checkpoint of {sidecar} with --checkpoint.")
     if file_digest(path) != digest:
@@ -1017,16 +1011,8 @@ def recreate(config):
             recipe = replace(recipe, noise={"file": str(sidecar.parent / details["noise"])})
         inputs = inputs_of([recipe], model)
     (volume,) = render(*inputs, model, amp == "bfloat16")
-    with naming(sidecar.parent / file):
-        stored = load_nifti(sidecar.parent / file, check_array).get_fdata(dtype=np.float32)
-    difference = float(np.abs(volume_to_array(volume.numpy()) - (stored - low) / scale).max())
-    if hashlib.sha256(volume.numpy().tobytes()).hexdigest() == volume_digest and difference < 1e-5:
-        print(f"{file}: identical")
-    elif difference < (1e-2 if amp == "bfloat16" else 1e-4):
-        print(f"{file}: equal up to rounding, largest difference {difference:.1e}")
-    else:
-        raise UserError(f"{file} differs from what its sidecar describes, by up to {difference:.3g}.")
-    return difference
+    rounding = 1e-2 if amp == "bfloat16" else sidecars.ROUNDING
+    return sidecars.compare(volume, sidecar.parent / file, volume_digest, scale, rounding)
 
 
 def generate(config):

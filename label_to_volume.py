@@ -7,12 +7,10 @@
 The label map decides where everything is, a latent z how it looks. Sections of this file, in order:
 
     configuration             every option, one line each
-    pairs                     volumes and label maps that belong together, and who is held out
-    layers                    layouts, SPADE, residual blocks, the Haar transform
+    layers                    layouts, SPADE, residual blocks
     networks                  generators (SPADE, U-Net), discriminators (OASIS, wavelet, patches)
     losses                    N + 1 classes, LabelMix, adversarial, mask, centre lines
     trainer                   the training step, previews, state
-    edits                     drop, thin or thicken a class, exchange the sides
     inference                 from label maps to volumes, each re-creatable from the file beside it
     entry points              what the command line calls
 
@@ -26,7 +24,6 @@ Papers: SPADE (arXiv:1903.07291), OASIS (arXiv:2012.04781), SWAGAN (arXiv:2102.0
 import functools
 import hashlib
 import itertools
-import json
 import math
 from collections import defaultdict
 from dataclasses import dataclass, replace
@@ -36,31 +33,25 @@ import nibabel as nib
 import numpy as np
 import torch
 import torch.nn.functional as F
-from scipy import ndimage
 from torch import nn
 from torch.nn.utils.parametrizations import spectral_norm
 from tqdm import tqdm
 
-from segmentation.cases import SAME_PLACE, Classes
-from segmentation.labels import TABLES, name_of, pair_up, read_labels, save_labels
-from segmentation.nnunet import read_subjects
+from segmentation.cases import Classes
+from segmentation.labels import TABLES, name_of, read_labels, save_labels
+from segmentation.maps import UNKNOWN, class_numbers, edited, fitted, read_edit, read_pairs, row_of
 from volumetric import dataset, parallel, runs, training
 from volumetric.cli import RunConfig, UserError, one_line_errors, option, options_of, parse_cli
 from volumetric.files import (
-    __version__,
     array_to_volume,
     as_damaged,
-    atomic_path,
     by,
     file_digest,
     find_volumes,
-    load_nifti,
     naming,
     read_json,
-    reading,
     refuse_unusable,
     save_nifti,
-    volume_to_array,
 )
 from volumetric.layers import (
     Conv3d,
@@ -68,6 +59,7 @@ from volumetric.layers import (
     check_networks,
     equalized_scale,
     growth_schedule,
+    haar,
     leaky_relu,
     reliably,
     run_block,
@@ -75,21 +67,19 @@ from volumetric.layers import (
     trained_by,
     zero_centered_penalty,
 )
-from volumetric.pictures import axial_pictures, save_picture
+from volumetric.pictures import save_picture
+from volumetric.sidecars import check_sources, checkpoint_record, compare, is_complete, write_sidecar
 
-UNKNOWN = 255  # class number of voxels that nobody has labelled
 LOCAL_CELLS = 4  # along each axis, of a z drawn locally
 LEAST_WEIGHT = 1.0  # of a class in the loss of N + 1 classes
 GROUPS = 8  # of channels, at most, of group normalisation
 PATCH_LAYERS = 3  # strided layers of the patch discriminator, as pix2pix's 70 x 70
 CENTRE_LINE_STEPS = 3  # erosions of the soft centre line
-STREAM_HELD_OUT, STREAM_SIDES = 100, 101
 
 GENERATORS = {"spade": "modulated by the map at every size", "unet": "as pix2pix"}
 DISCRIMINATORS = {"oasis": "tells classes", "wavelet": "sees no labels", "patch": "sees both, with L1"}
 NOISES = {"global": "one z a volume", "class": "one for each class", "local": "one for each of 64 boxes"}
 NORMS = ("instance", "group")
-OPERATIONS = {"drop": 1, "thin": 2, "thicken": 2, "swap_sides": 0}  # {name: arguments}
 
 
 # ╔══════════════════════════════════════════════════════════════════════════════════════════════════════════╗
@@ -209,130 +199,6 @@ NETWORK_SETTINGS = options_of(LabelToVolumeConfig, network=True)
 
 
 # ╔══════════════════════════════════════════════════════════════════════════════════════════════════════════╗
-# ║ Pairs                                                                                                    ║
-# ╚══════════════════════════════════════════════════════════════════════════════════════════════════════════╝
-
-
-@dataclass
-class Pairs:
-    """Label maps of the volumes of an Audit.
-
-    Args:
-        maps: Class numbers, (N, 1, Z, X, Y) uint8, in the order of the volumes.
-        table: {id: name}.
-        trained: Indices of the pairs that are trained on, (n,).
-        held_out: Indices of the others.
-        center: Where the middle of the labels is on average, (3,) voxels of X, Y and Z.
-    """
-
-    maps: torch.Tensor
-    table: dict
-    trained: np.ndarray
-    held_out: np.ndarray
-    center: np.ndarray
-
-    def summary(self):
-        """Lines for a person to read."""
-        names = ["background", *(self.table[n] for n in sorted(self.table))]
-        counts = torch.bincount(self.maps.flatten(), minlength=UNKNOWN + 1)[: len(names)]
-        shares = (counts / self.maps.numel()).tolist()
-        told = ", ".join(f"{name} {share:.2%}" for name, share in zip(names, shares, strict=True) if share)
-        never = [name for name, share in zip(names, shares, strict=True) if not share]
-        lines = [f"pairs: {len(self.trained)} trained on, {len(self.held_out)} held out", f"voxels: {told}"]
-        return lines + ([f"never seen: {', '.join(never)}"] if never else [])
-
-
-def read_table(name):
-    """{id: name} of `--table`; None without one.
-
-    Raises:
-        UserError: It is neither the name of a table nor a JSON file of ids and names.
-    """
-    if name is None or name in TABLES:
-        return None if name is None else dict(TABLES[name])
-    if not Path(name).is_file():
-        raise UserError(f"--table {name} is no file: give {', '.join(TABLES)}, or a JSON file {{id: name}}.")
-    with as_damaged("expected {id: name} with ids from 1 to 254", name):
-        table = {int(key): str(value).strip() for key, value in read_json(name).items()}
-        if not table or not all(0 < n < UNKNOWN for n in table) or len(set(table.values())) < len(table):
-            raise UserError(f"{name} must give ids from 1 to 254 different names: correct it.")
-    return table
-
-
-def class_numbers(array, classes, ignore, path):
-    """Ids as class numbers; a UserError for a map that has one class alone. Shapes: (X, Y, Z) -> the same"""
-    numbers = classes.from_ids(array)
-    if ignore is not None:
-        numbers[array == ignore] = UNKNOWN
-    if (numbers == numbers.flat[0]).all():
-        raise UserError(f"{path} has one class alone, expected labels and background: remove the pair.")
-    return numbers
-
-
-def read_pairs(config, audit):
-    """The label maps of the volumes of an audit, all checked.
-
-    Raises:
-        UserError: One line for every pair that cannot be used.
-    """
-    if config.labels is None:
-        raise UserError("--labels is missing: give the folder of the label maps.")
-    paths = pair_up({"data": config.data, "labels": config.labels})
-    table, problems, found = read_table(config.table), [], {}
-    for name, (volume, path) in tqdm(paths.items(), "Checking label maps", leave=False):
-        try:
-            allowed = None if table is None else table | ({config.ignore: "unknown"} if config.ignore else {})
-            array, affine = read_labels(path, allowed, canonical=False)
-            with naming(volume):
-                image = load_nifti(volume)
-            if array.shape != image.shape[:3] or not np.allclose(affine, image.affine, atol=SAME_PLACE):
-                raise UserError(
-                    f"{path} is of another grid than {volume} ({by(array.shape)} voxels, expected "
-                    f"{by(image.shape[:3])} at the same place): resample it, by nearest neighbour"
-                )
-            found[name] = (array, affine)
-        except UserError as error:
-            problems.append(str(error).rstrip("."))
-    if table is None:
-        ids = sorted({int(n) for array, _ in found.values() for n in np.unique(array)} - {0, config.ignore})
-        table = {n: str(n) for n in ids}
-    classes, maps = Classes(table), []
-    for name, (array, _) in found.items():
-        try:
-            maps.append(class_numbers(array, classes, config.ignore, paths[name][1]))
-        except UserError as error:
-            problems.append(str(error).rstrip("."))
-    refuse_unusable(problems, len(paths), config.labels)
-    by_path = {volume: numbers for (volume, _), numbers in zip(paths.values(), maps, strict=True)}
-    maps = [by_path[path] for path in audit.paths]
-    trained, held_out = split(config, [name_of(path) for path in audit.paths])
-    dataset.check_number(len(trained), config.batch_size, f"{config.data} without what is held out")
-    middles = [np.mean([p.min(axis=1), p.max(axis=1)], axis=0) for p in map(labelled, maps)]
-    maps = torch.from_numpy(np.stack([array_to_volume(one) for one in maps]))
-    return Pairs(maps, table, trained, held_out, np.mean(middles, axis=0))
-
-
-def labelled(numbers):
-    """Positions of the voxels of any class. Shapes: (X, Y, Z) -> (3, n)"""
-    return np.array(np.nonzero((numbers > 0) & (numbers != UNKNOWN)))
-
-
-def split(config, names):
-    """Indices of the pairs to train on, and of the others: all of a subject on one side.
-
-    Shapes: names (N,) -> (n,), (N - n,)
-    """
-    told = read_subjects(config.subjects, set(names)) if config.subjects else {}
-    of = [told.get(name, name) for name in names]
-    subjects = sorted(set(of))
-    order = parallel.host_random(config.seed, STREAM_HELD_OUT).permutation(len(subjects))
-    number = math.ceil(config.held_out * len(subjects)) if config.held_out else 0
-    chosen = {subjects[n] for n in order[:number]}
-    held_out = np.array([subject in chosen for subject in of])
-    return np.flatnonzero(~held_out), np.flatnonzero(held_out)
-
-
-# ╔══════════════════════════════════════════════════════════════════════════════════════════════════════════╗
 # ║ Layers                                                                                                   ║
 # ╚══════════════════════════════════════════════════════════════════════════════════════════════════════════╝
 
@@ -401,7 +267,7 @@ class Seen(nn.Module):
 
 
 def normalized(x, norm):
-    """Mean 0 and variance 1, of every channel or of groups of channels. Shapes: (B, C, D, H, W) -> the same"""
+    """Mean 0 and variance 1 of every channel, or group of channels. Shapes: (B, C, D, H, W) -> the same"""
     channels = x.shape[1]
     groups = channels if norm == "instance" else math.gcd(GROUPS, channels)
     with torch.autocast(x.device.type, enabled=False):
@@ -413,7 +279,7 @@ class Spade(nn.Module):
 
         norm(x) * (1 + gamma(map, z)) + beta(map, z)
 
-    Differs from the paper: the normalisation is of a volume, not of a batch, and z modulates too, as in OASIS.
+    Differs from the paper: a volume is normalised, not a batch, and z modulates too, as in OASIS.
 
     Shapes: x (B, C, d, h, w), Layout -> (B, C, d, h, w)
     """
@@ -433,7 +299,7 @@ class Spade(nn.Module):
 class SpadeBlock(nn.Module):
     """Two modulated convolutions beside a shortcut (arXiv:1903.07291, Fig. 4b).
 
-    Differs from the paper: the shortcut, a convolution of one voxel where the channels change, is not modulated.
+    Differs from the paper: the shortcut, a 1 x 1 x 1 convolution where channels change, is not modulated.
 
     Shapes: x (B, C, d, h, w), Layout -> (B, C', d, h, w)
     """
@@ -470,28 +336,6 @@ class ResidualBlock(nn.Module):
     def forward(self, x):
         y = self.conv2(F.leaky_relu(self.conv1(F.leaky_relu(x, 0.2)), 0.2))
         return self.shortcut(x) + y
-
-
-def haar(x, stride):
-    """Haar transform of every axis of stride 2: sums and differences of neighbours over sqrt(2).
-
-    Shapes: (B, C, D, H, W) -> (B, bands * C, D / d, H / h, W / w), bands the product of the strides
-    """
-    for axis, step in zip((2, 3, 4), stride, strict=True):
-        if step == 2:
-            even, odd = x.unflatten(axis, (-1, 2)).unbind(axis + 1)
-            x = torch.cat([even + odd, even - odd], dim=1) * 0.5**0.5
-    return x
-
-
-def inverse_haar(bands, stride):
-    """What `haar` was given. Shapes: (B, bands * C, D, H, W) -> (B, C, d D, h H, w W)"""
-    for axis, step in reversed(list(zip((2, 3, 4), stride, strict=True))):
-        if step == 2:
-            sums, differences = bands.chunk(2, dim=1)
-            bands = torch.stack([sums + differences, sums - differences], axis + 1) * 0.5**0.5
-            bands = bands.flatten(axis, axis + 1)
-    return bands
 
 
 # ╔══════════════════════════════════════════════════════════════════════════════════════════════════════════╗
@@ -583,7 +427,7 @@ class UNetGenerator(nn.Module):
 
 
 class OasisDiscriminator(nn.Module):
-    """Encoder and decoder that name the class of every voxel (Sushko et al. 2021, arXiv:2012.04781, Sec. 3.1).
+    """Encoder and decoder that name every voxel's class (Sushko et al. 2021, arXiv:2012.04781, Sec. 3.1).
 
     Class 0 is "generated", 1 the background, 2 the first class of the table.
 
@@ -713,7 +557,7 @@ def class_weights(counts, most):
 
 
 def n_plus_one_loss(logits, numbers, weights):
-    """Cross-entropy of N + 1 classes in every voxel (arXiv:2012.04781, Eq. 1): class n of a map is n + 1 here.
+    """Cross-entropy of N + 1 classes in every voxel (arXiv:2012.04781, Eq. 1); class n of a map is n + 1.
 
     Shapes: logits (B, 2 + classes, D, H, W), numbers (B, D, H, W), weights (1 + classes,) -> scalar
     """
@@ -813,7 +657,10 @@ class Trainer(training.VolumeTrainer):
     def next_pairs(self, rng):
         """The next pairs, some with their sides exchanged. Shapes: -> (B, 1, D, H, W), (B, D, H, W) uint8"""
         volumes, indices = self.next_volumes(flip_prob=0)
-        numbers = parallel.to_device(self.pairs.maps[indices], self.device)
+        if self.rehearsing:
+            numbers = torch.zeros(volumes.shape, dtype=torch.uint8, device=self.device)
+        else:
+            numbers = parallel.to_device(self.pairs.maps[indices], self.device)
         if self.config.mirror:
             flips = torch.from_numpy(rng.random(self.batch_size) < 0.5)
             flips = parallel.to_device(flips, self.device).view(-1, 1, 1, 1, 1)
@@ -829,9 +676,9 @@ class Trainer(training.VolumeTrainer):
         z = self.draw(torch.randn, (regions, config.z_dim), generator)
         return Layout(shares, z, config.noise)
 
-    def weights_of(self, numbers):
-        """Weights of the classes of this batch, of all processes. Shapes: (B, D, H, W) -> (1 + classes,)"""
-        counts = torch.bincount(numbers.flatten(), minlength=UNKNOWN + 1)[: 1 + len(self.pairs.table)].float()
+    def weights_of(self, shares):
+        """Weights of the classes of this batch, of all processes. Shapes: of `one_hot` -> (1 + classes,)"""
+        counts = shares.sum(dim=(0, 2, 3, 4))
         self.group.sum_([counts])
         return class_weights(counts, self.config.class_weight_max)
 
@@ -882,7 +729,7 @@ class Trainer(training.VolumeTrainer):
             for name, D in self.networks.D.items():
                 with self.autocast():
                     logits = D(both, twice).float().chunk(2)
-                loss = self.add(losses, f"D_{name}", self.tell_apart(name, *logits, numbers), share)
+                loss = self.add(losses, f"D_{name}", self.tell_apart(name, *logits, numbers, shares), share)
                 if name == "oasis" and self.config.labelmix_weight:
                     mixed = self.labelmix(D, real, fake, numbers, logits, rng)
                     loss = loss + self.add(losses, "LM", mixed, share * self.config.labelmix_weight)
@@ -896,14 +743,14 @@ class Trainer(training.VolumeTrainer):
                     self.scaler.scale(value).backward()
         return losses
 
-    def tell_apart(self, name, real, fake, numbers):
-        """A discriminator's loss: classes of its voxels, or real against generated. Shapes: logits -> scalar"""
+    def tell_apart(self, name, real, fake, numbers, shares):
+        """A discriminator's loss: the classes of voxels, or real against generated. -> scalar"""
         if name == "oasis":
-            return n_plus_one_loss(real, numbers, self.weights_of(numbers)) + generated_loss(fake)
+            return n_plus_one_loss(real, numbers, self.weights_of(shares)) + generated_loss(fake)
         return F.softplus(-real).mean() + F.softplus(fake).mean()
 
     def labelmix(self, D, real, fake, numbers, logits, rng):
-        """D names the classes of a mixture as the mixture of what it names (arXiv:2012.04781, Eq. 4). -> scalar"""
+        """D answers to a mixture by the mixture of its answers (arXiv:2012.04781, Eq. 4). -> scalar"""
         mask = labelmix_mask(numbers, len(self.pairs.table), rng)
         with self.autocast():
             found = D(torch.lerp(fake, real, mask)).float()
@@ -925,7 +772,7 @@ class Trainer(training.VolumeTrainer):
                     logits = D(fake, shares).float()
                 value = F.softplus(-logits).mean()
                 if name == "oasis":
-                    value = n_plus_one_loss(logits, numbers, self.weights_of(numbers))
+                    value = n_plus_one_loss(logits, numbers, self.weights_of(shares))
                     if config.cldice_weight:
                         line = centre_line_loss(logits, numbers)
                         loss = loss + self.add(losses, "cldice", line, share * config.cldice_weight)
@@ -991,90 +838,13 @@ class Trainer(training.VolumeTrainer):
         self.take_up(state)
 
 
-def row_of(numbers, volumes, affine):
-    """A label map and volumes side by side, from above. Shapes: (Z, X, Y), (1, Z, X, Y) -> (H, W, 3) uint8"""
-    from segmentation.report import COLOURS, coloured
-
-    shown = np.where(numbers == UNKNOWN, 0, numbers)
-    shown = np.where(shown > 0, (shown.astype(int) - 1) % len(COLOURS) + 1, 0)
-    tiles = [coloured(volume_to_array(shown[None]), affine)]
-    for volume in volumes:
-        _, (projection,) = axial_pictures(np.asarray(volume)[None], affine)
-        image = nearest(projection, tiles[0].shape[:2])
-        tiles.append(np.repeat(image[..., None], 3, axis=2))
-    tiles = [np.pad(tile, ((0, 2), (0, 2), (0, 0)), constant_values=64) for tile in tiles]
-    return np.concatenate(tiles, axis=1)
-
-
-def nearest(picture, shape):
-    """A picture at another size, by nearest neighbour. Shapes: (h, w) -> shape"""
-    rows, columns = (np.arange(n) * m // n for n, m in zip(shape, picture.shape, strict=True))
-    return picture[rows][:, columns]
-
-
-# ╔══════════════════════════════════════════════════════════════════════════════════════════════════════════╗
-# ║ Edits                                                                                                    ║
-# ╚══════════════════════════════════════════════════════════════════════════════════════════════════════════╝
-
-
-def read_edit(text):
-    """(operation, class name or None, mm or None) of a text like thin:L-Pcom:0.4.
-
-    Raises:
-        UserError: It is none.
-    """
-    operation, *arguments = str(text).split(":")
-    form = "--edit takes drop:NAME, thin:NAME:MM, thicken:NAME:MM or swap_sides"
-    if operation not in OPERATIONS or len(arguments) != OPERATIONS[operation]:
-        raise UserError(f"{form}, got {text!r}.")
-    try:
-        mm = float(arguments[1]) if len(arguments) == 2 else None
-    except ValueError:
-        mm = math.nan
-    if mm is not None and not 0 < mm < 1000:
-        raise UserError(f"{form}; {text!r} has no length in mm.")
-    return operation, arguments[0] if arguments else None, mm
-
-
-def edited(numbers, affine, edits, classes):
-    """A label map after some edits; what is thinned keeps its centre line, what is thickened takes background.
-
-    Shapes: numbers (X, Y, Z) uint8, affine (4, 4) mm -> (X, Y, Z) uint8
-
-    Raises:
-        UserError: The table has no class of a name.
-    """
-    numbers, spacing = numbers.copy(), nib.affines.voxel_sizes(affine)
-    for operation, name, mm in edits:
-        if operation == "swap_sides":
-            other = np.arange(UNKNOWN + 1, dtype=np.uint8)
-            other[: 1 + len(classes.names)] = classes.other_side
-            numbers = other[np.flip(numbers, dataset.left_right_axis(affine))]
-            continue
-        if name not in classes.names:
-            raise UserError(f"--edit names {name}, the model's classes are {', '.join(classes.names)}.")
-        number = 1 + classes.names.index(name)
-        there = numbers == number
-        if operation == "drop":
-            numbers[there] = 0
-        elif operation == "thin" and there.any():
-            from skimage.morphology import skeletonize
-
-            kept = (ndimage.distance_transform_edt(there, spacing) > mm) | skeletonize(there)
-            numbers[there & ~kept] = 0
-        elif there.any():
-            near = ndimage.distance_transform_edt(~there, spacing) <= mm
-            numbers[near & (numbers == 0)] = number
-    return numbers
-
-
 # ╔══════════════════════════════════════════════════════════════════════════════════════════════════════════╗
 # ║ Inference                                                                                                ║
 # ╚══════════════════════════════════════════════════════════════════════════════════════════════════════════╝
 
 
 class Painter:
-    """A generator that draws the volume of a label map and a seed, one at a time, so that none depends on others.
+    """A generator that draws the volume of a label map and a seed, one at a time: none depends on others.
 
     Args:
         G: SpadeGenerator or UNetGenerator.
@@ -1153,67 +923,26 @@ class LabelModel(Painter):
         if fit:
             return fitted(numbers, affine, self.affine, self.array_shape, self.center)
         raise UserError(
-            f"{path} is of another grid than the model: {by(array.shape)} voxels of {by(sizes[0].round(3))} mm, "
-            f"{axes[0]}; expected {by(self.array_shape)} of {by(sizes[1].round(3))} mm, {axes[1]}. --fit brings "
-            f"it there."
+            f"{path} is of another grid than the model: {by(array.shape)} voxels of {by(sizes[0].round(3))} "
+            f"mm, {axes[0]}; expected {by(self.array_shape)} of {by(sizes[1].round(3))} mm, {axes[1]}. "
+            f"--fit brings it there."
         )
 
 
-def fitted(numbers, affine, wanted, shape, center):
-    """A label map on another grid, by nearest neighbour, the middle of its labels where it is in training.
-
-    Shapes: numbers (X, Y, Z), affines (4, 4), shape (3,), center (3,) voxels -> numbers of shape, affine
-    """
-    places = labelled(numbers)
-    middle = affine[:3, :3] @ ((places.min(axis=1) + places.max(axis=1)) / 2) + affine[:3, 3]
-    grid = np.array(wanted, dtype=float)
-    grid[:3, 3] = middle - grid[:3, :3] @ np.round(center)
-    there = np.linalg.inv(affine) @ grid
-    found = ndimage.affine_transform(numbers, there[:3, :3], there[:3, 3], shape, order=0)
-    return found, grid
-
-
-def record_of(model, path, seed, edits, fit, numbers, affine):
+def record_of(model, path, name, seed, config, numbers, affine):
     """What a sidecar says of how a volume is drawn."""
+    drawn = hashlib.sha256(numbers.tobytes()).hexdigest()
     return {
         "synthetic": True,
+        "file": f"{name}.nii.gz",
         "seed": seed,
-        "label_map": {
-            "path": str(path),
-            "sha256": file_digest(path),
-            "drawn_sha256": hashlib.sha256(numbers.tobytes()).hexdigest(),
-        },
-        "recipe": {"edit": list(edits), "fit": fit, "noise": model.noise},
-        "checkpoint": {
-            "path": str(model.path),
-            "sha256": file_digest(model.path),
-            "step": model.step,
-            "networks": model.networks,
-        },
-        "model": {k: list(v) if isinstance(v, tuple) else v for k, v in model.settings.items()},
+        "label_map": {"path": str(path), "sha256": file_digest(path), "drawn_sha256": drawn},
+        "recipe": {"edit": list(config.edit), "fit": config.fit, "noise": model.noise},
+        "checkpoint": checkpoint_record(model.path, model.step, model.networks),
+        "model": model.settings,
         "table": {str(n): name for n, name in model.table.items()},
         "affine": np.asarray(affine, dtype=float).tolist(),
     }
-
-
-def is_complete(sidecar, record):
-    """True if a volume is there that was drawn just so; a UserError if one of its name was drawn otherwise."""
-    if not sidecar.exists():
-        return False
-    found = read_json(sidecar)
-    with reading(sidecar, "remove it; the volume is then drawn again"):
-        keys = ("seed", "recipe", "affine", "table")
-        same = all(found[key] == record[key] for key in keys)
-        for key, digests in (
-            ("label_map", ("sha256", "drawn_sha256")),
-            ("checkpoint", ("sha256", "networks")),
-        ):
-            same = same and all(found[key][name] == record[key][name] for name in digests)
-    if not same:
-        raise UserError(
-            f"{sidecar} was drawn with other settings, map or checkpoint: choose another --output."
-        )
-    return sidecar.with_suffix("").with_suffix(".nii.gz").is_file()
 
 
 def generate_volumes(config):
@@ -1246,7 +975,7 @@ def generate_volumes(config):
     plan = []
     for path, seed in itertools.product(maps, range(config.seed, config.seed + config.num_per_map)):
         name = f"{name_of(path)}_seed{seed:06d}"
-        record = record_of(model, path, seed, config.edit, config.fit, *maps[path])
+        record = record_of(model, path, name, seed, config, *maps[path])
         plan.append((path, name, record, is_complete(folder / f"{name}.json", record)))
     if any(done for *_, done in plan):
         print(f"{sum(done for *_, done in plan)} volumes are there already.")
@@ -1263,10 +992,7 @@ def generate_volumes(config):
         save_nifti(volume, affine, folder / f"{name}.nii.gz")
         row = row_of(array_to_volume(numbers)[0], [volume], affine)
         save_picture(row, folder / f"{name}.png")
-        digest = hashlib.sha256(volume.numpy().tobytes()).hexdigest()
-        record |= {"file": f"{name}.nii.gz", "volume_sha256": digest, "versions": versions()}
-        with atomic_path(folder / f"{name}.json") as part:
-            part.write_text(json.dumps(record, indent=1), encoding="utf-8")
+        write_sidecar(folder / f"{name}.json", record, volume, torch=torch.__version__)
         if len(rows) < 16 or path in rows:
             rows[path].append(volume)
     save_sheet(rows, maps, folder)
@@ -1288,11 +1014,6 @@ def save_sheet(rows, maps, folder, most=6):
         save_picture(np.concatenate(pictures), folder / "sheet.png")
 
 
-def versions():
-    """Versions of what drew a volume."""
-    return {"label_to_volume": __version__, "torch": torch.__version__, "numpy": np.__version__}
-
-
 def recreate(config):
     """`--recreate`: draw a volume again from its sidecar, and say whether it is identical.
 
@@ -1305,29 +1026,15 @@ def recreate(config):
     sidecar = Path(config.recreate)
     record = read_json(sidecar)
     with as_damaged("give the .json beside a volume that label_to_volume.py drew", sidecar):
-        paths = {
-            key: (Path(record[key]["path"]), record[key]["sha256"]) for key in ("checkpoint", "label_map")
-        }
+        checkpoint, label_map = check_sources(sidecar, record, "checkpoint", "label_map")
         average, seed, file = record["checkpoint"]["networks"] == "GE", record["seed"], record["file"]
         edits, fit = list(map(read_edit, record["recipe"]["edit"])), record["recipe"]["fit"]
-        wanted = record["volume_sha256"]
-    for path, digest in paths.values():
-        if not path.is_file() or file_digest(path) != digest:
-            raise UserError(f"{path} is not there, or not what {sidecar} was drawn with: bring it back.")
-    model = LabelModel(paths["checkpoint"][0], config.device, average)
-    numbers, affine = model.read_map(paths["label_map"][0], fit)
+        digest = record["volume_sha256"]
+    model = LabelModel(checkpoint, config.device, average)
+    numbers, affine = model.read_map(label_map, fit)
     numbers = edited(numbers, affine, edits, model.classes)
-    volume = model.draw(array_to_volume(numbers)[0], len(model.table), seed).numpy()
-    with naming(sidecar.parent / file):
-        stored = load_nifti(sidecar.parent / file).get_fdata(dtype=np.float32)
-    difference = float(np.abs(volume_to_array(volume) - stored).max())
-    if hashlib.sha256(volume.tobytes()).hexdigest() == wanted and difference < 1e-6:
-        print(f"{file}: identical")
-    elif difference < 1e-4:
-        print(f"{file}: equal up to rounding, largest difference {difference:.1e}")
-    else:
-        raise UserError(f"{file} differs from what its sidecar describes, by up to {difference:.3g}.")
-    return difference
+    volume = model.draw(array_to_volume(numbers)[0], len(model.table), seed)
+    return compare(volume, sidecar.parent / file, digest)
 
 
 # ╔══════════════════════════════════════════════════════════════════════════════════════════════════════════╗

@@ -140,7 +140,9 @@ def read_labels(path, table="topcow2024", canonical=True):
             hint = f": they fit {' and '.join(fitting)}" if fitting else ""
             hint += "; translate them with segmentation/labels.py" if fitting else ", and no known table"
         wanted = table if isinstance(table, str) else "the table"
-        raise UserError(f"{path} has the ids {', '.join(map(str, unknown))}, which are not of {wanted}{hint}.")
+        raise UserError(
+            f"{path} has the ids {', '.join(map(str, unknown))}, which are not of {wanted}{hint}."
+        )
     if isinstance(table, str) and described.startswith(DESCRIPTION) and described != DESCRIPTION + table:
         there = described.removeprefix(DESCRIPTION)
         raise UserError(f"{path} says that its ids are of {there}, expected {table}.")

@@ -17,6 +17,7 @@ GROUND = {
     "parallel": {"cli"},
     "dataset": {"cli", "files", "parallel"},
     "vessels": set(),
+    "sidecars": {"cli", "files"},
     "diff_augment": {"files", "parallel"},
     "layers": {"cli"},
     "memory": {"cli"},
@@ -29,9 +30,11 @@ WITHOUT_TORCH = (
     "volumetric/pictures.py",
     "volumetric/vessels.py",
     "volumetric/pages.py",
+    "volumetric/sidecars.py",
 )
 # Programs in one file, and how long they may be; every other file has at most 700 lines.
 PROGRAMS = {"stylegan2_pytorch.py": 1800, "CoW_generator.py": 1100, "sample_data/phantom.py": 1000}
+PROGRAMS |= {"label_to_volume.py": 1100, "progressive_wgan.py": 800}
 LONGEST_METHOD = 45  # lines, of the trainer
 
 FILES = sorted(

@@ -5,6 +5,7 @@
     pictures.py       planes, projections, sheets, GIFs and curves, in one orientation
     pages.py          HTML pages in one file
     vessels.py        the mask of bright vessels
+    sidecars.py       the file beside a generated volume
     parallel.py       processes as one, devices, precision, seeded draws
     dataset.py        the audit of a folder, classes, the order of samples, the disk cache
     diff_augment.py   differentiable augmentation
@@ -13,5 +14,5 @@
     runs.py           the training loop, checkpoints, logs
     training.py       what trainers share: draws, batches, state, their start
 
-The first five import no torch.
+The first six import no torch.
 """

@@ -461,6 +461,28 @@ def set_rates(optimizers, done, final):
         group["lr"] = group["full"] * (1 - done * (1 - final))
 
 
+def haar(x, stride):
+    """Haar transform of every axis of stride 2: sums and differences of neighbours over sqrt(2).
+
+    Shapes: (B, C, D, H, W) -> (B, bands * C, D / d, H / h, W / w), bands the product of the strides
+    """
+    for axis, step in zip((2, 3, 4), stride, strict=True):
+        if step == 2:
+            even, odd = x.unflatten(axis, (-1, 2)).unbind(axis + 1)
+            x = torch.cat([even + odd, even - odd], dim=1) * 0.5**0.5
+    return x
+
+
+def inverse_haar(bands, stride):
+    """What `haar` was given. Shapes: (B, bands * C, D, H, W) -> (B, C, d D, h H, w W)"""
+    for axis, step in reversed(list(zip((2, 3, 4), stride, strict=True))):
+        if step == 2:
+            sums, differences = bands.chunk(2, dim=1)
+            bands = torch.stack([sums + differences, sums - differences], axis + 1) * 0.5**0.5
+            bands = bands.flatten(axis, axis + 1)
+    return bands
+
+
 def check_networks(image_size, image_depth):
     """Raise a UserError unless both sizes are powers of two and 4 <= image_depth <= image_size."""
     for name, value in (("image_size", image_size), ("image_depth", image_depth)):

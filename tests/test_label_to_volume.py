@@ -1,0 +1,482 @@
+"""Label maps to volumes: layers and losses by hand, bad pairs, exact resuming, processes, drawing, edits."""
+
+import csv
+import json
+import os
+import signal
+
+import nibabel as nib
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+
+import label_to_volume as l2v
+from segmentation import maps
+from segmentation.cases import Classes
+from tests.conftest import random_array, run_script, write_volume
+from tests.test_distributed import run_two
+from tests.test_training import assert_same_state
+from volumetric import cli, runs, training
+from volumetric.cli import UserError
+from volumetric.layers import haar, inverse_haar
+
+SETTINGS = {"image_size": 16, "image_depth": 8, "width": 4, "disc_width": 4, "fmap_max": 16, "spade_width": 8}
+SETTINGS |= {"z_dim": 8}
+SHAPE = (16, 16, 8)
+NAMES = {1: "R-A", 2: "L-A", 5: "B"}
+AFFINE = np.array([[0.5, 0, 0, -4], [0, 0.5, 0, -4], [0, 0, 1, -4], [0, 0, 0, 1.0]])
+
+
+def write_pairs(folder, number=6):
+    """Folders volumes/ and labels/ of pairs: two bars with sides and a middle one, brighter than noise."""
+    for n in range(number):
+        ids = np.zeros(SHAPE, np.uint8)
+        ids[3:6, 2 + n : 6 + n, 2:6], ids[10:13, 4:9, 1 + n % 3 : 5], ids[7:9, 12:14] = 2, 1, 5
+        volume = 0.2 * random_array(n, SHAPE) + 0.3 * (ids > 0) + 0.1 * ids
+        write_volume(folder / "volumes" / f"v{n}.nii.gz", volume, AFFINE)
+        write_volume(folder / "labels" / f"v{n}.nii.gz", ids, AFFINE)
+    (folder / "table.json").write_text(json.dumps(NAMES), encoding="utf-8")
+    return folder
+
+
+@pytest.fixture
+def pairs(tmp_path):
+    """Folder of `write_pairs`."""
+    return write_pairs(tmp_path)
+
+
+def settings_of(folder, **settings):
+    """Settings of a tiny run in a folder."""
+    where = {"data": folder / "volumes", "labels": folder / "labels", "table": folder / "table.json"}
+    where |= {"results_dir": folder / "results", "models_dir": folder / "models"}
+    tiny = {"name": "t", "device": "cpu", "batch_size": 2, "held_out": 0.2, "num_previews": 1}
+    return {**SETTINGS, **tiny, **{key: str(path) for key, path in where.items()}, **settings}
+
+
+def config_of(folder, **settings):
+    """Configuration of a tiny run in a folder."""
+    return l2v.LabelToVolumeConfig(**settings_of(folder, **settings))
+
+
+def flags_of(folder, **settings):
+    """Command line of a tiny run in a folder."""
+    return [part for name, value in settings_of(folder, **settings).items() for part in (f"--{name}", value)]
+
+
+def network_settings(**settings):
+    """Settings of tiny networks."""
+    return {"norm": "instance", "noise": "global", "generator": "spade", **SETTINGS, **settings}
+
+
+# ---- layers and losses
+
+
+@pytest.mark.parametrize("stride", [(2, 2, 2), (1, 2, 2)])
+def test_haar_keeps_energy_and_can_be_undone(stride):
+    x = torch.randn(2, 3, 4, 8, 8)
+    bands = haar(x, stride)
+    assert bands.shape == (
+        2,
+        3 * np.prod(stride),
+        *(n // s for n, s in zip(x.shape[2:], stride, strict=True)),
+    )
+    assert float(bands.square().sum()) == pytest.approx(float(x.square().sum()), rel=1e-5)
+    assert float((inverse_haar(bands, stride) - x).abs().max()) < 1e-6
+    mean = F.avg_pool3d(x, stride) * np.prod(stride) ** 0.5
+    assert float((bands[:, :3] - mean).abs().max()) < 1e-5  # the first band is the smaller volume
+
+
+def test_spade_with_one_class_everywhere_modulates_all_alike():
+    torch.manual_seed(0)
+    layer = l2v.Spade(6, 2, network_settings())
+    shares = l2v.one_hot(torch.ones(1, 6, 6, 6, dtype=torch.uint8), 2)
+    x = torch.randn(1, 6, 6, 6, 6)
+    found = layer(x, l2v.Layout(shares, torch.randn(1, 1, 8), "global"))
+    mean, std = x.mean(dim=(2, 3, 4), keepdim=True), x.std(dim=(2, 3, 4), keepdim=True, unbiased=False)
+    normal, inside = (x - mean) / std, (slice(None), slice(None), *3 * [slice(2, 4)])
+    one, other = normal[inside].flatten(2)[..., 0], normal[inside].flatten(2)[..., 7]
+    a, b = found[inside].flatten(2)[..., 0], found[inside].flatten(2)[..., 7]
+    factor = (a - b) / (one - other)  # every voxel inside has one factor and one term
+    term = a - factor * one
+    torch.testing.assert_close(
+        found[inside],
+        normal[inside] * factor[..., None, None, None] + term[..., None, None, None],
+        rtol=1e-3,
+        atol=1e-4,
+    )
+
+
+def test_a_map_decides_where_and_z_how():
+    torch.manual_seed(0)
+    generator = l2v.SpadeGenerator(2, network_settings())
+    numbers = torch.zeros(1, 8, 16, 16, dtype=torch.uint8)
+    numbers[..., :8] = 1
+    other = numbers.flip(3)
+
+    def made(numbers, seed):
+        z = torch.randn(1, 1, 8, generator=torch.Generator().manual_seed(seed))
+        with torch.no_grad():
+            return generator.eval()(l2v.Layout(l2v.one_hot(numbers, 2), z, "global"))
+
+    first = made(numbers, 0)
+    assert first.shape == (1, 1, 8, 16, 16) and float(first.min()) >= 0 and float(first.max()) <= 1
+    assert torch.equal(first, made(numbers, 0))
+    assert float((first - made(other, 0)).abs().max()) > 1e-3
+    assert float((first - made(numbers, 1)).abs().max()) > 1e-4
+
+
+def test_z_of_a_region_is_felt_there_alone():
+    """A layout's terms: of one class, or of one of 64 boxes, where these are and nowhere else."""
+    numbers = torch.zeros(1, 8, 16, 16, dtype=torch.uint8)
+    numbers[:, 2:4, 4:8, 4:8] = 1
+    terms = torch.zeros(1, 3, 5)
+    terms[:, 1] = 1.0
+    layout = l2v.Layout(l2v.one_hot(numbers, 2), None, "class")
+    spread = layout.spread(terms, (8, 16, 16))
+    assert torch.equal(spread[0, 0], (numbers[0] == 1).float())
+    assert float(layout.spread(terms, (4, 8, 8))[0, 0].sum()) == pytest.approx(2 * 4 * 4 / 8)  # shares
+    boxes = torch.zeros(1, 64, 5)
+    boxes[:, 63] = 1.0
+    spread = l2v.Layout(l2v.one_hot(numbers, 2), None, "local").spread(boxes, (8, 16, 16))[0, 0]
+    assert torch.equal(spread[6:, 12:, 12:], torch.ones(2, 4, 4)) and spread.sum() == 32
+
+
+def test_unknown_voxels_are_of_no_class():
+    numbers = torch.tensor([0, 1, 255, 2], dtype=torch.uint8).view(1, 1, 2, 2)
+    assert l2v.one_hot(numbers, 2).sum(dim=1).flatten().tolist() == [1, 1, 0, 1]
+
+
+def test_class_weights_by_hand():
+    found = l2v.class_weights(torch.tensor([60.0, 30.0, 0.0, 10.0]), 3.0)  # 100 voxels, three classes
+    assert found.tolist() == pytest.approx([1.0, 100 / (3 * 30), 3.0, 3.0])  # 0.56 and 3.3 are clamped
+
+
+def test_loss_of_n_plus_one_classes_by_hand():
+    logits = torch.tensor([[0.0, 1.0, 2.0, 3.0], [1.0, 0.0, 0.0, 0.0]]).T.view(1, 4, 1, 1, 2)
+    numbers = torch.tensor([2, 0], dtype=torch.uint8).view(1, 1, 1, 2)
+    weights = torch.tensor([1.0, 5.0, 2.0])
+    first = -np.log(np.exp(3) / np.exp([0, 1, 2, 3]).sum())  # class 2 of the map is the fourth of four
+    second = -np.log(1 / (np.e + 3))  # the background is the second
+    assert float(l2v.n_plus_one_loss(logits, numbers, weights)) == pytest.approx((2 * first + second) / 2)
+    unknown = torch.tensor([2, 255], dtype=torch.uint8).view(1, 1, 1, 2)
+    assert float(l2v.n_plus_one_loss(logits, unknown, weights)) == pytest.approx(first)
+    generated = (-np.log(1 / np.exp([0, 1, 2, 3]).sum()) - np.log(np.e / (np.e + 3))) / 2
+    assert float(l2v.generated_loss(logits)) == pytest.approx(generated)
+
+
+def test_labelmix_takes_whole_classes_and_is_nothing_for_a_linear_network(pairs, monkeypatch):
+    numbers = torch.randint(0, 4, (3, 4, 8, 8), dtype=torch.uint8)
+    mask = l2v.labelmix_mask(numbers, 3, np.random.default_rng(1))
+    for one, of in zip(mask[:, 0], numbers, strict=True):
+        assert {tuple(one[of == n].unique().tolist()) for n in range(4)} <= {(0.0,), (1.0,)}
+    assert 0 < float(mask.mean()) < 1
+    real, fake = torch.rand(2, 3, 1, 4, 8, 8)
+    trainer = build_trainer(pairs, fp16=False)
+    linear = lambda volumes: 2 * volumes  # noqa: E731
+    logits = (linear(real), linear(fake))
+    rng = np.random.default_rng(1)
+    assert float(trainer.labelmix(linear, real, fake, numbers, logits, rng)) < 1e-12
+    squares = lambda volumes: volumes.square() + 1.0 * (volumes > 0.5)  # noqa: E731
+    assert float(trainer.labelmix(squares, real, fake, numbers, (linear(real), linear(fake)), rng)) > 1e-3
+
+
+def test_mask_loss_has_a_gradient():
+    volumes = torch.rand(2, 1, 4, 8, 8).requires_grad_()
+    body = (torch.rand(2, 1, 4, 8, 8) > 0.5).float()
+    l2v.mask_loss(volumes, body, 0.5).backward()
+    assert (volumes.grad != 0).float().mean() > 0.99
+    assert ((volumes.grad > 0) == (body == 0)).float().mean() > 0.99  # darker where there is no body
+    assert float(l2v.mask_loss(body, body, 0.5)) < 1e-4
+
+
+def test_centre_lines_that_are_found_cost_little():
+    numbers = torch.zeros(1, 8, 16, 16, dtype=torch.uint8)
+    numbers[0, 3:5, 2:14, 7:9] = 1
+    right = torch.stack([torch.zeros_like(numbers), numbers == 0, numbers == 1], dim=1).float() * 20
+    broken = right.clone()
+    broken[:, 1, :, 6:10], broken[:, 2, :, 6:10] = 20, 0
+    costs = [float(l2v.centre_line_loss(logits, numbers)) for logits in (right, broken)]
+    assert costs[0] < 0.05 and costs[1] > costs[0] + 0.1
+
+
+@pytest.mark.parametrize("name", l2v.DISCRIMINATORS)
+@pytest.mark.parametrize("size", [(16, 16), (16, 4), (32, 8)])
+def test_discriminators_have_the_shapes_they_say(name, size):
+    settings = network_settings(image_size=size[0], image_depth=size[1])
+    volumes = torch.rand(2, 1, size[1], size[0], size[0]).requires_grad_()
+    shares = l2v.one_hot(torch.zeros(2, size[1], size[0], size[0], dtype=torch.uint8), 3)
+    logits = l2v.KINDS[name](3, settings)(volumes, shares)
+    if name == "oasis":
+        assert logits.shape == (2, 5, size[1], size[0], size[0])
+    else:
+        assert logits.shape[0] == 2 and logits.ndim == {"wavelet": 1, "patch": 4}[name]
+    logits.sum().backward()
+    assert (volumes.grad != 0).all()
+
+
+# ---- training
+
+
+def build_trainer(folder, **settings):
+    """Trainer of a tiny run, not begun."""
+    config = config_of(folder, **settings)
+    audit = l2v.dataset.audit_volumes(config.data, config.array_shape)
+    return l2v.Trainer(config, audit, None, maps.read_pairs(config, audit))
+
+
+RUNS = {
+    "plain": {},
+    "float16": {"amp_dtype": "float16"},
+    "patch": {"discriminator": ("patch",), "generator": "unet", "mask_weight": 1.0},
+    "all": {"discriminator": ("oasis", "wavelet", "patch"), "noise": "class", "cldice_weight": 1.0},
+    "local": {"noise": "local", "norm": "group", "equalized_lr": True, "checkpoint_activations": True},
+}
+
+
+@pytest.mark.parametrize("name", RUNS)
+def test_an_interrupted_run_equals_an_uninterrupted_one_bit_for_bit(pairs, monkeypatch, name):
+    settings = {"num_train_steps": 4, "r1_every": 2, "final_rate": 0.1, **RUNS[name]}
+    whole = l2v.train_from_folder(config_of(pairs, name="whole", **settings))
+    step = l2v.Trainer.train_step
+
+    def interrupted(trainer, log):
+        step(trainer, log)
+        if trainer.step == 3:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(l2v.Trainer, "train_step", interrupted)
+        assert l2v.train_from_folder(config_of(pairs, name="parts", **settings)).step == 3
+    parts = l2v.train_from_folder(config_of(pairs, name="parts", **settings))
+    assert_same_state(*(runs.read_state(t.config.models / "model_0.pt") for t in (whole, parts)))
+    with open(whole.config.results / "metrics.csv", newline="", encoding="utf-8") as file:
+        rows = list(csv.DictReader(file))
+    assert len(rows) == 4 and set(whole.plan.columns) <= rows[0].keys()
+    assert all(rows[0][column] for column in whole.plan.columns)
+
+
+def test_two_processes_have_the_gradients_of_one(pairs):
+    """Adam's first moment is the gradient, for its first beta is 0; the rate is too small to change much."""
+    settings = {"fp16": False, "num_train_steps": 1, "learning_rate": 1e-9, "gradient_accumulate_every": 2}
+    settings |= {"discriminator": "oasis,wavelet,patch", "noise": "class"}
+    found = {}
+    for name, run in (("one", run_script), ("two", run_two)):
+        ended = run("label_to_volume.py", *flags_of(pairs, name=name, **settings))
+        assert ended.returncode == 0, ended.stderr
+        found[name] = runs.read_state(runs.find_checkpoint(pairs / "models" / name))
+    for optimizer in ("G_opt", "D_opt"):
+        one, two = ([m["exp_avg"] for m in found[n][optimizer]["state"].values()] for n in ("one", "two"))
+        largest = max(float(t.abs().max()) for t in one)
+        assert len(one) == len(two) > 20 and largest > 0
+        assert max(float((a - b).abs().max()) for a, b in zip(one, two, strict=True)) < 1e-5 * largest
+
+
+def test_pairs_are_turned_together_and_sides_exchanged(pairs):
+    trainer = build_trainer(pairs, mirror=True)
+    assert trainer.other_side[:4].tolist() == [0, 2, 1, 3] and trainer.other_side[255] == 255
+    rng = np.random.default_rng(0)
+    for _ in range(4):
+        volumes, numbers = trainer.next_pairs(rng)
+        bright = volumes[:, 0] > 0.45
+        assert ((numbers > 0) == bright).float().mean() > 0.99
+        side = [float(torch.nonzero(n == 1)[:, 1].float().mean()) for n in numbers]  # R-A: X above the middle
+        assert min(side) > 8
+
+
+def test_held_out_subjects_are_not_trained_on(pairs):
+    (pairs / "subjects.csv").write_text(
+        "\n".join(["file,subject", *(f"v{n}.nii.gz,s{n // 2}" for n in range(6)), ""]), encoding="utf-8"
+    )
+    trainer = build_trainer(pairs, subjects=str(pairs / "subjects.csv"), held_out=0.3)
+    held = set(trainer.pairs.held_out.tolist())
+    assert held in ({0, 1}, {2, 3}, {4, 5}) and set(trainer.members.tolist()) == set(range(6)) - held
+    seen = set()
+    for _ in range(12):
+        seen |= set(trainer.next_volumes(0)[1].tolist())
+    assert seen == set(trainer.members.tolist())
+
+
+def test_memory_is_predicted_and_saved_by_computing_again(pairs):
+    config = config_of(pairs, dry_run=True, discriminator=("oasis",), image_size=16)
+    audit = l2v.dataset.audit_volumes(config.data, config.array_shape, keep=False)
+    found = maps.read_pairs(config, audit)
+    peaks = [
+        training.rehearse_on_cpu(
+            lambda config, audit, group: l2v.Trainer(config, audit, group, found),
+            l2v.replace(config, checkpoint_activations=again, width=16),
+            audit,
+            training.parallel.Group(),
+        )["generator"]
+        for again in (False, True)
+    ]
+    assert peaks[1] < peaks[0]
+
+
+# ---- what is refused
+
+
+def test_flags_that_do_not_go_together(pairs):
+    for settings, text in (
+        ({"discriminator": ("wavelet",)}, "does not see labels"),
+        ({"discriminator": ()}, "--discriminator none"),
+        ({"generator": "unet", "noise": "class"}, "one z a volume"),
+        ({"discriminator": ("patch",), "cldice_weight": 1.0}, "needs the classes"),
+        ({"held_out": 1.0}, "leaves nothing"),
+        ({"adam_betas": (0.5,)}, "two numbers"),
+        ({"edit": ("cut:L-A",)}, "--edit takes"),
+        ({"edit": ("thin:L-A:wide",)}, "no length in mm"),
+        ({"edit": ("drop",)}, "--edit takes"),
+    ):
+        with pytest.raises(UserError, match=text):
+            config_of(pairs, **settings)
+    assert run_script("label_to_volume.py", "--discriminators", "oasis").returncode != 0
+    parsed = cli.parse_cli(l2v.LabelToVolumeConfig, ["--discriminator", "oasis,patch", "--edit", "drop:L-A"])
+    assert parsed.discriminator == ("oasis", "patch") and parsed.edits == [("drop", "L-A", None)]
+
+
+def spoil_partner(folder):
+    (folder / "labels" / "v3.nii.gz").unlink()
+
+
+def spoil_grid(folder):
+    ids = np.asanyarray(nib.load(folder / "labels" / "v3.nii.gz").dataobj)
+    write_volume(folder / "labels" / "v3.nii.gz", ids, np.diag([0.6, 0.5, 1, 1]))
+
+
+def spoil_values(folder):
+    ids = np.asanyarray(nib.load(folder / "labels" / "v3.nii.gz").dataobj)
+    write_volume(folder / "labels" / "v3.nii.gz", ids.astype(np.float32) + 0.25 * (ids == 5), AFFINE)
+
+
+def spoil_ids(folder):
+    ids = np.asanyarray(nib.load(folder / "labels" / "v3.nii.gz").dataobj)
+    write_volume(folder / "labels" / "v3.nii.gz", np.where(ids == 5, 9, ids).astype(np.uint8), AFFINE)
+
+
+def spoil_classes(folder):
+    write_volume(folder / "labels" / "v3.nii.gz", np.zeros(SHAPE, np.uint8), AFFINE)
+
+
+@pytest.mark.parametrize(
+    ("spoil", "text"),
+    [
+        (spoil_partner, r"v3.nii.gz has no partner in --labels"),
+        (spoil_grid, r"v3.nii.gz is of another grid than .*resample it, by nearest neighbour"),
+        (spoil_values, r"v3.nii.gz has values that are no whole numbers"),
+        (spoil_ids, r"v3.nii.gz has the ids 9, which are not of the table"),
+        (spoil_classes, r"v3.nii.gz has one class alone"),
+    ],
+)
+def test_bad_pairs_are_one_line_each(pairs, spoil, text):
+    spoil(pairs)
+    run = run_script("label_to_volume.py", *flags_of(pairs))
+    assert run.returncode != 0 and "Traceback" not in run.stderr
+    with pytest.raises(UserError, match=text):
+        l2v.train_from_folder(config_of(pairs))
+    assert not (pairs / "models").exists() or not any((pairs / "models").rglob("*.pt"))
+
+
+def test_tables_and_unknown_voxels(pairs):
+    assert maps.read_table("topcow2024")[10] == "Acom" and maps.read_table(None) is None
+    with pytest.raises(UserError, match="--table nowhere is no file"):
+        maps.read_table("nowhere")
+    (pairs / "bad.json").write_text('{"300": "x"}', encoding="utf-8")
+    with pytest.raises(UserError, match="ids from 1 to 254"):
+        maps.read_table(str(pairs / "bad.json"))
+    config = config_of(pairs, table=None, ignore=5)
+    audit = l2v.dataset.audit_volumes(config.data, config.array_shape)
+    found = maps.read_pairs(config, audit)
+    assert found.table == {1: "1", 2: "2"} and set(found.maps.unique().tolist()) == {0, 1, 2, 255}
+
+
+# ---- drawing
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+    """Folder with pairs and a tiny trained run."""
+    folder = write_pairs(tmp_path_factory.mktemp("trained"))
+    l2v.train_from_folder(config_of(folder, num_train_steps=1))
+    return folder
+
+
+def test_volumes_are_drawn_and_drawn_again(trained, capsys):
+    out = trained / "made"
+    config = config_of(trained, generate=str(trained / "labels"), output=str(out), num_per_map=2, seed=5)
+    l2v.generate_volumes(config)
+    volumes = sorted(out.glob("*.nii.gz"))
+    assert [p.name for p in volumes][:2] == ["v0_seed000005.nii.gz", "v0_seed000006.nii.gz"]
+    assert len(volumes) == 12 and (out / "sheet.png").is_file()
+    record = json.loads((out / "v0_seed000005.json").read_text(encoding="utf-8"))
+    assert record["synthetic"] is True and record["seed"] == 5
+    assert record["label_map"]["sha256"] == l2v.file_digest(trained / "labels" / "v0.nii.gz")
+    image = nib.load(volumes[0])
+    assert np.allclose(image.affine, AFFINE) and image.shape == SHAPE
+    for path in volumes:  # the labels of every volume, under its name
+        drawn = np.asanyarray(nib.load(trained / "made_labels" / path.name).dataobj)
+        assert (
+            drawn == np.asanyarray(nib.load(trained / "labels" / f"{path.name[:2]}.nii.gz").dataobj)
+        ).all()
+    assert not np.allclose(image.get_fdata(), nib.load(volumes[1]).get_fdata())
+    l2v.generate_volumes(config)
+    assert "12 volumes are there already" in capsys.readouterr().out
+    l2v.recreate(config_of(trained, recreate=str(out / "v0_seed000006.json")))
+    assert "v0_seed000006.nii.gz: identical" in capsys.readouterr().out
+    with pytest.raises(UserError, match=r"made with another checkpoint: choose another --output"):
+        l2v.generate_volumes(l2v.replace(config, use_average=False))
+    write_volume(volumes[1], random_array(0, SHAPE), AFFINE)
+    with pytest.raises(UserError, match="differs from what its sidecar describes"):
+        l2v.recreate(config_of(trained, recreate=str(out / "v0_seed000006.json")))
+
+
+def test_variants_are_asked_for(trained):
+    flags = flags_of(trained, generate=trained / "labels", output=trained / "without", edit="drop:L-A")
+    run = run_script("label_to_volume.py", *flags)
+    assert run.returncode == 0, run.stderr
+    drawn = np.asanyarray(nib.load(trained / "without_labels" / "v1_seed000042.nii.gz").dataobj)
+    assert set(np.unique(drawn)) == {0, 1, 5}
+    with pytest.raises(UserError, match="--edit names Pcom, the model's classes are R-A, L-A, B"):
+        l2v.generate_volumes(config_of(trained, generate=str(trained / "labels"), edit=("drop:Pcom",)))
+
+
+def test_edits_of_a_map():
+    classes = Classes(NAMES)
+    numbers = np.zeros((20, 20, 20), np.uint8)
+    numbers[4:9, 2:18, 8:13], numbers[14:17, 5:15, 9:12], numbers[10, 10, 10] = 1, 2, 3
+
+    def edit(text):
+        return maps.edited(numbers, np.diag([0.5, 0.5, 0.5, 1]), [maps.read_edit(text)], classes)
+
+    assert set(np.unique(edit("drop:R-A"))) == {0, 2, 3}
+    thin = edit("thin:R-A:1.4") == 1
+    _, parts = maps.ndimage.label(thin, np.ones((3, 3, 3)))
+    assert parts == 1 and 0 < thin.sum() < 100 and not (thin & (numbers != 1)).any()  # one line is left
+    thick = edit("thicken:L-A:0.6")
+    assert (thick == 2).sum() > (numbers == 2).sum() and ((thick == 1) == (numbers == 1)).all()
+    swapped = edit("swap_sides")
+    assert (swapped == np.array([0, 2, 1, 3])[numbers[::-1]]).all()
+
+
+def test_maps_of_another_grid_are_brought_there_if_asked(trained):
+    folder = trained / "large"
+    ids = np.zeros((40, 48, 30), np.uint8)
+    ids[8:14, 10:20, 5:20], ids[24:30, 10:20, 5:20] = 1, 2
+    write_volume(
+        folder / "a.nii.gz",
+        ids,
+        np.array([[-0.25, 0, 0, 5], [0, 0.25, 0, 0], [0, 0, 0.5, 0], [0, 0, 0, 1.0]]),
+    )
+    config = config_of(trained, generate=str(folder), output=str(trained / "fitted"))
+    with pytest.raises(UserError, match=r"another grid than the model.*LAS.*--fit brings it there"):
+        l2v.generate_volumes(config)
+    l2v.generate_volumes(l2v.replace(config, fit=True))
+    image = nib.load(trained / "fitted_labels" / "a_seed000042.nii.gz")
+    found = np.asanyarray(image.dataobj)
+    assert found.shape == SHAPE and nib.aff2axcodes(image.affine) == ("R", "A", "S")
+    voxels = [(found == n).sum() * 0.25 for n in (1, 2)]  # mm3
+    assert voxels == pytest.approx([6 * 10 * 15 / 32] * 2, rel=0.35)
+    place = {
+        n: image.affine[:3, :3] @ np.argwhere(found == n).mean(axis=0) + image.affine[:3, 3] for n in (1, 2)
+    }
+    assert place[1][0] == pytest.approx(5 - 0.25 * 10.5, abs=0.3) and place[1][0] > place[2][0]

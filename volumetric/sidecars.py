@@ -1,0 +1,109 @@
+"""The file beside a generated volume: what it was made of, so that it can be made again, bit for bit."""
+
+import hashlib
+import json
+import platform
+from pathlib import Path
+
+import numpy as np
+
+from volumetric.cli import UserError
+from volumetric.files import (
+    __version__,
+    atomic_path,
+    file_digest,
+    load_nifti,
+    naming,
+    read_json,
+    reading,
+    volume_to_array,
+)
+
+SAME = 1e-5  # between a volume and its file, in [0, 1], for equal
+ROUNDING = 1e-4  # between two machines
+
+
+def digest_of(volume):
+    """SHA-256 of a volume's voxels. Shapes: (1, Z, X, Y) float32"""
+    return hashlib.sha256(np.ascontiguousarray(volume).tobytes()).hexdigest()
+
+
+def checkpoint_record(path, step, networks):
+    """What a sidecar says of the checkpoint."""
+    return {"path": str(path), "sha256": file_digest(path), "step": step, "networks": networks}
+
+
+def write_sidecar(path, record, volume, **versions):
+    """Write a sidecar, the last of a volume's files: where it is, the volume is complete."""
+    made_by = {
+        "version": __version__,
+        "numpy": np.__version__,
+        "python": platform.python_version(),
+        **versions,
+    }
+    record = record | {"volume_sha256": digest_of(volume), "versions": made_by | versions}
+    with atomic_path(path) as part:
+        part.write_text(json.dumps(record, indent=1), encoding="utf-8")
+
+
+def is_complete(path, record):
+    """True if the volume of a sidecar is there, made of the same; paths of what it was made of may differ.
+
+    Raises:
+        UserError: A volume of this name was made of something else.
+    """
+    path = Path(path)
+    if not path.exists():
+        return False
+    found = read_json(path)
+    with reading(path, "remove it; the volume is then made again"):
+        different = [key for key, wanted in record.items() if essence(found[key]) != essence(wanted)]
+        file = path.with_name(found["file"])
+    if different:
+        raise UserError(f"{path} was made with another {' and '.join(different)}: choose another --output.")
+    return file.is_file()
+
+
+def essence(value):
+    """A part of a record as JSON has it, without the places of files."""
+    value = json.loads(json.dumps(value))
+    return {k: v for k, v in value.items() if k != "path"} if isinstance(value, dict) else value
+
+
+def check_sources(sidecar, record, *names):
+    """Paths of what a volume was made of; a UserError unless all are there and the same."""
+    paths = []
+    for name in names:
+        path, digest = Path(record[name]["path"]), record[name]["sha256"]
+        if not path.is_file():
+            raise UserError(f"{path}, of which {sidecar} was made, does not exist: bring it back.")
+        if file_digest(path) != digest:
+            raise UserError(f"{path} is not what {sidecar} was made of (SHA-256 {digest[:12]}...).")
+        paths.append(path)
+    return paths
+
+
+def compare(volume, file, digest, scale=(0, 1), rounding=ROUNDING):
+    """Say whether a volume that was made again is the one in its file; returns the largest difference.
+
+    Args:
+        volume: (1, Z, X, Y) float32 in [0, 1].
+        file: NIfTI file.
+        digest: SHA-256 of the voxels that were made first.
+        scale: Grey values in the file of 0 and 1.
+        rounding: Largest difference that counts as rounding.
+
+    Raises:
+        UserError: It is another.
+    """
+    volume, (low, high) = np.asarray(volume), scale
+    with naming(file):
+        stored = load_nifti(file).get_fdata(dtype=np.float32)
+    difference = float(np.abs(volume_to_array(volume) - (stored - low) / (high - low)).max())
+    if digest_of(volume) == digest and difference < SAME:
+        print(f"{file.name}: identical")
+    elif difference < rounding:
+        print(f"{file.name}: equal up to rounding, largest difference {difference:.1e}")
+    else:
+        raise UserError(f"{file.name} differs from what its sidecar describes, by up to {difference:.3g}.")
+    return difference
