@@ -26,7 +26,7 @@ import hashlib
 import itertools
 import math
 from collections import defaultdict
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 import nibabel as nib
@@ -58,13 +58,13 @@ from volumetric.layers import (
     channels_last,
     check_networks,
     equalized_scale,
+    grown,
     growth_schedule,
     haar,
     leaky_relu,
     reliably,
     run_block,
     set_rates,
-    trained_by,
     zero_centered_penalty,
 )
 from volumetric.pictures import save_picture
@@ -121,16 +121,18 @@ class LabelToVolumeConfig(RunConfig):
     # training step
     batch_size: int = option(4, "Pairs in a micro-batch, of all processes together.", resumed=True)
     gradient_accumulate_every: int = option(1, "Micro-batches in a training step.", resumed=True)
-    learning_rate: float = option(1e-4, "Adam's rate of G.", most=10, resumed=True)
-    ttur_mult: float = option(4.0, "The discriminators' rate is learning_rate times this.", resumed=True)
-    equalized_lr: bool = option(False, "Rates by each layer's fan-in.", resumed=True)
-    final_rate: float = option(1.0, "Share of the rates left at the end.", **SHARE, resumed=True)
-    adam_betas: tuple = option((0.0, 0.999), "Adam's two betas.", resumed=True)
-    class_weight_max: float = option(20.0, "Largest weight of a rare class.", least=1, resumed=True)
+    learning_rate: float = option(3e-3, "Adam's rate of G.", most=10, resumed=True)
+    ttur_mult: float = option(1.0, "The discriminators' rate is learning_rate times this.", resumed=True)
+    equalized_lr: bool = option(True, "Rates by each layer's fan-in.", resumed=True)
+    final_rate: float = option(0.1, "Share of the rates left at the end.", **SHARE, resumed=True)
+    adam_betas: tuple = option((0.0, 0.99), "Adam's two betas.", resumed=True)
+    class_weight_max: float = option(100.0, "Largest weight of a rare class.", least=1, resumed=True)
     labelmix_weight: float = option(10.0, "Of LabelMix (oasis).", least=0, resumed=True)
-    r1_weight: float = option(10.0, "Of R1 (wavelet).", least=0, resumed=True)
+    r1_weight: float = option(1.0, "Of R1 (wavelet).", least=0, resumed=True)
     r1_every: int = option(4, "Steps between R1 penalties.", resumed=True)
-    l1_weight: float = option(100.0, "Of the absolute difference (patch).", least=0, resumed=True)
+    l1_weight: float | None = option(
+        None, "Of the absolute difference; None is 100 with patch, else 10.", least=0, resumed=True
+    )
     mask_weight: float = option(
         0.0, "Of the mask loss: bright where there are labels.", least=0, resumed=True
     )
@@ -160,10 +162,11 @@ class LabelToVolumeConfig(RunConfig):
             raise UserError(f"--generator unet has one z a volume: leave --noise {self.noise} out.")
         if self.cldice_weight and "oasis" not in known:
             raise UserError("--cldice_weight needs the classes that --discriminator oasis tells.")
-        if [type(b) in (int, float) and 0 <= b < 1 for b in self.adam_betas] != [True, True]:
-            raise UserError(f"--adam_betas must be two numbers from 0 to below 1, got {self.adam_betas}.")
+        training.check_betas(self.adam_betas)
         if self.held_out == 1:
             raise UserError("--held_out 1 leaves nothing to train on: give less.")
+        if self.l1_weight is None:
+            self.l1_weight = 100.0 if "patch" in known else 10.0
         self.edits = [read_edit(text) for text in self.edit]
 
     @property
@@ -185,7 +188,7 @@ class LabelToVolumeConfig(RunConfig):
         columns = [name for kind in self.discriminator for name in (f"D_{kind}", f"G_{kind}")]
         columns += ["LM"] if "oasis" in self.discriminator and self.labelmix_weight else []
         columns += ["R1"] if "wavelet" in self.discriminator and self.r1_weight else []
-        columns += ["L1"] if "patch" in self.discriminator and self.l1_weight else []
+        columns += ["L1"] if self.l1_weight else []
         columns += [name for name in ("mask", "cldice") if getattr(self, f"{name}_weight")]
         return runs.Plan.of(
             self,
@@ -347,11 +350,6 @@ def widths_of(settings, first):
     """Channels of the blocks from the smallest volumes to the largest, which have `first`."""
     number = len(growth_schedule(settings["image_size"], settings["image_depth"]))
     return [min(settings["fmap_max"], first * 2**i) for i in range(number)][::-1]
-
-
-def grown(x, factors):
-    """Nearest-neighbour enlargement. Shapes: (B, C, D, H, W) -> (B, C, dD, hH, wW)"""
-    return x if factors == (1, 1, 1) else F.interpolate(x, scale_factor=tuple(map(float, factors)))
 
 
 def to_grey(x):
@@ -572,6 +570,17 @@ def generated_loss(logits):
     return -logits.float().log_softmax(dim=1)[:, 0].mean()
 
 
+def l1_loss(volumes, real, shares, weights):
+    """Mean absolute difference to the real volume (arXiv:1611.07004, Eq. 3), by the weights of the classes.
+
+    Differs from the paper: weighted. A vessel has so few voxels that it would not count.
+
+    Shapes: (B, 1, D, H, W), the same, (B, 1 + classes, D, H, W), (1 + classes,) -> scalar
+    """
+    weight = torch.einsum("bcdhw,c->bdhw", shares, weights)[:, None]
+    return (weight * (volumes - real).abs()).sum() / weight.sum().clamp_min(1)
+
+
 def labelmix_mask(numbers, classes, rng):
     """Of every class of every map, its voxels are real or generated (arXiv:2012.04781, Sec. 3.2).
 
@@ -618,11 +627,12 @@ class Trainer(training.VolumeTrainer):
         pairs: Pairs of the audit's volumes.
     """
 
+    entry = "label_to_volume"
     reals_per_batch = 2  # D and G see different pairs
 
     def __init__(self, config, audit, group=None, pairs=None, command=None):
         super().__init__(config, audit, group, command)
-        self.pairs, self.members, self.classes = pairs, pairs.trained, Classes(pairs.table)
+        self.pairs, self.members, self.names = pairs, pairs.trained, Classes(pairs.table)
         self.plan = config.plan()
         self.networks = channels_last(Networks(len(pairs.table), **config.network()))
         self.networks.G.checkpoint_activations = config.checkpoint_activations
@@ -635,18 +645,15 @@ class Trainer(training.VolumeTrainer):
     def sides(self):
         """Class of the other side of every class. Shapes: -> (256,) uint8"""
         sides = np.arange(UNKNOWN + 1, dtype=np.uint8)
-        other = self.classes.other_side
+        other = self.names.other_side
         sides[: len(other)] = other
         return sides
 
     def build_optimizer(self, module, mult):
         """Adam for a network, a group for every scale of the rate."""
-        config, groups = self.config, {}
-        for name, p in getattr(self.networks, module).named_parameters():
-            groups.setdefault(equalized_scale(name, p) if config.equalized_lr else 1.0, []).append(p)
-        rate = config.learning_rate * mult
-        groups = [{"params": p, "lr": rate * scale, "full": rate * scale} for scale, p in groups.items()]
-        return torch.optim.Adam(groups, betas=tuple(config.adam_betas), fused=True)
+        config, named = self.config, getattr(self.networks, module).named_parameters()
+        parameters = [(equalized_scale(name, p) if config.equalized_lr else 1.0, p) for name, p in named]
+        return training.adam(parameters, config.learning_rate * mult, config.adam_betas)
 
     def reported(self):
         """{name: network} whose sizes are told."""
@@ -698,7 +705,8 @@ class Trainer(training.VolumeTrainer):
             losses = {**self.half_step("D_opt", self.accumulate_discriminators, self.penalty_is_due)}
             losses |= self.half_step("G_opt", self.accumulate_generator)
         self.scaler.update()
-        self.networks.update_average(self.average_decay())
+        volumes = self.plan.volumes_per_step
+        self.networks.update_average(training.ramped_decay((self.step + 1) * volumes, volumes))
         log.add(self.step, losses, self.origin())
         self.step += 1
 
@@ -706,15 +714,6 @@ class Trainer(training.VolumeTrainer):
     def penalty_is_due(self):
         """True if R1 is computed in this step."""
         return self.step % self.config.r1_every == 0
-
-    def half_step(self, name, accumulate, *args):
-        """One update by an optimiser; returns the losses."""
-        optimizer = self.optimizers[name]
-        losses = accumulate(*args, self.config.gradient_accumulate_every)
-        self.group.sum_([p.grad for p in trained_by(optimizer)] + list(losses.values()))
-        self.scaler.step(optimizer)
-        optimizer.zero_grad(set_to_none=True)
-        return losses
 
     def accumulate_discriminators(self, regularize, micro_batches):
         """Gradients of all discriminators; R1 in a pass of its own in float32."""
@@ -766,19 +765,20 @@ class Trainer(training.VolumeTrainer):
             shares = one_hot(numbers, len(self.pairs.table))
             with self.autocast():
                 fake = self.networks.G(self.draw_layout(shares, generator))
-            loss = 0.0
+            loss, weights = 0.0, self.weights_of(shares)
             for name, D in self.networks.D.items():
                 with self.autocast():
                     logits = D(fake, shares).float()
                 value = F.softplus(-logits).mean()
                 if name == "oasis":
-                    value = n_plus_one_loss(logits, numbers, self.weights_of(shares))
+                    value = n_plus_one_loss(logits, numbers, weights)
                     if config.cldice_weight:
                         line = centre_line_loss(logits, numbers)
                         loss = loss + self.add(losses, "cldice", line, share * config.cldice_weight)
                 loss = loss + self.add(losses, f"G_{name}", value, share)
-            if "patch" in self.networks.D and config.l1_weight:
-                loss = loss + self.add(losses, "L1", (fake - real).abs().mean(), share * config.l1_weight)
+            if config.l1_weight:
+                value = l1_loss(fake, real, shares, weights)
+                loss = loss + self.add(losses, "L1", value, share * config.l1_weight)
             if config.mask_weight:
                 body = ((numbers > 0) & (numbers != UNKNOWN))[:, None].float()
                 value = mask_loss(fake, body, config.mask_threshold)
@@ -815,15 +815,11 @@ class Trainer(training.VolumeTrainer):
             rows.append(row_of(numbers, [real.float().cpu(), *made], self.audit.affine))
         return {"map-real-made-made": np.concatenate(rows)}
 
-    def evaluate(self, received):
-        """Nothing: segmentation/fidelity.py scores what was generated."""
-        return {}
-
     def state(self):
         """All that the run needs to continue exactly."""
         pairs = self.pairs
         return self.run_state() | {
-            "networks": self.networks.state_dict(),
+            self.entry: self.networks.state_dict(),
             "table": {str(n): name for n, name in pairs.table.items()},
             "held_out": [name_of(self.audit.paths[i]) for i in pairs.held_out],
             "center": pairs.center.tolist(),
@@ -831,9 +827,7 @@ class Trainer(training.VolumeTrainer):
 
     def load(self, state):
         """Take up the state of a checkpoint."""
-        if "networks" not in state or "table" not in state:
-            raise UserError("is no checkpoint of label_to_volume.py: give another --name or --models_dir")
-        runs.load_networks(self.networks, state["networks"])
+        runs.load_networks(self.networks, self.weights_of(state))
         self.step, self.loader = state["step"], None
         self.take_up(state)
 
@@ -889,7 +883,7 @@ class LabelModel(Painter):
         self.path, state = Path(path), runs.read_state(path)
         prefix, device = "GE." if use_average else "G.", parallel.choose_device(device)
         with as_damaged("it is damaged or of another program", path):
-            if "table" not in state or "networks" not in state:
+            if Trainer.entry not in state:
                 raise UserError(f"{path} is no checkpoint of label_to_volume.py.")
             self.settings = {name: state["config"][name] for name in NETWORK_SETTINGS}
             self.table = {int(n): str(name) for n, name in state["table"].items()}
@@ -898,7 +892,7 @@ class LabelModel(Painter):
             self.affine = np.array(state["affine"], dtype=float).reshape(4, 4)
             self.center = np.array(state["center"], dtype=float).reshape(3)
             G = KINDS[self.settings["generator"]](len(self.table), self.settings)
-            own = {n.removeprefix(prefix): t for n, t in state["networks"].items() if n.startswith(prefix)}
+            own = {n.removeprefix(prefix): t for n, t in state[Trainer.entry].items() if n.startswith(prefix)}
             with naming(path):
                 runs.load_networks(G, own)
         self.networks, self.classes = prefix.rstrip("."), Classes(self.table)
@@ -1042,20 +1036,6 @@ def recreate(config):
 # ╚══════════════════════════════════════════════════════════════════════════════════════════════════════════╝
 
 
-def adopt_settings(config, checkpoint):
-    """The configuration with a checkpoint's network settings in place of defaults; others are refused."""
-    with as_damaged("it is damaged or of another program", checkpoint):
-        stored = runs.read_state(checkpoint, check=False)["config"]
-        stored = {name: stored[name] for name in NETWORK_SETTINGS}
-    for name, there in stored.items():
-        asked, default = getattr(config, name), getattr(LabelToVolumeConfig, name)
-        if asked not in (there, default):
-            raise UserError(
-                f"--{name} is {asked}, but {checkpoint} has {there}: give the same, another --name, or --new."
-            )
-    return replace(config, **stored)
-
-
 def train_from_folder(config, group=None):
     """Check everything, then train, or stop after the checks with `--dry_run`.
 
@@ -1072,7 +1052,7 @@ def train_from_folder(config, group=None):
     group = group or parallel.Group()
     config, command, source = runs.begin(config)
     if source or config.init_from:
-        config = adopt_settings(config, source or config.init_from)
+        config = training.adopt_settings(config, source or config.init_from, NETWORK_SETTINGS)
     device = parallel.open_device(config)
     cache = "none" if config.dry_run and device.type != "cuda" else config.cache
     audit = dataset.open_data(config.data, config.array_shape, config.batch_size, cache, config.packs, group)
@@ -1086,12 +1066,7 @@ def train_from_folder(config, group=None):
     def make(config, audit, group):
         return Trainer(config, audit, group, pairs, command)
 
-    def initialize(trainer):
-        if config.init_from:
-            with naming(config.init_from):
-                runs.load_networks(trainer.networks, runs.read_state(config.init_from)["networks"])
-
-    return training.start(make, config, audit, device, group, initialize)
+    return training.start(make, config, audit, device, group)
 
 
 def main(argv=None):
@@ -1102,11 +1077,8 @@ def main(argv=None):
             recreate(config)
         elif config.generate is not None:
             generate_volumes(config)
-        elif config.multi_gpus:
-            parallel.start_on_all_gpus()
         else:
-            with parallel.process_group(config.device) as group, parallel.only_first_prints(group):
-                train_from_folder(config, group)
+            training.run_from_command_line(config, train_from_folder)
 
 
 if __name__ == "__main__":

@@ -32,7 +32,6 @@ import contextlib
 import functools
 import itertools
 import math
-import os
 from collections import defaultdict
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -68,6 +67,7 @@ from volumetric.layers import (
     contrastive_head,
     convolve,
     equalized_scale,
+    gradient_penalty,
     growth_schedule,
     leaky_relu,
     nt_xent,
@@ -202,8 +202,7 @@ class TrainConfig(RunConfig):
             raise UserError(f"--loss {self.loss} stands alone: leave the flags of other losses out.")
         if self.loss == "relativistic" and self.top_k_training:
             raise UserError("--loss relativistic compares pairs: leave --top_k_training out.")
-        if [type(b) in (int, float) and 0 <= b < 1 for b in self.adam_betas] != [True, True]:
-            raise UserError(f"--adam_betas must be two numbers from 0 to below 1, got {self.adam_betas}.")
+        training.check_betas(self.adam_betas)
         if self.balance_classes and self.labels is None:
             raise UserError("--balance_classes needs classes: give --labels.")
 
@@ -733,19 +732,6 @@ def most_real(fake_logits, epochs, gamma, frac, sense):
     return fake_logits.topk(k, largest=sense > 0).values
 
 
-def gradient_penalty(volumes, logits, weight=10.0):
-    """Pull the norm of the discriminator's input gradient to 1 (arXiv:1704.00028, Eq. 3).
-
-        weight * mean_b (||dD(x_b)/dx_b||_2 - 1)^2
-
-    Differs from the paper: taken at the real volumes, not between real and fake ones.
-
-    Shapes: (B, 1, D, H, W), (B,) -> scalar
-    """
-    (gradient,) = torch.autograd.grad(logits.float().sum(), volumes, create_graph=True)
-    return weight * (gradient.flatten(1).norm(dim=1) - 1).square().mean()
-
-
 def path_lengths(styles, volumes, y):
     """Length of the volumes' change per change of style (arXiv:1912.04958, Sec. 3.2).
 
@@ -981,11 +967,11 @@ class Trainer(training.VolumeTrainer):
     def __init__(self, config, audit=None, group=None, scores=None, command=None):
         super().__init__(config, audit, group, command)
         self.group.own(config.batch_size, config.pl_batch_shrink)
-        self.scores, self.classes = scores, audit and audit.classes
+        self.scores = scores
         voxels = PENALTY_VOXELS // math.prod(config.shape)
         self.penalty_part = max(-(-self.batch_size // PENALTY_PARTS), voxels)  # penalised at once
         self.plan = config.plan(scores.names() if scores else ())
-        self.GAN = self.build_networks()
+        self.GAN = self.networks = self.build_networks()
         self.G_opt, self.D_opt = self.build_optimizers()
         self.optimizers = {"G_opt": self.G_opt, "D_opt": self.D_opt}
         self.ada = None
@@ -1013,24 +999,15 @@ class Trainer(training.VolumeTrainer):
         """Adam for G and S, and Adam for D and what learns with it; a group for every scale of the rate."""
         config, GAN, found = self.config, self.GAN, []
         for names, mult in ((("G", "S"), 1.0), (("D", "CR") if config.cl_reg else ("D",), config.ttur_mult)):
-            groups = {}
+            parameters = []
             for module in names:
                 for name, p in getattr(GAN, module).named_parameters():
                     scale = config.lr_mlp if module == "S" else equalized_scale(name, p)
-                    groups.setdefault(scale if config.equalized_lr else 1.0, []).append(p)
-            rate = config.learning_rate * mult
-            groups = [{"params": p, "lr": rate * scale, "full": rate * scale} for scale, p in groups.items()]
-            found.append(torch.optim.Adam(groups, betas=tuple(config.adam_betas), fused=True))
+                    parameters.append((scale if config.equalized_lr else 1.0, p))
+            found.append(training.adam(parameters, config.learning_rate * mult, config.adam_betas))
         return found
 
     # ---- what a step is made of
-
-    def draw_labels(self, rng):
-        """Classes for generated volumes, drawn as they are shown. Shapes: -> (B,), or None without classes"""
-        if self.classes is None:
-            return None
-        drawn = dataset.draw_classes(self.classes.shares(), rng.random(self.batch_size))
-        return parallel.to_device(drawn, self.device)
 
     def sample_inputs(self, rng, generator, labels=None):
         """Styles, mixed with probability mixed_prob at a random block, and noise, for one micro-batch.
@@ -1048,8 +1025,7 @@ class Trainer(training.VolumeTrainer):
     def next_real(self):
         """The next real volumes and their classes. Shapes: -> (B, 1, D, H, W), (B,) or None"""
         volumes, indices = self.next_volumes(self.config.dataset_aug_prob, self.classes)
-        of = self.classes and torch.from_numpy(self.classes.of_volumes)[indices]
-        return volumes, of if of is None else parallel.to_device(of, self.device)
+        return volumes, self.classes_of(indices)
 
     def augment(self, volumes, rng, prob=None):
         """Volumes as D sees them. Shapes: (B, 1, D, H, W) -> the same"""
@@ -1275,7 +1251,8 @@ class Trainer(training.VolumeTrainer):
     def update_averages(self):
         """SE and GE follow S and G: copies at first, moving averages later; or from the first step on."""
         if self.config.average == "ramped":
-            self.GAN.update_averages(self.average_decay())
+            volumes = self.plan.volumes_per_step
+            self.GAN.update_averages(training.ramped_decay((self.step + 1) * volumes, volumes))
             return
         if self.step > AVERAGE_AFTER and self.step % AVERAGE_EVERY == 0:
             self.GAN.update_averages()
@@ -1283,6 +1260,10 @@ class Trainer(training.VolumeTrainer):
             self.GAN.copy_to_averages()
 
     # ---- the heaviest step
+
+    def weights_of(self, state):
+        """State dict of the networks in a checkpoint, the original's included."""
+        return network_tensors(state)
 
     def rehearsed(self):
         """[(phase, function, arguments)] of the heaviest work."""
@@ -1376,7 +1357,7 @@ class Trainer(training.VolumeTrainer):
 
     def load(self, state):
         """Take up the state of a checkpoint; from an original, weights alone, the optimisers start anew."""
-        runs.load_networks(self.GAN, network_tensors(state))
+        runs.load_networks(self.GAN, self.weights_of(state))
         self.step, self.loader = state["step"], None
         if "G_opt" not in state:
             return
@@ -1602,12 +1583,7 @@ def train_from_folder(config, group=None):
     def make(config, audit, group):
         return Trainer(config, audit, group, scores, command)
 
-    def initialize(trainer):
-        if config.init_from:
-            with naming(config.init_from):
-                runs.load_networks(trainer.GAN, read_checkpoint(config.init_from)["GAN"])
-
-    return training.start(make, config, audit, device, group, initialize)
+    return training.start(make, config, audit, device, group)
 
 
 def main(argv=None):
@@ -1620,11 +1596,8 @@ def main(argv=None):
             generate_volumes(config)
         elif config.evaluate_checkpoints:
             evaluate_checkpoints(config)
-        elif config.multi_gpus and "WORLD_SIZE" not in os.environ:
-            parallel.start_on_all_gpus()
         else:
-            with parallel.process_group(config.device) as group, parallel.only_first_prints(group):
-                train_from_folder(config, group)
+            training.run_from_command_line(config, train_from_folder)
 
 
 if __name__ == "__main__":

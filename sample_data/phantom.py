@@ -4,11 +4,12 @@
     python sample_data/phantom.py --output phantoms --labels labels --num 64 --image_size 64 --image_depth 16
     python sample_data/phantom.py --output heads --whole_head --num 8
     python sample_data/phantom.py --output classes --classes --num 96 --image_size 64 --image_depth 16
+    python sample_data/phantom.py --output nodules --nodules --num 96 --image_size 32 --image_depth 32
 
 A parametric arterial tree in millimetres (scipy splines, radii that taper and vary), rendered from the
 distance to the centrelines: laminar flow, partial volume, tissue, cerebrospinal fluid, bias field, Rician
-noise. No patient's image is in it. Sections: configuration, anatomy, arterial tree, rendering, whole
-heads, entry point.
+noise. No patient's image is in it. Sections: configuration, anatomy, arterial tree, rendering, whole heads,
+entry point. Lung nodules are drawn by nodules.py.
 
 World coordinates are RAS in mm (x to the patient's right, y to the front, z up), with the origin between the
 carotid termini and the tip of the basilar artery, moved by WORLD_ORIGIN in the affine.
@@ -29,6 +30,7 @@ from scipy.spatial import cKDTree
 from scipy.spatial.transform import Rotation
 from tqdm import tqdm
 
+from sample_data import nodules
 from volumetric.cli import UserError, check_fields, one_line_errors, option, parse_cli
 from volumetric.files import by
 
@@ -46,11 +48,11 @@ INTENSITY = {"float32": 600.0, "uint8": 180.0}  # grey value of full flow
 
 @dataclass(kw_only=True)
 class PhantomConfig:
-    """Generate Circle-of-Willis phantoms as TOF MRA, a table of their variants, and label maps if asked."""
+    """Generate phantoms of the Circle of Willis or of lung nodules, their table, and label maps if asked."""
 
     output: str = option("phantoms", "New folder for phantom_<number>.nii.gz and variants.csv.", folder=True)
     labels: str | None = option(
-        None, "New folder for label maps (TopCoW ids), or, of whole heads, brain masks; None writes none."
+        None, "New folder for label maps (TopCoW ids), brain masks of heads, masks of nodules; None: none."
     )
     num: int = option(64, "Number of phantoms.", most=10**6)
     image_size: int = option(
@@ -73,6 +75,11 @@ class PhantomConfig:
         "Three classes in folders of their names, in turn: full, missing_A1 (one side), missing_Pcom (both "
         "sides); all other vessels are normal.",
     )
+    nodules: bool = option(
+        False,
+        "Lung nodules in CT numbers, fields of 40 mm, in folders of their kinds, in turn: ground_glass, "
+        "part_solid, solid.",
+    )
     degrees: float = option(15.0, "Largest rotation of a head.", least=0)
     shift: float = option(15.0, "Largest shift of a head, mm.", least=0)
 
@@ -80,6 +87,8 @@ class PhantomConfig:
         check_fields(self)
         if self.classes and self.whole_head:
             raise UserError("--classes makes circles alone: leave --whole_head out.")
+        if self.nodules and (self.classes or self.whole_head or self.dtype != "float32"):
+            raise UserError("--nodules have classes and CT numbers: leave other flags of what is drawn out.")
 
 
 # ╔══════════════════════════════════════════════════════════════════════════════════════════════════════════╗
@@ -754,7 +763,9 @@ def check_new(folder):
     folder = Path(folder)
     if folder.exists() and not folder.is_dir():
         raise UserError(f"{folder} is a file: give a new folder.")
-    known = [p for p in folder.glob("*") if p.name.startswith("phantom_") or p.name in CLASSES]
+    known = [
+        p for p in folder.glob("*") if p.name.startswith("phantom_") or p.name in (*CLASSES, *nodules.KINDS)
+    ]
     others = sorted(set(folder.glob("*")) - set(known))
     if others:
         raise UserError(f"{folder} is in use ({others[0].name} is in it): give a new folder.")
@@ -782,6 +793,14 @@ def generate_heads(config, poses):
         yield volume, affine, brain, row
 
 
+def generate_nodules(config):
+    """Yield (volume, affine, mask, row) of every nodule that a PhantomConfig asks for."""
+    shape = (config.image_size, config.image_size, config.image_depth)
+    for number in range(config.num):
+        volume, mask, row = nodules.make_nodule(config.seed, number, shape)
+        yield volume, nodules.nodule_affine(shape), mask, row
+
+
 def phantom_name(number):
     """File name of a phantom."""
     return f"phantom_{number:04d}.nii.gz"
@@ -802,21 +821,24 @@ def generate(config):
         folder.mkdir(parents=True, exist_ok=True)
     rows, poses = [], {}
     phantoms = generate_heads(config, poses) if config.whole_head else generate_circles(config)
+    phantoms = generate_nodules(config) if config.nodules else phantoms
+    told = ("phantom of a lung nodule, HU", "mask: 1 ground glass, 2 solid")
+    told = told if config.nodules else ("TOF MRA phantom", "phantom labels, TopCoW ids")
+    told = (told[0], "phantom brain mask") if config.whole_head else told
     for number, (volume, affine, label, row) in enumerate(
         tqdm(phantoms, "Phantoms", config.num, unit="volume")
     ):
-        volume = volume * INTENSITY[config.dtype]
+        volume = volume if config.nodules else volume * INTENSITY[config.dtype]
         if config.dtype == "uint8":
             volume = volume.round().clip(0, 255)
         name = phantom_name(number)
-        if config.classes:
+        if "class" in row:
             name = f"{row['class']}/{name}"
             for folder in folders:
                 (folder / row["class"]).mkdir(exist_ok=True)
-        save_image(volume.astype(config.dtype), affine, folders[0] / name, "SYNTHETIC TOF MRA phantom")
+        save_image(volume.astype(config.dtype), affine, folders[0] / name, f"SYNTHETIC {told[0]}")
         if config.labels is not None:
-            what = "brain mask" if config.whole_head else "labels, TopCoW ids"
-            save_image(label, affine, folders[1] / name, f"SYNTHETIC phantom {what}")
+            save_image(label, affine, folders[1] / name, f"SYNTHETIC {told[1]}")
         rows.append({"file": name, **row})
     with open(folders[0] / "variants.csv", "w", newline="", encoding="utf-8") as file:
         table = csv.DictWriter(file, rows[0])

@@ -428,6 +428,17 @@ def nt_xent(one, other, temperature=0.1):
     return F.cross_entropy(similarity, partner)
 
 
+def gradient_penalty(volumes, logits, weight=10.0):
+    """Pull the norm of the discriminator's input gradient to 1 (arXiv:1704.00028, Eq. 3).
+
+        weight * mean_b (||dD(x_b)/dx_b||_2 - 1)^2
+
+    Shapes: (B, 1, D, H, W), (B,) -> scalar
+    """
+    (gradient,) = torch.autograd.grad(logits.float().sum(), volumes, create_graph=True)
+    return weight * (gradient.flatten(1).norm(dim=1) - 1).square().mean()
+
+
 def zero_centered_penalty(volumes, logits, gamma):
     """R1 at real volumes, R2 at generated ones (arXiv:1801.04406, Eq. 9).
 
@@ -459,6 +470,11 @@ def set_rates(optimizers, done, final):
     """Let rates fall linearly, from "full" of each group to `final` of it as `done` goes from 0 to 1."""
     for group in [group for optimizer in optimizers for group in optimizer.param_groups]:
         group["lr"] = group["full"] * (1 - done * (1 - final))
+
+
+def grown(x, factors):
+    """Nearest-neighbour enlargement. Shapes: (B, C, D, H, W) -> (B, C, dD, hH, wW)"""
+    return x if factors == (1, 1, 1) else F.interpolate(x, scale_factor=tuple(map(float, factors)))
 
 
 def haar(x, stride):

@@ -64,6 +64,7 @@ class Plan:
         save_every: Steps between checkpoints.
         preview_every: Steps between previews.
         early_preview_every, early_until: Previews come more often in the beginning.
+        also_previews_at: More steps with previews.
         evaluate_every: Steps between evaluations; None is never.
         keep_checkpoints: Number of newest checkpoints kept; None keeps all.
         volumes_per_step: Training volumes in a step.
@@ -80,6 +81,7 @@ class Plan:
     preview_every: int
     early_preview_every: int = 100
     early_until: int = 2500
+    also_previews_at: tuple = ()
     evaluate_every: int | None = None
     keep_checkpoints: int | None = None
     volumes_per_step: int = 1
@@ -102,7 +104,7 @@ class Plan:
     def previews_at(self, step):
         """True if a preview is due after so many steps."""
         early = step < self.early_until and step % self.early_preview_every == 0
-        return early or step % self.preview_every == 0
+        return early or step % self.preview_every == 0 or step in self.also_previews_at
 
     def evaluates_at(self, step):
         """True if an evaluation is due after so many steps."""
@@ -613,7 +615,8 @@ class RunLog:
             if broken:
                 verb = "is" if len(broken) == 1 else "are"
                 raise NanException(f"{' and '.join(broken)} {verb} not finite in step {step}", origin())
-            values |= {"seconds": seconds, "volumes_per_second": self.plan.volumes_per_step / seconds}
+            volumes = values.pop("volumes", self.plan.volumes_per_step)  # where steps differ
+            values |= {"seconds": seconds, "volumes_per_second": volumes / seconds}
             self.rows.append({"step": step + 1, **values})
 
     def write(self, scores):

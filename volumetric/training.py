@@ -7,6 +7,7 @@ what there is to know, and lets `runs.run` drive it.
 import contextlib
 import functools
 import itertools
+import os
 from dataclasses import asdict, replace
 
 import torch
@@ -14,7 +15,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 
 from volumetric import dataset, memory, parallel, runs
 from volumetric.cli import UserError
-from volumetric.files import __version__, locked
+from volumetric.files import __version__, as_damaged, locked, naming
 from volumetric.layers import count_parameters, trained_by
 
 FORMAT_VERSION = 1  # of our checkpoints
@@ -22,11 +23,37 @@ FORMAT_VERSION = 1  # of our checkpoints
 AVERAGE_RAMP, AVERAGE_HALF_LIFE = 0.05, 10000
 
 
+def ramped_decay(seen, volumes):
+    """Decay of an average after a step of `volumes`: half of its weight is in the last 5 % of those seen."""
+    return 0.5 ** (volumes / min(AVERAGE_HALF_LIFE, AVERAGE_RAMP * seen))
+
+
+def adam(parameters, rate, betas):
+    """Adam whose groups have a rate each, kept as "full" for `set_rates`.
+
+    Args:
+        parameters: [(scale of the rate, parameter)].
+        rate: Rate of scale 1.
+        betas: Adam's two betas.
+    """
+    groups = {}
+    for scale, parameter in parameters:
+        groups.setdefault(scale, []).append(parameter)
+    groups = [{"params": p, "lr": rate * scale, "full": rate * scale} for scale, p in groups.items()]
+    return torch.optim.Adam(groups, betas=tuple(betas), fused=True)
+
+
+def check_betas(betas):
+    """Raise a UserError unless --adam_betas are two numbers from 0 to below 1."""
+    if [type(b) in (int, float) and 0 <= b < 1 for b in betas] != [True, True]:
+        raise UserError(f"--adam_betas must be two numbers from 0 to below 1, got {betas}.")
+
+
 class VolumeTrainer:
     """One run of a trainer.
 
     A subclass builds its networks and optimisers after `super().__init__`, and adds train_step, rehearsed,
-    preview, evaluate, state and load.
+    preview, state and load.
 
     Args:
         config: RunConfig with batch_size, and what the subclass needs.
@@ -35,14 +62,18 @@ class VolumeTrainer:
         command: Settings of the command that began the run; None is `config`.
     """
 
+    networks = None  # module with all that is trained,
+    entry = "networks"  # and its name in a checkpoint
     optimizers = None  # {name in a checkpoint: optimiser}
     members = None  # indices of the volumes that are trained on; None is all
     reals_per_batch = 1  # batches of real volumes that a micro-batch of a step takes
 
     def __init__(self, config, audit=None, group=None, command=None):
         self.config, self.audit, self.group = config, audit, group or parallel.Group()
+        self.classes = audit and audit.classes  # of the volumes, if any
         self.command = command or asdict(config)
-        self.batch_size = self.penalty_part = self.group.own(config.batch_size)  # of this process
+        self.whole_batch = config.batch_size  # volumes of a micro-batch, of all processes
+        self.batch_size = self.penalty_part = self.group.own(self.whole_batch)  # of this one
         self.device = parallel.choose_device(config.device)
         self.amp_dtype = parallel.choose_amp_dtype(config.amp_dtype, self.device)
         torch.manual_seed(config.seed)
@@ -67,6 +98,14 @@ class VolumeTrainer:
         """Share of the run that is done, for what changes in its course."""
         return min(1.0, self.step / self.config.num_train_steps)
 
+    def reported(self):
+        """{name: network} whose sizes are told."""
+        return {name: getattr(self.networks, name) for name in "GD"}
+
+    def evaluate(self, received):
+        """{metric: value}; none without an evaluation of one's own."""
+        return {}
+
     # ---- what a step is made of
 
     def autocast(self):
@@ -81,7 +120,7 @@ class VolumeTrainer:
 
     def draw(self, function, shape, generator):
         """This process's part of a draw for the whole batch. Shapes: (...) -> (B, ...)"""
-        shape = (self.config.batch_size, *shape)
+        shape = (self.whole_batch, *shape)
         return self.group.part(function(shape, device=self.device, generator=generator))
 
     def open_loader(self, flip_prob, classes=None):
@@ -101,6 +140,29 @@ class VolumeTrainer:
         self.seen.append(indices)
         return volumes.to(self.device, non_blocking=True), indices
 
+    def classes_of(self, indices):
+        """Classes of volumes, on the device. Shapes: (B,) -> (B,), or None without classes"""
+        return self.classes and parallel.to_device(
+            torch.from_numpy(self.classes.of_volumes)[indices], self.device
+        )
+
+    def draw_labels(self, rng):
+        """Classes for generated volumes, drawn as they are shown. Shapes: -> (B,), or None without classes"""
+        if self.classes is None:
+            return None
+        drawn = dataset.draw_classes(self.classes.shares(), rng.random(self.batch_size))
+        return parallel.to_device(drawn, self.device)
+
+    def half_step(self, name, accumulate, *args):
+        """One update by an optimiser; returns the losses, sums over the processes."""
+        optimizer = self.optimizers[name]
+        losses = accumulate(*args, self.config.gradient_accumulate_every)
+        gradients = [p.grad for p in trained_by(optimizer) if p.grad is not None]
+        self.group.sum_(gradients + list(losses.values()))
+        self.scaler.step(optimizer)
+        optimizer.zero_grad(set_to_none=True)
+        return losses
+
     def name_volumes(self, seen):
         """Sentence that names the volumes of the given indices."""
         numbers = sorted(set(torch.cat(seen).tolist())) if seen else []
@@ -109,11 +171,6 @@ class VolumeTrainer:
     def origin(self):
         """Function that names the volumes of the step that ends here, for a message on NaN."""
         return functools.partial(self.name_volumes, self.seen)
-
-    def average_decay(self):
-        """Decay of a ramped average in this step: half of its weight is in the last 5 % of what was seen."""
-        volumes = self.plan.volumes_per_step
-        return 0.5 ** (volumes / min(AVERAGE_HALF_LIFE, AVERAGE_RAMP * (self.step + 1) * volumes))
 
     # ---- the heaviest step
 
@@ -159,6 +216,12 @@ class VolumeTrainer:
             state["random"]["cuda"] = torch.cuda.get_rng_state(self.device)
         return state
 
+    def weights_of(self, state):
+        """State dict of the networks in a checkpoint; a UserError if it is of another program."""
+        if self.entry not in state:
+            raise UserError("is no checkpoint of this program: give another --name or --models_dir")
+        return state[self.entry]
+
     def take_up(self, state):
         """Take up what `run_state` gave, but for the step."""
         if state["format_version"] > FORMAT_VERSION:
@@ -186,7 +249,27 @@ class VolumeTrainer:
 # ╚══════════════════════════════════════════════════════════════════════════════════════════════════════════╝
 
 
-def start(make, config, audit, device, group, initialize=None):
+def adopt_settings(config, checkpoint, names):
+    """The configuration with a checkpoint's network settings in place of defaults; others are refused.
+
+    Args:
+        config: RunConfig.
+        checkpoint: Path.
+        names: Of the settings.
+    """
+    with as_damaged("it is damaged or of another program", checkpoint):
+        stored = runs.read_state(checkpoint, check=False)["config"]
+        stored = {name: stored[name] for name in names}
+    for name, there in stored.items():
+        asked, default = getattr(config, name), getattr(type(config), name)
+        if asked not in (there, default):
+            raise UserError(
+                f"--{name} is {asked}, but {checkpoint} has {there}: give the same, another --name, or --new."
+            )
+    return replace(config, **stored)
+
+
+def start(make, config, audit, device, group):
     """Make a trainer, tell what there is to know, and train, or stop before that with `--dry_run`.
 
     Args:
@@ -195,7 +278,6 @@ def start(make, config, audit, device, group, initialize=None):
         audit: Audit of its data.
         device: Of `parallel.open_device`.
         group: parallel.Group.
-        initialize: Function of the trainer, called before a new run begins.
 
     Returns:
         The trainer, at its last step; after a dry run on the CPU one of fake tensors.
@@ -218,8 +300,9 @@ def start(make, config, audit, device, group, initialize=None):
             stack.enter_context(locked(lock, f"The run {config.models}"))
             runs.make_way(config)
         group.wait()
-        if initialize is not None:
-            initialize(trainer)
+        if config.init_from:
+            with naming(config.init_from):
+                runs.load_networks(trainer.networks, trainer.weights_of(runs.read_state(config.init_from)))
         trainer.train()
     print(f"Checkpoints are in {config.models}, previews and metrics.csv in {config.results}.")
     return trainer
@@ -241,3 +324,11 @@ def rehearse_on_cpu(make, config, audit, group):
     """Peak bytes of the worst steps of one process on the CPU, {phase: bytes}, without making its tensors."""
     alone = replace(config, device="cpu", batch_size=config.batch_size // group.world)
     return memory.predict_peak_memory(lambda: make(alone, audit, None))
+
+
+def run_from_command_line(config, train):
+    """Train in one process, in those that torchrun started, or in one for each GPU."""
+    if config.multi_gpus and "WORLD_SIZE" not in os.environ:
+        parallel.start_on_all_gpus()
+    with parallel.process_group(config.device) as group, parallel.only_first_prints(group):
+        train(config, group)

@@ -1,0 +1,811 @@
+"""Progressive growing in 3D: a Wasserstein GAN for small volumes and small data sets, by class.
+
+    python progressive_wgan.py --data nodules --name nodules --image_size 32 --image_depth 32 --labels folders
+    python progressive_wgan.py --name nodules --generate --num_generate 16 --label solid --seed 1
+    python progressive_wgan.py --data nodules --name nodules --image_size 32 --image_depth 32 --show
+
+Training begins with volumes of 4 x 4 x 4 voxels, each the mean of a part of a real one, and doubles every
+axis that is not yet at its size: a fade of `volumes_per_phase` volumes, then as many at the new size.
+Sections of this file, in order:
+
+    configuration     every option, one line each
+    phases            which size, and how far its fade is, at every step
+    layers            equalised convolution, pixel norm, minibatch standard deviation
+    networks          generator and discriminator, mirror images
+    losses            Wasserstein with gradient penalty, hinge with R1
+    trainer           the training step, previews, state
+    inference         from seeds to volumes, each re-creatable from the file beside it
+    entry points      what the command line calls
+
+A NIfTI array is (X, Y, Z); inside the networks a volume is (B, 1, D, H, W) = (B, 1, Z, X, Y) in [0, 1].
+
+Papers: progressive growing (arXiv:1710.10196), WGAN-GP (arXiv:1704.00028), projection discriminator
+(arXiv:1802.05637), R1 (arXiv:1801.04406).
+"""
+
+import itertools
+import math
+from collections import defaultdict
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import nn
+from tqdm import tqdm
+
+from volumetric import dataset, parallel, runs, training
+from volumetric.cli import RunConfig, UserError, one_line_errors, option, options_of, parse_cli
+from volumetric.files import as_damaged, naming, next_free, read_json, save_nifti
+from volumetric.layers import (
+    SLOPE,
+    channels_last,
+    check_networks,
+    convolve,
+    gradient_penalty,
+    grown,
+    growth_schedule,
+    zero_centered_penalty,
+)
+from volumetric.pictures import contact_sheet, save_gif, save_picture
+from volumetric.sidecars import check_sources, checkpoint_record, compare, write_sidecar
+
+STATISTICS_OF = 4  # volumes whose standard deviation D sees, as published
+LARGER_BATCHES = (1, 2, 4)  # times batch_size, at the full size, half of it, and all smaller ones
+EPSILON = 1e-8
+
+LOSSES = {"wgan": "with gradient penalty, as published", "hinge": "with R1"}
+
+
+# ╔══════════════════════════════════════════════════════════════════════════════════════════════════════════╗
+# ║ Configuration                                                                                            ║
+# ╚══════════════════════════════════════════════════════════════════════════════════════════════════════════╝
+
+
+@dataclass(kw_only=True)
+class ProgressiveConfig(RunConfig):
+    """Grow a 3D Wasserstein GAN on a folder of NIfTI volumes, or generate with one.
+
+    The same command given again continues the run. In a flag's name - and _ are the same.
+    """
+
+    # networks
+    image_size: int = option(32, "In-plane edge in voxels, a power of two.", most=1024, network=True)
+    image_depth: int = option(32, "Axial slices, a power of two, 4 <= depth <= image_size.", network=True)
+    fmap_base: int = option(2048, "Channels are fmap_base / 2^n of block n.", most=10**6, network=True)
+    fmap_max: int = option(128, "Largest number of channels.", most=16384, network=True)
+    latent_dim: int = option(128, "Numbers in a latent z.", most=16384, network=True)
+    # training
+    num_train_steps: int | None = option(None, "Steps in the whole run; None ends with the last phase.")
+    volumes_per_phase: int = option(20000, "Volumes of a fade, and of a phase without.", resumed=True)
+    batch_size: int = option(8, "Volumes in a micro-batch at the full size; more before.", resumed=True)
+    gradient_accumulate_every: int = option(1, "Micro-batches in a training step.", resumed=True)
+    learning_rate: float = option(1e-3, "Adam's rate.", most=10, resumed=True)
+    adam_betas: tuple = option((0.0, 0.99), "Adam's two betas.", resumed=True)
+    loss: str = option("wgan", "Loss of G and D.", choices=LOSSES, resumed=True)
+    penalty_weight: float = option(10.0, "Of the gradient penalty.", least=0, resumed=True)
+    drift: float = option(
+        1e-3, "Weight of the squared output for real volumes (wgan).", least=0, resumed=True
+    )
+    dataset_aug_prob: float = option(0.5, "Probability of a flip.", least=0, most=1, resumed=True)
+    labels: str | None = option(None, "Train for classes: `folders` of data, or a CSV of file and label.")
+    balance_classes: bool = option(False, "Show every class equally often.", resumed=True)
+    num_image_tiles: int = option(4, "Previews show num_image_tiles volumes of each class.", most=64)
+    # generation, and looking at the data
+    show: bool = option(False, "Write a contact sheet of the data at every size, and train nothing.")
+    generate: bool = option(False, "Generate volumes from the newest checkpoint instead of training.")
+    num_generate: int = option(1, "Volumes to generate, with seeds seed, seed + 1, ...", most=10**6)
+    label: str | None = option(None, "Class of the volumes; for an interpolation also two: a,b.")
+    generate_interpolation: bool = option(False, "Generate the way from seed to seed + 1.")
+    interpolation_num_steps: int = option(20, "Volumes of an interpolation.", least=2, most=10**6)
+    use_average: bool = option(True, "Generate from the averaged generator; False takes the current one.")
+    recreate: str | None = option(None, "Sidecar .json of a volume to make again and compare.", file=True)
+
+    def __post_init__(self):
+        super().__post_init__()
+        check_networks(self.image_size, self.image_depth)
+        training.check_betas(self.adam_betas)
+        if self.balance_classes and self.labels is None:
+            raise UserError("--balance_classes needs classes: give --labels.")
+        if min(stage_widths(self)) < 1:
+            raise UserError(f"--fmap_base {self.fmap_base} leaves no channel at the full size: give more.")
+        if self.num_train_steps is None:
+            self.num_train_steps = phases(self)[-1].end
+
+    @property
+    def shape(self):
+        """Shape (D, H, W) of a volume inside the networks, voxels."""
+        return (self.image_depth, self.image_size, self.image_size)
+
+    @property
+    def array_shape(self):
+        """Shape (X, Y, Z) of a volume in a file, voxels."""
+        return (self.image_size, self.image_size, self.image_depth)
+
+    def network(self):
+        """Keyword arguments of `Networks` for this run."""
+        return {name: getattr(self, name) for name in NETWORK_SETTINGS}
+
+    def plan(self):
+        """Plan of the run."""
+        return runs.Plan.of(
+            self,
+            also_previews_at=tuple(phase.end for phase in phases(self)),
+            volumes_per_step=self.batch_size * self.gradient_accumulate_every,
+            columns=("D", "G", "GP", "stage", "fade"),
+            shown=("D", "G", "GP"),
+        )
+
+
+NETWORK_SETTINGS = options_of(ProgressiveConfig, network=True)
+PACE = ("volumes_per_phase", "batch_size", "gradient_accumulate_every")  # what the phases follow from
+
+
+# ╔══════════════════════════════════════════════════════════════════════════════════════════════════════════╗
+# ║ Phases                                                                                                   ║
+# ╚══════════════════════════════════════════════════════════════════════════════════════════════════════════╝
+
+
+@dataclass(frozen=True)
+class Phase:
+    """Steps start, start + 1, ..., end - 1 at one size: a fade from the size before, or none.
+
+    Args:
+        stage: Number of the last block, from 0 at 4 x 4 x 4 voxels.
+        fades: It is a fade.
+        batch: Volumes in a micro-batch.
+    """
+
+    stage: int
+    fades: bool
+    start: int
+    end: int
+    batch: int
+
+    def alpha(self, step):
+        """Share of the new size, from above 0 to 1 in the last step of a fade; 1 without."""
+        return (step - self.start + 1) / (self.end - self.start) if self.fades else 1.0
+
+
+def phases(config):
+    """All phases of a run: 4 x 4 x 4 voxels, then for every size a fade and a phase without."""
+    last, found, start = len(growth_schedule(config.image_size, config.image_depth)) - 1, [], 0
+    for stage in range(last + 1):
+        batch = config.batch_size * LARGER_BATCHES[min(last - stage, len(LARGER_BATCHES) - 1)]
+        steps = math.ceil(config.volumes_per_phase / batch / config.gradient_accumulate_every)
+        for fades in (True, False) if stage else (False,):
+            found.append(Phase(stage, fades, start, start + steps, batch))
+            start += steps
+    return found
+
+
+def phase_of(plan, step):
+    """The phase that a step is in; the last one goes on."""
+    return next((phase for phase in plan if step < phase.end), plan[-1])
+
+
+# ╔══════════════════════════════════════════════════════════════════════════════════════════════════════════╗
+# ║ Layers                                                                                                   ║
+# ╚══════════════════════════════════════════════════════════════════════════════════════════════════════════╝
+
+
+class Equalized(nn.Module):
+    """Convolution whose N(0, 1) weights are multiplied by gain / sqrt(fan_in) (arXiv:1710.10196, Sec. 4.1).
+
+    Shapes: (B, in, D, H, W) -> (B, out, D, H, W); with size 0 a linear layer, (B, in) -> (B, out)
+    """
+
+    def __init__(self, channels, out_channels, size, gain=2**0.5):
+        super().__init__()
+        self.weight = nn.Parameter(torch.randn(out_channels, channels, *(3 * [size] if size else [])))
+        self.bias = nn.Parameter(torch.zeros(out_channels))
+        self.scale, self.size = gain / math.sqrt(self.weight[0].numel()), size
+
+    def forward(self, x):
+        weight = self.weight * self.scale
+        if not self.size:
+            return F.linear(x, weight, self.bias)
+        return convolve(x, weight, self.bias, padding=self.size // 2)
+
+
+def pixel_norm(x):
+    """x / sqrt(mean over the channels of x^2 + 1e-8) (arXiv:1710.10196, Sec. 4.2). Shapes: (B, C, ...)"""
+    with torch.autocast(x.device.type, enabled=False):
+        x = x.float()
+        return x * (x.square().mean(dim=1, keepdim=True) + EPSILON).rsqrt()
+
+
+def minibatch_deviation(x, group):
+    """x and a channel of the mean standard deviation within each group of volumes (arXiv:1710.10196, Sec. 3).
+
+    In float32; neighbours in the batch are a group, so that several processes have the groups of one.
+
+    Shapes: (B, C, d, h, w) -> (B, C + 1, d, h, w)
+    """
+    with torch.autocast(x.device.type, enabled=False):
+        groups = x.float().unflatten(0, (-1, group))
+        deviation = (groups.var(dim=1, unbiased=False) + EPSILON).sqrt().mean(dim=(1, 2, 3, 4))
+        deviation = deviation.repeat_interleave(group).view(-1, 1, 1, 1, 1)
+        return torch.cat([x.float(), deviation.expand(-1, 1, *x.shape[2:])], dim=1)
+
+
+def act(x):
+    """The networks' only nonlinearity, LeakyReLU of slope 0.2."""
+    return F.leaky_relu(x, SLOPE)
+
+
+# ╔══════════════════════════════════════════════════════════════════════════════════════════════════════════╗
+# ║ Networks                                                                                                 ║
+# ╚══════════════════════════════════════════════════════════════════════════════════════════════════════════╝
+
+
+def stage_widths(config):
+    """Channels of every block, min(fmap_max, fmap_base / 2^(n + 1)), as published: 8192 and 512 give
+    512, 512, 512, 512, 256 for 4 to 64 voxels."""
+    number = len(growth_schedule(config.image_size, config.image_depth))
+    return [min(config.fmap_max, config.fmap_base // 2 ** (n + 1)) for n in range(number)]
+
+
+class Generator(nn.Module):
+    """From 4 x 4 x 4 voxels up: enlargement and two convolutions a size, pixel norm after each.
+
+    Shapes: z (B, latent), classes (B, latent) or None, stage, alpha -> (B, 1, d, h, w)
+    """
+
+    def __init__(self, widths, factors, latent_dim, conditional):
+        super().__init__()
+        self.factors, first = factors, latent_dim * (2 if conditional else 1)
+        self.dense = Equalized(first, widths[0] * 4**3, 0, gain=2**0.5 / 4)
+        self.first = Equalized(widths[0], widths[0], 3)
+        self.blocks = nn.ModuleList(
+            nn.ModuleList([Equalized(a, b, 3), Equalized(b, b, 3)]) for a, b in itertools.pairwise(widths)
+        )
+        self.to_grey = nn.ModuleList(Equalized(width, 1, 1, gain=1) for width in widths)
+
+    def forward(self, z, classes, stage, alpha=1.0):
+        z = pixel_norm(z)
+        z = z if classes is None else torch.cat([z, pixel_norm(classes)], dim=1)
+        x = pixel_norm(act(self.dense(z).unflatten(1, (-1, 4, 4, 4))))
+        x = pixel_norm(act(self.first(x)))
+        for number, convs in enumerate(self.blocks[:stage], start=1):
+            before, x = x, grown(x, self.factors[number])
+            for conv in convs:
+                x = pixel_norm(act(conv(x)))
+        volume = self.to_grey[stage](x).float()
+        if stage and alpha < 1:
+            former = grown(self.to_grey[stage - 1](before).float(), self.factors[stage])
+            volume = torch.lerp(former, volume, alpha)
+        return volume
+
+
+class Discriminator(nn.Module):
+    """The generator's mirror image, with a minibatch standard deviation at 4 x 4 x 4 voxels.
+
+    With classes, the product of its features with the class's is added (arXiv:1802.05637, Eq. 3).
+
+    Shapes: volumes (B, 1, d, h, w), classes (B, features) or None, stage, alpha, group -> (B,)
+    """
+
+    def __init__(self, widths, factors):
+        super().__init__()
+        self.factors = factors
+        self.from_grey = nn.ModuleList(Equalized(1, width, 1) for width in widths)
+        self.blocks = nn.ModuleList(
+            nn.ModuleList([Equalized(b, b, 3), Equalized(b, a, 3)]) for a, b in itertools.pairwise(widths)
+        )
+        self.last = Equalized(widths[0] + 1, widths[0], 3)
+        self.dense = Equalized(widths[0] * 4**3, widths[0], 0)
+        self.to_logit = Equalized(widths[0], 1, 0, gain=1)
+
+    def forward(self, volumes, classes, stage, alpha, group):
+        x = act(self.from_grey[stage](volumes))
+        for number in range(stage, 0, -1):
+            for conv in self.blocks[number - 1]:
+                x = act(conv(x))
+            x = F.avg_pool3d(x, self.factors[number])
+            if number == stage and alpha < 1:
+                former = act(self.from_grey[stage - 1](F.avg_pool3d(volumes, self.factors[stage])))
+                x = torch.lerp(former.to(x.dtype), x, alpha)
+        x = act(self.last(minibatch_deviation(x, group)))
+        features = act(self.dense(x.flatten(1)))
+        logits = self.to_logit(features).squeeze(1).float()
+        return logits if classes is None else logits + (features.float() * classes).mean(dim=1)
+
+
+class Networks(nn.Module):
+    """G, its average GE, D, and what each has of the classes."""
+
+    def __init__(self, config, num_classes=0):
+        super().__init__()
+        widths, factors = stage_widths(config), growth_schedule(config.image_size, config.image_depth)
+        generator = (widths, factors, config.latent_dim, num_classes > 0)
+        self.G, self.GE = Generator(*generator), Generator(*generator)
+        self.D = Discriminator(widths, factors)
+        self.G_classes = nn.Embedding(num_classes, config.latent_dim) if num_classes else None
+        self.GE_classes = nn.Embedding(num_classes, config.latent_dim) if num_classes else None
+        self.D_classes = nn.Embedding(num_classes, widths[0]) if num_classes else None
+        for average, current in self.pairs():
+            average.load_state_dict(current.state_dict())
+            average.requires_grad_(False)
+
+    def pairs(self):
+        """[(average, what it follows)]."""
+        return [(self.GE, self.G)] + ([(self.GE_classes, self.G_classes)] if self.G_classes else [])
+
+    @torch.no_grad()
+    def update_average(self, decay):
+        """GE <- decay * GE + (1 - decay) * G."""
+        for average, current in self.pairs():
+            torch._foreach_lerp_(list(average.parameters()), list(current.parameters()), 1 - decay)
+
+    def made(self, z, labels, stage, alpha, average=False):
+        """Volumes of a size. Shapes: (B, latent), (B,) or None -> (B, 1, d, h, w)"""
+        G, classes = (self.GE, self.GE_classes) if average else (self.G, self.G_classes)
+        return G(z, None if labels is None else classes(labels), stage, alpha)
+
+    def judged(self, volumes, labels, stage, alpha, group):
+        """D's outputs. Shapes: (B, 1, d, h, w), (B,) or None -> (B,)"""
+        classes = None if labels is None else self.D_classes(labels)
+        return self.D(volumes, classes, stage, alpha, group)
+
+
+# ╔══════════════════════════════════════════════════════════════════════════════════════════════════════════╗
+# ║ Losses                                                                                                   ║
+# ╚══════════════════════════════════════════════════════════════════════════════════════════════════════════╝
+
+
+def wasserstein_loss(real, fake, drift):
+    """mean D(fake) - mean D(real) + drift * mean D(real)^2 (arXiv:1704.00028; arXiv:1710.10196, App. A).
+
+    Shapes: (B,), (B,) -> scalar
+    """
+    return fake.mean() - real.mean() + drift * real.square().mean()
+
+
+def hinge_loss(real, fake):
+    """mean relu(1 - D(real)) + mean relu(1 + D(fake)). Shapes: (B,), (B,) -> scalar"""
+    return F.relu(1 - real).mean() + F.relu(1 + fake).mean()
+
+
+# ╔══════════════════════════════════════════════════════════════════════════════════════════════════════════╗
+# ║ Trainer                                                                                                  ║
+# ╚══════════════════════════════════════════════════════════════════════════════════════════════════════════╝
+
+
+class Trainer(training.VolumeTrainer):
+    """Networks, optimisers and the training step of one run.
+
+    Args:
+        config, audit, group, command: As for `VolumeTrainer`; the audit has the volumes' classes, if any.
+    """
+
+    entry = "progressive"
+
+    def __init__(self, config, audit=None, group=None, command=None):
+        super().__init__(config, audit, group, command)
+        self.plan, self.phases = config.plan(), phases(config)
+        self.networks = channels_last(Networks(config, len(self.classes.names) if self.classes else 0))
+        if self.device.type != "cpu":
+            self.networks.to(self.device)
+        self.build_optimizers()
+        self.phase = None
+        self.enter(self.phases[-1])
+
+    def build_optimizers(self):
+        """Adam for G and for D, without memory of what was before."""
+        config, rates = self.config, {"G_opt": ("G", "G_classes"), "D_opt": ("D", "D_classes")}
+        self.optimizers = {}
+        for name, modules in rates.items():
+            named = [getattr(self.networks, module) for module in modules]
+            parameters = [(1.0, p) for module in named if module is not None for p in module.parameters()]
+            self.optimizers[name] = training.adam(parameters, config.learning_rate, config.adam_betas)
+
+    def enter(self, phase):
+        """Take up the batch of a phase; the batches of a size are drawn anew when it begins."""
+        if self.phase is None or phase.stage != self.phase.stage:
+            self.loader = None
+        self.phase, self.whole_batch = phase, phase.batch
+        self.batch_size = self.penalty_part = self.group.own(phase.batch)
+
+    @property
+    def size_start(self):
+        """First step of this size."""
+        return min(phase.start for phase in self.phases if phase.stage == self.phase.stage)
+
+    @property
+    def together(self):
+        """Volumes whose standard deviation D sees."""
+        return math.gcd(STATISTICS_OF, self.batch_size)
+
+    # ---- what a step is made of
+
+    def open_loader(self, flip_prob, classes=None):
+        """Endless batches of real volumes, counted from the first step of this size."""
+        volumes, config = dataset.VolumeDataset(self.audit), self.config
+        drawn = (self.phase.batch, flip_prob, (config.seed, self.reverts, self.phase.stage))
+        start = (self.step - self.size_start) * config.gradient_accumulate_every
+        batches = dataset.SeededBatches(len(volumes), *drawn, start, self.group, classes)
+        return dataset.make_loader(volumes, batches, config.num_workers, self.device)
+
+    def next_real(self, alpha):
+        """The next real volumes at this size, faded as G's, and their classes.
+
+        Shapes: -> (B, 1, d, h, w), (B,) or None
+        """
+        volumes, indices = self.next_volumes(self.config.dataset_aug_prob, self.classes)
+        volumes = shrunk(volumes, self.networks.G.factors, self.phase.stage, alpha)
+        return volumes, self.classes_of(indices)
+
+    def generate(self, generator, labels, alpha):
+        """Volumes of this size. Shapes: (B,) or None -> (B, 1, d, h, w)"""
+        z = self.draw(torch.randn, (self.config.latent_dim,), generator)
+        with self.autocast():
+            return self.networks.made(z, labels, self.phase.stage, alpha)
+
+    # ---- one step
+
+    def train_step(self, log):
+        """One update of both networks; the log reads the losses when it waits for the device."""
+        former, phase = phase_of(self.phases, self.step - 1), phase_of(self.phases, self.step)
+        if self.step and phase.stage != former.stage:
+            self.build_optimizers()
+        self.enter(phase)
+        self.seen, alpha = [], phase.alpha(self.step)
+        with parallel.tf32(False):
+            losses = {**self.half_step("D_opt", self.accumulate_discriminator, alpha)}
+            losses |= self.half_step("G_opt", self.accumulate_generator, alpha)
+        self.scaler.update()
+        volumes = phase.batch * self.config.gradient_accumulate_every
+        seen = (self.step - self.size_start + 1) * volumes  # at this size: what was before is blurred
+        self.networks.update_average(training.ramped_decay(seen, volumes))
+        about = {"stage": phase.stage, "fade": alpha, "volumes": volumes}
+        losses |= {name: torch.tensor(float(value), device=self.device) for name, value in about.items()}
+        log.add(self.step, losses, self.origin())
+        self.step += 1
+
+    def accumulate_discriminator(self, alpha, micro_batches):
+        """Gradients of D; the penalty in a pass of its own in float32."""
+        losses, share = defaultdict(float), 1 / micro_batches / self.group.world
+        for micro in range(micro_batches):
+            _, generator = self.random(parallel.STREAM_D, micro)
+            real, labels = self.next_real(alpha)
+            with torch.no_grad():
+                fake = self.generate(generator, labels, alpha)
+            both = None if labels is None else torch.cat([labels, labels])
+            with self.autocast():
+                logits = self.networks.judged(
+                    torch.cat([real, fake]), both, self.phase.stage, alpha, self.together
+                ).chunk(2)
+            wgan = self.config.loss == "wgan"
+            loss = wasserstein_loss(*logits, self.config.drift) if wgan else hinge_loss(*logits)
+            losses["D"] += loss.detach() * share
+            self.scaler.scale(loss * share).backward()
+            at = torch.lerp(real, fake, self.draw(torch.rand, (1, 1, 1, 1), generator)) if wgan else real
+            value = self.penalize(at, labels, alpha, gradient_penalty if wgan else zero_centered_penalty)
+            losses["GP"] += value.detach() * share
+            self.scaler.scale(value * share).backward()
+        return losses
+
+    def penalize(self, volumes, labels, alpha, penalty):
+        """Penalty of D's gradient at some volumes, in float32. -> scalar"""
+        seen = volumes.detach().float().requires_grad_()
+        logits = self.networks.judged(seen, labels, self.phase.stage, alpha, self.together)
+        return penalty(seen, logits, self.config.penalty_weight)
+
+    def accumulate_generator(self, alpha, micro_batches):
+        """Gradients of G."""
+        losses, share = defaultdict(float), 1 / micro_batches / self.group.world
+        self.networks.D.requires_grad_(False)
+        for micro in range(micro_batches):
+            rng, generator = self.random(parallel.STREAM_G, micro)
+            labels = self.draw_labels(rng)
+            fake = self.generate(generator, labels, alpha)
+            with self.autocast():
+                logits = self.networks.judged(fake, labels, self.phase.stage, alpha, self.together)
+            loss = -logits.mean() * share
+            losses["G"] += loss.detach()
+            self.scaler.scale(loss).backward()
+        self.networks.D.requires_grad_(True)
+        if self.networks.D_classes is not None:
+            self.networks.D_classes.weight.grad = None
+        return losses
+
+    def rehearsed(self):
+        """[(phase, function, arguments)] of the heaviest work: a fade to the full size."""
+        two = min(2, self.config.gradient_accumulate_every)
+        return [
+            ("gradient penalty", self.accumulate_discriminator, 0.5, two),
+            ("generator", self.accumulate_generator, 0.5, two),
+        ]
+
+    # ---- previews and state
+
+    def preview(self):
+        """A row of averaged volumes for every class, at the present size."""
+        if not self.group.first:
+            return {}
+        phase = phase_of(self.phases, max(self.step - 1, 0))
+        painter = Painter(self.networks, self.classes and self.classes.names, self.config.latent_dim)
+        stage, alpha = phase.stage, phase.alpha(max(self.step - 1, 0))
+        columns = self.config.num_image_tiles
+        shown = [
+            painter.draw(self.config.seed + n, label, stage, alpha)
+            for label in (range(len(self.classes.names)) if self.classes else (None,))
+            for n in range(columns)
+        ]
+        return {"GE": contact_sheet(torch.stack(shown), self.audit.affine, columns)}
+
+    def state(self):
+        """All that the run needs to continue exactly."""
+        return self.run_state() | {
+            self.entry: self.networks.state_dict(),
+            "class_names": self.classes and self.classes.names,
+            "class_shares": self.classes and self.classes.shares().tolist(),
+        }
+
+    def load(self, state):
+        """Take up the state of a checkpoint."""
+        weights = self.weights_of(state)
+        there, names = state["class_names"] or [], self.classes.names if self.classes else []
+        if there != names:
+            raise UserError(
+                f"has the classes {', '.join(there) or 'none'}, --labels gives {', '.join(names) or 'none'}: "
+                f"give the same, another --name, or --new"
+            )
+        runs.load_networks(self.networks, weights)
+        self.step = state["step"]
+        self.take_up(state)
+        self.phase = None
+        self.enter(phase_of(self.phases, self.step))
+
+
+def shrunk(volumes, factors, stage, alpha=1.0):
+    """Volumes at the size of a stage, faded from the size before: means of voxels.
+
+    Shapes: (B, 1, D, H, W) -> (B, 1, d, h, w)
+    """
+    for factor in reversed(factors[stage + 1 :]):
+        volumes = F.avg_pool3d(volumes, factor)
+    if stage and alpha < 1:
+        former = grown(F.avg_pool3d(volumes, factors[stage]), factors[stage])
+        volumes = torch.lerp(former, volumes, alpha)
+    return volumes
+
+
+# ╔══════════════════════════════════════════════════════════════════════════════════════════════════════════╗
+# ║ Inference                                                                                                ║
+# ╚══════════════════════════════════════════════════════════════════════════════════════════════════════════╝
+
+
+class Painter:
+    """A generator that makes the volume of a seed, one at a time, so that none depends on others.
+
+    Args:
+        networks: Networks.
+        class_names: Names of the classes, or None.
+        latent_dim: Numbers in a latent.
+        average: Take GE; False takes G.
+    """
+
+    def __init__(self, networks, class_names, latent_dim, average=True):
+        self.networks, self.class_names, self.latent_dim = networks, class_names, latent_dim
+        self.G = networks.GE if average else networks.G
+        self.classes = networks.GE_classes if average else networks.G_classes
+        self.device = next(self.G.parameters()).device
+
+    def class_vector(self, label):
+        """What G sees of a class. Shapes: number or None -> (latent,) or None"""
+        return None if label is None else self.classes.weight[label].detach()
+
+    @torch.no_grad()
+    def make(self, z, vector, stage, alpha=1.0):
+        """A volume. Shapes: (latent,), (latent,) or None -> (1, d, h, w) float32 in [0, 1], on the CPU"""
+        with torch.autocast(self.device.type, enabled=False), parallel.tf32(False):
+            vector = None if vector is None else vector[None]
+            return self.G(z[None].to(self.device), vector, stage, alpha)[0].clamp(0, 1).float().cpu()
+
+    def draw(self, seed, label, stage, alpha=1.0):
+        """The volume of a seed and the number of a class. Shapes: -> (1, d, h, w)"""
+        return self.make(parallel.latent_of(seed, self.latent_dim), self.class_vector(label), stage, alpha)
+
+
+class ModelLoader(Painter):
+    """A trained generator, read from a checkpoint.
+
+    Args:
+        path: The checkpoint.
+        device: auto, cpu, cuda or cuda:<n>.
+        average: Take the averaged generator.
+
+    Raises:
+        UserError: It cannot be used.
+    """
+
+    def __init__(self, path, device="auto", average=True):
+        self.path, self.average, state = Path(path), average, runs.read_state(path)
+        with as_damaged("it is damaged or of another program", path):
+            if Trainer.entry not in state:
+                raise UserError(f"{path} is no checkpoint of progressive_wgan.py.")
+            self.settings = {name: state["config"][name] for name in (*NETWORK_SETTINGS, *PACE)}
+            config, names = ProgressiveConfig(**self.settings), state["class_names"]
+            networks = Networks(config, len(names or ()))
+            with naming(path):
+                runs.load_networks(networks, state[Trainer.entry])
+            self.step, self.affine = state["step"], np.array(state["affine"], dtype=float).reshape(4, 4)
+            self.shares = state["class_shares"]
+        plan = phases(config)
+        phase = phase_of(plan, max(self.step - 1, 0))
+        self.stage, self.alpha, self.last = phase.stage, phase.alpha(max(self.step - 1, 0)), plan[-1].stage
+        channels_last(networks).requires_grad_(False).to(parallel.choose_device(device))
+        super().__init__(networks, names, config.latent_dim, average)
+
+    def full_size(self, volume):
+        """A volume of an unfinished run at the full size. Shapes: (1, d, h, w) -> (1, D, H, W)"""
+        for factors in self.G.factors[self.stage + 1 :]:
+            volume = grown(volume[None], factors)[0]
+        return volume
+
+    def number_of(self, name):
+        """Number of a class; a UserError if there is none of the name."""
+        if name not in (self.class_names or ()):
+            there = f"it has {', '.join(self.class_names)}" if self.class_names else "it was trained without"
+            raise UserError(f"--label {name} is no class of this model: {there}.")
+        return self.class_names.index(name)
+
+    def label_of(self, seed, name=None):
+        """Number of the class of a seed: the named one, or drawn as often as shown in training."""
+        if name is not None:
+            return self.number_of(name)
+        drawn = dataset.seeded_classes([seed], self.shares)
+        return None if drawn is None else int(drawn[0])
+
+
+def open_model(config):
+    """ModelLoader of the run's checkpoint; says if it has not grown to its end."""
+    path = runs.find_checkpoint(config.models, config.load_from)
+    model = ModelLoader(path, config.device, config.use_average)
+    if model.stage < model.last or model.alpha < 1:
+        size = np.prod(model.G.factors[1 : model.stage + 1], axis=0, initial=4).astype(int)
+        print(f"{path} is still growing, at {' x '.join(map(str, size))} voxels: volumes are enlarged.")
+    return model
+
+
+def generate_volumes(config):
+    """`--generate`: volumes of seeds seed, seed + 1, ..., each with its sidecar, and a contact sheet.
+
+    Returns:
+        The new folder with the files.
+    """
+    model = open_model(config)
+    seeds = range(config.seed, config.seed + config.num_generate)
+    model.label_of(config.seed, config.label)  # before anything is written
+    folder, shown = next_free(config.results / f"generated-{model.path.stem}"), []
+    folder.mkdir(parents=True)
+    about = {"checkpoint": checkpoint_record(model.path, model.step, "GE" if model.average else "G")}
+    for seed in tqdm(seeds, "Generating", unit="volume"):
+        label, name = model.label_of(seed, config.label), f"seed{seed:06d}"
+        volume = model.full_size(model.draw(seed, label, model.stage, model.alpha))
+        save_nifti(volume, model.affine, folder / f"{name}.nii.gz")
+        record = {"synthetic": True, "file": f"{name}.nii.gz", "seed": seed, **about}
+        record |= {"label": None if label is None else model.class_names[label], "model": model.settings}
+        write_sidecar(folder / f"{name}.json", record, volume, torch=torch.__version__)
+        shown += [volume] if len(shown) < 64 else []
+    sheet = contact_sheet(torch.stack(shown), model.affine, math.ceil(math.sqrt(len(shown))))
+    save_picture(sheet, folder / "contact_sheet.png")
+    print(f"{len(seeds)} volumes, their sidecars and a contact sheet are in {folder}")
+    return folder
+
+
+def generate_interpolation(config):
+    """`--generate_interpolation`: from the latent of seed to that of seed + 1, and from class to class.
+
+    Returns:
+        The new folder with the volumes and a GIF.
+    """
+    model = open_model(config)
+    names = config.label.split(",") if config.label else [None]
+    if len(names) > 2:
+        raise UserError(f"--label must be one class or two, a,b, got {config.label}.")
+    ends = [model.class_vector(model.label_of(config.seed, name)) for name in (names[0], names[-1])]
+    z = [parallel.latent_of(config.seed + n, model.latent_dim) for n in range(2)]
+    folder, pictures = next_free(config.results / f"interpolation-{model.path.stem}"), []
+    folder.mkdir(parents=True)
+    for frame, t in enumerate(np.linspace(0, 1, config.interpolation_num_steps).tolist()):
+        vector = None if ends[0] is None else torch.lerp(*ends, t)
+        # the latent is normalised by G: a straight line between two is an arc of their sphere
+        volume = model.full_size(model.make(torch.lerp(*z, t), vector, model.stage, model.alpha))
+        save_nifti(volume, model.affine, folder / f"frame{frame:04d}.nii.gz")
+        pictures.append(contact_sheet(volume[None], model.affine, 1))
+    save_gif([np.kron(p, np.ones((4, 4), np.uint8)) for p in pictures], folder / "interpolation.gif")
+    print(f"{config.interpolation_num_steps} volumes and a GIF are in {folder}")
+    return folder
+
+
+def recreate(config):
+    """`--recreate`: make a volume again from its sidecar; returns the largest difference of a voxel."""
+    sidecar = Path(config.recreate)
+    record = read_json(sidecar)
+    with as_damaged("give the .json beside a volume that progressive_wgan.py made", sidecar):
+        (path,) = check_sources(sidecar, record, "checkpoint")
+        model = ModelLoader(path, config.device, record["checkpoint"]["networks"] == "GE")
+        label = None if record["label"] is None else model.number_of(record["label"])
+        volume = model.full_size(model.draw(record["seed"], label, model.stage, model.alpha))
+        file, digest = sidecar.parent / record["file"], record["volume_sha256"]
+    return compare(volume, file, digest)
+
+
+def show_data(config):
+    """`--show`: a picture of the data at every size, a row for every class. Returns the new folder."""
+    classes = dataset.read_classes(config.labels, config.data) if config.labels else None
+    audit = dataset.audit_volumes(config.data, config.array_shape)
+    factors, columns = growth_schedule(config.image_size, config.image_depth), config.num_image_tiles
+    of = classes.of_volumes if classes else np.zeros(len(audit.paths), int)
+    chosen = np.concatenate([np.resize(np.flatnonzero(of == n)[:columns], columns) for n in np.unique(of)])
+    volumes, folder = audit.volumes[torch.from_numpy(chosen)], next_free(config.results / "data")
+    folder.mkdir(parents=True)
+    for stage in range(len(factors)):
+        small = shrunk(volumes, factors, stage)
+        size = "x".join(map(str, small.shape[:1:-1]))
+        save_picture(contact_sheet(small, audit.affine, columns), folder / f"{stage}-{size}.png")
+    names = f", a row for each of {', '.join(classes.names)}" if classes else ""
+    print(f"Pictures of the data at {len(factors)} sizes{names} are in {folder}")
+    return folder
+
+
+# ╔══════════════════════════════════════════════════════════════════════════════════════════════════════════╗
+# ║ Entry points                                                                                             ║
+# ╚══════════════════════════════════════════════════════════════════════════════════════════════════════════╝
+
+
+def train_from_folder(config, group=None):
+    """Check everything, then train, or stop after the checks with `--dry_run`.
+
+    Args:
+        config: ProgressiveConfig.
+        group: parallel.Group of the processes that train together; None is this one alone.
+
+    Returns:
+        The Trainer, at its last step; after a dry run on the CPU one of fake tensors.
+
+    Raises:
+        UserError: Data or settings cannot be used; nothing has been written.
+    """
+    group = group or parallel.Group()
+    config, command, source = runs.begin(config)
+    classes = None
+    if config.labels is not None:
+        classes = dataset.read_classes(config.labels, config.data, config.balance_classes)
+    if source or config.init_from:
+        config = training.adopt_settings(config, source or config.init_from, NETWORK_SETTINGS)
+    device = parallel.open_device(config)
+    cache = "none" if config.dry_run and device.type != "cuda" else config.cache
+    most = config.batch_size * max(LARGER_BATCHES)
+    audit = dataset.open_data(config.data, config.array_shape, most, cache, config.packs, group)
+    audit.move(cache, device)
+    audit.classes = classes
+
+    def make(config, audit, group):
+        return Trainer(config, audit, group, command)
+
+    return training.start(make, config, audit, device, group)
+
+
+def main(argv=None):
+    """The command line: train, look at the data, or generate."""
+    config = parse_cli(ProgressiveConfig, argv)
+    with one_line_errors():
+        if config.recreate is not None:
+            recreate(config)
+        elif config.show:
+            show_data(config)
+        elif config.generate_interpolation:
+            generate_interpolation(config)
+        elif config.generate:
+            generate_volumes(config)
+        else:
+            training.run_from_command_line(config, train_from_folder)
+
+
+if __name__ == "__main__":
+    main()
