@@ -37,7 +37,7 @@ from tqdm import tqdm
 
 from volumetric import dataset, parallel, runs, training
 from volumetric.cli import RunConfig, UserError, one_line_errors, option, options_of, parse_cli
-from volumetric.files import as_damaged, naming, next_free, read_json, save_nifti
+from volumetric.files import as_damaged, naming, new_folder, read_json, save_nifti
 from volumetric.layers import (
     SLOPE,
     channels_last,
@@ -219,7 +219,7 @@ def pixel_norm(x):
 def minibatch_deviation(x, group):
     """x and a channel of the mean standard deviation within each group of volumes (arXiv:1710.10196, Sec. 3).
 
-    In float32; neighbours in the batch are a group, so that several processes have the groups of one.
+    In float32; a group are neighbours in the batch, so that processes of four volumes have the groups of one.
 
     Shapes: (B, C, d, h, w) -> (B, C + 1, d, h, w)
     """
@@ -407,16 +407,8 @@ class Trainer(training.VolumeTrainer):
             self.loader = None
         self.phase, self.whole_batch = phase, phase.batch
         self.batch_size = self.penalty_part = self.group.own(phase.batch)
-
-    @property
-    def size_start(self):
-        """First step of this size."""
-        return min(phase.start for phase in self.phases if phase.stage == self.phase.stage)
-
-    @property
-    def together(self):
-        """Volumes whose standard deviation D sees."""
-        return math.gcd(STATISTICS_OF, self.batch_size)
+        self.together = math.gcd(STATISTICS_OF, self.batch_size)  # volumes whose deviation D sees
+        self.size_start = min(one.start for one in self.phases if one.stage == phase.stage)  # step
 
     # ---- what a step is made of
 
@@ -680,8 +672,7 @@ def generate_volumes(config):
     model = open_model(config)
     seeds = range(config.seed, config.seed + config.num_generate)
     model.label_of(config.seed, config.label)  # before anything is written
-    folder, shown = next_free(config.results / f"generated-{model.path.stem}"), []
-    folder.mkdir(parents=True)
+    folder, shown = new_folder(config.results / f"generated-{model.path.stem}"), []
     about = {"checkpoint": checkpoint_record(model.path, model.step, "GE" if model.average else "G")}
     for seed in tqdm(seeds, "Generating", unit="volume"):
         label, name = model.label_of(seed, config.label), f"seed{seed:06d}"
@@ -709,8 +700,7 @@ def generate_interpolation(config):
         raise UserError(f"--label must be one class or two, a,b, got {config.label}.")
     ends = [model.class_vector(model.label_of(config.seed, name)) for name in (names[0], names[-1])]
     z = [parallel.latent_of(config.seed + n, model.latent_dim) for n in range(2)]
-    folder, pictures = next_free(config.results / f"interpolation-{model.path.stem}"), []
-    folder.mkdir(parents=True)
+    folder, pictures = new_folder(config.results / f"interpolation-{model.path.stem}"), []
     for frame, t in enumerate(np.linspace(0, 1, config.interpolation_num_steps).tolist()):
         vector = None if ends[0] is None else torch.lerp(*ends, t)
         # the latent is normalised by G: a straight line between two is an arc of their sphere
@@ -742,8 +732,7 @@ def show_data(config):
     factors, columns = growth_schedule(config.image_size, config.image_depth), config.num_image_tiles
     of = classes.of_volumes if classes else np.zeros(len(audit.paths), int)
     chosen = np.concatenate([np.resize(np.flatnonzero(of == n)[:columns], columns) for n in np.unique(of)])
-    volumes, folder = audit.volumes[torch.from_numpy(chosen)], next_free(config.results / "data")
-    folder.mkdir(parents=True)
+    volumes, folder = audit.volumes[torch.from_numpy(chosen)], new_folder(config.results / "data")
     for stage in range(len(factors)):
         small = shrunk(volumes, factors, stage)
         size = "x".join(map(str, small.shape[:1:-1]))

@@ -420,6 +420,13 @@ def next_free(path):
     return next(p for p in candidates if not p.exists())
 
 
+def new_folder(path):
+    """The folder `next_free` of a path, made."""
+    folder = next_free(path)
+    folder.mkdir(parents=True)
+    return folder
+
+
 def finite(record):
     """A record with None in place of numbers that are not finite, which JSON does not have."""
     if isinstance(record, dict):
