@@ -1,0 +1,116 @@
+"""Remove what lies outside the body: a table, tubes and noise in the air of CT and MR volumes.
+
+    python preprocessing/background.py --data volumes --output cleaned --smallest_ml 50
+
+or edit the settings below and run it. What is brighter than Otsu's threshold (Otsu 1979,
+doi:10.1109/TSMC.1979.4310076) and connected (6 neighbours) in a volume of at least --smallest_ml is the body;
+its holes belong to it. Everything else gets the volume's smallest value. Inputs are never written to.
+"""
+
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+# Run as a script, preprocessing.py beside this file would hide its package.
+if sys.path[0] == str(Path(__file__).resolve().parent):
+    sys.path[0] = str(Path(__file__).resolve().parent.parent)
+
+import nibabel as nib
+import numpy as np
+from scipy import ndimage
+from tqdm import tqdm
+
+from volumetric.cli import UserError, check_fields, one_line_errors, option, parse_cli
+from volumetric.files import atomic_path, find_volumes, naming, new_folder, read_array, refuse_unusable
+
+# Edit these, or pass them as flags; a flag wins.
+# folder of NIfTI volumes
+data = "volumes"
+# new folder for the cleaned ones
+output = "cleaned"
+
+
+@dataclass(kw_only=True)
+class BackgroundConfig:
+    """Remove what lies outside the body, from every volume of a folder."""
+
+    data: str = option(data, "Folder of NIfTI volumes.")
+    output: str = option(output, "New folder for the cleaned ones.", folder=True)
+    smallest_ml: float = option(10.0, "Smallest part that is body, ml.")
+    threshold: float | None = option(None, "Grey value above which is body; None finds Otsu's.", least=-1e6)
+
+    def __post_init__(self):
+        check_fields(self)
+
+
+def body_mask(array, spacing, smallest_ml=10.0, threshold=None):
+    """Voxels of the body: bright, connected and large enough, with its holes.
+
+    Shapes: (X, Y, Z), spacing (3,) mm -> (X, Y, Z) bool
+
+    Raises:
+        UserError: Nothing is large enough.
+    """
+    from skimage.filters import threshold_otsu
+
+    level = threshold_otsu(array) if threshold is None else threshold
+    parts, number = ndimage.label(array > level)
+    sizes = np.bincount(parts.ravel(), minlength=number + 1) * np.prod(spacing) / 1000  # ml
+    kept = sizes >= smallest_ml
+    kept[0] = False
+    if not kept.any():
+        largest = sizes[1:].max(initial=0)
+        raise UserError(
+            f"has no part of {smallest_ml:g} ml above {level:g}, the largest has {largest:.3g}: lower "
+            f"--smallest_ml"
+        )
+    return ndimage.binary_fill_holes(kept[parts])
+
+
+def remove_background(array, spacing, smallest_ml=10.0, threshold=None):
+    """A volume whose voxels outside the body have its smallest value. Shapes: as `body_mask`"""
+    mask = body_mask(array, spacing, smallest_ml, threshold)
+    return np.where(mask, array, array.min()), mask
+
+
+def clean_folder(config):
+    """Clean every volume of a folder; one that cannot be cleaned does not keep the others from it.
+
+    Returns:
+        The new folder.
+
+    Raises:
+        UserError: One line for every volume that could not be cleaned, when the others are done.
+    """
+    paths, problems = find_volumes(config.data), []
+    if len({path.name for path in paths}) < len(paths):
+        raise UserError(f"--data {config.data} has several files of one name: clean its folders apart.")
+    folder = new_folder(Path(config.output))
+    for path in tqdm(paths, "Cleaning", unit="volume"):
+        try:
+            with naming(path):
+                array, image = read_array(path)
+                spacing = nib.affines.voxel_sizes(image.affine)
+                array, mask = remove_background(array, spacing, config.smallest_ml, config.threshold)
+        except UserError as error:
+            problems.append(str(error).rstrip("."))
+            continue
+        tqdm.write(f"{path.name}: body {mask.sum() * np.prod(spacing) / 1000:.1f} ml, {mask.mean():.0%}")
+        cleaned = nib.Nifti1Image(array.astype(np.float32), image.affine)
+        cleaned.header.set_xyzt_units("mm")
+        with atomic_path(folder / path.name) as part:
+            nib.save(cleaned, part)
+    print(f"{len(paths) - len(problems)} volumes are in {folder}")
+    refuse_unusable(problems, len(paths), config.data)
+    return folder
+
+
+def main(argv=None):
+    """The command line."""
+    config = parse_cli(BackgroundConfig, argv)
+    with one_line_errors():
+        clean_folder(config)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,209 @@
+"""Does a generated volume show what its label map says? Dice of a segmenter, and distances to real volumes.
+
+    python segmentation/fidelity.py --generated made --labels made_labels --model segmenter.pt
+    python segmentation/fidelity.py --generated made --labels made_labels --real volumes --real_labels labels
+
+or edit the settings below and run it. Volumes and label maps are those that label_to_volume.py writes, or any
+others of the same names. A segmenter that never saw generated volumes labels them; its Dice against the maps
+that they were drawn for is compared with its Dice on real volumes of the same maps. With --real, PSNR, RMSE
+and SSIM (Wang et al. 2004, doi:10.1109/TIP.2003.819861, in 3D) to the real volume of the map: all volumes in
+[0, 1] by their own minimum and maximum, data range 1. Inputs are never written to.
+"""
+
+import csv
+import json
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+# Run as a script, segmentation.py beside this file would hide its package.
+if sys.path[0] == str(Path(__file__).resolve().parent):
+    sys.path[0] = str(Path(__file__).resolve().parent.parent)
+
+import numpy as np
+import torch
+from tqdm import tqdm
+
+from segmentation.labels import name_of, pair_up, read_labels
+from volumetric.cli import UserError, check_device_name, check_fields, one_line_errors, option, parse_cli
+from volumetric.files import atomic_path, find_volumes, finite, naming, new_folder, read_volume
+
+# Edit these, or pass them as flags; a flag wins.
+# folder of generated volumes
+generated = "made"
+# folder of the label maps that they were drawn for, of the same names
+labels = "made_labels"
+# new folder for the scores
+output = "fidelity"
+
+SSIM_WINDOW = 7  # voxels, at most; smaller where a volume is
+
+
+@dataclass(kw_only=True)
+class FidelityConfig:
+    """Score generated volumes against the label maps, and the real volumes, that they were drawn for."""
+
+    generated: str = option(generated, "Folder of generated volumes.")
+    labels: str = option(labels, "Folder of their label maps, files of the same names.")
+    model: str | None = option(None, "Trained network of segmentation.py; None leaves Dice out.", file=True)
+    real: str | None = option(None, "Folder of the real volumes of the same label maps.")
+    real_labels: str | None = option(None, "Folder of the label maps of the real volumes.")
+    output: str = option(output, "New folder for the scores.", folder=True)
+    device: str = option("auto", "auto, cpu, cuda or cuda:<n>.", check=check_device_name)
+
+    def __post_init__(self):
+        check_fields(self)
+        if self.model is None and self.real is None:
+            raise UserError("There is nothing to score against: give --model, --real, or both.")
+        if self.model is not None and (self.real is None) != (self.real_labels is None):
+            raise UserError("--real and --real_labels go together: the Dice of real volumes needs both.")
+
+
+def source_of(name):
+    """Name of the label map that a volume was drawn for: before _seed and a number."""
+    stem, _, seed = name.rpartition("_seed")
+    return stem if stem and seed.isdigit() else name
+
+
+def dice_scores(found, truth):
+    """Dice of all labels as one, and the mean over the labels of either. Shapes: two of (X, Y, Z) ids"""
+
+    def dice(one, other):
+        return float(2 * (one & other).sum() / max(1, one.sum() + other.sum()))
+
+    ids = sorted(({int(n) for n in np.unique(found)} | {int(n) for n in np.unique(truth)}) - {0})
+    return {
+        "dice": dice(found > 0, truth > 0),
+        "class_dice": float(np.mean([dice(found == n, truth == n) for n in ids])) if ids else None,
+    }
+
+
+def dice_of_folder(config, volumes, maps, only=None):
+    """{case: scores} of what a segmenter finds in volumes, against their label maps."""
+    from segmentation.segmentation import label_volumes, read_model
+
+    predictor, state = read_model(config.model, config.device)
+    pairs = pair_up({"generated": volumes, "labels": maps}, only)
+    scores = {}
+    for path, _, found, _ in label_volumes(predictor, [volume for volume, _ in pairs.values()]):
+        truth, _ = read_labels(pairs[name_of(path)][1], None, canonical=False)
+        known = np.isin(truth, [0, *predictor.classes.ids])
+        scores[name_of(path)] = dice_scores(np.where(known, found, 0), np.where(known, truth, 0))
+    return scores, state
+
+
+def paired_scores(volume, real):
+    """PSNR (dB), RMSE and SSIM of two volumes in [0, 1], data range 1. Shapes: two of (1, Z, X, Y)"""
+    from monai.metrics import SSIMMetric
+
+    error = float(np.sqrt(np.square(volume - real).mean()))
+    window = min(SSIM_WINDOW, *volume.shape[1:])
+    window -= 1 - window % 2  # odd
+    ssim = SSIMMetric(spatial_dims=3, data_range=1.0, win_size=window)
+    value = ssim(*(torch.from_numpy(v)[None] for v in (volume, real)))
+    psnr = -20 * np.log10(error) if error else np.inf
+    return {"psnr": float(psnr), "rmse": error, "ssim": float(value.mean())}
+
+
+def diversity(volumes, inside):
+    """Standard deviation over the seeds of one label map, mean over its labels and over the rest.
+
+    Shapes: [(1, Z, X, Y)], (1, Z, X, Y) bool -> {"labels", "background"}
+    """
+    deviation = np.stack(volumes).std(axis=0)
+    return {"labels": float(deviation[inside].mean()), "background": float(deviation[~inside].mean())}
+
+
+def score(config):
+    """Scores of every generated volume, and their means; written to a new folder.
+
+    Returns:
+        (record, folder).
+
+    Raises:
+        UserError: Files have no partners or cannot be used; nothing has been written.
+    """
+    pairs = pair_up({"generated": config.generated, "labels": config.labels})
+    cases = {name: {"map": source_of(name)} for name in pairs}
+    sources = {case["map"] for case in cases.values()}
+    real = {}
+    if config.real is not None:
+        real = {name_of(path): path for path in find_volumes(config.real, "--real")}
+        missing = sorted(sources - real.keys())
+        if missing:
+            raise UserError(f"--real {config.real} has no volume {missing[0]}, for which one was generated.")
+    record = {"generated": len(cases), "maps": len(sources), "data_range": 1.0}
+    if config.model is not None:
+        scores, state = dice_of_folder(config, config.generated, config.labels)
+        for name, one in scores.items():
+            cases[name] |= one
+        record["segmenter"] = {"file": config.model, "patch": list(state["patch"])}
+        if real:
+            on_real, _ = dice_of_folder(config, config.real, config.real_labels, sources)
+            record["real"] = means(on_real.values())
+    groups = {}
+    for name, (path, labels) in tqdm(pairs.items(), "Comparing", leave=False):
+        with naming(path):
+            volume = read_volume(path)[0]
+        groups.setdefault(source_of(name), []).append((volume, labels))
+        if real:
+            with naming(real[source_of(name)]):
+                cases[name] |= paired_scores(volume, read_volume(real[source_of(name)], None)[0])
+    several = [group for group in groups.values() if len(group) > 1]
+    spreads = []
+    for group in several:
+        inside = read_labels(group[0][1], None, canonical=False)[0] > 0
+        spreads.append(diversity([volume for volume, _ in group], inside.transpose(2, 0, 1)[None]))
+    record |= {"means": means(cases.values()), "diversity": means(spreads) if spreads else None}
+    return record, write_scores(config, record, cases)
+
+
+def means(rows):
+    """Mean of every number of some rows, those that are there. [{name: number}] -> {name: number}"""
+    rows = list(rows)
+    names = dict.fromkeys(name for row in rows for name, v in row.items() if isinstance(v, float))
+    return {name: float(np.mean([row[name] for row in rows if row.get(name) is not None])) for name in names}
+
+
+def write_scores(config, record, cases):
+    """fidelity.json, fidelity.csv and summary.md; returns the new folder."""
+    folder = new_folder(Path(config.output))
+    with atomic_path(folder / "fidelity.json") as part:
+        part.write_text(json.dumps(finite(record | {"cases": cases}), indent=1), encoding="utf-8")
+    with (
+        atomic_path(folder / "fidelity.csv") as part,
+        open(part, "w", newline="", encoding="utf-8") as file,
+    ):
+        rows = [{"case": name, **case} for name, case in cases.items()]
+        table = csv.DictWriter(file, list(dict.fromkeys(key for row in rows for key in row)))
+        table.writeheader()
+        table.writerows(rows)
+    lines = [f"# {record['generated']} volumes of {record['maps']} label maps", ""]
+    lines += ["| | generated | real |", "|---|---|---|"]
+    titles = {"dice": "Dice, all labels as one", "class_dice": "Dice, mean over labels", "psnr": "PSNR, dB"}
+    titles |= {"rmse": "RMSE", "ssim": "SSIM"}
+    for name, title in titles.items():
+        if name in record["means"]:
+            there = record.get("real", {}).get(name)
+            lines.append(
+                f"| {title} | {record['means'][name]:.3f} | {'' if there is None else f'{there:.3f}'} |"
+            )
+    if record["diversity"]:
+        spread = record["diversity"]
+        lines += ["", f"Standard deviation over seeds: {spread['labels']:.3f} in the labels, "]
+        lines[-1] += f"{spread['background']:.3f} elsewhere; grey values are in [0, 1]."
+    with atomic_path(folder / "summary.md") as part:
+        part.write_text("\n".join([*lines, ""]), encoding="utf-8")
+    print("\n".join(lines), f"Scores are in {folder}", sep="\n")
+    return folder
+
+
+def main(argv=None):
+    """The command line."""
+    config = parse_cli(FidelityConfig, argv)
+    with one_line_errors():
+        score(config)
+
+
+if __name__ == "__main__":
+    main()
