@@ -11,12 +11,15 @@ from pathlib import Path
 import pytest
 
 import CoW_generator as cow
+import label_to_volume
+import progressive_wgan
 import stylegan2_pytorch as sg
 from MedicalNet import evaluation
+from preprocessing.background import BackgroundConfig
 from preprocessing.generate_TOF_template import TemplateConfig
 from preprocessing.preprocessing import PreprocessConfig
 from sample_data import release
-from segmentation import experiment, labels, metrics, nnunet, segmentation, teacher
+from segmentation import experiment, fidelity, labels, metrics, nnunet, segmentation, teacher
 from tests.conftest import ROOT, run_script, tiny_flags
 from trust import membership, replicas, scorecard, turing
 from volumetric import cli
@@ -27,6 +30,7 @@ except ModuleNotFoundError:  # Python 3.10
     from pip._vendor import tomli as tomllib
 
 PREPROCESSING = {"preprocessing": PreprocessConfig, "generate_TOF_template": TemplateConfig}
+PREPROCESSING |= {"background": BackgroundConfig}
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 PAGES = {
     path: path.read_text(encoding="utf-8")
@@ -254,6 +258,9 @@ def test_every_command_in_the_readme_and_the_docs_parses(monkeypatch):
         "segmentation/nnunet.py": nnunet.NnunetConfig,
         "sample_data/release.py": release.ReleaseConfig,
         "trust/replicas.py": replicas.ReplicasConfig,
+        "label_to_volume.py": label_to_volume.LabelToVolumeConfig,
+        "progressive_wgan.py": progressive_wgan.ProgressiveConfig,
+        "segmentation/fidelity.py": fidelity.FidelityConfig,
         "trust/membership.py": membership.MembershipConfig,
         "trust/turing.py": turing.TuringConfig,
         "trust/scorecard.py": scorecard.ScorecardConfig,
