@@ -581,7 +581,7 @@ def l1_loss(volumes, real, shares, weights):
     return (weight * (volumes - real).abs()).sum() / weight.sum().clamp_min(1)
 
 
-def labelmix_mask(numbers, classes, rng):
+def labelmix_mask(numbers, rng):
     """Of every class of every map, its voxels are real or generated (arXiv:2012.04781, Sec. 3.2).
 
     Shapes: (B, D, H, W) -> (B, 1, D, H, W), 1 is real
@@ -750,7 +750,7 @@ class Trainer(training.VolumeTrainer):
 
     def labelmix(self, D, real, fake, numbers, logits, rng):
         """D answers to a mixture by the mixture of its answers (arXiv:2012.04781, Eq. 4). -> scalar"""
-        mask = labelmix_mask(numbers, len(self.pairs.table), rng)
+        mask = labelmix_mask(numbers, rng)
         with self.autocast():
             found = D(torch.lerp(fake, real, mask)).float()
         return F.mse_loss(found, torch.lerp(logits[1], logits[0], mask))
@@ -827,7 +827,7 @@ class Trainer(training.VolumeTrainer):
 
     def load(self, state):
         """Take up the state of a checkpoint."""
-        runs.load_networks(self.networks, self.weights_of(state))
+        runs.load_networks(self.networks, self.networks_in(state))
         self.step, self.loader = state["step"], None
         self.take_up(state)
 

@@ -538,7 +538,7 @@ class Trainer(training.VolumeTrainer):
 
     def load(self, state):
         """Take up the state of a checkpoint."""
-        weights = self.weights_of(state)
+        weights = self.networks_in(state)
         there, names = state["class_names"] or [], self.classes.names if self.classes else []
         if there != names:
             raise UserError(

@@ -1261,7 +1261,7 @@ class Trainer(training.VolumeTrainer):
 
     # ---- the heaviest step
 
-    def weights_of(self, state):
+    def networks_in(self, state):
         """State dict of the networks in a checkpoint, the original's included."""
         return network_tensors(state)
 
@@ -1357,7 +1357,7 @@ class Trainer(training.VolumeTrainer):
 
     def load(self, state):
         """Take up the state of a checkpoint; from an original, weights alone, the optimisers start anew."""
-        runs.load_networks(self.GAN, self.weights_of(state))
+        runs.load_networks(self.GAN, self.networks_in(state))
         self.step, self.loader = state["step"], None
         if "G_opt" not in state:
             return

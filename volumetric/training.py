@@ -216,7 +216,7 @@ class VolumeTrainer:
             state["random"]["cuda"] = torch.cuda.get_rng_state(self.device)
         return state
 
-    def weights_of(self, state):
+    def networks_in(self, state):
         """State dict of the networks in a checkpoint; a UserError if it is of another program."""
         if self.entry not in state:
             raise UserError("is no checkpoint of this program: give another --name or --models_dir")
@@ -302,7 +302,7 @@ def start(make, config, audit, device, group):
         group.wait()
         if config.init_from:
             with naming(config.init_from):
-                runs.load_networks(trainer.networks, trainer.weights_of(runs.read_state(config.init_from)))
+                runs.load_networks(trainer.networks, trainer.networks_in(runs.read_state(config.init_from)))
         trainer.train()
     print(f"Checkpoints are in {config.models}, previews and metrics.csv in {config.results}.")
     return trainer
