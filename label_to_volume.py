@@ -169,20 +169,6 @@ class LabelToVolumeConfig(RunConfig):
             self.l1_weight = 100.0 if "patch" in known else 10.0
         self.edits = [read_edit(text) for text in self.edit]
 
-    @property
-    def shape(self):
-        """Shape (D, H, W) of a volume inside the networks, voxels."""
-        return (self.image_depth, self.image_size, self.image_size)
-
-    @property
-    def array_shape(self):
-        """Shape (X, Y, Z) of a volume in a file, voxels."""
-        return (self.image_size, self.image_size, self.image_depth)
-
-    def network(self):
-        """Keyword arguments of `Networks` for this run."""
-        return {name: getattr(self, name) for name in NETWORK_SETTINGS}
-
     def plan(self):
         """Plan of the run."""
         columns = [name for kind in self.discriminator for name in (f"D_{kind}", f"G_{kind}")]
@@ -1054,9 +1040,7 @@ def train_from_folder(config, group=None):
     if source or config.init_from:
         config = training.adopt_settings(config, source or config.init_from, NETWORK_SETTINGS)
     device = parallel.open_device(config)
-    cache = "none" if config.dry_run and device.type != "cuda" else config.cache
-    audit = dataset.open_data(config.data, config.array_shape, config.batch_size, cache, config.packs, group)
-    audit.move(cache, device)
+    audit = training.open_audit(config, device, group, config.batch_size)
     pairs = read_pairs(config, audit)
     audit.digest = hashlib.sha256(audit.digest.encode() + pairs.maps.numpy().tobytes()).hexdigest()
     audit.summary += pairs.summary()

@@ -113,20 +113,6 @@ class ProgressiveConfig(RunConfig):
         if self.num_train_steps is None:
             self.num_train_steps = phases(self)[-1].end
 
-    @property
-    def shape(self):
-        """Shape (D, H, W) of a volume inside the networks, voxels."""
-        return (self.image_depth, self.image_size, self.image_size)
-
-    @property
-    def array_shape(self):
-        """Shape (X, Y, Z) of a volume in a file, voxels."""
-        return (self.image_size, self.image_size, self.image_depth)
-
-    def network(self):
-        """Keyword arguments of `Networks` for this run."""
-        return {name: getattr(self, name) for name in NETWORK_SETTINGS}
-
     def plan(self):
         """Plan of the run."""
         return runs.Plan.of(
@@ -768,10 +754,8 @@ def train_from_folder(config, group=None):
     if source or config.init_from:
         config = training.adopt_settings(config, source or config.init_from, NETWORK_SETTINGS)
     device = parallel.open_device(config)
-    cache = "none" if config.dry_run and device.type != "cuda" else config.cache
     most = config.batch_size * max(LARGER_BATCHES)
-    audit = dataset.open_data(config.data, config.array_shape, most, cache, config.packs, group)
-    audit.move(cache, device)
+    audit = training.open_audit(config, device, group, most)
     audit.classes = classes
 
     def make(config, audit, group):

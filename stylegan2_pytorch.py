@@ -207,23 +207,9 @@ class TrainConfig(RunConfig):
             raise UserError("--balance_classes needs classes: give --labels.")
 
     @property
-    def shape(self):
-        """Shape (D, H, W) of a volume inside the networks, voxels."""
-        return (self.image_depth, self.image_size, self.image_size)
-
-    @property
-    def array_shape(self):
-        """Shape (X, Y, Z) of a volume in a file, voxels."""
-        return (self.image_size, self.image_size, self.image_depth)
-
-    @property
     def chosen_depth(self):
         """The depth if another than the default was asked for, else None."""
         return None if self.image_depth == TrainConfig.image_depth else self.image_depth
-
-    def network(self):
-        """Keyword arguments of `StyleGAN2` for this run."""
-        return {name: getattr(self, name) for name in NETWORK_SETTINGS}
 
     def plan(self, scores=()):
         """Plan of the run, with columns in its table for the options and the given scores."""
@@ -1573,10 +1559,7 @@ def train_from_folder(config, group=None):
     if source or config.init_from:
         config = adopt_settings(config, source or config.init_from, classes)
     device = parallel.open_device(config, UNSTEADY & {*config.aug_types})
-    on_gpu = device.type == "cuda"
-    cache = "none" if config.dry_run and not on_gpu else config.cache
-    audit = dataset.open_data(config.data, config.array_shape, config.batch_size, cache, config.packs, group)
-    audit.move(cache, device)
+    audit = training.open_audit(config, device, group, config.batch_size)
     audit.classes = classes
     scores = None if config.calculate_fid_every is None else open_scores(config, group)
 

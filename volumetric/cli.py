@@ -317,7 +317,10 @@ CACHES = {
 
 @dataclass(kw_only=True)
 class RunConfig:
-    """Options of any training: its folders, how far it goes, and on what machine."""
+    """Options of any training: its folders, how far it goes, and on what machine.
+
+    A subclass adds image_size, image_depth and batch_size.
+    """
 
     data: str = option("./data", "Folder of NIfTI volumes of (image_size, image_size, image_depth) voxels.")
     results_dir: str = option(
@@ -351,6 +354,20 @@ class RunConfig:
         check_fields(self)
         if self.new and self.load_from != -1:
             raise UserError("--new starts afresh and --load_from continues: give one of them.")
+
+    @property
+    def shape(self):
+        """Shape (D, H, W) of a volume inside the networks, voxels."""
+        return (self.image_depth, self.image_size, self.image_size)
+
+    @property
+    def array_shape(self):
+        """Shape (X, Y, Z) of a volume in a file, voxels."""
+        return (self.image_size, self.image_size, self.image_depth)
+
+    def network(self):
+        """{name: value} of the options that make the networks' shape."""
+        return {name: getattr(self, name) for name in options_of(type(self), network=True)}
 
     @property
     def results(self):

@@ -269,6 +269,14 @@ def adopt_settings(config, checkpoint, names):
     return replace(config, **stored)
 
 
+def open_audit(config, device, group, batch_size):
+    """Audit of a run's data, which make at least one batch, with the volumes where --cache wants them."""
+    cache = "none" if config.dry_run and device.type != "cuda" else config.cache
+    audit = dataset.open_data(config.data, config.array_shape, batch_size, cache, config.packs, group)
+    audit.move(cache, device)
+    return audit
+
+
 def start(make, config, audit, device, group):
     """Make a trainer, tell what there is to know, and train, or stop before that with `--dry_run`.
 
