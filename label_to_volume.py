@@ -74,6 +74,7 @@ LOCAL_CELLS = 4  # along each axis, of a z drawn locally
 LEAST_WEIGHT = 1.0  # of a class in the loss of N + 1 classes
 GROUPS = 8  # of channels, at most, of group normalisation
 PATCH_LAYERS = 3  # strided layers of the patch discriminator, as pix2pix's 70 x 70
+SHOWN_MAPS, SHOWN_SEEDS = 16, 4  # on a sheet, at most
 CENTRE_LINE_STEPS = 3  # erosions of the soft centre line
 
 GENERATORS = {"spade": "modulated by the map at every size", "unet": "as pix2pix"}
@@ -563,8 +564,7 @@ def l1_loss(volumes, real, shares, weights):
 
     Shapes: (B, 1, D, H, W), the same, (B, 1 + classes, D, H, W), (1 + classes,) -> scalar
     """
-    weight = torch.einsum("bcdhw,c->bdhw", shares, weights)[:, None]
-    return (weight * (volumes - real).abs()).sum() / weight.sum().clamp_min(1)
+    return (torch.einsum("bcdhw,c->bdhw", shares, weights)[:, None] * (volumes - real).abs()).mean()
 
 
 def labelmix_mask(numbers, rng):
@@ -670,10 +670,14 @@ class Trainer(training.VolumeTrainer):
         return Layout(shares, z, config.noise)
 
     def weights_of(self, shares):
-        """Weights of the classes of this batch, of all processes. Shapes: of `one_hot` -> (1 + classes,)"""
+        """Weights of the classes of this batch, of all processes, and their mean over its voxels.
+
+        Shapes: of `one_hot` -> (1 + classes,), scalar
+        """
         counts = shares.sum(dim=(0, 2, 3, 4))
         self.group.sum_([counts])
-        return class_weights(counts, self.config.class_weight_max)
+        weights = class_weights(counts, self.config.class_weight_max)
+        return weights, (weights * counts).sum() / counts.sum().clamp_min(1)
 
     def add(self, losses, name, value, share):
         """Count a loss, and give its part of this process's and micro-batch's gradient."""
@@ -731,7 +735,7 @@ class Trainer(training.VolumeTrainer):
     def tell_apart(self, name, real, fake, numbers, shares):
         """A discriminator's loss: the classes of voxels, or real against generated. -> scalar"""
         if name == "oasis":
-            return n_plus_one_loss(real, numbers, self.weights_of(shares)) + generated_loss(fake)
+            return n_plus_one_loss(real, numbers, self.weights_of(shares)[0]) + generated_loss(fake)
         return F.softplus(-real).mean() + F.softplus(fake).mean()
 
     def labelmix(self, D, real, fake, numbers, logits, rng):
@@ -751,7 +755,7 @@ class Trainer(training.VolumeTrainer):
             shares = one_hot(numbers, len(self.pairs.table))
             with self.autocast():
                 fake = self.networks.G(self.draw_layout(shares, generator))
-            loss, weights = 0.0, self.weights_of(shares)
+            loss, (weights, mean) = 0.0, self.weights_of(shares)
             for name, D in self.networks.D.items():
                 with self.autocast():
                     logits = D(fake, shares).float()
@@ -763,7 +767,7 @@ class Trainer(training.VolumeTrainer):
                         loss = loss + self.add(losses, "cldice", line, share * config.cldice_weight)
                 loss = loss + self.add(losses, f"G_{name}", value, share)
             if config.l1_weight:
-                value = l1_loss(fake, real, shares, weights)
+                value = l1_loss(fake, real, shares, weights / mean)
                 loss = loss + self.add(losses, "L1", value, share * config.l1_weight)
             if config.mask_weight:
                 body = ((numbers > 0) & (numbers != UNKNOWN))[:, None].float()
@@ -973,25 +977,26 @@ def generate_volumes(config):
         row = row_of(array_to_volume(numbers)[0], [volume], affine)
         save_picture(row, folder / f"{name}.png")
         write_sidecar(folder / f"{name}.json", record, volume, torch=torch.__version__)
-        if len(rows) < 16 or path in rows:
+        if (len(rows) < SHOWN_MAPS or path in rows) and len(rows[path]) < SHOWN_SEEDS:
             rows[path].append(volume)
     save_sheet(rows, maps, folder)
     print(f"{len(plan)} volumes are in {folder}, their label maps in {labels}.")
     return folder
 
 
-def save_sheet(rows, maps, folder, most=6):
-    """sheet.png: a row for each map, with up to `most` of its volumes."""
-    rows = {path: volumes for path, volumes in rows.items() if len(volumes) >= min(map(len, rows.values()))}
-    if rows:
-        shown = min(most, *map(len, rows.values()))
-        pictures = [
-            row_of(array_to_volume(maps[path][0])[0], volumes[:shown], maps[path][1])
-            for path, volumes in rows.items()
-        ]
-        wide = max(picture.shape[1] for picture in pictures)
-        pictures = [np.pad(p, ((0, 2), (0, wide - p.shape[1]), (0, 0))) for p in pictures]
-        save_picture(np.concatenate(pictures), folder / "sheet.png")
+def save_sheet(rows, maps, folder):
+    """sheet.png: label map and volumes of every map, {path: volumes}, in columns."""
+    pictures = [
+        row_of(array_to_volume(maps[path][0])[0], volumes, maps[path][1]) for path, volumes in rows.items()
+    ]
+    if not pictures:
+        return
+    high, wide = (max(picture.shape[axis] for picture in pictures) for axis in (0, 1))
+    pictures = [np.pad(p, ((0, high + 2 - p.shape[0]), (0, wide + 2 - p.shape[1]), (0, 0))) for p in pictures]
+    columns = max(1, round(math.sqrt(len(pictures) * high / wide)))
+    pictures += [np.zeros_like(pictures[0])] * (-len(pictures) % columns)
+    lines = [np.concatenate(pictures[n : n + columns], axis=1) for n in range(0, len(pictures), columns)]
+    save_picture(np.concatenate(lines), folder / "sheet.png")
 
 
 def recreate(config):

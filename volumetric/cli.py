@@ -151,7 +151,8 @@ def typed_value(field, value):
     if optional and value is None:
         return None
     if kind is tuple:
-        value = value.split(",") if isinstance(value, str) else value
+        if isinstance(value, str):  # Fire takes [a:1,b:2] for no list
+            value = [word.strip() for word in value.removeprefix("[").removesuffix("]").split(",")]
         value = tuple(value) if isinstance(value, list | tuple) else (value,)
         if not is_plain(value):
             raise UserError(f"--{field.name} must be a list of finite numbers or words, got {value!r}.")
