@@ -341,7 +341,7 @@ def test_set_up_files_agree():
 def test_imports_are_dependencies():
     project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
     names = {re.match(r"[\w-]+", d)[0].lower() for d in project["dependencies"]}
-    modules, ours = {"PIL": "pillow"}, {"stylegan2_pytorch", "MedicalNet", "volumetric"}
+    modules, ours = {"PIL": "pillow"}, {"stylegan2_pytorch", "MedicalNet", "sample_data", "volumetric"}
     for script in (
         "stylegan2_pytorch.py",
         "CoW_generator.py",
