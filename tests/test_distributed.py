@@ -87,7 +87,7 @@ def test_a_hanging_process_is_not_waited_for_long_but_for_what_takes_long(tmp_pa
         [*LAUNCH, str(tmp_path / "job.py")],
         cwd=ROOT,
         capture_output=True,
-        text=True,
+        encoding="utf-8",
         timeout=1800,
         env=ENVIRONMENT,
     )
@@ -206,7 +206,9 @@ def test_a_killed_process_ends_the_job_and_the_run_goes_on(tmp_path, data):
             encoding="utf-8"
         )
         time.sleep(0.1)
-    workers = subprocess.run(["pgrep", "-P", str(job.pid)], capture_output=True, text=True).stdout.split()
+    workers = subprocess.run(
+        ["pgrep", "-P", str(job.pid)], capture_output=True, encoding="utf-8"
+    ).stdout.split()
     ranks = {int(environment_of(pid)["RANK"]): int(pid) for pid in workers if "RANK" in environment_of(pid)}
     os.kill(ranks[1], signal.SIGKILL)
     assert job.wait(timeout=60) != 0

@@ -100,7 +100,9 @@ def test_no_torch_where_it_must_not_be(path):
 def test_workers_that_need_no_torch_do_not_import_it():
     modules = "preprocessing.scans, preprocessing.preprocessing, sample_data.phantom, MedicalNet.anatomy"
     code = f"import sys, {modules}; print([m for m in sys.modules if m.split('.')[0] == 'torch'])"
-    run = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=1800)
+    run = subprocess.run(
+        [sys.executable, "-c", code], cwd=ROOT, capture_output=True, encoding="utf-8", timeout=1800
+    )
     assert run.stdout.strip() == "[]", run.stdout + run.stderr
 
 

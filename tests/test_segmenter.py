@@ -285,7 +285,9 @@ def test_nnunet_plans_what_was_exported(tmp_path):
     script = (folder / "commands.sh").read_text(encoding="utf-8").splitlines()
     lines = [line for line in script if line.startswith("export")]
     lines.append(f"{tool} -d 500 -c 3d_fullres --verify_dataset_integrity -npfp 1 -np 1")
-    run = subprocess.run(["bash", "-ec", "\n".join(lines)], capture_output=True, text=True, timeout=600)
+    run = subprocess.run(
+        ["bash", "-ec", "\n".join(lines)], capture_output=True, encoding="utf-8", timeout=600
+    )
     assert run.returncode == 0, run.stdout[-2000:] + run.stderr[-2000:]
     prepared = folder / "nnUNet_preprocessed" / "Dataset500_CircleOfWillis"
     assert (prepared / "nnUNetPlans.json").exists() and (prepared / "splits_final.json").exists()

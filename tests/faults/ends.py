@@ -20,7 +20,7 @@ ROOT = Path(__file__).parents[2]
 def check(folder, number, seed):
     """Let pairs of processes end. Returns ({outcome: count}, [what went wrong])."""
     command = [sys.executable, __file__, str(folder), str(number), str(seed)]
-    done = subprocess.run(command, capture_output=True, text=True, check=False, cwd=ROOT)
+    done = subprocess.run(command, capture_output=True, encoding="utf-8", check=False, cwd=ROOT)
     try:
         counts, faults = json.loads(done.stdout.splitlines()[-1])
     except (IndexError, ValueError):
