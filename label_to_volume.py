@@ -913,16 +913,13 @@ class LabelModel(Painter):
         )
 
 
-def record_of(model, path, name, seed, config, numbers, affine):
-    """What a sidecar says of how a volume is drawn."""
+def record_of(model, path, config, numbers, affine):
+    """What the sidecars say of how the volumes of a label map are drawn, without the checkpoint."""
     drawn = hashlib.sha256(numbers.tobytes()).hexdigest()
     return {
         "synthetic": True,
-        "file": f"{name}.nii.gz",
-        "seed": seed,
         "label_map": {"path": str(path), "sha256": file_digest(path), "drawn_sha256": drawn},
         "recipe": {"edit": list(config.edit), "fit": config.fit, "noise": model.noise},
-        "checkpoint": checkpoint_record(model.path, model.step, model.networks),
         "model": model.settings,
         "table": {str(n): name for n, name in model.table.items()},
         "affine": np.asarray(affine, dtype=float).tolist(),
@@ -957,9 +954,11 @@ def generate_volumes(config):
             f"--generate {config.generate} has several files of one name: draw its folders apart."
         )
     plan = []
+    of_maps = {path: record_of(model, path, config, *drawn) for path, drawn in maps.items()}
+    about = {"checkpoint": checkpoint_record(model.path, model.step, model.networks)}
     for path, seed in itertools.product(maps, range(config.seed, config.seed + config.num_per_map)):
         name = f"{name_of(path)}_seed{seed:06d}"
-        record = record_of(model, path, name, seed, config, *maps[path])
+        record = {**of_maps[path], **about, "file": f"{name}.nii.gz", "seed": seed}
         plan.append((path, name, record, is_complete(folder / f"{name}.json", record)))
     if any(done for *_, done in plan):
         print(f"{sum(done for *_, done in plan)} volumes are there already.")

@@ -433,6 +433,8 @@ def gradient_penalty(volumes, logits, weight=10.0):
 
         weight * mean_b (||dD(x_b)/dx_b||_2 - 1)^2
 
+    The paper takes it between real and generated volumes, the published 3D StyleGAN2 at the real ones.
+
     Shapes: (B, 1, D, H, W), (B,) -> scalar
     """
     (gradient,) = torch.autograd.grad(logits.float().sum(), volumes, create_graph=True)

@@ -41,7 +41,7 @@ def write_sidecar(path, record, volume, **versions):
         "python": platform.python_version(),
         **versions,
     }
-    record = record | {"volume_sha256": digest_of(volume), "versions": made_by | versions}
+    record = record | {"volume_sha256": digest_of(volume), "versions": made_by}
     with atomic_path(path) as part:
         part.write_text(json.dumps(record, indent=1), encoding="utf-8")
 
