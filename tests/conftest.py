@@ -1,6 +1,8 @@
 """What the tests share: small volumes, small configurations, and one runner for command lines."""
 
+import contextlib
 import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -105,3 +107,18 @@ def tiny_flags(data, folder, **settings):
     flags = {**SMALL, "batch_size": 2, "gradient_accumulate_every": 1, "num_image_tiles": 1, "device": "cpu"}
     flags |= {"data": data, "results_dir": folder / "results", "models_dir": folder / "models", "name": "t"}
     return [part for name, value in (flags | settings).items() for part in (f"--{name}", value)]
+
+
+@contextlib.contextmanager
+def interrupted_at(trainer_class, last):
+    """While it lasts, a SIGTERM arrives in a trainer's step `last`, as from a cluster."""
+    step = trainer_class.train_step
+
+    def interrupted(trainer, log):
+        step(trainer, log)
+        if trainer.step == last:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(trainer_class, "train_step", interrupted)
+        yield

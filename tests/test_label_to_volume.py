@@ -2,8 +2,6 @@
 
 import csv
 import json
-import os
-import signal
 from dataclasses import replace
 
 import nibabel as nib
@@ -15,7 +13,7 @@ import torch.nn.functional as F
 import label_to_volume as l2v
 from segmentation import maps
 from segmentation.cases import Classes
-from tests.conftest import random_array, run_script, write_volume
+from tests.conftest import interrupted_at, random_array, run_script, write_volume
 from tests.test_distributed import run_two
 from tests.test_training import assert_same_state
 from volumetric import cli, runs, training
@@ -242,18 +240,10 @@ RUNS = {
 
 
 @pytest.mark.parametrize("name", RUNS)
-def test_an_interrupted_run_equals_an_uninterrupted_one_bit_for_bit(pairs, monkeypatch, name):
+def test_an_interrupted_run_equals_an_uninterrupted_one_bit_for_bit(pairs, name):
     settings = {"num_train_steps": 4, "r1_every": 2, "final_rate": 0.1, **RUNS[name]}
     whole = l2v.train_from_folder(config_of(pairs, name="whole", **settings))
-    step = l2v.Trainer.train_step
-
-    def interrupted(trainer, log):
-        step(trainer, log)
-        if trainer.step == 3:
-            os.kill(os.getpid(), signal.SIGTERM)
-
-    with monkeypatch.context() as patch:
-        patch.setattr(l2v.Trainer, "train_step", interrupted)
+    with interrupted_at(l2v.Trainer, 3):
         assert l2v.train_from_folder(config_of(pairs, name="parts", **settings)).step == 3
     parts = l2v.train_from_folder(config_of(pairs, name="parts", **settings))
     assert_same_state(*(runs.read_state(t.config.models / "model_0.pt") for t in (whole, parts)))

@@ -4,8 +4,6 @@ import csv
 import itertools
 import json
 import math
-import os
-import signal
 
 import nibabel as nib
 import numpy as np
@@ -15,7 +13,7 @@ import torch.nn.functional as F
 
 import progressive_wgan as pw
 from sample_data import nodules
-from tests.conftest import random_array, run_script, write_volume
+from tests.conftest import interrupted_at, random_array, run_script, write_volume
 from tests.test_distributed import run_two
 from tests.test_training import assert_same_state
 from volumetric import cli, runs
@@ -165,20 +163,12 @@ def test_widths_are_those_of_the_published_model():
 
 
 @pytest.mark.parametrize(("name", "stop"), [("plain", 5), ("hinge", 3), ("classes", 6), ("longer", 15)])
-def test_an_interrupted_run_equals_an_uninterrupted_one_bit_for_bit(folder, monkeypatch, name, stop):
+def test_an_interrupted_run_equals_an_uninterrupted_one_bit_for_bit(folder, name, stop):
     """Stopped in the middle of fades, between phases, and after the last."""
     settings = {"plain": {}, "hinge": {"loss": "hinge", "amp_dtype": "float16"}}
     settings |= {"classes": {"labels": "folders", "balance_classes": True}, "longer": {"num_train_steps": 17}}
     whole = pw.train_from_folder(config_of(folder, name="whole", **settings[name]))
-    step = pw.Trainer.train_step
-
-    def interrupted(trainer, log):
-        step(trainer, log)
-        if trainer.step == stop:
-            os.kill(os.getpid(), signal.SIGTERM)
-
-    with monkeypatch.context() as patch:
-        patch.setattr(pw.Trainer, "train_step", interrupted)
+    with interrupted_at(pw.Trainer, stop):
         assert pw.train_from_folder(config_of(folder, name="parts", **settings[name])).step == stop
     parts = pw.train_from_folder(config_of(folder, name="parts", **settings[name]))
     assert_same_state(*(runs.read_state(t.config.models / "model_0.pt") for t in (whole, parts)))

@@ -1,12 +1,10 @@
 """Recipes: sets of defaults, the robust losses, penalties, rates, averages, and their exact resuming."""
 
-import os
-import signal
-
 import pytest
 import torch
 
 import stylegan2_pytorch as sg
+from tests.conftest import interrupted_at
 from tests.test_training import assert_same_state, rows_of
 from volumetric import cli
 from volumetric.cli import UserError
@@ -27,21 +25,13 @@ ROBUST = {
 
 
 @pytest.mark.parametrize("option", ROBUST)
-def test_robust_resumes_bit_for_bit_across_its_schedules(make_config, label_table, monkeypatch, option):
+def test_robust_resumes_bit_for_bit_across_its_schedules(make_config, label_table, option):
     """Interrupted by a signal: the schedules are shares of num_train_steps, which stay the same."""
     settings = {"recipe": "robust", "penalty_every": 2, "num_train_steps": 6, **ROBUST[option]}
     if "labels" in settings:
         settings["labels"] = str(label_table)
     whole = sg.train_from_folder(make_config(name="whole", **settings))
-    step = sg.Trainer.train_step
-
-    def interrupted(trainer, log):
-        step(trainer, log)
-        if trainer.step == 3:
-            os.kill(os.getpid(), signal.SIGTERM)
-
-    with monkeypatch.context() as patch:
-        patch.setattr(sg.Trainer, "train_step", interrupted)
+    with interrupted_at(sg.Trainer, 3):
         assert sg.train_from_folder(make_config(name="parts", **settings)).step == 3
     parts = sg.train_from_folder(make_config(name="parts", **settings))
     assert_same_state(*(sg.read_checkpoint(t.config.models / "model_0.pt") for t in (whole, parts)))
