@@ -12,15 +12,15 @@ Sections of this file, in order:
     phases            which size, and how far its fade is, at every step
     layers            equalised convolution, pixel norm, minibatch standard deviation
     networks          generator and discriminator, mirror images
-    losses            Wasserstein with gradient penalty, hinge with R1
+    losses            Wasserstein, hinge
     trainer           the training step, previews, state
     inference         from seeds to volumes, each re-creatable from the file beside it
     entry points      what the command line calls
 
 A NIfTI array is (X, Y, Z); inside the networks a volume is (B, 1, D, H, W) = (B, 1, Z, X, Y) in [0, 1].
 
-Papers: progressive growing (arXiv:1710.10196), WGAN-GP (arXiv:1704.00028), projection discriminator
-(arXiv:1802.05637), R1 (arXiv:1801.04406).
+Papers: progressive growing (arXiv:1710.10196), WGAN-GP (arXiv:1704.00028), its zero-centred penalty
+(arXiv:1902.03984), projection discriminator (arXiv:1802.05637), R1 (arXiv:1801.04406).
 """
 
 import itertools
@@ -55,7 +55,12 @@ STATISTICS_OF = 4  # volumes whose standard deviation D sees, as published
 LARGER_BATCHES = (1, 2, 4)  # times batch_size, at the full size, half of it, and all smaller ones
 EPSILON = 1e-8
 
-LOSSES = {"wgan": "with gradient penalty, as published", "hinge": "with R1"}
+LOSSES = {"wgan": "Wasserstein, as published", "hinge": "hinge loss"}
+PENALTIES = {
+    "zero_centered": "norm 0 between real and generated volumes",
+    "one_centered": "norm 1 there, as published",
+    "r1": "norm 0 at real volumes",
+}
 
 
 # ╔══════════════════════════════════════════════════════════════════════════════════════════════════════════╗
@@ -79,12 +84,14 @@ class ProgressiveConfig(RunConfig):
     # training
     num_train_steps: int | None = option(None, "Steps in the whole run; None ends with the last phase.")
     volumes_per_phase: int = option(20000, "Volumes of a fade, and of a phase without.", resumed=True)
+    volumes_at_start: int = option(50000, "Volumes of the first phase, of 4 x 4 x 4 voxels.", resumed=True)
     batch_size: int = option(8, "Volumes in a micro-batch at the full size; more before.", resumed=True)
     gradient_accumulate_every: int = option(1, "Micro-batches in a training step.", resumed=True)
-    learning_rate: float = option(1e-3, "Adam's rate.", most=10, resumed=True)
+    learning_rate: float = option(3e-3, "Adam's rate.", most=10, resumed=True)
     adam_betas: tuple = option((0.0, 0.99), "Adam's two betas.", resumed=True)
     loss: str = option("wgan", "Loss of G and D.", choices=LOSSES, resumed=True)
-    penalty_weight: float = option(10.0, "Of the gradient penalty.", least=0, resumed=True)
+    penalty: str = option("zero_centered", "Of D's gradient.", choices=PENALTIES, resumed=True)
+    penalty_weight: float = option(10.0, "Of the squared distance to that norm.", least=0, resumed=True)
     drift: float = option(
         1e-3, "Weight of the squared output for real volumes (wgan).", least=0, resumed=True
     )
@@ -125,7 +132,8 @@ class ProgressiveConfig(RunConfig):
 
 
 NETWORK_SETTINGS = options_of(ProgressiveConfig, network=True)
-PACE = ("volumes_per_phase", "batch_size", "gradient_accumulate_every")  # what the phases follow from
+# What the phases follow from.
+PACE = ("volumes_per_phase", "volumes_at_start", "batch_size", "gradient_accumulate_every")
 
 
 # ╔══════════════════════════════════════════════════════════════════════════════════════════════════════════╗
@@ -159,7 +167,8 @@ def phases(config):
     last, found, start = len(growth_schedule(config.image_size, config.image_depth)) - 1, [], 0
     for stage in range(last + 1):
         batch = config.batch_size * LARGER_BATCHES[min(last - stage, len(LARGER_BATCHES) - 1)]
-        steps = math.ceil(config.volumes_per_phase / batch / config.gradient_accumulate_every)
+        volumes = config.volumes_per_phase if stage else config.volumes_at_start
+        steps = math.ceil(volumes / batch / config.gradient_accumulate_every)
         for fades in (True, False) if stage else (False,):
             found.append(Phase(stage, fades, start, start + steps, batch))
             start += steps
@@ -459,17 +468,21 @@ class Trainer(training.VolumeTrainer):
             loss = wasserstein_loss(*logits, self.config.drift) if wgan else hinge_loss(*logits)
             losses["D"] += loss.detach() * share
             self.scaler.scale(loss * share).backward()
-            at = torch.lerp(real, fake, self.draw(torch.rand, (1, 1, 1, 1), generator)) if wgan else real
-            value = self.penalize(at, labels, alpha, gradient_penalty if wgan else zero_centered_penalty)
+            value = self.penalize(real, fake, labels, alpha, generator)
             losses["GP"] += value.detach() * share
             self.scaler.scale(value * share).backward()
         return losses
 
-    def penalize(self, volumes, labels, alpha, penalty):
-        """Penalty of D's gradient at some volumes, in float32. -> scalar"""
-        seen = volumes.detach().float().requires_grad_()
-        logits = self.networks.judged(seen, labels, self.phase.stage, alpha, self.together)
-        return penalty(seen, logits, self.config.penalty_weight)
+    def penalize(self, real, fake, labels, alpha, generator):
+        """Penalty of D's gradient, in float32. Shapes: (B, 1, d, h, w), the same, (B,) or None -> scalar"""
+        kind, at = self.config.penalty, real
+        if kind != "r1":  # on the line between each pair
+            at = torch.lerp(real, fake, self.draw(torch.rand, (1, 1, 1, 1), generator))
+        at = at.detach().float().requires_grad_()
+        logits = self.networks.judged(at, labels, self.phase.stage, alpha, self.together)
+        if kind == "one_centered":
+            return gradient_penalty(at, logits, self.config.penalty_weight)
+        return zero_centered_penalty(at, logits, 2 * self.config.penalty_weight)
 
     def accumulate_generator(self, alpha, micro_batches):
         """Gradients of G."""

@@ -16,7 +16,7 @@ from sample_data import nodules
 from tests.conftest import interrupted_at, random_array, run_script, write_volume
 from tests.test_distributed import run_two
 from tests.test_training import assert_same_state
-from volumetric import cli, runs
+from volumetric import cli, dataset, parallel, runs
 from volumetric.cli import UserError
 from volumetric.layers import gradient_penalty, growth_schedule
 
@@ -42,6 +42,7 @@ def settings_of(folder, **settings):
     """Settings of a tiny run in a folder."""
     where = {"data": folder / "data", "results_dir": folder / "results", "models_dir": folder / "models"}
     tiny = {"name": "t", "device": "cpu", "batch_size": 4, "volumes_per_phase": 16, "num_image_tiles": 2}
+    tiny["volumes_at_start"] = 16
     return {**SMALL, **tiny, **{key: str(path) for key, path in where.items()}, **settings}
 
 
@@ -120,6 +121,34 @@ def test_gradient_penalty_by_hand():
     assert float(value) == pytest.approx(10 * (5 - 1) ** 2)
 
 
+@pytest.mark.parametrize(
+    ("kind", "expected"), [("one_centered", 160.0), ("zero_centered", 250.0), ("r1", 250.0)]
+)
+def test_penalties_of_a_run_by_hand(folder, monkeypatch, kind, expected):
+    """Of D(x) = a . x with |a| = 5, seen at real volumes, or at another place on the way to each fake one."""
+    config = config_of(folder, penalty=kind)
+    audit = dataset.open_data(config.data, config.array_shape, 16, "ram", None, parallel.Group())
+    trainer = pw.Trainer(config, audit)
+    trainer.enter(trainer.phases[0])
+    slope = torch.zeros(1, 1, 4, 4, 4)
+    slope[0, 0, 0, 0, :2] = torch.tensor([3.0, 4.0])
+    at = []
+
+    def judged(volumes, *args):
+        at.append(volumes.detach())
+        return (volumes * slope).sum(dim=(1, 2, 3, 4))
+
+    monkeypatch.setattr(trainer.networks, "judged", judged)
+    real, fake = torch.zeros(16, 1, 4, 4, 4), torch.ones(16, 1, 4, 4, 4)
+    _, generator = trainer.random(0, 0)
+    value = trainer.penalize(real, fake, None, 1.0, generator)
+    assert float(value) == pytest.approx(expected)
+    places = at[0].flatten(1)
+    assert bool((places == places[:, :1]).all()) and (
+        len(places[:, 0].unique()) == (1 if kind == "r1" else 16)
+    )
+
+
 def test_losses_by_hand():
     real, fake = torch.tensor([1.0, 3.0]), torch.tensor([-2.0, 0.0])
     assert float(pw.wasserstein_loss(real, fake, 0.1)) == pytest.approx(-1 - 2 + 0.1 * 5)
@@ -165,7 +194,7 @@ def test_widths_are_those_of_the_published_model():
 @pytest.mark.parametrize(("name", "stop"), [("plain", 5), ("hinge", 3), ("classes", 6), ("longer", 15)])
 def test_an_interrupted_run_equals_an_uninterrupted_one_bit_for_bit(folder, name, stop):
     """Stopped in the middle of fades, between phases, and after the last."""
-    settings = {"plain": {}, "hinge": {"loss": "hinge", "amp_dtype": "float16"}}
+    settings = {"plain": {}, "hinge": {"loss": "hinge", "penalty": "r1", "amp_dtype": "float16"}}
     settings |= {"classes": {"labels": "folders", "balance_classes": True}, "longer": {"num_train_steps": 17}}
     whole = pw.train_from_folder(config_of(folder, name="whole", **settings[name]))
     with interrupted_at(pw.Trainer, stop):
@@ -215,6 +244,7 @@ def test_flags_that_do_not_go_together(folder):
         ({"balance_classes": True}, "needs classes"),
         ({"image_size": 12}, "power of two"),
         ({"loss": "wgan-gp"}, "--loss must be"),
+        ({"penalty": "two"}, "--penalty must be"),
     ):
         with pytest.raises(UserError, match=text):
             config_of(folder, **settings)
