@@ -162,8 +162,9 @@ def test_what_each_loss_takes_for_real(make_config, options, offset):
     assert float(kept) == float(fake[(trainer.sense * fake).argmax()])
     trainer.ada.observe(apart[1], fake, trainer.sense)
     trainer.ada.update()
-    assert trainer.ada.prob > 0.5  # D tells them apart: more augmentation
     trainer.ada.observe(offset - trainer.sense * torch.ones(4), fake, trainer.sense)
+    trainer.ada.update()  # an update looks at what was seen before the last one
+    assert trainer.ada.prob > 0.5  # D tells them apart: more augmentation
     trainer.ada.update()
     assert trainer.ada.prob == pytest.approx(0.5)
 

@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from scipy.spatial.transform import Rotation
 
-from volumetric.parallel import device_random, to_device
+from volumetric.parallel import Arriving, device_random, to_device
 
 
 def diff_augment(volumes, types, rng, spacing=(1, 1, 1)):
@@ -218,7 +218,8 @@ class AdaptiveAugmentation:
 
     def __init__(self, prob, target, volumes):
         self.prob, self.target, self.volumes = prob, target, volumes
-        self.signs, self.seen = 0.0, 0
+        self.signs, self.seen = 0.0, 0  # since the last update,
+        self.arriving = (0.0, 0)  # and between the last two
 
     def observe(self, real_logits, fake_logits, sense):
         """Count D's outputs for real and generated volumes.
@@ -232,18 +233,26 @@ class AdaptiveAugmentation:
         self.seen += len(real_logits)
 
     def update(self):
-        """Move the probability by the share of `volumes` that was seen since the last time."""
-        change = math.copysign(self.seen / self.volumes, float(self.signs) / self.seen - self.target)
-        self.prob = min(max(self.prob + change, 0.0), 1.0)
+        """Move the probability by the share of `volumes` that was seen between the last two updates.
+
+        So late, the sum of signs has arrived from the device, and no step waits for it.
+        """
+        signs, seen = self.arriving
+        if seen:
+            change = math.copysign(seen / self.volumes, float(signs) / seen - self.target)
+            self.prob = min(max(self.prob + change, 0.0), 1.0)
+        self.arriving = (Arriving(self.signs), self.seen)
         self.signs, self.seen = 0.0, 0
 
     def state(self):
         """What a checkpoint holds."""
-        return {"prob": self.prob, "signs": float(self.signs), "seen": self.seen}
+        arriving = (float(self.arriving[0]), self.arriving[1])
+        return {"prob": self.prob, "signs": float(self.signs), "seen": self.seen, "arriving": arriving}
 
     def load(self, state):
         """Take up the state of a checkpoint."""
         self.prob, self.signs, self.seen = state["prob"], state["signs"], state["seen"]
+        self.arriving = tuple(state.get("arriving", self.arriving))
 
 
 def augment_each(volumes, prob, types, rng, spacing=(1, 1, 1), left_right=-2):

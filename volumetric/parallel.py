@@ -254,6 +254,27 @@ def to_device(values, device):
     return tensor.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else tensor.to(device)
 
 
+class Arriving:
+    """A number on its way from a device to the host, while the device works on.
+
+    Args:
+        value: Tensor of one number, or a number.
+    """
+
+    def __init__(self, value):
+        self.value, self.copied = value, None
+        if isinstance(value, torch.Tensor) and value.is_cuda:
+            self.value = torch.empty((), dtype=value.dtype, pin_memory=True)
+            self.value.copy_(value, non_blocking=True)
+            self.copied = torch.cuda.Event()
+            self.copied.record()
+
+    def __float__(self):
+        if self.copied is not None:
+            self.copied.synchronize()  # with what the device did before the copy, not with what came after
+        return float(self.value)
+
+
 def be_quick_on(device):
     """Settings of this process that cost no digit: algorithms by trial on a GPU, kept memory on a CPU.
 

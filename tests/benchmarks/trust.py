@@ -98,14 +98,16 @@ def speed(number=200, size=128, depth=32, workers=2):
             )
             flags += [f"--{name}", folder]
         started = time.perf_counter()
+        before = resource.getrusage(resource.RUSAGE_CHILDREN).ru_utime
         command = [sys.executable, ROOT / "trust" / "replicas.py", *flags, "--output", Path(place) / "out"]
         subprocess.run([str(part) for part in (*command, "--workers", workers)], capture_output=True)
         seconds = time.perf_counter() - started
-    peak = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss / 2**20
+    used = resource.getrusage(resource.RUSAGE_CHILDREN)
     print(
         f"{number} against {number} volumes of {size} x {size} x {depth}, 50 held out, {workers} processes: "
     )
-    print(f"{seconds:.0f} s, {peak:.1f} GiB in the largest process")
+    cpu, peak = used.ru_utime - before, used.ru_maxrss / 2**20
+    print(f"{seconds:.0f} s, {cpu:.0f} s of processors, {peak:.1f} GiB in the largest process")
 
 
 if __name__ == "__main__":
