@@ -942,6 +942,11 @@ def network_settings(state, path, image_depth=None):
 # ╚══════════════════════════════════════════════════════════════════════════════════════════════════════════╝
 
 
+def joined(parts):
+    """Micro-batches as one batch. Shapes: [(B, ...)] -> (b, ...); None of those that are None"""
+    return parts[0] if len(parts) == 1 or parts[0] is None else torch.cat(parts)
+
+
 class Trainer(training.VolumeTrainer):
     """Networks, optimisers and the training step of one run.
 
@@ -1045,6 +1050,41 @@ class Trainer(training.VolumeTrainer):
             return compare(fake_logits, real_logits)
         return fake_logits.mean() if self.loss == "hinge" else F.softplus(-fake_logits).mean()
 
+    # ---- passes: micro-batches that go through the networks together, each with its own draws and loss
+
+    def arrangements(self):
+        """As `VolumeTrainer`'s, also with several micro-batches in a pass; quantisers learn from one each."""
+        number, parts = self.config.gradient_accumulate_every, (self.batch_size, self.penalty_part)
+        passes = [1] if self.config.fq_layers else [n for n in range(number, 0, -1) if number % n == 0]
+        return list(dict.fromkeys(itertools.product(passes, parts)))
+
+    def passes(self, stream, micro_batches):
+        """Host and device generators of every pass's micro-batches. Yields: [(rng, generator)]"""
+        randoms = (self.random(stream, micro) for micro in range(micro_batches))
+        while members := list(itertools.islice(randoms, self.at_once)):
+            yield members
+
+    def inputs_of(self, randoms):
+        """Styles, noise and classes of a pass. Shapes: -> (b, L, latent), (b, Z, S, S, 1), (b,) or None"""
+        found = []
+        for rng, generator in randoms:
+            labels = self.draw_labels(rng)
+            found.append((*self.sample_inputs(rng, generator, labels), labels))
+        return map(joined, zip(*found, strict=True))
+
+    def reals_of(self, randoms):
+        """Real volumes of a pass, and their classes. Shapes: -> (b, 1, D, H, W), (b,) or None"""
+        return map(joined, zip(*(self.next_real() for _ in randoms), strict=True))
+
+    def seen_by_D(self, volumes, randoms):
+        """Volumes of a pass as D sees them. Shapes: (b, 1, D, H, W) -> the same"""
+        parts = volumes.split(self.batch_size)
+        return joined([self.augment(part, rng) for part, (rng, _) in zip(parts, randoms, strict=True)])
+
+    def logits_of(self, logits):
+        """Logits of a pass by micro-batch, of all processes. Shapes: (b,) -> [(B,)]"""
+        return [self.group.gather(part) for part in logits.split(self.batch_size)]
+
     # ---- one step
 
     def train_step(self, log):
@@ -1080,19 +1120,18 @@ class Trainer(training.VolumeTrainer):
     def accumulate_discriminator(self, regularize, micro_batches):
         """Gradients of D; the loss in mixed precision, the penalty in a pass of its own in float32."""
         losses = defaultdict(float)
-        for micro in range(micro_batches):
-            rng, generator = self.random(parallel.STREAM_D, micro)
-            generated, fake_labels = self.generate(rng, generator)
-            volumes, labels = self.next_real()
+        for randoms in self.passes(parallel.STREAM_D, micro_batches):
+            generated, fake_labels = self.generate(randoms)
+            volumes, labels = self.reals_of(randoms)
             through = regularize and self.config.penalty == "one_centered"  # the augmentation
             parts = [p.requires_grad_() for p in volumes.split(self.penalty_part)] if through else []
-            real = self.augment(torch.cat(parts) if through else volumes, rng)
-            fake = self.augment(generated, rng)
+            real = self.seen_by_D(torch.cat(parts) if through else volumes, randoms)
+            fake = self.seen_by_D(generated, randoms)
             self.tell_apart((real.detach(), labels), (fake, fake_labels), losses, micro_batches)
             if self.config.cl_reg:
-                losses["CR"] += self.contrast(volumes.detach(), rng, micro_batches)
-                if self.step >= CONTRAST_FAKES_AFTER:
-                    losses["CR"] += self.contrast(generated, rng, micro_batches)
+                for shown in (volumes.detach(), generated)[: 1 + (self.step >= CONTRAST_FAKES_AFTER)]:
+                    for part, (rng, _) in zip(shown.split(self.batch_size), randoms, strict=True):
+                        losses["CR"] += self.contrast(part, rng, micro_batches)
             if through:
                 seen = real.split(self.penalty_part)
                 losses["GP"] += self.penalize_gradient(parts, seen, labels, gradient_penalty, micro_batches)
@@ -1106,23 +1145,22 @@ class Trainer(training.VolumeTrainer):
         return losses
 
     @torch.no_grad()
-    def generate(self, rng, generator):
-        """Volumes for D, and their classes. Shapes: -> (B, 1, D, H, W), (B,) or None"""
-        labels = self.draw_labels(rng)
-        styles, noise = self.sample_inputs(rng, generator, labels)
+    def generate(self, randoms):
+        """Volumes for D, and their classes. Shapes: -> (b, 1, D, H, W), (b,) or None"""
+        styles, noise, labels = self.inputs_of(randoms)
         with self.autocast():
             return self.GAN.G(styles, noise), labels
 
     def tell_apart(self, real, fake, losses, micro_batches):
         """Add the gradients of D's loss, and its shares to `losses`; real and fake go through D in one batch.
 
-        Shapes: real and fake are ((B, 1, D, H, W), labels (B,) or None)
+        Shapes: real and fake are ((b, 1, D, H, W), labels (b,) or None)
         """
         labels = None if real[1] is None else torch.cat([real[1], fake[1]])
         with self.autocast(), self.GAN.D.learning_codes(not self.rehearsing):
             logits, commitment = self.GAN.D(torch.cat([real[0], fake[0]]), labels)
-        real_logits, fake_logits = map(self.group.gather, logits.float().split(self.batch_size))
-        loss = self.discriminator_loss(real_logits, fake_logits)
+        pairs = list(zip(*map(self.logits_of, logits.float().chunk(2)), strict=True))
+        loss = sum(self.discriminator_loss(*pair) for pair in pairs)
         losses["D"] += loss.detach() / micro_batches
         if self.config.fq_layers:
             commitment = commitment.sum() / self.group.world
@@ -1132,7 +1170,8 @@ class Trainer(training.VolumeTrainer):
             losses["Q_usage"] += (taken > 0).float().mean() / micro_batches
             loss = loss + commitment
         if self.ada is not None and not self.rehearsing:
-            self.ada.observe(real_logits, fake_logits, self.sense)
+            for pair in pairs:
+                self.ada.observe(*pair, self.sense)
         self.scaler.scale(loss / micro_batches).backward()
 
     def contrast(self, volumes, rng, micro_batches):
@@ -1188,19 +1227,19 @@ class Trainer(training.VolumeTrainer):
         """Gradients of G and S; the loss in mixed precision, path lengths in their own pass in float32."""
         losses = defaultdict(float)
         self.GAN.D.requires_grad_(False)
-        for micro in range(micro_batches):
-            rng, generator = self.random(parallel.STREAM_G, micro)
-            labels = self.draw_labels(rng)
-            mapped, noise = self.sample_inputs(rng, generator, labels)
+        for randoms in self.passes(parallel.STREAM_G, micro_batches):
+            mapped, noise, labels = self.inputs_of(randoms)
             styles = mapped.detach().requires_grad_()  # collects the gradients of both passes for S
             with self.autocast():
-                fake_logits = self.judge(self.augment(self.GAN.G(styles, noise), rng), labels)
-            real_logits = self.judge_real(rng) if self.compares else None
-            loss = self.generator_loss(self.group.gather(fake_logits), real_logits)
+                fake_logits = self.judge(self.seen_by_D(self.GAN.G(styles, noise), randoms), labels)
+            real_logits = self.judge_real(randoms) if self.compares else len(randoms) * [None]
+            pairs = zip(self.logits_of(fake_logits), real_logits, strict=True)
+            loss = sum(self.generator_loss(*pair) for pair in pairs)
             losses["G"] += loss.detach() / micro_batches
             self.scaler.scale(loss / micro_batches).backward()
             if regularize:
-                y = self.draw(torch.randn, (1, *self.config.shape), generator)
+                shape = (1, *self.config.shape)
+                y = joined([self.draw(torch.randn, shape, generator) for _, generator in randoms])
                 for name, value in self.penalize_path_length(styles, noise, y, micro_batches).items():
                     losses[name] += value
             mapped.backward(styles.grad)
@@ -1208,11 +1247,11 @@ class Trainer(training.VolumeTrainer):
         return losses
 
     @torch.no_grad()
-    def judge_real(self, rng):
-        """Logits of the next real volumes, of all processes, without gradients. Shapes: -> (B,)"""
-        real, labels = self.next_real()
+    def judge_real(self, randoms):
+        """Logits of the next real volumes, of all processes, without gradients. Shapes: -> [(B,)]"""
+        real, labels = self.reals_of(randoms)
         with self.autocast():
-            return self.group.gather(self.judge(self.augment(real, rng), labels))
+            return self.logits_of(self.judge(self.seen_by_D(real, randoms), labels))
 
     def penalize_path_length(self, styles, noise, y, micro_batches):
         """Add the gradients of the path-length penalty; returns shares of the mean length and the penalty.
@@ -1254,7 +1293,7 @@ class Trainer(training.VolumeTrainer):
     def rehearsed(self):
         """[(phase, function, arguments)] of the heaviest work."""
         path_length = not self.config.no_pl_reg
-        two = min(2, self.config.gradient_accumulate_every)  # one finds the gradients of the other in memory
+        two = min(2 * self.at_once, self.config.gradient_accumulate_every)  # passes, one with gradients there
         work = [
             ("gradient penalty", self.accumulate_discriminator, True, two),
             ("path length" if path_length else "generator", self.accumulate_generator, path_length, two),

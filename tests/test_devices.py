@@ -26,17 +26,20 @@ def test_a_wrong_convolution_in_half_precision_is_refused(make_config, monkeypat
 
 
 class SmallGpu:
-    """A trainer whose penalties take a GiB for each volume computed at once, of 12 GiB."""
+    """A trainer that takes a GiB for each volume penalised at once, and four for a second micro-batch."""
 
-    device, batch_size = "cuda:0", 8
+    device, at_once, penalty_part = "cuda:0", 1, 2
 
-    def __init__(self, least=0, deterministic=False):
-        self.penalty_part, self.least = 2, least
-        self.config = SimpleNamespace(deterministic=deterministic)
+    def __init__(self, least=0, deterministic=False, others=True):
+        self.least, self.config = least, SimpleNamespace(deterministic=deterministic)
+        self.group = SimpleNamespace(agree=lambda condition: condition and others)
+
+    def arrangements(self):
+        return [(2, 8), (2, 2), (1, 8), (1, 2)]
 
     def rehearsals(self):
         def penalty():
-            self.peak = max(self.penalty_part, self.least) * 2**30
+            self.peak = max(self.penalty_part + 4 * (self.at_once - 1), self.least) * 2**30
             if self.peak > 12 * 2**30:
                 raise torch.OutOfMemoryError("no memory")
 
@@ -44,23 +47,30 @@ class SmallGpu:
 
 
 @pytest.mark.parametrize(
-    ("settings", "part"), [({}, 8), ({"least": 10}, 2), ({"deterministic": True}, 2), ({"least": 13}, None)]
+    ("settings", "chosen"),
+    [
+        ({}, (2, 2)),  # (2, 8) would take all of the 12 GiB
+        ({"least": 10}, (1, 2)),
+        ({"deterministic": True}, (1, 2)),
+        ({"others": False}, (1, 2)),  # another process has no room
+        ({"least": 13}, None),
+    ],
 )
-def test_penalties_are_computed_at_once_where_memory_allows(monkeypatch, settings, part):
+def test_more_is_computed_at_once_where_memory_allows(monkeypatch, settings, chosen):
     trainer = SmallGpu(**settings)
     cuda = {"reset_peak_memory_stats": lambda _: None, "empty_cache": lambda: None}
     cuda |= {"max_memory_allocated": lambda _: trainer.peak}
     cuda |= {"get_device_properties": lambda _: SimpleNamespace(total_memory=12 * 2**30)}
     for name, function in cuda.items():
         monkeypatch.setattr(torch.cuda, name, function)
-    if part is None:
+    if chosen is None:
         with pytest.raises(
             UserError, match=r"The step with gradient penalty does not fit into the 12\.0 GiB"
         ):
             memory.measure_peak_memory(trainer)
         return
-    assert memory.measure_peak_memory(trainer) == {"gradient penalty": max(part, trainer.least) * 2**30}
-    assert trainer.penalty_part == part
+    assert memory.measure_peak_memory(trainer) == {"gradient penalty": trainer.peak}
+    assert (trainer.at_once, trainer.penalty_part) == chosen
 
 
 def test_volumes_on_a_gpu_need_one(make_config):

@@ -183,6 +183,31 @@ def test_accumulation_1_x_4_equals_2_x_2(make_config):
         assert (one[name] - two[name]).norm() <= 1e-5 * max(one[name].norm(), floor), name
 
 
+@pytest.mark.parametrize("name", [n for n in OPTIONS if not OPTIONS[n].get("fq_layers")])
+def test_micro_batches_in_one_pass_are_those_one_after_the_other(
+    make_config, label_table, short_schedule, name
+):
+    """Losses, gradients and ADA's sums are equal up to rounding, whatever a run's options."""
+    settings = {"gradient_accumulate_every": 3, "batch_size": 2, "seed": 3, **OPTIONS[name], "fp16": False}
+    settings |= {"labels": str(label_table)} if "labels" in settings else {}
+    config, found = make_config(**settings), []
+    audit = training.open_audit(config, torch.device("cpu"), parallel.Group(), config.batch_size)
+    audit.classes = config.labels and dataset.read_classes(config.labels, config.data, config.balance_classes)
+    for at_once in (1, 2):
+        trainer = sg.Trainer(config, audit)
+        trainer.at_once, trainer.pl_mean = at_once, 0.5
+        losses = trainer.accumulate_discriminator(True, 3) | trainer.accumulate_generator(True, 3)
+        gradients = {n: p.grad for n, p in trainer.GAN.named_parameters() if p.grad is not None}
+        found.append((losses, gradients, trainer.ada and trainer.ada.state()))
+    (losses, gradients, ada), (again, others, same) = found
+    assert ada == same and losses.keys() == again.keys() and gradients.keys() == others.keys()
+    for loss, value in losses.items():
+        assert float(again[loss]) == pytest.approx(float(value), rel=1e-4, abs=1e-6), loss
+    floor = 1e-3 * max(gradient.norm() for gradient in gradients.values())
+    for parameter, gradient in gradients.items():
+        assert (others[parameter] - gradient).norm() <= 1e-5 * max(gradient.norm(), floor), parameter
+
+
 def test_averages_are_copied_then_moved(make_config, monkeypatch):
     trainer = sg.Trainer(make_config())
     weight, average = trainer.GAN.G.initial_conv.weight, trainer.GAN.GE.initial_conv.weight

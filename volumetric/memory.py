@@ -1,6 +1,7 @@
 """Peak memory of the heaviest steps of a training: predicted on the CPU, measured on a GPU."""
 
 import contextlib
+import math
 import weakref
 
 import torch
@@ -11,7 +12,7 @@ from torch.utils.weak import WeakIdKeyDictionary
 
 from volumetric.cli import UserError
 
-COMFORTABLE = 0.75  # of a GPU's memory, up to which penalties are computed at once
+COMFORTABLE = 0.75  # of a GPU's memory, up to which more is computed at once
 
 
 class AllocationTracker(TorchDispatchMode):
@@ -66,22 +67,24 @@ def predict_peak_memory(build):
 def measure_peak_memory(trainer):
     """Peak bytes of the worst steps on the GPU, {phase: bytes}, found by running each once without an update.
 
-    The penalties are computed for the whole micro-batch at once if that leaves a part of the memory free:
-    fewer and larger launches. Not in a deterministic run, whose rounding the memory must not decide.
+    As many micro-batches go through the networks together, and as many volumes are penalised at once, as
+    leaves a part of every process's memory free: fewer and larger launches. Not in a deterministic run, whose
+    rounding the memory must not decide.
 
     Raises:
         UserError: A step does not fit into the GPU's memory.
     """
     total = torch.cuda.get_device_properties(trainer.device).total_memory
-    small, whole = trainer.penalty_part, trainer.batch_size
-    if whole > small and not trainer.config.deterministic:
-        trainer.penalty_part = whole
+    *roomy, least = trainer.arrangements()
+    for arrangement in [] if trainer.config.deterministic else roomy:
+        trainer.at_once, trainer.penalty_part = arrangement
+        peaks = {}
         with contextlib.suppress(torch.OutOfMemoryError):
-            peaks = peaks_of(trainer)
-            if max(peaks.values()) < COMFORTABLE * total:
-                return peaks
+            peaks = peaks_of(trainer, COMFORTABLE * total)
         torch.cuda.empty_cache()
-        trainer.penalty_part = small
+        if trainer.group.agree(bool(peaks)):
+            return peaks
+    trainer.at_once, trainer.penalty_part = least
     try:
         return peaks_of(trainer)
     except torch.OutOfMemoryError as error:
@@ -91,8 +94,11 @@ def measure_peak_memory(trainer):
         ) from None
 
 
-def peaks_of(trainer):
-    """Peak bytes of each phase, {phase: bytes}; an OutOfMemoryError is noted with the phase."""
+def peaks_of(trainer, most=math.inf):
+    """Peak bytes of each phase, {phase: bytes}, or {} as soon as one takes more than `most`.
+
+    An OutOfMemoryError is noted with the phase.
+    """
     peaks = {}
     for phase, work in trainer.rehearsals():
         torch.cuda.reset_peak_memory_stats(trainer.device)
@@ -102,6 +108,8 @@ def peaks_of(trainer):
             error.__notes__ = [f"The step with {phase}"]
             raise
         peaks[phase] = torch.cuda.max_memory_allocated(trainer.device)
+        if peaks[phase] > most:
+            return {}
     torch.cuda.empty_cache()
     return peaks
 

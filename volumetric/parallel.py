@@ -142,6 +142,11 @@ class Group:
             torch.distributed.broadcast_object_list(things, group=self.patient)
         return things[0]
 
+    def agree(self, condition):
+        """True if the condition holds for all processes."""
+        found = self.collect(condition)
+        return self.tell(found and all(found))
+
     @property
     def on_this_machine(self):
         """Number of these processes on this machine."""
@@ -152,6 +157,23 @@ class Group:
         if self.world > 1:
             with self.together():
                 torch.distributed.barrier(group=self.patient)
+
+
+class Rehearsal(Group):
+    """A Group that sends nothing: what the others would give is one's own."""
+
+    def gather(self, values):
+        """As `Group.gather`."""
+        parts = [values.detach()] * self.world
+        parts[self.rank] = values
+        return torch.cat(parts)
+
+    def sum_(self, tensors):
+        """Leaves them as they are."""
+
+    def collect(self, thing):
+        """As `Group.collect`."""
+        return [thing] * self.world if self.first else None
 
 
 class SharedRandom:

@@ -74,6 +74,7 @@ class VolumeTrainer:
         self.command = command or asdict(config)
         self.whole_batch = config.batch_size  # volumes of a micro-batch, of all processes
         self.batch_size = self.penalty_part = self.group.own(self.whole_batch)  # of this one
+        self.at_once = 1  # micro-batches in a pass through the networks
         self.device = parallel.choose_device(config.device)
         self.amp_dtype = parallel.choose_amp_dtype(config.amp_dtype, self.device)
         torch.manual_seed(config.seed)
@@ -174,13 +175,18 @@ class VolumeTrainer:
 
     # ---- the heaviest step
 
+    def arrangements(self):
+        """[(micro-batches in a pass, volumes penalised at once)], that of the fewest launches first."""
+        return list(dict.fromkeys([(1, self.batch_size), (1, self.penalty_part)]))
+
     def rehearsals(self):
         """[(phase, function that runs its heaviest work once, without an update)]; all is left as it was."""
         return [(phase, functools.partial(self.rehearse, *one)) for phase, *one in self.rehearsed()]
 
     def rehearse(self, function, *args):
-        """Run something beside all that a late step finds in memory, on volumes of zeros."""
-        volumes, former = torch.zeros(self.batch_size, 1, *self.config.shape), self.loader
+        """Run something beside all that a late step finds in memory, on zeros; no message is sent."""
+        volumes, former = torch.zeros(self.batch_size, 1, *self.config.shape), (self.loader, self.group)
+        self.group = parallel.Rehearsal(self.group.rank, self.group.world)
         self.loader = itertools.repeat((volumes, torch.zeros(self.batch_size, dtype=torch.int64)))
         self.rehearsing = True
         trained = [p for optimizer in self.optimizers.values() for p in trained_by(optimizer)]
@@ -189,7 +195,7 @@ class VolumeTrainer:
             with parallel.tf32(False):
                 function(*args)
         finally:
-            self.loader, self.rehearsing = former, False
+            (self.loader, self.group), self.rehearsing = former, False
             for parameter in trained:
                 parameter.grad = None
             del moments
@@ -325,6 +331,8 @@ def print_report(trainer, peaks):
     print(audit.kept(config.cache, config.packs), f"parameters (million): {sizes}", sep="\n")
     print(f"device: {trainer.device}, precision: {precision}, PyTorch {torch.__version__}")
     print(f"steps per epoch: {len(audit.paths) / trainer.plan.volumes_per_step:.1f}")
+    if trainer.at_once > 1:
+        print(f"micro-batches in a pass, for which there is memory: {trainer.at_once}")
     memory.print_peaks(peaks, trainer.device)
 
 
