@@ -97,6 +97,7 @@ CONTRAST_FAKES_AFTER = 20000
 
 PENALTY_PARTS = 4  # of a micro-batch, whose penalties are computed one after the other to save memory
 PENALTY_VOXELS = 2**19  # in such a part, at least, unless the micro-batch has fewer
+CACHED_VOXELS = 2**15  # the same for pairs on a CPU, whose caches hold as much
 TRUNCATION_SAMPLES = 2000  # styles averaged for the truncation centre
 
 
@@ -947,6 +948,12 @@ def joined(parts):
     return parts[0] if len(parts) == 1 or parts[0] is None else torch.cat(parts)
 
 
+def split_labelled(volumes, labels, size):
+    """Parts of volumes and of their classes, if any. Shapes: (b, ...), (b,) or None -> [((n, ...), ...)]"""
+    parts = volumes.split(size)
+    return list(zip(parts, len(parts) * [None] if labels is None else labels.split(size), strict=True))
+
+
 class Trainer(training.VolumeTrainer):
     """Networks, optimisers and the training step of one run.
 
@@ -959,8 +966,6 @@ class Trainer(training.VolumeTrainer):
         super().__init__(config, audit, group, command)
         self.group.own(config.batch_size, config.pl_batch_shrink)
         self.scores = scores
-        voxels = PENALTY_VOXELS // math.prod(config.shape)
-        self.penalty_part = max(-(-self.batch_size // PENALTY_PARTS), voxels)  # penalised at once
         self.plan = config.plan(scores.names() if scores else ())
         self.GAN = self.networks = self.build_networks()
         self.G_opt, self.D_opt = self.build_optimizers()
@@ -972,6 +977,13 @@ class Trainer(training.VolumeTrainer):
         self.sense = -1 if self.loss == "hinge" else 1  # D's output is low, or high, for real volumes
         self.compares = self.loss in ("dual", "relativistic")  # G's loss needs real volumes too
         self.reals_per_batch = 2 if self.compares else 1
+        # D's loss and its penalty can be of one pass, part after part, if both are means over pairs.
+        means = self.loss != "dual" and not config.rel_disc_loss and not config.fq_layers
+        self.joint = config.penalty == "r1r2" and means
+        cached = self.joint and self.device.type == "cpu"
+        voxels = (CACHED_VOXELS if cached else PENALTY_VOXELS) // math.prod(config.shape)
+        least = 1 if cached else -(-self.batch_size // PENALTY_PARTS)
+        self.penalty_part = max(least, voxels)  # volumes, or pairs, that are penalised at once
         self.pl_mean = None  # running mean of the path length
 
     def reported(self):
@@ -1103,6 +1115,10 @@ class Trainer(training.VolumeTrainer):
         start, end = self.config.gamma, self.config.final_gamma or self.config.gamma
         return start * (end / start) ** self.done
 
+    def lazy_gamma(self):
+        """The same for a penalty that stands for those of the steps without one."""
+        return self.gamma() * self.config.penalty_every
+
     def discriminator_step(self):
         """One update of D; returns its losses."""
         regularize = self.step % self.config.penalty_every == 0
@@ -1127,7 +1143,11 @@ class Trainer(training.VolumeTrainer):
             parts = [p.requires_grad_() for p in volumes.split(self.penalty_part)] if through else []
             real = self.seen_by_D(torch.cat(parts) if through else volumes, randoms)
             fake = self.seen_by_D(generated, randoms)
-            self.tell_apart((real.detach(), labels), (fake, fake_labels), losses, micro_batches)
+            both = ((real.detach(), labels), (fake, fake_labels))
+            if regularize and self.joint:
+                self.tell_apart_smoothly(both, losses, micro_batches)
+            else:
+                self.tell_apart(*both, losses, micro_batches)
             if self.config.cl_reg:
                 for shown in (volumes.detach(), generated)[: 1 + (self.step >= CONTRAST_FAKES_AFTER)]:
                     for part, (rng, _) in zip(shown.split(self.batch_size), randoms, strict=True):
@@ -1135,12 +1155,10 @@ class Trainer(training.VolumeTrainer):
             if through:
                 seen = real.split(self.penalty_part)
                 losses["GP"] += self.penalize_gradient(parts, seen, labels, gradient_penalty, micro_batches)
-            elif regularize:
-                both = ((real, labels), (fake, fake_labels))
+            elif regularize and not self.joint:
                 for seen, of in both if self.config.penalty == "r1r2" else both[:1]:
                     parts = [p.detach().float().requires_grad_() for p in seen.split(self.penalty_part)]
-                    weight = self.gamma() * self.config.penalty_every  # lazy: as if at every step
-                    penalty = functools.partial(zero_centered_penalty, gamma=weight)
+                    penalty = functools.partial(zero_centered_penalty, gamma=self.lazy_gamma())
                     losses["GP"] += self.penalize_gradient(parts, parts, of, penalty, micro_batches)
         return losses
 
@@ -1173,6 +1191,29 @@ class Trainer(training.VolumeTrainer):
             for pair in pairs:
                 self.ada.observe(*pair, self.sense)
         self.scaler.scale(loss / micro_batches).backward()
+
+    def tell_apart_smoothly(self, both, losses, micro_batches):
+        """As `tell_apart`, with R1 and R2 of the same pass in float32, of some pairs after the other.
+
+        Shapes: both are ((b, 1, D, H, W), labels (b,) or None), of real and of generated volumes
+        """
+        weights = [p for p in self.GAN.D.parameters() if p.requires_grad]
+        for micro in zip(*(split_labelled(*kind, self.batch_size) for kind in both), strict=True):
+            seen = []
+            for pairs in zip(*(split_labelled(*kind, self.penalty_part) for kind in micro), strict=True):
+                volumes, labels = (joined(parts) for parts in zip(*pairs, strict=True))
+                volumes = volumes.float().requires_grad_()
+                logits = self.judge(volumes, labels)
+                seen.append([self.group.gather(part) for part in logits.chunk(2)])
+                share = len(logits) / 2 / self.batch_size / micro_batches
+                loss = self.discriminator_loss(*seen[-1]) * share
+                penalty = zero_centered_penalty(volumes, logits, self.lazy_gamma())
+                penalty = 2 * penalty * share / self.group.world  # the sum of R1 and R2, not their mean
+                self.scaler.scale(loss + penalty).backward(inputs=weights)
+                losses["D"] += loss.detach()
+                losses["GP"] += penalty.detach()
+            if self.ada is not None and not self.rehearsing:
+                self.ada.observe(*(torch.cat(parts) for parts in zip(*seen, strict=True)), self.sense)
 
     def contrast(self, volumes, rng, micro_batches):
         """Add the gradients of D's contrastive regularisation on two augmented views; returns its share.

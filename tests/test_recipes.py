@@ -118,5 +118,31 @@ def test_zero_centred_penalties_are_of_what_d_sees_and_lazy(make_config, monkeyp
         def backward(self, **_):
             pass
 
-    found = trainer.accumulate_discriminator(True, 2)
-    assert float(found["GP"]) == pytest.approx(float(4 * 0.5 * slope.square().sum()), rel=1e-4)
+    for trainer.joint in (False, True):
+        found = trainer.accumulate_discriminator(True, 2)
+        assert float(found["GP"]) == pytest.approx(float(4 * 0.5 * slope.square().sum()), rel=1e-4)
+
+
+@pytest.mark.parametrize("loss", ["relativistic", "logistic", "hinge"])
+@pytest.mark.parametrize("more", [{}, {"labels": "LABELS", "ada_target": 0.6, "aug_prob": 0.5}])
+def test_loss_and_penalty_of_one_pass_are_those_of_passes_of_their_own(make_config, label_table, loss, more):
+    more = more | ({"labels": str(label_table)} if more else {})
+    config, found = make_config(recipe="robust", loss=loss, fp16=False, batch_size=4, **more), []
+    trainer = sg.train_from_folder(sg.replace(config, num_train_steps=1))
+    start = trainer.state()
+    for joint, part, at_once in ((False, 4, 1), (True, 4, 1), (True, 3, 1), (True, 1, 2)):
+        trainer.load(start)
+        trainer.joint, trainer.penalty_part, trainer.at_once, trainer.loader = joint, part, at_once, None
+        losses = trainer.accumulate_discriminator(True, 2)
+        gradients = {name: p.grad for name, p in trainer.GAN.D.named_parameters()}
+        trainer.D_opt.zero_grad()
+        found.append((losses, gradients, trainer.ada and trainer.ada.state()))
+    (losses, gradients, ada), *others = found
+    floor = 1e-3 * max(gradient.norm() for gradient in gradients.values())
+    for again, same, seen in others:
+        assert seen == ada
+        assert {k: float(v) for k, v in again.items()} == pytest.approx(
+            {k: float(v) for k, v in losses.items()}, rel=1e-4
+        )
+        for name, gradient in gradients.items():
+            assert (same[name] - gradient).norm() <= 1e-5 * max(gradient.norm(), floor), name
