@@ -93,11 +93,12 @@ AVERAGE_EVERY, AVERAGE_AFTER, AVERAGE_DECAY = 10, 20000, 0.995
 # Before the averages start, SE and GE are copies made at step % 1000 == 2.
 AVERAGE_COPY_EVERY, AVERAGE_COPY_UNTIL = 1000, 25000
 ADA_EVERY = 4
+MAPPING_RATE = 0.01  # of an equalised mapping network, as StyleGAN2 moves it (arXiv:1912.04958)
 CONTRAST_FAKES_AFTER = 20000
 
 PENALTY_PARTS = 4  # of a micro-batch, whose penalties are computed one after the other to save memory
 PENALTY_VOXELS = 2**19  # in such a part, at least, unless the micro-batch has fewer
-CACHED_VOXELS = 2**15  # the same for pairs on a CPU, whose caches hold as much
+CACHED_VOXELS = 2**15  # the same for a zero-centred penalty on a CPU, whose caches hold as much
 TRUNCATION_SAMPLES = 2000  # styles averaged for the truncation centre
 
 
@@ -980,7 +981,7 @@ class Trainer(training.VolumeTrainer):
         # D's loss and its penalty can be of one pass, part after part, if both are means over pairs.
         means = self.loss != "dual" and not config.rel_disc_loss and not config.fq_layers
         self.joint = config.penalty == "r1r2" and means
-        cached = self.joint and self.device.type == "cpu"
+        cached = config.penalty != "one_centered" and self.device.type == "cpu"
         voxels = (CACHED_VOXELS if cached else PENALTY_VOXELS) // math.prod(config.shape)
         least = 1 if cached else -(-self.batch_size // PENALTY_PARTS)
         self.penalty_part = max(least, voxels)  # volumes, or pairs, that are penalised at once
@@ -1005,7 +1006,7 @@ class Trainer(training.VolumeTrainer):
             parameters = []
             for module in names:
                 for name, p in getattr(GAN, module).named_parameters():
-                    scale = config.lr_mlp if module == "S" else equalized_scale(name, p)
+                    scale = MAPPING_RATE if module == "S" else equalized_scale(name, p)
                     parameters.append((scale if config.equalized_lr else 1.0, p))
             found.append(training.adam(parameters, config.learning_rate * mult, config.adam_betas))
         return found

@@ -99,7 +99,7 @@ def test_equalised_rates_follow_the_size_of_the_layers(make_config):
     assert rates[id(block.to_style1.weight)] == pytest.approx(3e-3 * (2 / 512) ** 0.5)
     plain = (block.to_noise1.weight, block.to_style1.bias, trainer.GAN.G.initial_block)
     assert all(rates[id(p)] == 3e-3 for p in plain)
-    assert rates[id(trainer.GAN.S.net[0].weight)] == pytest.approx(3e-3 * config.lr_mlp)
+    assert rates[id(trainer.GAN.S.net[0].weight)] == pytest.approx(3e-3 * 0.01)
 
 
 def test_zero_centred_penalties_are_of_what_d_sees_and_lazy(make_config, monkeypatch):
