@@ -6,7 +6,8 @@ import pytest
 import torch
 
 import stylegan2_pytorch as sg
-from volumetric import diff_augment, memory, parallel
+from tests.benchmarks import launches
+from volumetric import diff_augment, layers, memory, parallel
 from volumetric.cli import UserError
 
 
@@ -71,6 +72,13 @@ def test_more_is_computed_at_once_where_memory_allows(monkeypatch, settings, cho
         return
     assert memory.measure_peak_memory(trainer) == {"gradient penalty": trainer.peak}
     assert (trainer.at_once, trainer.penalty_part) == chosen
+
+
+def test_passes_of_all_micro_batches_have_few_operations_and_need_more_memory():
+    config = launches.LaunchesConfig(config="demo", batch_size=2, device="cpu")
+    rows = [launches.follow(config, at_once).split(" | ") for at_once in (1, 4)]
+    assert int(rows[1][0]) < 0.4 * int(rows[0][0])
+    assert layers.on_cpu(torch.zeros(1))
 
 
 def test_volumes_on_a_gpu_need_one(make_config):

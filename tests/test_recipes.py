@@ -92,7 +92,7 @@ def test_equalised_rates_follow_the_size_of_the_layers(make_config):
     rates = {
         id(p): g["lr"] for o in (trainer.G_opt, trainer.D_opt) for g in o.param_groups for p in g["params"]
     }
-    block, config = trainer.GAN.G.blocks[0], trainer.config
+    block = trainer.GAN.G.blocks[0]
     assert len(rates) == sum(1 for n in "SGD" for _ in getattr(trainer.GAN, n).parameters())
     fan_in = block.conv1.weight[0].numel()
     assert rates[id(block.conv1.weight)] == pytest.approx(3e-3 * (2 / fan_in) ** 0.5)

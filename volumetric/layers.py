@@ -24,6 +24,11 @@ def leaky_relu():
     return nn.LeakyReLU(SLOPE, inplace=True)
 
 
+def on_cpu(x):
+    """True for tensors of a CPU, which is quick at other formulations than a GPU."""
+    return x.device.type == "cpu"
+
+
 class AlongAxes(torch.autograd.Function):
     """Linear maps along the three axes of volumes, a product with a matrix each; gradients of any order.
 
@@ -81,7 +86,7 @@ class Upsampling(nn.Module):
         self.factors = factors
 
     def forward(self, x):
-        if x.device.type == "cpu":
+        if on_cpu(x):
             scale = tuple(map(float, self.factors))
             return F.interpolate(x, scale_factor=scale, mode="trilinear", align_corners=False)
         sizes = zip(x.shape[2:], self.factors, strict=True)
@@ -90,7 +95,7 @@ class Upsampling(nn.Module):
 
 def smooth(x):
     """[1, 2, 1] / 4 along three axes with replicated borders. Shapes: (B, C, D, H, W) -> the same"""
-    if x.device.type == "cpu":
+    if on_cpu(x):
         return Smoothing.apply(x)
     return AlongAxes.apply(x, *(smoothing_matrix(size, x.dtype, x.device) for size in x.shape[2:]))
 
@@ -240,7 +245,7 @@ def reliably(layer, x):
     On a CPU, PyTorch 2.15.0 returns garbage as the weight gradient of a bfloat16 3x3x3 convolution over 2
     slices. Layers that small cost next to nothing in float32.
     """
-    if x.device.type != "cpu" or x.shape[2] > 2:
+    if not on_cpu(x) or x.shape[2] > 2:
         return layer(x)
     with torch.autocast("cpu", enabled=False):
         return layer(x.to(torch.promote_types(x.dtype, torch.float32)))

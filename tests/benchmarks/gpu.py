@@ -57,6 +57,7 @@ def parts(folder):
     found = [
         ("tests", 240, ("-m", "pytest", "-q", "-p", "no:cacheprovider", "tests/test_gpu.py")),
         ("kernels", 60, ("tests/benchmarks/kernels.py",)),
+        ("launches", 60, ("tests/benchmarks/launches.py", "--device", "cuda", "--amp", "float16")),
         *tables,
         ("phantoms", 120, (*phantoms, "--image_depth", 32)),
         ("training", 150, training),
