@@ -74,7 +74,7 @@ def test_more_is_computed_at_once_where_memory_allows(monkeypatch, settings, cho
     assert (trainer.at_once, trainer.penalty_part) == chosen
 
 
-def test_passes_of_all_micro_batches_have_few_operations_and_need_more_memory():
+def test_passes_of_all_micro_batches_have_fewer_operations():
     config = launches.LaunchesConfig(config="demo", batch_size=2, device="cpu")
     rows = [launches.follow(config, at_once).split(" | ") for at_once in (1, 4)]
     assert int(rows[1][0]) < 0.4 * int(rows[0][0])
