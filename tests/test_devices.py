@@ -97,3 +97,17 @@ def test_deterministic_runs_say_so_to_pytorch(make_config, monkeypatch):
     finally:
         parallel.open_device(make_config(fp16=False))
     assert not torch.are_deterministic_algorithms_enabled()
+
+
+@pytest.mark.parametrize("recipe", ["published", "robust"])
+def test_rehearsals_of_several_processes_send_no_messages(make_config, recipe):
+    """No other process is there: a message would fail."""
+    trainer = sg.Trainer(make_config(recipe=recipe, fp16=False), group=parallel.Group(0, 2))
+    for _, work in trainer.rehearsals():
+        work()
+    assert type(trainer.group) is parallel.Group and not trainer.rehearsing
+    second, values = parallel.Rehearsal(1, 2), torch.ones(2, requires_grad=True)
+    gathered = second.gather(values)
+    gathered.sum().backward()
+    assert gathered.tolist() == 4 * [1.0] and values.grad.tolist() == [1.0, 1.0]
+    assert second.collect(3) is None and parallel.Rehearsal(0, 2).collect(3) == [3, 3]
