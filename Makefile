@@ -19,7 +19,7 @@ $(VENV)/.installed: pyproject.toml
 	touch $@
 
 # Volumes of the model that comes along, against phantoms that it has not seen; then a model of one's own, small
-# enough for two CPU cores: carotids, basilar artery and cistern appear, thin vessels need some thousand steps.
+# enough for two CPU cores: cistern and bright arcs of arteries appear, outlines need some thousand steps.
 GENERATE := $(BIN)/python CoW_generator.py --save_directory $(DEMO)/shipped
 PHANTOM := $(BIN)/python sample_data/phantom.py
 EVALUATE := $(BIN)/python MedicalNet/evaluation.py --embedding random --metrics md,ms_ssim,anatomy,copies
