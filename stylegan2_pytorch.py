@@ -1135,7 +1135,7 @@ class Trainer(training.VolumeTrainer):
         return losses
 
     def accumulate_discriminator(self, regularize, micro_batches):
-        """Gradients of D; the loss in mixed precision, the penalty, in its own pass or with it, in float32."""
+        """Gradients of D; the loss in mixed precision, the penalty, in its own pass or not, in float32."""
         losses = defaultdict(float)
         for randoms in self.passes(parallel.STREAM_D, micro_batches):
             generated, fake_labels = self.generate(randoms)
