@@ -42,7 +42,7 @@ import torch.nn.functional as F
 from torch import nn
 from tqdm import tqdm
 
-from volumetric import dataset, parallel, runs, training
+from volumetric import dataset, memory, parallel, runs, training
 from volumetric.cli import RunConfig, UserError, one_line_errors, option, options_of, parse_cli, with_recipes
 from volumetric.diff_augment import AUGMENTATIONS, UNSTEADY, AdaptiveAugmentation, augment, augment_each
 from volumetric.files import (
@@ -83,6 +83,7 @@ from volumetric.layers import (
     zero_centered_penalty,
 )
 from volumetric.pictures import contact_sheet, save_gif, save_picture
+from volumetric.replay import Replay
 
 LATENT_DIM = 512  # of z and w, as published
 STYLE_DEPTH = 8  # layers of the mapping network, as published
@@ -170,6 +171,7 @@ class TrainConfig(RunConfig):
     labels: str | None = option(None, "Train for classes: `folders` of data, or a CSV of file and label.")
     balance_classes: bool = option(False, "Show every class equally often.", resumed=True)
     checkpoint_activations: bool = option(False, "Compute blocks again going backward: saves memory.")
+    cuda_graphs: bool = option(True, "On a GPU, replay small steps that are all alike as CUDA graphs.")
     # previews and evaluation
     num_image_tiles: int = option(8, "Previews show num_image_tiles x num_image_tiles volumes.", most=64)
     trunc_psi: float = option(1.0, "Truncation psi of previews and generation; 1 is none.", **SHARE)
@@ -1111,6 +1113,20 @@ class Trainer(training.VolumeTrainer):
         log.add(self.step, losses, self.origin())
         self.step += 1
 
+    def compute(self, accumulate, regularize):
+        """Gradients and losses of a half step."""
+        args = (regularize, self.config.gradient_accumulate_every)
+        return accumulate(*args) if self.replay is None else self.replay(accumulate, *args)
+
+    def steps_are_alike(self):
+        """Whether the host decides nothing in a step: what it would decide, a replay repeats."""
+        config = self.config
+        decides = (
+            *(config.mixed_prob, config.aug_prob, self.ada, config.cl_reg, config.fq_layers),
+            *(config.top_k_training, config.final_gamma, not config.no_pl_reg, config.checkpoint_activations),
+        )
+        return self.group.world == 1 and not any(decides)
+
     def gamma(self):
         """Weight of a zero-centred penalty at this step; it goes to final_gamma exponentially."""
         start, end = self.config.gamma, self.config.final_gamma or self.config.gamma
@@ -1123,7 +1139,7 @@ class Trainer(training.VolumeTrainer):
     def discriminator_step(self):
         """One update of D; returns its losses."""
         regularize = self.step % self.config.penalty_every == 0
-        losses = self.accumulate_discriminator(regularize, self.config.gradient_accumulate_every)
+        losses = self.compute(self.accumulate_discriminator, regularize)
         shares = [losses[name] for name in ("GP", "Q") if name in losses]
         self.group.sum_([p.grad for p in trained_by(self.D_opt)] + shares)
         self.scaler.step(self.D_opt)
@@ -1254,7 +1270,7 @@ class Trainer(training.VolumeTrainer):
         """One update of G and S, and of the running mean of the path length; returns their losses."""
         due = self.step > PATH_LENGTH_AFTER and self.step % PATH_LENGTH_EVERY == 0
         regularize = due and not self.config.no_pl_reg
-        losses = self.accumulate_generator(regularize, self.config.gradient_accumulate_every)
+        losses = self.compute(self.accumulate_generator, regularize)
         self.group.sum_([p.grad for p in trained_by(self.G_opt)])
         self.scaler.step(self.G_opt)
         self.G_opt.zero_grad(set_to_none=True)
@@ -1344,6 +1360,13 @@ class Trainer(training.VolumeTrainer):
         if self.scores is not None and self.device.type == "cuda":
             work.append(("evaluation", self.scores.rehearse, self.config.array_shape))
         return work
+
+    def use_room(self, peaks):
+        """Replay steps as CUDA graphs if they are all alike, and there is memory for both ways."""
+        asked = self.config.cuda_graphs and not self.config.deterministic
+        roomy = sum(peaks.values()) < memory.comfortable(self.device)
+        if asked and roomy and self.steps_are_alike():
+            self.replay = Replay(self, self.GAN.parameters())
 
     def rehearse(self, function, *args):
         """As `VolumeTrainer.rehearse`, with a mean path length."""

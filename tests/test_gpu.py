@@ -1,5 +1,7 @@
 """What only a GPU can show; skipped where there is none. `make gpu` runs it, with measurements."""
 
+import itertools
+
 import pytest
 import torch
 
@@ -125,7 +127,29 @@ def test_the_rehearsal_finds_the_peak_of_a_late_step(make_config):
     for trainer.step in (5023, 5024):
         trainer.discriminator_step()
         trainer.generator_step()
+        trainer.scaler.update()
     assert torch.cuda.max_memory_allocated() <= 1.05 * predicted
+
+
+@pytest.mark.parametrize("fp16", [False, True])
+def test_replayed_gradients_are_those_of_ordinary_steps(make_config, fp16):
+    settings = {"recipe": "robust", "device": "cuda", "cache": "gpu", "fp16": fp16, "penalty_every": 2}
+    settings |= {"aug_prob": 0.0, "mixed_prob": 0.0, "no_pl_reg": True, "num_train_steps": 16}
+    trainer = sg.train_from_folder(make_config(**settings))
+    replay, parameters = trainer.replay, list(trainer.GAN.parameters())
+    assert [part.graph is None for part in replay.parts.values()] == 3 * [False]
+    volumes = torch.rand(trainer.batch_size, 1, *trainer.config.shape)
+    trainer.loader = itertools.repeat((volumes, torch.zeros(len(volumes), dtype=torch.int64)))
+    halves = ((trainer.accumulate_discriminator, r) for r in (False, True))
+    for accumulate, regularize in (*halves, (trainer.accumulate_generator, False)):
+        found = []
+        for trainer.replay in (None, replay):
+            losses = trainer.compute(accumulate, regularize)
+            gradients = [p.grad.clone() for p in parameters if p.grad is not None]
+            found.append([*losses.values(), *gradients])
+            trainer.GAN.zero_grad(set_to_none=True)
+        for ordinary, replayed in zip(*found, strict=True):
+            assert relative(replayed, ordinary) < 1e-2
 
 
 def test_a_seed_gives_one_volume_on_both(make_config):

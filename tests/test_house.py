@@ -21,6 +21,7 @@ GROUND = {
     "diff_augment": {"files", "parallel"},
     "layers": {"cli"},
     "memory": {"cli"},
+    "replay": {"cli"},
     "runs": {"cli", "files", "parallel", "pictures"},
     "training": {"cli", "dataset", "files", "layers", "memory", "parallel", "runs"},
 }

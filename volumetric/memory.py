@@ -64,6 +64,11 @@ def predict_peak_memory(build):
     return peaks
 
 
+def comfortable(device):
+    """Bytes of a GPU's memory up to which more is computed at once."""
+    return COMFORTABLE * torch.cuda.get_device_properties(device).total_memory
+
+
 def measure_peak_memory(trainer):
     """Peak bytes of the worst steps on the GPU, {phase: bytes}, found by running each once without an update.
 
@@ -80,7 +85,7 @@ def measure_peak_memory(trainer):
         trainer.at_once, trainer.penalty_part = arrangement
         peaks = {}
         with contextlib.suppress(torch.OutOfMemoryError):
-            peaks = peaks_of(trainer, COMFORTABLE * total)
+            peaks = peaks_of(trainer, comfortable(trainer.device))
         torch.cuda.empty_cache()
         if trainer.group.agree(bool(peaks)):
             return peaks

@@ -7,6 +7,7 @@ Every part is a process of its own with a limit of its time; its output is in a 
 comes, and report.md has them all in order. A part that the time does not suffice for is named there.
 """
 
+import os
 import subprocess
 import sys
 import time
@@ -70,9 +71,12 @@ def parts(folder):
 def run_part(name, limit, command, folder):
     """Run a part with its output in a file; returns (how it ended, seconds, what it printed)."""
     path, start = folder / f"{name.replace(' ', '_')}.txt", time.monotonic()
+    paths = os.pathsep.join(filter(None, (str(ROOT), os.environ.get("PYTHONPATH"))))  # nothing is installed
+    environment = {**os.environ, "PYTHONPATH": paths}
     with open(path, "w", encoding="utf-8") as file:
         try:
-            status = subprocess.run(command, cwd=ROOT, stdout=file, stderr=subprocess.STDOUT, timeout=limit)
+            into = {"stdout": file, "stderr": subprocess.STDOUT, "env": environment}
+            status = subprocess.run(command, cwd=ROOT, timeout=limit, **into)
             ended = "done" if status.returncode == 0 else f"failed ({status.returncode})"
         except subprocess.TimeoutExpired:
             ended = f"stopped after {limit:.0f} s"

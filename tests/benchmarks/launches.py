@@ -21,14 +21,13 @@ import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from stylegan2_pytorch import TrainConfig, Trainer
-from volumetric import layers, memory, parallel
-from volumetric.cli import check_device_name, check_fields, one_line_errors, option, parse_cli
-from volumetric.dataset import Audit
-
 ROOT = Path(__file__).parents[2]
 sys.path.insert(0, str(ROOT))
+from stylegan2_pytorch import TrainConfig, Trainer  # noqa: E402
 from tests.benchmarks.step import CONFIGS  # noqa: E402
+from volumetric import layers, memory, parallel  # noqa: E402
+from volumetric.cli import check_device_name, check_fields, one_line_errors, option, parse_cli  # noqa: E402
+from volumetric.dataset import Audit  # noqa: E402
 
 REPEATS = 5  # steps that are measured, after two that are not
 
@@ -40,6 +39,7 @@ class LaunchesConfig:
     config: str = option("medium_v1", "Networks.", choices=CONFIGS)
     batch_size: int = option(8, "Volumes in a micro-batch.")
     micro_batches: int = option(4, "Micro-batches in a step.")
+    only: int | None = option(None, "Only this number of micro-batches in a pass; None: all that divide.")
     device: str = option("auto", "auto, cpu, cuda or cuda:<n>.", check=check_device_name)
     amp: str = option("bfloat16", "Type of mixed precision.", choices=("bfloat16", "float16"))
 
@@ -116,7 +116,7 @@ def main(argv=None):
         names = "host, s | step, s | peak, GiB" if on_gpu else "operations | worst step, GiB"
         print(f"| micro-batches in a pass | {names} |\n|{(2 + names.count('|')) * '---|'}")
         for at_once in range(1, config.micro_batches + 1):
-            if config.micro_batches % at_once == 0:
+            if config.micro_batches % at_once == 0 and config.only in (None, at_once):
                 cells = (measure if on_gpu else follow)(config, at_once)
                 print(f"| {at_once} | {cells} |", flush=True)
 
