@@ -1,8 +1,7 @@
 r"""What the options do to a training on phantoms: stability, time, memory, distance to unseen phantoms.
 
     python tests/benchmarks/options.py --output options --steps 600
-    python tests/benchmarks/options.py --output classes --classes --steps 1800 --batch_size 4 \
-        --learning_rate 5e-4
+    python tests/benchmarks/options.py --output classes --classes --recipe robust --steps 1200 --batch_size 8
 
 Every option trains as many steps from the same seed on the same phantoms (64 x 64 x 16 voxels, capacity 4),
 `jobs` at a time with one thread each. Volumes of the current generator are then compared with phantoms that
@@ -10,7 +9,7 @@ no training saw, by MedicalNet/evaluation.py with random networks.
 
 With --classes: one conditional training on full circles, circles without an A1 and circles without Pcom. A
 small classifier, trained on the same phantoms, then says of which class unseen phantoms and generated volumes
-look.
+look. The same command goes on with it.
 """
 
 import csv
@@ -63,7 +62,8 @@ class OptionsConfig:
     output: str = option("options", "New folder.")
     steps: int = option(600, "Training steps.")
     batch_size: int = option(2, "Volumes of a step.")
-    learning_rate: float = option(1e-4, "Of the generator; the discriminator has 1.5 times as much.")
+    recipe: str = option("published", "Recipe of the trainings.", choices=("published", "robust"))
+    learning_rate: float | None = option(None, "Of the generator; None is the recipe's.")
     jobs: int = option(2, "Trainings at a time, with one thread each.")
     classes: bool = option(False, "The conditional training instead.")
 
@@ -96,7 +96,8 @@ def train(config, folder, name, *flags):
     common = {**SIZE, "data": folder / "train", "name": name, "batch_size": config.batch_size}
     common |= {"results_dir": folder / "results", "models_dir": folder / "models", "device": "cpu"}
     common |= {"gradient_accumulate_every": 1, "num_train_steps": config.steps, "save_every": config.steps}
-    common |= {"num_image_tiles": 4, "evaluate_every": config.steps, "learning_rate": config.learning_rate}
+    common |= {"num_image_tiles": 4, "evaluate_every": config.steps, "recipe": config.recipe}
+    common |= {} if config.learning_rate is None else {"learning_rate": config.learning_rate}
     run("stylegan2_pytorch.py", *(part for k, v in common.items() for part in (f"--{k}", v)), *flags)
     with open(folder / "results" / name / "metrics.csv", newline="", encoding="utf-8") as file:
         rows = list(csv.DictReader(file))
@@ -278,9 +279,8 @@ def conditional(config, folder):
     print(
         f"D {rows['D'][-100:].mean():.2f}, G {rows['G'][-100:].mean():.2f}, last 100 of {config.steps} steps"
     )
-    model = sg.ModelLoader(
-        checkpoint=runs.find_checkpoint(folder / "models" / "classes"), device="cpu", use_average=False
-    )
+    path, average = runs.find_checkpoint(folder / "models" / "classes"), config.recipe == "robust"
+    model = sg.ModelLoader(checkpoint=path, device="cpu", use_average=average)
     measure = Judge({name: load(folder / "train", name) for name in model.class_names})
     print("| volumes | class | " + " | ".join(model.class_names) + " |\n" + "|---" * 5 + "|")
     for name in model.class_names:
@@ -310,7 +310,7 @@ def main(argv=None):
     config = parse_cli(OptionsConfig, argv)
     with one_line_errors():
         folder = Path(config.output).resolve()
-        if (folder / "results").exists():
+        if (folder / "results").exists() and not config.classes:
             raise ValueError(f"--output {folder} exists: give a new folder.")
         folder.mkdir(parents=True, exist_ok=True)
         conditional(config, folder) if config.classes else compare(config, folder)
