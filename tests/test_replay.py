@@ -16,8 +16,8 @@ class StandIn:
     trainer = None
     replays = 0
 
-    def __init__(self, pool):
-        assert pool is None
+    def __init__(self, pool, device):
+        assert (pool, device.type) == (None, "cpu")
 
     def capture(self, warm_up, function):
         """As Graph's."""

@@ -62,25 +62,28 @@ class Graph:
 
     Args:
         pool: Memory pool that it shares with other graphs, of which one runs at a time.
+        device: torch.device of the GPU.
     """
 
-    def __init__(self, pool):
-        self.pool, self.graph = pool, torch.cuda.CUDAGraph()
+    def __init__(self, pool, device):
+        self.pool, self.device, self.graph = pool, device, torch.cuda.CUDAGraph()
 
     def capture(self, warm_up, function):
         """Run `warm_up` once, then capture `function`; returns what that returned, which a replay renews."""
-        stream = torch.cuda.Stream()
-        stream.wait_stream(torch.cuda.current_stream())
-        with torch.cuda.stream(stream):
-            warm_up()
-        torch.cuda.current_stream().wait_stream(stream)
-        # Other threads, as that of a DataLoader, may allocate meanwhile.
-        with torch.cuda.graph(self.graph, self.pool, stream, capture_error_mode="thread_local"):
-            return function()
+        with torch.cuda.device(self.device):
+            stream = torch.cuda.Stream()
+            stream.wait_stream(torch.cuda.current_stream())
+            with torch.cuda.stream(stream):
+                warm_up()
+            torch.cuda.current_stream().wait_stream(stream)
+            # Other threads, as that of a DataLoader, may allocate meanwhile.
+            with torch.cuda.graph(self.graph, self.pool, stream, capture_error_mode="thread_local"):
+                return function()
 
     def replay(self):
         """Do it again."""
-        self.graph.replay()
+        with torch.cuda.device(self.device):
+            self.graph.replay()
 
 
 class Replay:
@@ -118,7 +121,8 @@ class Replay:
 
     def capture(self, part, run):
         """Capture a part, with the inputs of this step; nothing else is changed."""
-        part.graph, part.inputs = Graph(self.pool), Inputs(self.trainer)
+        part.graph = Graph(self.pool, self.trainer.device)
+        part.inputs = Inputs(self.trainer)
 
         def warm_up():
             part.inputs.record(run)
