@@ -58,6 +58,7 @@ RECIPES = {
     "relativistic, gamma falling": [*ROBUST, "--final_gamma", "0.05"],
     "relativistic, augmented": [*ROBUST, "--aug_prob", "0.5"],
     "relativistic, style mixing": [*ROBUST, "--mixed_prob", "0.9"],
+    "relativistic, constant rate": [*ROBUST, "--final_rate", "1"],
     "relativistic, larger D": [*ROBUST, "--fmap_max", "128"],
 }
 TRAINED, HELD_OUT, FLOOR, SAMPLES = 1024, 512, 256, 256
