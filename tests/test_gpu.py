@@ -6,6 +6,7 @@ import pytest
 import torch
 
 import stylegan2_pytorch as sg
+from tests.benchmarks.launches import NoLog
 from tests.benchmarks.step import PHASES, FixedTrainer
 from tests.conftest import random_array, run_script, write_volume
 from tests.test_networks import compare_golden
@@ -101,17 +102,13 @@ def test_a_step_waits_for_nothing(make_config):
     audit.move("gpu", torch.device("cuda"))
     trainer = sg.Trainer(config, audit)
 
-    class Log:
-        def add(self, *_):
-            pass
-
     for _ in range(3):
-        trainer.train_step(Log())
+        trainer.train_step(NoLog())
     torch.cuda.synchronize()
     torch.cuda.set_sync_debug_mode("error")
     try:
         for _ in range(3):
-            trainer.train_step(Log())
+            trainer.train_step(NoLog())
     finally:
         torch.cuda.set_sync_debug_mode("default")
 

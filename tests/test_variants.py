@@ -21,7 +21,7 @@ def write_maps(folder, maps):
 def test_what_is_there_is_counted(tmp_path):
     whole = {number: 20 for number in variants.ARTERIES}
     without = {number: 20 for number in variants.ARTERIES if number != 8}
-    rest = whole | {8: 5}  # less than half of what phantoms have
+    rest = whole | {8: 5, 15: 30}  # less than half of what phantoms have, and a third A2
     truth = write_maps(tmp_path / "truth", {f"{n}.nii.gz": whole if n < 6 else without for n in range(8)})
     phantoms = write_maps(tmp_path / "phantoms", {f"{n}.nii.gz": whole if n < 5 else rest for n in range(8)})
     made = write_maps(

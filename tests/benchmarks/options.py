@@ -4,8 +4,8 @@ r"""What the options do to a training on phantoms: stability, time, memory, dist
     python tests/benchmarks/options.py --output classes --classes --recipe robust --steps 1200 --batch_size 8
 
 Every option trains as many steps from the same seed on the same phantoms (64 x 64 x 16 voxels, capacity 4),
-`jobs` at a time with one thread each. Volumes of the current generator are then compared with phantoms that
-no training saw, by MedicalNet/evaluation.py with random networks.
+`jobs` at a time with one thread each. Volumes of the current generator, or with `robust` of the averaged one,
+are then compared with phantoms that no training saw, by MedicalNet/evaluation.py with random networks.
 
 With --classes: one conditional training on full circles, circles without an A1 and circles without Pcom. A
 small classifier, trained on the same phantoms, then says of which class unseen phantoms and generated volumes
@@ -32,6 +32,7 @@ from tqdm import tqdm
 ROOT = Path(__file__).parents[2]
 sys.path.insert(0, str(ROOT))
 import stylegan2_pytorch as sg  # noqa: E402
+from tests.benchmarks.launches import NoLog  # noqa: E402
 from volumetric import dataset, files, parallel, pictures, runs, training  # noqa: E402
 from volumetric.cli import check_fields, one_line_errors, option, parse_cli  # noqa: E402
 
@@ -59,7 +60,7 @@ OPTIONS = {
 class OptionsConfig:
     """Compare the options on phantoms."""
 
-    output: str = option("options", "New folder.")
+    output: str = option("options", "Folder; a new one but for --classes.")
     steps: int = option(600, "Training steps.")
     batch_size: int = option(2, "Volumes of a step.")
     recipe: str = option("published", "Recipe of the trainings.", choices=("published", "robust"))
@@ -105,44 +106,40 @@ def train(config, folder, name, *flags):
     return {c: np.array(values, dtype=float) for c, values in columns.items()}
 
 
-def settings_of(batch_size, flags):
+def settings_of(config, flags):
     """TrainConfig of an option."""
-    size = [str(part) for k, v in SIZE.items() for part in (f"--{k}", v)]
-    more = ["--batch_size", str(batch_size), "--gradient_accumulate_every", "1", "--device", "cpu"]
-    return parse_cli(sg.TrainConfig, [*size, *more, *flags])
-
-
-def peak_memory(batch_size, flags):
-    """Peak memory of the tensors by --dry_run's prediction, MiB."""
-    return (
-        max(
-            training.rehearse_on_cpu(
-                sg.Trainer, settings_of(batch_size, flags), pretended(), parallel.Group()
-            ).values()
-        )
-        / 2**20
+    common = {**SIZE, "batch_size": config.batch_size, "gradient_accumulate_every": 1}
+    common |= {"device": "cpu", "recipe": config.recipe}
+    return parse_cli(
+        sg.TrainConfig, [*(str(part) for k, v in common.items() for part in (f"--{k}", v)), *flags]
     )
 
 
-def pretended():
-    """Audit of as many phantoms as are trained on, without them."""
-    return dataset.Audit(range(TRAINED), None, np.eye(4), "", [])
+def peak_memory(config, flags):
+    """Peak memory of the tensors by --dry_run's prediction, MiB."""
+    settings = settings_of(config, flags)
+    peaks = training.rehearse_on_cpu(sg.Trainer, settings, pretended(settings.shape), parallel.Group())
+    return max(peaks.values()) / 2**20
 
 
-def step_times(batch_size, rounds=7):
+def pretended(shape):
+    """Audit of as many phantoms of (D, H, W) voxels as are trained on, without them."""
+    return dataset.Audit(range(TRAINED), None, np.eye(4), "", [], shape)
+
+
+def step_times(config, rounds=7):
     """{option: median seconds of a step without penalty}; the options take turns in this process."""
     trainers, times = {}, {name: [] for name in OPTIONS}
     for name, flags in OPTIONS.items():
-        config = settings_of(batch_size, flags)
-        trainers[name] = trainer = sg.Trainer(config, pretended())
-        volumes = torch.rand(batch_size, 1, *config.shape)
-        trainer.loader = itertools.repeat((volumes, torch.arange(batch_size)))
-        trainer.step = 1
+        settings = settings_of(config, flags)
+        trainers[name] = trainer = sg.Trainer(settings, pretended(settings.shape))
+        volumes = torch.rand(config.batch_size, 1, *settings.shape)
+        trainer.loader = itertools.repeat((volumes, torch.arange(config.batch_size)))
     for _ in range(rounds + 1):
         for name, trainer in trainers.items():
             start = time.perf_counter()
-            trainer.train_step()
-            trainer.read_losses()
+            trainer.step = 1
+            trainer.train_step(NoLog())
             times[name].append(time.perf_counter() - start)
     return {name: float(np.median(found[1:])) for name, found in times.items()}
 
@@ -157,7 +154,8 @@ def compare(config, folder):
         name, flags = item
         short = name.split()[0]
         rows = train(config, folder, short, *flags)
-        shared = ("--batch_size", 8, "--device", "cpu", "--use_average", False, "--num_image_tiles", 4)
+        shared = ("--batch_size", 8, "--device", "cpu", "--num_image_tiles", 4)
+        shared += ("--use_average", config.recipe == "robust")
         run(
             *("stylegan2_pytorch.py", "--generate", "--num_generate", GENERATED, "--name", short, *shared),
             *("--results_dir", folder / "results", "--models_dir", folder / "models", "--fp16", False),
@@ -186,8 +184,8 @@ def compare(config, folder):
 
 def print_table(config, trained, reports):
     """Print the table of {option: rows} and {option: metrics}."""
-    memory = {name: peak_memory(config.batch_size, flags) for name, flags in OPTIONS.items()}
-    times = step_times(config.batch_size)
+    memory = {name: peak_memory(config, flags) for name, flags in OPTIONS.items()}
+    times = step_times(config)
     columns = ("FD-random-volume", "density-random", "W1-vessel-volume-ml")
     print("| option | D, last 100 | G, last 100 | time | memory | " + " | ".join(columns) + " |")
     print("|---" * (5 + len(columns)) + "|")
@@ -199,7 +197,7 @@ def print_table(config, trained, reports):
             cells.append(f"{times[name] / times['plain']:.2f}")
             cells.append(f"{memory[name] / memory['plain']:.2f}")
         for column in columns:
-            low, high = metrics[column]["interval_95"]
+            low, high = metrics[column]["interval_95"] or metrics[column]["spread_95"]
             cells.append(f"{metrics[column]['value']:.3g} [{low:.3g}, {high:.3g}]")
         print(f"| {name} | " + " | ".join(cells) + " |")
     print(f"\nplain: {times['plain']:.3f} s a step without penalty, {memory['plain']:.0f} MiB")

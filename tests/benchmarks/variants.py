@@ -22,12 +22,10 @@ import numpy as np
 ROOT = Path(__file__).parents[2]
 sys.path.insert(0, str(ROOT))
 from MedicalNet.groups import wilson  # noqa: E402
+from segmentation.labels import BASE as ARTERIES  # noqa: E402
 from volumetric.cli import UserError, check_fields, one_line_errors, option, parse_cli  # noqa: E402
 from volumetric.files import atomic_path, find_volumes  # noqa: E402
 
-# TopCoW's ids of the arteries that a volume is looked through for.
-ARTERIES = {1: "BA", 2: "R-PCA", 3: "L-PCA", 4: "R-ICA", 5: "R-MCA", 6: "L-ICA", 7: "L-MCA"}
-ARTERIES |= {8: "R-Pcom", 9: "L-Pcom", 10: "Acom", 11: "R-ACA", 12: "L-ACA"}
 LEAST, QUANTILE = 0.5, 0.1  # of the voxels in the phantoms that have an artery
 
 
@@ -47,9 +45,7 @@ class VariantsConfig:
 def voxels(paths):
     """Voxels of every artery in label maps. Shapes: -> (N, arteries)"""
     maps = (np.asarray(nib.load(path).dataobj) for path in paths)
-    return np.array([np.bincount(m.ravel().astype(int), minlength=1 + max(ARTERIES)) for m in maps])[
-        :, list(ARTERIES)
-    ]
+    return np.array([[np.count_nonzero(ids == n) for n in ARTERIES] for ids in maps])
 
 
 def variants(there):
