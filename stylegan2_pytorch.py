@@ -1079,11 +1079,16 @@ class Trainer(training.VolumeTrainer):
         while members := list(itertools.islice(randoms, self.at_once)):
             yield members
 
-    def inputs_of(self, randoms):
-        """Styles, noise and classes of a pass. Shapes: -> (b, L, latent), (b, Z, S, S, 1), (b,) or None"""
+    def inputs_of(self, randoms, real_labels):
+        """Styles, noise and classes of a pass; in a relativistic pair, the class is that of the real volume.
+
+        Shapes: real_labels (b,) or None -> (b, L, latent), (b, Z, S, S, 1), (b,) or None
+        """
+        given = real_labels if self.loss == "relativistic" else None
+        given = len(randoms) * [None] if given is None else given.split(self.batch_size)
         found = []
-        for rng, generator in randoms:
-            labels = self.draw_labels(rng)
+        for (rng, generator), labels in zip(randoms, given, strict=True):
+            labels = self.draw_labels(rng) if labels is None else labels
             found.append((*self.sample_inputs(rng, generator, labels), labels))
         return map(joined, zip(*found, strict=True))
 
@@ -1154,8 +1159,8 @@ class Trainer(training.VolumeTrainer):
         """Gradients of D; the loss in mixed precision, the penalty, in its own pass or not, in float32."""
         losses = defaultdict(float)
         for randoms in self.passes(parallel.STREAM_D, micro_batches):
-            generated, fake_labels = self.generate(randoms)
             volumes, labels = self.reals_of(randoms)
+            generated, fake_labels = self.generate(randoms, labels)
             through = regularize and self.config.penalty == "one_centered"  # the augmentation
             parts = [p.requires_grad_() for p in volumes.split(self.penalty_part)] if through else []
             real = self.seen_by_D(torch.cat(parts) if through else volumes, randoms)
@@ -1180,9 +1185,9 @@ class Trainer(training.VolumeTrainer):
         return losses
 
     @torch.no_grad()
-    def generate(self, randoms):
-        """Volumes for D, and their classes. Shapes: -> (b, 1, D, H, W), (b,) or None"""
-        styles, noise, labels = self.inputs_of(randoms)
+    def generate(self, randoms, real_labels):
+        """Volumes for D, and their classes. Shapes: (b,) or None -> (b, 1, D, H, W), (b,) or None"""
+        styles, noise, labels = self.inputs_of(randoms, real_labels)
         with self.autocast():
             return self.GAN.G(styles, noise), labels
 
@@ -1286,11 +1291,14 @@ class Trainer(training.VolumeTrainer):
         losses = defaultdict(float)
         self.GAN.D.requires_grad_(False)
         for randoms in self.passes(parallel.STREAM_G, micro_batches):
-            mapped, noise, labels = self.inputs_of(randoms)
+            real, real_labels = self.reals_of(randoms) if self.compares else (None, None)
+            mapped, noise, labels = self.inputs_of(randoms, real_labels)
             styles = mapped.detach().requires_grad_()  # collects the gradients of both passes for S
             with self.autocast():
                 fake_logits = self.judge(self.seen_by_D(self.GAN.G(styles, noise), randoms), labels)
-            real_logits = self.judge_real(randoms) if self.compares else len(randoms) * [None]
+            real_logits = [None] * len(randoms)
+            if self.compares:
+                real_logits = self.judge_real(real, real_labels, randoms)
             pairs = zip(self.logits_of(fake_logits), real_logits, strict=True)
             loss = sum(self.generator_loss(*pair) for pair in pairs)
             losses["G"] += loss.detach() / micro_batches
@@ -1305,9 +1313,11 @@ class Trainer(training.VolumeTrainer):
         return losses
 
     @torch.no_grad()
-    def judge_real(self, randoms):
-        """Logits of the next real volumes, of all processes, without gradients. Shapes: -> [(B,)]"""
-        real, labels = self.reals_of(randoms)
+    def judge_real(self, real, labels, randoms):
+        """Logits of real volumes, of all processes, without gradients.
+
+        Shapes: (b, 1, D, H, W), (b,) or None -> [(B,)]
+        """
         with self.autocast():
             return self.logits_of(self.judge(self.seen_by_D(real, randoms), labels))
 

@@ -6,7 +6,7 @@ import torch
 import stylegan2_pytorch as sg
 from tests.conftest import interrupted_at
 from tests.test_training import assert_same_state, rows_of
-from volumetric import cli
+from volumetric import cli, dataset, parallel, training
 from volumetric.cli import UserError
 
 ROBUST = {
@@ -40,6 +40,27 @@ def test_robust_resumes_bit_for_bit_across_its_schedules(make_config, label_tabl
     for group in whole.G_opt.param_groups:
         assert group["lr"] / group["full"] == pytest.approx(1 - 5 / 6 * (1 - whole.config.final_rate))
     assert max(group["full"] for group in whole.G_opt.param_groups) == full
+
+
+@pytest.mark.parametrize("loss", ["relativistic", "logistic"])
+@pytest.mark.parametrize("penalized", [True, False])
+def test_volumes_of_a_relativistic_pair_are_of_one_class(make_config, label_table, loss, penalized):
+    """D is asked which of two volumes of a class is real; other losses draw classes of their own."""
+    settings = {"recipe": "robust", "loss": loss, "batch_size": 6, "labels": str(label_table), "seed": 1}
+    config, asked = make_config(**settings), []
+    audit = training.open_audit(config, torch.device("cpu"), parallel.Group(), config.batch_size)
+    audit.classes = dataset.read_classes(config.labels, config.data)
+    trainer = sg.Trainer(config, audit)
+    trainer.GAN.D.register_forward_pre_hook(lambda _, args: asked.append(args[1]))
+    trainer.accumulate_discriminator(penalized, 2)
+    pairs = [labels.chunk(2) for labels in asked if len(labels) > 6 or penalized]
+    asked.clear()
+    trainer.accumulate_generator(False, 2)
+    if loss == "relativistic":
+        assert len(pairs) >= 2 and len(asked) == 4
+        assert all(torch.equal(*pair) for pair in [*pairs, asked[:2], asked[2:]])
+    elif not penalized:
+        assert len(pairs) == 2 and not any(torch.equal(*pair) for pair in pairs)
 
 
 def test_recipe_is_a_set_of_defaults_and_a_flag_wins():

@@ -1,11 +1,12 @@
 r"""What the options do to a training on phantoms: stability, time, memory, distance to unseen phantoms.
 
     python tests/benchmarks/options.py --output options --steps 600
-    python tests/benchmarks/options.py --output classes --classes --recipe robust --steps 1200 --batch_size 8
+    python tests/benchmarks/options.py --output classes --classes --recipe robust --steps 4500 \
+        --batch_size 16 --network_capacity 8 --fmap_max 128 --device cuda
 
-Every option trains as many steps from the same seed on the same phantoms (64 x 64 x 16 voxels, capacity 4),
-`jobs` at a time with one thread each. Volumes of the current generator, or with `robust` of the averaged one,
-are then compared with phantoms that no training saw, by MedicalNet/evaluation.py with random networks.
+Every option trains as many steps from the same seed on the same phantoms of 64 x 64 x 16 voxels, `jobs` at
+a time with one thread each. Volumes of the current generator, or with `robust` of the averaged one, are then
+compared with phantoms that no training saw, by MedicalNet/evaluation.py with random networks.
 
 With --classes: one conditional training on full circles, circles without an A1 and circles without Pcom. A
 small classifier, trained on the same phantoms, then says of which class unseen phantoms and generated volumes
@@ -34,9 +35,9 @@ sys.path.insert(0, str(ROOT))
 import stylegan2_pytorch as sg  # noqa: E402
 from tests.benchmarks.launches import NoLog  # noqa: E402
 from volumetric import dataset, files, parallel, pictures, runs, training  # noqa: E402
-from volumetric.cli import check_fields, one_line_errors, option, parse_cli  # noqa: E402
+from volumetric.cli import check_device_name, check_fields, one_line_errors, option, parse_cli  # noqa: E402
 
-SIZE = {"image_size": 64, "image_depth": 16, "network_capacity": 4, "fmap_max": 64}
+SIZE = {"image_size": 64, "image_depth": 16}
 TRAINED, UNSEEN = 256, 64  # phantoms
 GENERATED = 64
 OPTIONS = {
@@ -65,11 +66,20 @@ class OptionsConfig:
     batch_size: int = option(2, "Volumes of a step.")
     recipe: str = option("published", "Recipe of the trainings.", choices=("published", "robust"))
     learning_rate: float | None = option(None, "Of the generator; None is the recipe's.")
+    network_capacity: int = option(4, "Width of the networks.")
+    fmap_max: int = option(64, "Largest number of channels.")
+    device: str = option("cpu", "Of the trainings; times are of the CPU.", check=check_device_name)
     jobs: int = option(2, "Trainings at a time, with one thread each.")
     classes: bool = option(False, "The conditional training instead.")
 
     def __post_init__(self):
         check_fields(self)
+
+    def training(self):
+        """{flag: value} of a training."""
+        same = ("batch_size", "recipe", "network_capacity", "fmap_max")
+        settings = {**SIZE, "gradient_accumulate_every": 1, **{name: getattr(self, name) for name in same}}
+        return settings | ({} if self.learning_rate is None else {"learning_rate": self.learning_rate})
 
 
 def run(script, *arguments):
@@ -94,11 +104,10 @@ def phantoms(folder, number, seed, *more):
 
 def train(config, folder, name, *flags):
     """Train; returns the rows of metrics.csv as arrays of numbers."""
-    common = {**SIZE, "data": folder / "train", "name": name, "batch_size": config.batch_size}
-    common |= {"results_dir": folder / "results", "models_dir": folder / "models", "device": "cpu"}
-    common |= {"gradient_accumulate_every": 1, "num_train_steps": config.steps, "save_every": config.steps}
-    common |= {"num_image_tiles": 4, "evaluate_every": config.steps, "recipe": config.recipe}
-    common |= {} if config.learning_rate is None else {"learning_rate": config.learning_rate}
+    common = {**config.training(), "data": folder / "train", "name": name, "device": config.device}
+    common |= {"results_dir": folder / "results", "models_dir": folder / "models"}
+    common |= {"num_train_steps": config.steps, "save_every": config.steps}
+    common |= {"num_image_tiles": 4, "evaluate_every": config.steps}
     run("stylegan2_pytorch.py", *(part for k, v in common.items() for part in (f"--{k}", v)), *flags)
     with open(folder / "results" / name / "metrics.csv", newline="", encoding="utf-8") as file:
         rows = list(csv.DictReader(file))
@@ -108,8 +117,7 @@ def train(config, folder, name, *flags):
 
 def settings_of(config, flags):
     """TrainConfig of an option."""
-    common = {**SIZE, "batch_size": config.batch_size, "gradient_accumulate_every": 1}
-    common |= {"device": "cpu", "recipe": config.recipe}
+    common = {**config.training(), "device": "cpu"}
     return parse_cli(
         sg.TrainConfig, [*(str(part) for k, v in common.items() for part in (f"--{k}", v)), *flags]
     )
