@@ -102,7 +102,7 @@ OPTIONS = {
     "dual_contrast_loss": {"dual_contrast_loss": True},
     "top_k_training": {"top_k_training": True, "generator_top_k_gamma": 0.5},
     "labels": {"labels": "LABELS", "balance_classes": True, "pl_batch_shrink": 2},
-    "recipe": {"recipe": "robust", "aug_prob": 0.5, "no_pl_reg": False},
+    "recipe": {"recipe": "robust", "aug_prob": 0.5, "no_pl_reg": False, "labels": "LABELS"},
     "logistic": {"loss": "logistic", "penalty": "r1", "labels": "LABELS"},
     "attn_layers": {
         **{"attn_layers": [1, 2], "fq_layers": [2], "fq_dict_size": 8, "cl_reg": True, "no_const": True}
