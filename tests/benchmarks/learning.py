@@ -59,6 +59,7 @@ RECIPES = {
     "relativistic, augmented": [*ROBUST, "--aug_prob", "0.5"],
     "relativistic, style mixing": [*ROBUST, "--mixed_prob", "0.9"],
     "relativistic, constant rate": [*ROBUST, "--final_rate", "1"],
+    "relativistic, a third of the rate": [*ROBUST, "--final_rate", "0.3"],
     "relativistic, larger D": [*ROBUST, "--fmap_max", "128"],
 }
 TRAINED, HELD_OUT, FLOOR, SAMPLES = 1024, 512, 256, 256
