@@ -82,6 +82,11 @@ class OptionsConfig:
         return settings | ({} if self.learning_rate is None else {"learning_rate": self.learning_rate})
 
 
+def flags_of(settings):
+    """Command-line flags of {flag: value}."""
+    return [str(part) for name, value in settings.items() for part in (f"--{name}", value)]
+
+
 def run(script, *arguments):
     """Run a script of the project with one thread; returns the peak memory of its process in MiB."""
     command = [sys.executable, str(ROOT / script), *map(str, arguments)]
@@ -108,7 +113,7 @@ def train(config, folder, name, *flags):
     common |= {"results_dir": folder / "results", "models_dir": folder / "models"}
     common |= {"num_train_steps": config.steps, "save_every": config.steps}
     common |= {"num_image_tiles": 4, "evaluate_every": config.steps}
-    run("stylegan2_pytorch.py", *(part for k, v in common.items() for part in (f"--{k}", v)), *flags)
+    run("stylegan2_pytorch.py", *flags_of(common), *flags)
     with open(folder / "results" / name / "metrics.csv", newline="", encoding="utf-8") as file:
         rows = list(csv.DictReader(file))
     columns = {c: [row[c] for row in rows if row[c]] for c in rows[0]}
@@ -117,10 +122,7 @@ def train(config, folder, name, *flags):
 
 def settings_of(config, flags):
     """TrainConfig of an option."""
-    common = {**config.training(), "device": "cpu"}
-    return parse_cli(
-        sg.TrainConfig, [*(str(part) for k, v in common.items() for part in (f"--{k}", v)), *flags]
-    )
+    return parse_cli(sg.TrainConfig, [*flags_of({**config.training(), "device": "cpu"}), *flags])
 
 
 def peak_memory(config, flags):
@@ -181,7 +183,7 @@ def compare(config, folder):
         report = folder / "reports" / short
         flags = {"real": folder / "unseen", "generated": generated, "output": report, "embedding": "random"}
         flags |= {"bootstrap": 200, "metrics": "md,anatomy", "device": "cpu"}
-        run("MedicalNet/evaluation.py", *(part for k, v in flags.items() for part in (f"--{k}", v)))
+        run("MedicalNet/evaluation.py", *flags_of(flags))
         return json.loads((report / "metrics.json").read_text(encoding="utf-8"))["metrics"]
 
     reports = {"other phantoms": evaluated("other phantoms")}  # fills the cache of the real ones
