@@ -40,22 +40,23 @@ from volumetric.cli import (
     option,
     parse_cli,
 )
+from volumetric.collection import check_array, read_volume
 from volumetric.files import (
     __version__,
     array_to_volume,
     as_damaged,
     atomic_path,
     by,
-    check_affine,
     clear_parts,
     file_digest,
     load_nifti,
+    load_with_header,
     naming,
     read_json,
-    read_volume,
     reading,
     save_nifti,
 )
+from volumetric.geometry import affine_of, same_spacing, spacing_of, turn
 from volumetric.parallel import device_random, latent_of, process_group, volume_inputs
 from volumetric.pictures import (
     captioned,
@@ -649,15 +650,15 @@ def choose_affine(config, model):
     if config.template_path is None:
         return model.affine
     with naming(f"--template_path {config.template_path}"):
-        image = load_nifti(config.template_path)
-        check_affine(image.affine)
-    shape = (model.shape[1], model.shape[2], model.shape[0])
-    if image.shape[:3] != shape:
+        image, header = load_with_header(config.template_path, check_array)
+        affine = affine_of(image, header)
+    template, affine = turn(np.empty(image.shape[:3], np.bool_), affine, model.axes)
+    if template.shape != model.array_shape:
         print(
-            f"Warning: {config.template_path} has {by(image.shape)} voxels, the volumes {by(shape)}: "
-            f"its affine is taken, its shape is not."
+            f"Warning: {config.template_path} has {by(template.shape)} voxels, the volumes "
+            f"{by(model.array_shape)}: its affine is taken, its shape is not."
         )
-    return image.affine
+    return affine
 
 
 def check_space(config, model, count):
@@ -912,6 +913,25 @@ def search(model, target, steps, seed=0, features=None, search_noise=True, label
     return styles.detach()[0].cpu(), as_uniform(noise).detach()[0].cpu(), curve
 
 
+def read_target(path, model):
+    """A volume to be projected, along the axes that the model was trained along.
+
+    Shapes: -> (1, Z, X, Y) float32 in [0, 1], its affine (4, 4)
+
+    Raises:
+        UserError: It cannot be used, or its voxels are of another size than the model's.
+    """
+    with naming(path):
+        target, volume = read_volume(path, model.array_shape, model.axes)
+        size = spacing_of(model.affine)
+        if model.has_affine and not same_spacing(volume.spacing, size):
+            raise UserError(
+                f"has voxels of {by(volume.spacing.round(3))} mm, those of the model are of "
+                f"{by(size.round(3))} mm: bring it there with preprocessing/conform.py"
+            )
+    return target, volume.affine
+
+
 def as_uniform(noise):
     """The generator's noise from a map of unit variance. Shapes: (1, 1, D, H, W) -> (1, D, H, W, 1)"""
     return NOISE_MEAN + NOISE_DEVIATION * noise.movedim(1, -1)
@@ -923,9 +943,7 @@ def project(config, model):
     Returns:
         Final mean absolute difference in [0, 1].
     """
-    shape = (model.shape[1], model.shape[2], model.shape[0])
-    with naming(config.target):
-        target, image = read_volume(config.target, shape)
+    target, affine = read_target(config.target, model)
     name = f"{Path(config.target).name.removesuffix('.gz').removesuffix('.nii')}_projection"
     arrays = config.folder / "style_and_noise"
     arrays.mkdir(parents=True, exist_ok=True)
@@ -952,7 +970,8 @@ def project(config, model):
     l1, l1_other = (F.l1_loss(v, torch.from_numpy(target)).item() for v in (volume, with_other_noise))
     source = {"target": str(config.target), "target_sha256": file_digest(config.target)}
     recipe = replace(recipe, position={**source, "l1": l1, "l1_with_other_noise": l1_other})
-    affine = image.affine if config.template_path is None else choose_affine(config, model)
+    if config.template_path is not None:
+        affine = choose_affine(config, model)
     Writer(config, model, affine).write(recipe, volume, styles, noise)
     with atomic_path(config.folder / f"{name}_curve.csv") as part:
         part.write_text(

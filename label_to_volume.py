@@ -29,7 +29,6 @@ from collections import defaultdict
 from dataclasses import dataclass
 from pathlib import Path
 
-import nibabel as nib
 import numpy as np
 import torch
 import torch.nn.functional as F
@@ -38,21 +37,13 @@ from torch.nn.utils.parametrizations import spectral_norm
 from tqdm import tqdm
 
 from segmentation.cases import Classes
-from segmentation.labels import TABLES, name_of, read_labels, save_labels
+from segmentation.labels import TABLES, read_labels, save_labels
 from segmentation.maps import UNKNOWN, class_numbers, edited, fitted, read_edit, read_pairs, row_of
 from volumetric import dataset, parallel, runs, training
 from volumetric.cli import RunConfig, UserError, one_line_errors, option, options_of, parse_cli
-from volumetric.files import (
-    array_to_volume,
-    as_damaged,
-    by,
-    file_digest,
-    find_volumes,
-    naming,
-    read_json,
-    refuse_unusable,
-    save_nifti,
-)
+from volumetric.collection import find_volumes, name_of, refuse_unusable
+from volumetric.files import array_to_volume, as_damaged, by, file_digest, naming, read_json, save_nifti
+from volumetric.geometry import axes_of, same_spacing, spacing_of
 from volumetric.layers import (
     Conv3d,
     channels_last,
@@ -898,18 +889,16 @@ class LabelModel(Painter):
             UserError: It is of another grid or table.
         """
         allowed = self.table | ({self.ignore: "unknown"} if self.ignore else {})
-        array, affine = read_labels(path, allowed, canonical=False)
+        array, affine = read_labels(path, allowed, axes_of(self.affine))
         numbers = class_numbers(array, self.classes, self.ignore, path)
-        sizes = [nib.affines.voxel_sizes(a) for a in (affine, self.affine)]
-        axes = ["".join(nib.aff2axcodes(a)) for a in (affine, self.affine)]
-        if numbers.shape == self.array_shape and np.allclose(*sizes, rtol=0.01) and axes[0] == axes[1]:
+        sizes = [spacing_of(a) for a in (affine, self.affine)]
+        if numbers.shape == self.array_shape and same_spacing(*sizes):
             return numbers, affine
         if fit:
             return fitted(numbers, affine, self.affine, self.array_shape, self.center)
         raise UserError(
             f"{path} is of another grid than the model: {by(array.shape)} voxels of {by(sizes[0].round(3))} "
-            f"mm, {axes[0]}; expected {by(self.array_shape)} of {by(sizes[1].round(3))} mm, {axes[1]}. "
-            f"--fit brings it there."
+            f"mm; expected {by(self.array_shape)} of {by(sizes[1].round(3))} mm. --fit brings it there."
         )
 
 
@@ -1044,7 +1033,7 @@ def train_from_folder(config, group=None):
     if source or config.init_from:
         config = training.adopt_settings(config, source or config.init_from, NETWORK_SETTINGS)
     device = parallel.open_device(config)
-    audit = training.open_audit(config, device, group, config.batch_size)
+    audit = training.open_audit(config, device, group, config.batch_size, source or config.init_from)
     pairs = read_pairs(config, audit)
     audit.digest = hashlib.sha256(audit.digest.encode() + pairs.maps.numpy().tobytes()).hexdigest()
     audit.summary += pairs.summary()

@@ -726,8 +726,8 @@ def recreate(config):
 
 def show_data(config):
     """`--show`: a picture of the data at every size, a row for every class. Returns the new folder."""
-    classes = dataset.read_classes(config.labels, config.data) if config.labels else None
-    audit = dataset.audit_volumes(config.data, config.array_shape)
+    classes = dataset.read_classes(config.labels, config.data, split=config.split) if config.labels else None
+    audit = dataset.audit_volumes(config.data, config.array_shape, split=config.split)
     factors, columns = growth_schedule(config.image_size, config.image_depth), config.num_image_tiles
     of = classes.of_volumes if classes else np.zeros(len(audit.paths), int)
     chosen = np.concatenate([np.resize(np.flatnonzero(of == n)[:columns], columns) for n in np.unique(of)])
@@ -763,12 +763,12 @@ def train_from_folder(config, group=None):
     config, command, source = runs.begin(config)
     classes = None
     if config.labels is not None:
-        classes = dataset.read_classes(config.labels, config.data, config.balance_classes)
+        classes = dataset.read_classes(config.labels, config.data, config.balance_classes, config.split)
     if source or config.init_from:
         config = training.adopt_settings(config, source or config.init_from, NETWORK_SETTINGS)
     device = parallel.open_device(config)
     most = config.batch_size * max(LARGER_BATCHES)
-    audit = training.open_audit(config, device, group, most)
+    audit = training.open_audit(config, device, group, most, source or config.init_from)
     audit.classes = classes
 
     def make(config, audit, group):

@@ -45,15 +45,8 @@ from tqdm import tqdm
 from volumetric import dataset, memory, parallel, runs, training
 from volumetric.cli import RunConfig, UserError, one_line_errors, option, options_of, parse_cli, with_recipes
 from volumetric.diff_augment import AUGMENTATIONS, UNSTEADY, AdaptiveAugmentation, augment, augment_each
-from volumetric.files import (
-    as_damaged,
-    check_affine,
-    naming,
-    next_free,
-    read_json,
-    reading,
-    save_nifti,
-)
+from volumetric.files import as_damaged, naming, next_free, read_json, reading, save_nifti
+from volumetric.geometry import axes_of, check_affine
 from volumetric.layers import (
     Conv3d,
     FeatureQuantizer,
@@ -1509,7 +1502,9 @@ class ModelLoader(Synthesizer):
         """Build the networks of a checkpoint, and take what generation needs from it."""
         self.settings = settings = network_settings(state, self.path, image_depth)
         self.step, self.average = state.get("step"), state.get("config", {}).get("average")
+        self.has_affine = "affine" in state  # an original does not state one
         self.affine = np.array(state.get("affine", np.eye(4)), dtype=float).reshape(4, 4)
+        self.trained_on = frozenset(state.get("trained_on", ()))
         names = list(map(str, state.get("class_names") or []))
         S = StyleVectorizer(settings["latent_dim"], settings["style_depth"], settings["lr_mlp"], len(names))
         G = Generator(**{n: settings[n] for n in (*GENERATOR_SETTINGS, "latent_dim")})
@@ -1526,6 +1521,17 @@ class ModelLoader(Synthesizer):
         center = truncation_center(S, settings["latent_dim"], device) if center is None else center.to(device)
         center = center.view(max(len(names), 1), settings["latent_dim"])
         super().__init__(S, G, center, names, state.get("class_shares"))
+
+    @property
+    def array_shape(self):
+        """Shape (X, Y, Z) of a volume in a file, voxels."""
+        depth, size, _ = self.shape
+        return (size, size, depth)
+
+    @property
+    def axes(self):
+        """Codes of the axes along which it was trained."""
+        return axes_of(self.affine)
 
 
 def open_generator(config):
@@ -1669,11 +1675,11 @@ def train_from_folder(config, group=None):
     config, command, source = runs.begin(config)
     classes = None
     if config.labels is not None:
-        classes = dataset.read_classes(config.labels, config.data, config.balance_classes)
+        classes = dataset.read_classes(config.labels, config.data, config.balance_classes, config.split)
     if source or config.init_from:
         config = adopt_settings(config, source or config.init_from, classes)
     device = parallel.open_device(config, UNSTEADY & {*config.aug_types})
-    audit = training.open_audit(config, device, group, config.batch_size)
+    audit = training.open_audit(config, device, group, config.batch_size, source or config.init_from)
     audit.classes = classes
     scores = None if config.calculate_fid_every is None else open_scores(config, group)
 

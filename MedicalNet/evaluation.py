@@ -41,7 +41,8 @@ from volumetric.cli import (
     parse_cli,
 )
 from volumetric.dataset import FEWEST_EVALUATED
-from volumetric.files import __version__, atomic_path, finite, left_right_axis, next_free
+from volumetric.files import __version__, atomic_path, finite, next_free
+from volumetric.geometry import left_right_axis
 
 __all__ = ["EvaluateConfig", "evaluate", "frechet_distance", "prd_area", "prd_curve"]
 

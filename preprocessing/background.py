@@ -21,7 +21,8 @@ from scipy import ndimage
 from tqdm import tqdm
 
 from volumetric.cli import UserError, check_fields, one_line_errors, option, parse_cli
-from volumetric.files import atomic_path, find_volumes, naming, new_folder, read_array, refuse_unusable
+from volumetric.collection import find_volumes, read, refuse_unusable, unique_names
+from volumetric.files import atomic_path, naming, new_folder
 
 # Edit these, or pass them as flags; a flag wins.
 # folder of NIfTI volumes
@@ -83,22 +84,21 @@ def clean_folder(config):
         UserError: One line for every volume that could not be cleaned, when the others are done.
     """
     paths, problems = find_volumes(config.data), []
-    if len({path.name for path in paths}) < len(paths):
-        raise UserError(f"--data {config.data} has several files of one name: clean its folders apart.")
-    folder = new_folder(Path(config.output))
+    names, folder = unique_names(paths), new_folder(Path(config.output))
     for path in tqdm(paths, "Cleaning", unit="volume"):
         try:
             with naming(path):
-                array, image = read_array(path)
-                spacing = nib.affines.voxel_sizes(image.affine)
-                array, mask = remove_background(array, spacing, config.smallest_ml, config.threshold)
+                volume = read(path)
+                about = (volume.spacing, config.smallest_ml, config.threshold)
+                array, mask = remove_background(volume.array, *about)
         except UserError as error:
             problems.append(str(error).rstrip("."))
             continue
-        tqdm.write(f"{path.name}: body {mask.sum() * np.prod(spacing) / 1000:.1f} ml, {mask.mean():.0%}")
-        cleaned = nib.Nifti1Image(array.astype(np.float32), image.affine)
+        ml = mask.sum() * np.prod(volume.spacing) / 1000
+        tqdm.write(f"{names[path]}: body {ml:.1f} ml, {mask.mean():.0%}")
+        cleaned = nib.Nifti1Image(volume.as_stored(array.astype(np.float32)), volume.stored)
         cleaned.header.set_xyzt_units("mm")
-        with atomic_path(folder / path.name) as part:
+        with atomic_path(folder / f"{names[path]}.nii.gz") as part:
             nib.save(cleaned, part)
     print(f"{len(paths) - len(problems)} volumes are in {folder}")
     refuse_unusable(problems, len(paths), config.data)

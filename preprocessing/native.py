@@ -9,7 +9,8 @@ from preprocessing.images import Grid, to_ants, write_image
 from preprocessing.masks import same_place
 from preprocessing.registration import resample
 from volumetric.cli import UserError
-from volumetric.files import atomic_path, check_array, load_nifti, naming, read_json, reading
+from volumetric.collection import check_array
+from volumetric.files import atomic_path, load_nifti, naming, read_json, reading
 
 
 def to_native(config):

@@ -76,15 +76,7 @@ from preprocessing.registration import (
 from preprocessing.scans import audit, audit_scan, collect, summary
 from preprocessing.workers import default_workers, open_workers, run_all
 from volumetric.cli import UserError, check_fields, one_line_errors, option, parse_cli
-from volumetric.files import (
-    __version__,
-    atomic_path,
-    clear_parts,
-    file_digest,
-    load_nifti,
-    locked,
-    read_json,
-)
+from volumetric.files import __version__, atomic_path, clear_parts, file_digest, load_nifti, locked, read_json
 
 # Edit these, or pass them as flags; a flag wins.
 # folder of raw scans: NIfTI files, flat, one folder per subject or BIDS, or DICOM series

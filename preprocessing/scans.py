@@ -20,16 +20,8 @@ from tqdm import tqdm
 
 from preprocessing.dicom import convert_dicom
 from volumetric.cli import UserError
-from volumetric.files import (
-    HEADER_BYTES,
-    NIFTI_SUFFIXES,
-    as_damaged,
-    by,
-    duplicates_among,
-    file_digest,
-    is_grey,
-    load_nifti,
-)
+from volumetric.collection import copies_among, is_grey
+from volumetric.files import HEADER_BYTES, NIFTI_SUFFIXES, as_damaged, by, file_digest, load_nifti
 
 SMALLEST_EDGE = 16  # voxels; a registration of less succeeds and means nothing
 BIDS_PATTERNS = ("*_angio.nii*", "*TOF*.nii*")
@@ -312,7 +304,7 @@ def audit(named):
         found = list(tqdm(pool.map(check, named.items()), "Checking scans", len(named), leave=False))
     problems = dict(f for f in found if isinstance(f, tuple))
     scans = [f for f in found if not isinstance(f, tuple)]
-    for line in duplicates_among([(s.name, s.content) for s in scans]):
+    for line in copies_among([(s.name, s.content) for s in scans]):
         name, text = line.split(" ", 1)
         problems[name] = text
     return [s for s in scans if s.name not in problems], problems

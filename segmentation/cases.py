@@ -4,21 +4,17 @@ Inside, axes run to the right, to the front and up, voxels have the model's size
 standard deviation 1 in each volume, and ids are consecutive. Files keep their own grid and ids.
 """
 
-import hashlib
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
-import nibabel as nib
 import numpy as np
-from nibabel import orientations
 from scipy import ndimage
 
-from segmentation.labels import pair_up, read_labels, table_of
+from segmentation.labels import read_labels, table_of
 from volumetric.cli import UserError
-from volumetric.files import by, naming, read_array, refuse_unusable
-
-SAME_SPACING = 0.01  # relative difference of voxel sizes that counts as none
-SAME_PLACE = 1e-3  # mm, between the affines of a volume and its label map
+from volumetric.collection import Volume, pair_up, read, refuse_other_grid, refuse_unusable
+from volumetric.files import naming
+from volumetric.geometry import same_spacing, turn
 
 
 @dataclass(frozen=True)
@@ -64,36 +60,44 @@ class Scan:
 
     Args:
         path: The file.
-        array: (X, Y, Z) float32, axes to the right, front and up, at the file's voxel size.
-        frame: Its affine, (4, 4), mm.
-        affine: Of the file.
-        orientation: Of the file's axes, as nibabel has it.
+        volume: collection.Volume along right, front and up, at the file's voxel size.
     """
 
     path: Path
-    array: np.ndarray
-    frame: np.ndarray
-    affine: np.ndarray
-    orientation: np.ndarray
+    volume: Volume
+
+    @property
+    def array(self):
+        """The voxels, (X, Y, Z) float32."""
+        return self.volume.array
+
+    @property
+    def frame(self):
+        """Affine of `array`, (4, 4), mm."""
+        return self.volume.affine
+
+    @property
+    def affine(self):
+        """Affine of the file, (4, 4), mm."""
+        return self.volume.stored
 
     @property
     def spacing(self):
         """Voxel size, (3,) mm."""
-        return nib.affines.voxel_sizes(self.frame)
+        return self.volume.spacing
+
+    def as_stored(self, labels):
+        """A label map of this frame along the file's axes. Shapes: (X, Y, Z) -> (X', Y', Z')"""
+        return self.volume.as_stored(labels)
+
+    def as_read(self, labels):
+        """A label map along the file's axes, in this frame. Shapes: (X', Y', Z') -> (X, Y, Z)"""
+        return turn(labels, self.affine)[0]
 
     def image(self, spacing):
         """The volume at a voxel size, standardised. Shapes: (3,) mm -> (X', Y', Z') float32"""
         array = resampled(self.array, self.spacing, spacing, order=1)
         return (array - array.mean()) / array.std()
-
-    def as_read(self, labels):
-        """A label map along the file's axes, in this frame. Shapes: (X', Y', Z') -> (X, Y, Z)"""
-        return orientations.apply_orientation(labels, self.orientation)
-
-    def as_stored(self, labels):
-        """A label map of this frame along the file's axes. Shapes: (X, Y, Z) -> (X', Y', Z')"""
-        back = orientations.ornt_transform(orientations.axcodes2ornt("RAS"), self.orientation)
-        return orientations.apply_orientation(labels, back)
 
 
 @dataclass
@@ -104,7 +108,7 @@ class Case:
         name: Of the files.
         image: (X, Y, Z) float32, standardised.
         labels: (X, Y, Z) uint8, class numbers.
-        digest: SHA-256 of the volume's voxels.
+        digest: What the volume is known by; see collection.py.
     """
 
     name: str
@@ -116,21 +120,13 @@ class Case:
 def read_scan(path):
     """Read a volume; a UserError names the file that cannot be used."""
     with naming(path):
-        array, image = read_array(path)
-    orientation = orientations.io_orientation(image.affine)
-    frame = image.affine @ orientations.inv_ornt_aff(orientation, array.shape)
-    array = np.ascontiguousarray(orientations.apply_orientation(array, orientation))
-    return Scan(Path(path), array, frame, image.affine, orientation)
-
-
-def digest_of(scan):
-    """SHA-256 of a Scan's voxels, which no header or compression changes."""
-    return hashlib.sha256(scan.array).hexdigest()
+        volume = read(path)
+    return Scan(Path(path), replace(volume, array=np.ascontiguousarray(volume.array)))
 
 
 def resampled(array, spacing, target, order):
     """An array at another voxel size; its corners stay. Shapes: (X, Y, Z), (3,), (3,) mm -> (X', Y', Z')"""
-    if np.allclose(spacing, target, rtol=SAME_SPACING):
+    if same_spacing(spacing, target):
         return array
     shape = np.maximum(1, np.rint(np.array(array.shape) * spacing / target)).astype(int)
     return brought_to(array, shape, order)
@@ -143,23 +139,17 @@ def brought_to(array, shape, order):
 
 
 def read_case(name, paths, classes):
-    """(Scan, labels (X, Y, Z) as class numbers, SHA-256 of the voxels) of a volume and its label map.
+    """(Scan, labels (X, Y, Z) as class numbers, what it is known by) of a volume and its label map.
 
     Raises:
         UserError: They cannot be used, or are of different grids.
     """
     scan = read_scan(paths[0])
     labels, affine = read_labels(paths[1], classes.table)
-    if labels.shape != scan.array.shape or not np.allclose(affine, scan.frame, atol=SAME_PLACE):
-        there = nib.affines.voxel_sizes(affine)
-        raise UserError(
-            f"{paths[1]} is of another grid than {paths[0]} ({by(labels.shape)} voxels of "
-            f"{by(there.round(3))} mm, expected {by(scan.array.shape)} of {by(scan.spacing.round(3))} mm at "
-            f"the same place): resample it, by nearest neighbour."
-        )
+    refuse_other_grid((labels.shape, affine, paths[1]), (scan.array.shape, scan.frame, paths[0]))
     if not labels.any():
         raise UserError(f"{paths[1]} is empty, expected labels of {name}: remove the pair.")
-    return scan, classes.from_ids(labels), digest_of(scan)
+    return scan, classes.from_ids(labels), scan.volume.content
 
 
 def read_cases(data, labels, classes, only=None):

@@ -22,16 +22,24 @@ if sys.path[0] == str(Path(__file__).resolve().parent):
 
 from tqdm import tqdm
 
-from segmentation.cases import Classes, digest_of, read_case, read_cases, read_scan
+from segmentation.cases import Classes, read_case, read_cases
 from segmentation.comparison import compare_runs
 from segmentation.experiment_page import write_experiment
-from segmentation.labels import as_topcow, name_of, pair_up, save_labels
+from segmentation.labels import as_topcow, save_labels
 from segmentation.metrics import score_case
 from segmentation.segmentation import SegmentationConfig, Segmenter, read_model, train
 from segmentation.teacher import FEWEST, TeacherConfig, label_folder
 from volumetric import runs
 from volumetric.cli import UserError, check_device_name, check_fields, one_line_errors, option, parse_cli
-from volumetric.files import atomic_path, find_volumes, finite, locked, refuse_unusable
+from volumetric.collection import (
+    find_volumes,
+    known_by_content,
+    name_of,
+    pair_up,
+    refuse_unusable,
+    volumes_in,
+)
+from volumetric.files import atomic_path, finite, locked
 from volumetric.parallel import host_random
 
 # Edit these, or pass them as flags; a flag wins.
@@ -248,7 +256,7 @@ def run_experiment(config):
             raise UserError(f"--real {config.real} has {len(real_cases)} volumes: --real_numbers wants more.")
         refuse_overlap(tests, {case.digest: case.name for case in real_cases}, "in --real")
         if config.generator_data is not None:
-            seen = {digest_of(read_scan(p)): p.name for p in find_volumes(config.generator_data)}
+            seen = known_by_content(volumes_in(config.generator_data, "--generator_data"))
             refuse_overlap(tests, seen, "in --generator_data")
         synthetic_cases, teacher_saw = [], []
         if any(config.synthetic_numbers):

@@ -24,9 +24,10 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from segmentation.labels import name_of, pair_up, read_labels
+from segmentation.labels import read_labels
 from volumetric.cli import UserError, check_device_name, check_fields, one_line_errors, option, parse_cli
-from volumetric.files import atomic_path, find_volumes, finite, naming, new_folder, read_volume
+from volumetric.collection import find_volumes, name_of, pair_up, read_volume
+from volumetric.files import atomic_path, finite, naming, new_folder
 
 # Edit these, or pass them as flags; a flag wins.
 # folder of generated volumes
@@ -86,7 +87,7 @@ def dice_of_folder(config, volumes, maps, only=None):
     pairs = pair_up({"generated": volumes, "labels": maps}, only)
     scores = {}
     for path, _, found, _ in label_volumes(predictor, [volume for volume, _ in pairs.values()]):
-        truth, _ = read_labels(pairs[name_of(path)][1], None, canonical=False)
+        truth, _ = read_labels(pairs[name_of(path)][1], None)
         known = np.isin(truth, [0, *predictor.classes.ids])
         scores[name_of(path)] = dice_scores(np.where(known, found, 0), np.where(known, truth, 0))
     return scores, state
@@ -152,7 +153,7 @@ def score(config):
     several = [group for group in groups.values() if len(group) > 1]
     spreads = []
     for group in several:
-        inside = read_labels(group[0][1], None, canonical=False)[0] > 0
+        inside = read_labels(group[0][1], None)[0] > 0
         spreads.append(diversity([volume for volume, _ in group], inside.transpose(2, 0, 1)[None]))
     record |= {"means": means(cases.values()), "diversity": means(spreads) if spreads else None}
     return record, write_scores(config, record, cases)

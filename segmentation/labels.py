@@ -5,9 +5,7 @@
 or edit the settings below and run it. Inputs are never written to.
 """
 
-import itertools
 import sys
-from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -20,7 +18,9 @@ import numpy as np
 from tqdm import tqdm
 
 from volumetric.cli import UserError, check_fields, one_line_errors, option, parse_cli
-from volumetric.files import as_damaged, atomic_path, find_volumes, next_free
+from volumetric.collection import find_volumes, read_whole, unique_names
+from volumetric.files import atomic_path, naming, next_free
+from volumetric.geometry import CANONICAL
 
 # Edit these, or pass them as flags; a flag wins.
 # folder of label maps
@@ -44,39 +44,6 @@ TABLES = {
     "paper": {n: name for n, name in enumerate(MERGED, start=1)},
 }
 DESCRIPTION = "labels: "  # and the table's name, in the header of what is written
-
-
-def name_of(path):
-    """Name of a case: of its file, without the ending."""
-    return path.name.removesuffix(".gz").removesuffix(".nii")
-
-
-def pair_up(folders, only=None):
-    """{case: paths, in the order of the folders} of files of the same names in several folders.
-
-    Args:
-        folders: {flag: folder}.
-        only: Names of the cases that are wanted; None is all, and all must have partners.
-
-    Raises:
-        UserError: A folder has two files of one name, or a file has no partner.
-    """
-    found = {}
-    for flag, folder in folders.items():
-        paths = find_volumes(folder, f"--{flag}")
-        paths = [path for path in paths if only is None or name_of(path) in only]
-        found[flag] = {name_of(path): path for path in paths}
-        if len(found[flag]) < len(paths):
-            raise UserError(f"--{flag} {folder} has several files of one name: give a folder of one set.")
-    for flag, other in itertools.permutations(folders, 2):
-        alone = sorted(found[flag].keys() - found[other].keys())
-        if alone:
-            raise UserError(
-                f"{found[flag][alone[0]]} has no partner in --{other} {folders[other]}, as {len(alone)} of "
-                f"{len(found[flag])}: the names must be the same."
-            )
-    first = next(iter(found.values()))
-    return {name: tuple(one[name] for one in found.values()) for name in sorted(first)}
 
 
 def merged_name(name):
@@ -104,13 +71,13 @@ def table_of(table):
     return TABLES[table] if isinstance(table, str) else table
 
 
-def read_labels(path, table="topcow2024", canonical=True):
-    """A label map, with its axes near right, front and up unless they are wanted as stored.
+def read_labels(path, table="topcow2024", axes=CANONICAL):
+    """A label map, with its axes near right, front and up unless others are wanted.
 
     Args:
-        path: NIfTI file of whole numbers, 3D or (X, Y, Z, 1).
+        path: NIfTI file of whole numbers within 1e-3, 3D or (X, Y, Z, 1).
         table: Name of the table of its ids, or {id: name}; None allows any.
-        canonical: Turn the axes.
+        axes: Codes of the wanted axes.
 
     Returns:
         (uint8 (X, Y, Z), affine (4, 4) RAS mm).
@@ -118,18 +85,9 @@ def read_labels(path, table="topcow2024", canonical=True):
     Raises:
         UserError: It is no label map of this table.
     """
-    with as_damaged("it is no NIfTI file, or damaged", path):
-        image = nib.load(path)
-        described = bytes(image.header["descrip"]).rstrip(b"\0").decode(errors="replace")
-        image = nib.as_closest_canonical(image) if canonical else image
-        array = np.asanyarray(image.dataobj)
-    array = array[..., 0] if array.ndim == 4 and array.shape[3] == 1 else array
-    if array.ndim != 3:
-        raise UserError(f"{path} has the shape {array.shape}, expected three axes.")
-    if not np.isfinite(array).all() or (array != np.rint(array)).any():
-        raise UserError(
-            f"{path} has values that are no whole numbers: labels were interpolated; resample anew."
-        )
+    with naming(path):
+        volume, described = read_whole(path, axes)
+    array = volume.array
     ids = {int(n) for n in np.unique(array)} - {0}
     known = range(1, 256) if table is None else table_of(table)
     unknown = sorted(ids - set(known))
@@ -146,7 +104,7 @@ def read_labels(path, table="topcow2024", canonical=True):
     if isinstance(table, str) and described.startswith(DESCRIPTION) and described != DESCRIPTION + table:
         there = described.removeprefix(DESCRIPTION)
         raise UserError(f"{path} says that its ids are of {there}, expected {table}.")
-    return array.astype(np.uint8), image.affine
+    return array.astype(np.uint8), volume.affine
 
 
 def remap(array, source, target):
@@ -195,14 +153,12 @@ def remap_folder(config):
     translation(config.source, config.target)
     paths = find_volumes(config.data)
     maps = [read_labels(path, config.source) for path in tqdm(paths, "Reading", leave=False)]
-    repeated = [name for name, count in Counter(path.name for path in paths).items() if count > 1]
-    if repeated:
-        raise UserError(f"{config.data} has several files named {repeated[0]}: translate its folders apart.")
     folder = next_free(Path(config.output))
     folder.mkdir(parents=True)
+    names = unique_names(paths)
     for path, (array, affine) in zip(paths, maps, strict=True):
         translated = remap(array, config.source, config.target)
-        save_labels(translated, affine, folder / f"{name_of(path)}.nii.gz", config.target)
+        save_labels(translated, affine, folder / f"{names[path]}.nii.gz", config.target)
     print(f"{len(paths)} label maps with the ids of {config.target} are in {folder}")
     return folder
 

@@ -13,22 +13,14 @@ import torch
 from scipy import ndimage
 from tqdm import tqdm
 
-from segmentation.cases import SAME_PLACE, Classes
-from segmentation.labels import TABLES, name_of, pair_up, read_labels
+from segmentation.cases import Classes
+from segmentation.labels import TABLES, read_labels
 from segmentation.nnunet import read_subjects
 from volumetric import dataset, parallel
 from volumetric.cli import UserError
-from volumetric.files import (
-    array_to_volume,
-    as_damaged,
-    by,
-    left_right_axis,
-    load_nifti,
-    naming,
-    read_json,
-    refuse_unusable,
-    volume_to_array,
-)
+from volumetric.collection import name_of, pair_up, read, refuse_other_grid, refuse_unusable
+from volumetric.files import array_to_volume, as_damaged, naming, read_json, volume_to_array
+from volumetric.geometry import axes_of, left_right_axis
 from volumetric.pictures import axial_pictures
 
 UNKNOWN = 255  # class number of voxels that nobody has labelled
@@ -106,18 +98,14 @@ def read_pairs(config, audit):
     if config.labels is None:
         raise UserError("--labels is missing: give the folder of the label maps.")
     paths = pair_up({"data": config.data, "labels": config.labels})
-    table, problems, found = read_table(config.table), [], {}
+    table, problems, found, axes = read_table(config.table), [], {}, axes_of(audit.affine)
     for name, (volume, path) in tqdm(paths.items(), "Checking label maps", leave=False):
         try:
             allowed = None if table is None else table | ({config.ignore: "unknown"} if config.ignore else {})
-            array, affine = read_labels(path, allowed, canonical=False)
+            array, affine = read_labels(path, allowed, axes)
             with naming(volume):
-                image = load_nifti(volume)
-            if array.shape != image.shape[:3] or not np.allclose(affine, image.affine, atol=SAME_PLACE):
-                raise UserError(
-                    f"{path} is of another grid than {volume} ({by(array.shape)} voxels, expected "
-                    f"{by(image.shape[:3])} at the same place): resample it, by nearest neighbour"
-                )
+                image = read(volume, axes=axes)
+            refuse_other_grid((array.shape, affine, path), (image.array.shape, image.affine, volume))
             found[name] = (array, affine)
         except UserError as error:
             problems.append(str(error).rstrip("."))

@@ -25,9 +25,10 @@ from nibabel.affines import voxel_sizes
 from scipy import ndimage
 from tqdm import tqdm
 
-from segmentation.labels import MERGED, TABLES, merged_name, pair_up, read_labels
+from segmentation.labels import MERGED, TABLES, merged_name, read_labels
 from segmentation.report import write_report
 from volumetric.cli import UserError, check_fields, one_line_errors, option, parse_cli
+from volumetric.collection import pair_up
 from volumetric.files import next_free
 
 # Edit these, or pass them as flags; a flag wins.

@@ -26,9 +26,10 @@ import numpy as np
 from tqdm import tqdm
 
 from segmentation.cases import Classes, read_case
-from segmentation.labels import TABLES, name_of, pair_up, read_labels, remap, save_labels
+from segmentation.labels import TABLES, read_labels, remap, save_labels
 from volumetric.cli import UserError, check_fields, one_line_errors, option, parse_cli
-from volumetric.files import as_damaged, atomic_path, find_volumes, next_free, refuse_unusable
+from volumetric.collection import find_volumes, name_of, pair_up, refuse_unusable
+from volumetric.files import as_damaged, atomic_path, next_free
 
 # Edit these, or pass them as flags; a flag wins.
 # export or import

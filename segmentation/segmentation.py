@@ -35,11 +35,12 @@ from torch import nn
 from tqdm import tqdm
 
 from segmentation.cases import Classes, brought_to, read_cases, read_scan
-from segmentation.labels import TABLES, name_of, save_labels
+from segmentation.labels import TABLES, save_labels
 from segmentation.report import coloured
 from volumetric import parallel, runs
 from volumetric.cli import UserError, check_device_name, check_fields, one_line_errors, option, parse_cli
-from volumetric.files import __version__, as_damaged, atomic_path, find_volumes, next_free
+from volumetric.collection import find_volumes, name_of
+from volumetric.files import __version__, as_damaged, atomic_path, next_free
 from volumetric.parallel import host_random
 
 # Edit these, or pass them as flags; a flag wins.

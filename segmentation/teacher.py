@@ -23,12 +23,13 @@ import numpy as np
 from nibabel.affines import voxel_sizes
 from tqdm import tqdm
 
-from segmentation.labels import TABLES, name_of, read_labels, save_labels
+from segmentation.labels import TABLES, read_labels, save_labels
 from segmentation.metrics import components
 from segmentation.report import coloured
 from segmentation.segmentation import label_volumes, read_model
 from volumetric.cli import UserError, check_device_name, check_fields, one_line_errors, option, parse_cli
-from volumetric.files import atomic_path, find_volumes, next_free
+from volumetric.collection import find_volumes, name_of
+from volumetric.files import atomic_path, next_free
 from volumetric.pictures import new_axes, save_figure
 
 # Edit these, or pass them as flags; a flag wins.

@@ -13,7 +13,7 @@ import torch
 from nibabel import orientations
 
 from tests.conftest import random_array, write_volume
-from volumetric import dataset, diff_augment, files, pictures
+from volumetric import collection, dataset, diff_augment, files, pictures
 from volumetric.cli import UserError
 
 SHAPE = (8, 8, 4)
@@ -34,7 +34,7 @@ def test_nifti_round_trip_keeps_axes_affine_and_says_synthetic(tmp_path):
 
 def test_read_volume_scales_to_0_1_and_orders_axes(tmp_path):
     array = np.arange(8 * 8 * 4, dtype=np.int16).reshape(SHAPE) - 50
-    volume, _ = files.read_volume(write_volume(tmp_path / "v.nii", array), SHAPE)
+    volume, _ = collection.read_volume(write_volume(tmp_path / "v.nii", array), SHAPE)
     assert volume.shape == (1, 4, 8, 8) and volume.dtype == np.float32
     np.testing.assert_allclose(volume[0, 3, 1, 2], (array[1, 2, 3] + 50) / 255, rtol=1e-6)
 
@@ -118,7 +118,7 @@ def test_audit_names_every_bad_file(data):
         (data / f"w{n}.nii.gz").write_bytes(b"")
     with pytest.raises(ValueError, match="60 of the 66") as error:
         dataset.audit_volumes(data, SHAPE)
-    assert len(str(error.value).splitlines()) == 1 + files.MAX_FILES_NAMED + 1
+    assert len(str(error.value).splitlines()) == 1 + collection.MAX_FILES_NAMED + 1
     assert "... and 10 more" in str(error.value)
 
 
@@ -157,7 +157,7 @@ def test_audit_finds_the_majority_affine_and_warns_of_mixtures(data):
     np.testing.assert_allclose(audit.affine, np.diag([0.6, 0.6, 0.8, 1]), atol=1e-4)
     text = "\n".join(audit.summary)
     assert "7 volumes of 8 x 8 x 4 voxels" in text and "RAS (6), LAS (1)" in text
-    assert "warning: 2 different spacings" in text and "different orientation" in text
+    assert "warning: 2 different spacings" in text and "all are read along RAS" in text
 
 
 def batches_of(start, count, key=(1, 0)):
@@ -288,24 +288,35 @@ def stored_as(codes, shape):
 
 
 @pytest.mark.parametrize("codes", ["RAS", "LPS", "AIL", "PIR", "SRA", "ILA"])
-def test_flip_is_left_right_in_the_patient(tmp_path, codes):
+def test_scans_of_all_axes_are_read_along_r_a_s_and_flipped_from_right_to_left(tmp_path, codes):
     """Whatever axis of the array runs between left and right, in the data set and before D."""
-    _, affine = stored_as(codes, (8, 8, 8))
-    for n in range(3):
-        write_volume(tmp_path / f"v{n}.nii.gz", random_array(n, (8, 8, 8)), affine)
-    audit = dataset.audit_volumes(tmp_path, (8, 8, 8))
-    volumes, axis = dataset.VolumeDataset(audit), next(i for i, c in enumerate(codes) if c in "LR")
+    shape = (8, 16, 4)
+    transform, affine = stored_as(codes, shape)
+    arrays = [random_array(n, shape) for n in range(3)]
+    for n, array in enumerate(arrays):
+        write_volume(tmp_path / f"v{n}.nii.gz", orientations.apply_orientation(array, transform), affine)
+    audit = dataset.audit_volumes(tmp_path, shape)
+    np.testing.assert_allclose(audit.affine, np.eye(4), atol=1e-6)
+    volumes = dataset.VolumeDataset(audit)
     plain, flipped = (files.volume_to_array(volumes[2, flip][0].numpy()) for flip in (False, True))
-    np.testing.assert_array_equal(flipped, np.flip(plain, axis))
+    np.testing.assert_array_equal(plain, files.volume_to_array(collection.scaled(arrays[2])))
+    np.testing.assert_array_equal(flipped, plain[::-1])
+    kept = [volumes[n, False][0] for n in range(3)]
+    read_again = dataset.VolumeDataset(dataset.audit_volumes(tmp_path, shape, keep=False))
+    assert all(torch.equal(read_again[n, False][0], kept[n]) for n in range(3))
+    assert audit.contents == [collection.content_of(collection.scaled(array)) for array in arrays]
 
     class Always:
         def random(self):
             return 0.0
 
-    before_d = diff_augment.augment(
-        volumes[2, False][0][None], 1.0, (), Always(), left_right=audit.left_right
+    before_d = diff_augment.augment(kept[2][None], 1.0, (), Always(), left_right=audit.left_right)
+    np.testing.assert_array_equal(files.volume_to_array(before_d[0].numpy()), plain[::-1])
+    stored = dataset.audit_volumes(
+        tmp_path, np.shape(orientations.apply_orientation(arrays[0], transform)), axes=codes
     )
-    np.testing.assert_array_equal(files.volume_to_array(before_d[0].numpy()), np.flip(plain, axis))
+    np.testing.assert_allclose(stored.affine, affine, atol=1e-4)
+    assert stored.contents == audit.contents and (stored.digest == audit.digest) == (codes == "RAS")
 
 
 @pytest.mark.parametrize("codes", ["RAS", "LAS", "LPS", "AIL", "SRP", "PLI"])

@@ -19,7 +19,8 @@ from tests.faults.children import limit_memory, run
 from tests.faults.jobs import finished, training
 from volumetric import runs
 from volumetric.cli import UserError
-from volumetric.files import atomic_path, clear_parts, find_volumes, part_of, read_array
+from volumetric.collection import find_volumes, read
+from volumetric.files import atomic_path, clear_parts, part_of
 
 SHORT = {"kills": 2, "ends": 1, "long": 60, "flips": 20, "fields": 8, "texts": 8, "volumes": 60, "disks": 4}
 SHORT["commands"] = 60
@@ -131,7 +132,7 @@ def test_memory_bombs_are_looked_at_from_outside(tmp_path):
         limit_memory(0.0625)
         for name in ("bomb.nii.gz", "huge.nii", "negative.nii", "offset.nii.gz"):
             with pytest.raises(UserError) as refused:
-                read_array(tmp_path / name, None if "offset" in name else (128, 128, 32))
+                read(tmp_path / name, None if "offset" in name else (128, 128, 32))
             print(refused.value)
 
     ended = run(work, tmp_path / "log")

@@ -19,7 +19,7 @@ import CoW_generator as cow
 import stylegan2_pytorch as sg
 from sample_data import release
 from tests.conftest import ROOT, SMALL, random_array, run_script, tiny_flags, write_volume
-from volumetric import cli, files
+from volumetric import cli, collection
 
 # A rotation by 30 degrees about z and a flip of x, voxels of 0.5 x 0.5 x 0.8 mm.
 OBLIQUE = np.array([[-0.433, -0.25, 0, 9], [-0.25, 0.433, 0, -3], [0, 0, 0.8, 7], [0, 0, 0, 1]])
@@ -366,7 +366,7 @@ def search_arguments(target, steps):
     model = sg.ModelLoader(base_dir="demo", name="demo", device="cpu")
     return {
         "model": model,
-        "target": torch.from_numpy(files.read_volume(target)[0])[None],
+        "target": torch.from_numpy(collection.read_volume(target)[0])[None],
         "steps": steps,
     }.values()
 
@@ -376,7 +376,7 @@ def test_projection_with_medicalnet_features(make, tmp_path):
 
     torch.save({"state_dict": resnet10().state_dict()}, tmp_path / "w.pth")
     target = make(num_generate=1) / "seed000042.nii.gz"
-    goal = torch.from_numpy(files.read_volume(target)[0])[None]
+    goal = torch.from_numpy(collection.read_volume(target)[0])[None]
     loss = cow.feature_loss(tmp_path / "w.pth", goal)
     assert loss(goal).item() == 0 and loss(goal.flip(2)).item() > 0
     flags = {"mode": "projection", "target": str(target), "projection_steps": 3}

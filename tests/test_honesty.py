@@ -143,7 +143,7 @@ def test_maps_of_deviations_are_no_volumes(people, tmp_path, capsys):
     make(tmp_path / "made", range(6))
     write_volume(tmp_path / "made" / "seed000042_deviation.nii.gz", random_array(0, SHAPE), AFFINE)
     files = volumes.list_volumes(tmp_path / "made", "--generated", extractors.FeatureCache(None))
-    assert len(files) == 6 and "1 maps of deviations" in capsys.readouterr().out
+    assert len(files) == 6 and "a map of deviation, which is no volume" in capsys.readouterr().out
 
 
 def test_random_networks_do_not_claim_published_weights():

@@ -192,7 +192,7 @@ WRONG_MAPS = {
         "has the ids 14, which are not of topcow2024, and no known table",
     ),
     "interpolated": (lambda a: a * 0.5, "has values that are no whole numbers: labels were interpolated"),
-    "4D": (lambda a: np.stack([a, a], axis=3), "expected three axes"),
+    "4D": (lambda a: np.stack([a, a], axis=3), "expected 3D (X, Y, Z)"),
     "other shape": (lambda a: a[:-2], "is of another grid than"),
 }
 

@@ -19,7 +19,7 @@ from torch._subclasses.fake_tensor import FakeTensor
 
 import stylegan2_pytorch as sg
 from tests.conftest import ROOT, random_array, run_script, tiny_flags, write_volume
-from volumetric import dataset, files, layers, memory, parallel, runs, training
+from volumetric import collection, dataset, layers, memory, parallel, runs, training
 from volumetric.cli import UserError
 
 NEW_AUGMENTATIONS = ("rotation", "scaling", "bias_field", "noise", "blur")
@@ -675,5 +675,5 @@ def test_generate_interpolation_writes_every_frame_and_a_gif(make_config):
     names = sorted(p.name for p in folder.iterdir())
     assert names == [*(f"frame{n:04d}.{e}" for n in range(4) for e in ("nii.gz", "png")), "interpolation.gif"]
     assert Image.open(folder / "interpolation.gif").n_frames == 4
-    first, last = (files.read_volume(folder / f"frame000{n}.nii.gz")[0] for n in (0, 3))
+    first, last = (collection.read_volume(folder / f"frame000{n}.nii.gz")[0] for n in (0, 3))
     assert np.abs(first - last).max() > 1e-4

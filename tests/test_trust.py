@@ -11,8 +11,8 @@ from scipy import ndimage, stats
 from MedicalNet.verdicts import QUESTIONS
 from tests.conftest import ROOT, run_script, write_volume
 from trust import controls, encoder, membership, rates, reading, replicas, scorecard, similarity, turing
-from trust.volumes import volumes_of
 from volumetric.cli import UserError
+from volumetric.collection import volumes_in
 
 GOLDEN = json.loads((ROOT / "tests" / "golden" / "stats_golden.json").read_text(encoding="utf-8"))
 SHAPE = (24, 24, 10)
@@ -245,7 +245,7 @@ def test_members_are_told_by_how_well_they_are_reproduced(sets, tmp_path, monkey
     (tmp_path / "no.pt").write_text("no checkpoint", encoding="utf-8")
     flags = flags_of(sets, "innocent", tmp_path / "out")
     config = membership.MembershipConfig(**flags, checkpoint=str(tmp_path / "no.pt"), inversions=5)
-    volumes = {name: volumes_of(flags[name], "--x") for name in ("training", "held_out")}
+    volumes = {name: volumes_in(flags[name], "--x") for name in ("training", "held_out")}
     with pytest.raises(UserError, match=r"v0\.nii\.gz could not be reproduced: Error: .*no\.pt"):
         membership.inversion_error(volumes["training"][0], config)
     errors = {"training": 0.1, "held_out": 0.2}

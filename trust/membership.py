@@ -27,9 +27,9 @@ from trust.controls import KINDS
 from trust.pages import write_membership
 from trust.rates import auc_delong, normal_interval, true_positive_rate
 from trust.similarity import Library, print_of
-from trust.volumes import refuse_overlap, same_geometry, volumes_of
 from trust.workers import LIBRARY, prepare, spread_out
 from volumetric.cli import UserError, check_fields, one_line_errors, option, parse_cli
+from volumetric.collection import known_by_content, refuse_overlap, same_geometry, volumes_in
 from volumetric.files import __version__, atomic_path, finite, next_free, read_json
 
 # Edit these, or pass them as flags; a flag wins.
@@ -184,11 +184,11 @@ def compare_inversions(sets, config):
 def run_test(config):
     """Compare, and write what was found; returns (record of membership.json, the new folder)."""
     sets = {
-        name: volumes_of(getattr(config, name), f"--{name}", FEWEST)
+        name: volumes_in(getattr(config, name), f"--{name}", FEWEST)
         for name in ("training", "held_out", "generated")
     }
     same_geometry(sets)
-    refuse_overlap(sets["training"], sets["held_out"], "--training", "--held_out")
+    refuse_overlap(known_by_content(sets["training"]), sets["held_out"], "--training", "--held_out")
     workers = config.workers or len(os.sched_getaffinity(0))
     members, unseen, with_copies = scores_of(sets, workers, config.seed)
     record = summarise(members, unseen, with_copies, config.seed)

@@ -30,9 +30,9 @@ from trust.controls import KINDS, LEAST_RECALL, REQUIRED
 from trust.pages import write_replicas
 from trust.rates import CONFIDENCE, bootstrap_interval, conformal, realised_rate, wilson
 from trust.similarity import Library, print_of
-from trust.volumes import refuse_overlap, same_geometry, volumes_of
 from trust.workers import LIBRARY, prepare, spread_out
 from volumetric.cli import check_fields, one_line_errors, option, parse_cli
+from volumetric.collection import known_by_content, refuse_overlap, same_geometry, volumes_in
 from volumetric.files import __version__, atomic_path, finite, next_free
 
 # Edit these, or pass them as flags; a flag wins.
@@ -274,12 +274,12 @@ def run_gate(config):
         (record of replicas.json, the new folder).
     """
     sets = {
-        "training": volumes_of(config.training, "--training", FEWEST_TRAINING),
-        "held_out": volumes_of(config.held_out, "--held_out", FEWEST_HELD_OUT),
-        "generated": volumes_of(config.generated, "--generated", FEWEST_GENERATED),
+        "training": volumes_in(config.training, "--training", FEWEST_TRAINING),
+        "held_out": volumes_in(config.held_out, "--held_out", FEWEST_HELD_OUT),
+        "generated": volumes_in(config.generated, "--generated", FEWEST_GENERATED),
     }
     same_geometry(sets)
-    refuse_overlap(sets["training"], sets["held_out"], "--training", "--held_out")
+    refuse_overlap(known_by_content(sets["training"]), sets["held_out"], "--training", "--held_out")
     workers = config.workers or len(os.sched_getaffinity(0))
     prints = spread_out(prepare, sets["training"], "Training volumes", workers)
     library = Library(prints, sets["training"][0].shape)

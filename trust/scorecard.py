@@ -18,15 +18,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from volumetric.cli import UserError, check_fields, one_line_errors, option, parse_cli
-from volumetric.files import (
-    __version__,
-    as_damaged,
-    atomic_path,
-    file_digest,
-    find_volumes,
-    finite,
-    read_json,
-)
+from volumetric.collection import find_volumes
+from volumetric.files import __version__, as_damaged, atomic_path, file_digest, finite, read_json
 from volumetric.pages import rows_of, three, write_page
 
 # Edit these, or pass them as flags; a flag wins.

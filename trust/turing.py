@@ -21,8 +21,8 @@ import nibabel as nib
 import numpy as np
 
 from trust.reading import read_answers, summarise, write_scores
-from trust.volumes import same_geometry, volumes_of
 from volumetric.cli import UserError, check_fields, one_line_errors, option, parse_cli
+from volumetric.collection import same_geometry, volumes_in
 from volumetric.files import atomic_path, next_free
 from volumetric.parallel import host_random
 
@@ -142,8 +142,8 @@ def build(config):
     """Write turing.html and key.json; returns the new folder."""
     half = config.num_items // 2
     sets = {
-        "real": volumes_of(config.real, "--real", half),
-        "generated": volumes_of(config.generated, "--generated", half),
+        "real": volumes_in(config.real, "--real", half),
+        "generated": volumes_in(config.generated, "--generated", half),
     }
     same_geometry(sets)
     rng = host_random(config.seed)

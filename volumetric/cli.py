@@ -324,6 +324,9 @@ class RunConfig:
     """
 
     data: str = option("./data", "Folder of NIfTI volumes of (image_size, image_size, image_depth) voxels.")
+    split: str | None = option(
+        None, "Table of preprocessing/split.py: its part `training` is trained on.", file=True
+    )
     results_dir: str = option(
         "./results", "Folder for previews and logs, in a sub-folder `name`.", folder=True
     )

@@ -1,6 +1,5 @@
 """Training data: the audit of a folder, classes, the order of samples, and a cache on disk."""
 
-import csv
 import errno
 import hashlib
 import itertools
@@ -15,31 +14,31 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
-import nibabel as nib
 import numpy as np
 import torch
 from torch.utils.data import DataLoader, Dataset, Sampler
 from tqdm import tqdm
 
 from volumetric.cli import UserError
-from volumetric.files import (
+from volumetric.collection import (
     MAX_FILES_NAMED,
-    MAX_REASON,
-    as_damaged,
-    by,
-    clear_parts,
-    duplicates_among,
-    file_digest,
-    find_volumes,
-    left_right_axis,
-    part_of,
+    READERS,
+    choose,
+    content_of,
+    copies_among,
+    is_label_map,
+    read_all,
     read_volume,
     refuse_unusable,
+    stored_axes,
 )
+from volumetric.files import by, clear_parts, file_digest, part_of
+from volumetric.geometry import CANONICAL, axes_of, left_right_axis, spacing_of
 from volumetric.parallel import STREAM_CLASS, STREAM_FLIP, STREAM_ORDER, Group, host_random, to_device
+from volumetric.tables import read_table, rows_of
 
 FEWEST_EVALUATED = 6  # volumes in a set: more than the neighbours that precision and recall ask for
-PACK_FORMAT = 1  # part of a pack's name
+PACK_FORMAT = 2  # part of a pack's name
 WORKER_GRACE = 300  # seconds that a worker goes on reading after SIGTERM, for the step that is being saved
 
 
@@ -51,9 +50,10 @@ class Audit:
         paths: The volumes, sorted.
         volumes: float32 tensor (N, 1, Z, X, Y) in [0, 1], a Pack of as many, or None without a cache.
         affine: The affine that most volumes have, (4, 4), mm.
-        digest: SHA-256 over the contents of all volumes.
+        digest: SHA-256 over all volumes as they were read.
         summary: Lines for a person to read.
         shape: (X, Y, Z), voxels.
+        contents: What every volume is known by; see collection.py.
         classes: Classes of the volumes, or None.
     """
 
@@ -63,6 +63,7 @@ class Audit:
     digest: str
     summary: list
     shape: tuple
+    contents: list
     classes: "Classes | None" = None
 
     @property
@@ -96,7 +97,7 @@ class Audit:
     @property
     def spacing(self):
         """Size (d, h, w) of a voxel of most volumes, mm."""
-        x, y, z = nib.affines.voxel_sizes(self.affine)
+        x, y, z = spacing_of(self.affine)
         return z, x, y
 
 
@@ -138,65 +139,90 @@ def seeded_classes(seeds, shares):
     return torch.from_numpy(draw_classes(shares, uniform))
 
 
-def read_classes(labels, folder, balanced=False):
-    """The class of every volume, in the order of `find_volumes`.
+def read_classes(labels, folder, balanced=False, split=None, parts=("training",)):
+    """The class of every volume, in the order of the audit.
 
     Args:
         labels: "folders" for the first folder below `folder`, or a CSV file with columns file and label, of
-            which file is the path below `folder`.
+            which file is a path, or the end of one.
         folder: Data folder.
         balanced: Show all equally often.
+        split, parts: As for `collection.choose`.
 
     Raises:
         UserError: A volume has no class, or there are fewer than two classes.
     """
-    names = [path.relative_to(folder).as_posix() for path in find_volumes(folder)]
+    paths, _ = choose(folder, split=split, parts=parts, say=ignore)
     if labels == "folders":
-        of = {name: name.split("/")[0] for name in names if "/" in name}
+        names = [path.relative_to(folder).parts for path in paths]
+        of = [name[0] if len(name) > 1 else "" for name in names]
         remedy = "put it into a folder named after its class"
     else:
-        of = read_label_table(labels)
+        rows = read_table(labels, "file", "label", flag="--labels")
+        found, _ = rows_of(rows, paths, f"--labels {labels}")
+        of = [row["label"] if row else "" for row in found]
         remedy = f"add a row to {labels}"
-    lacking = [name for name in names if not of.get(name)]
+    lacking = [str(path) for path, name in zip(paths, of, strict=True) if not name]
     if lacking:
         listed = ", ".join(lacking[:MAX_FILES_NAMED])
-        found = f"{len(lacking)} of {len(names)} volumes in {folder} have no class"
+        found = f"{len(lacking)} of {len(paths)} volumes in {folder} have no class"
         raise UserError(f"{found}: {remedy}: {listed}.")
-    found = sorted({of[name] for name in names})
-    if len(found) < 2:
-        raise UserError(f"--labels {labels} gives every volume the class {found[0]}: it needs two or more.")
-    return Classes(found, np.array([found.index(of[name]) for name in names]), balanced)
+    odd = next((name for name in of if not name.isprintable()), None)
+    if odd is not None:
+        raise UserError(f"--labels {labels} has the label {odd!a}: save it as CSV in UTF-8.")
+    names = sorted(set(of))
+    if len(names) < 2:
+        raise UserError(f"--labels {labels} gives every volume the class {names[0]}: it needs two or more.")
+    return Classes(names, np.array([names.index(name) for name in of]), balanced)
 
 
-def read_label_table(path):
-    """{file: label} of a CSV file."""
-    if not Path(path).is_file():
-        raise UserError(f"--labels {path} is no file: give folders, or a CSV file of file and label.")
-    with as_damaged("save it as CSV in UTF-8", path), open(path, newline="", encoding="utf-8-sig") as file:
-        table = csv.DictReader(file)
-        rows, columns = list(table), table.fieldnames
-    if not {"file", "label"} <= set(columns or ()):
-        raise UserError(f"{path} has columns {ascii(columns)[:MAX_REASON]}, expected file and label.")
-    of = {}
-    for row in rows:
-        name, label = row["file"], (row["label"] or "").strip()
-        if not label.isprintable():
-            raise UserError(f"{path} gives {name!r} the label {label!r}: save it as CSV in UTF-8.")
-        if of.setdefault(name, label) != label:
-            raise UserError(f"{path} gives {name} two labels, {of[name]} and {label}: keep one.")
-    return of
+def ignore(_):
+    """Say nothing: what was passed over is told by the audit."""
 
 
-def audit_volumes(folder, shape, batch_size=1, keep=True, store=None, copies=1):
+@dataclass(frozen=True)
+class Checked:
+    """What the audit knows of one volume.
+
+    Args:
+        digest: SHA-256 of the volume as it was read.
+        content: What it is known by.
+        spacing: Voxel size, mm.
+        stored: Codes of the axes in the file.
+        affine: (4, 4), mm, of the volume as it was read.
+        labels: It is a label map.
+    """
+
+    digest: str
+    content: str
+    spacing: tuple
+    stored: str
+    affine: np.ndarray
+    labels: bool
+
+
+def audit_volumes(
+    folder,
+    shape,
+    batch_size=1,
+    keep=True,
+    store=None,
+    copies=1,
+    axes=CANONICAL,
+    split=None,
+    parts=("training",),
+):
     """Read every volume of a folder once, check it, and keep it if asked.
 
     Args:
         folder: Folder of NIfTI files.
-        shape: Expected shape (X, Y, Z), voxels.
+        shape: Expected shape (X, Y, Z) along `axes`, voxels.
         batch_size: Fewest volumes that training needs.
         keep: Keep the decoded volumes in memory.
         store: Function of (index, volume) that keeps them elsewhere.
         copies: Processes on this machine of which each keeps the volumes.
+        axes: Codes of the axes along which volumes are read.
+        split, parts: As for `collection.choose`.
 
     Returns:
         Audit.
@@ -204,45 +230,39 @@ def audit_volumes(folder, shape, batch_size=1, keep=True, store=None, copies=1):
     Raises:
         UserError: One line for every file that cannot be used, or what is wrong with the folder.
     """
-    paths = find_volumes(folder)
+    notes = []
+    paths, stated = choose(folder, split=split, parts=parts, say=notes.append)
     size = packed_shape(len(paths), shape)
     keep = keep and store is None
     if keep:
         check_memory(4 * math.prod(size), copies)
     volumes = torch.empty(size) if keep else None
+    index_of = {path: index for index, path in enumerate(paths)}
 
-    def check(index):
-        try:
-            volume, image = read_volume(paths[index], shape)
-        except UserError as error:
-            return f"{paths[index]} {error}"
+    def check(path):
+        voxels, volume = read_volume(path, shape, axes)
         if keep:
-            volumes[index] = torch.from_numpy(volume)
+            volumes[index_of[path]] = torch.from_numpy(voxels)
         if store is not None:
-            store(index, volume)
-        spacing = tuple(np.round(nib.affines.voxel_sizes(image.affine), 3))
-        return (
-            hashlib.sha256(volume).hexdigest(),
-            spacing,
-            "".join(nib.aff2axcodes(image.affine)),
-            image.affine,
-        )
+            store(index_of[path], voxels)
+        digest = content_of(voxels)
+        content = digest if axes == CANONICAL else volume.content
+        spacing = tuple(map(float, volume.spacing.round(3)))
+        return Checked(digest, content, spacing, volume.axes, volume.affine, is_label_map(volume.array))
 
-    with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
-        found = list(tqdm(pool.map(check, range(len(paths))), "Checking volumes", len(paths), leave=False))
-    problems = [f for f in found if isinstance(f, str)]
-    good = [(path, *f) for path, f in zip(paths, found, strict=True) if not isinstance(f, str)]
-    problems += duplicates_among([(path, digest) for path, digest, *_ in good])
-    refuse_unusable(problems, len(paths), folder)
+    found = read_all(paths, check, "Checking volumes", folder, stated)
+    contents = [one.content for one in found]
+    refuse_unusable(copies_among(list(zip(paths, contents, strict=True))), len(paths), folder)
     check_number(len(paths), batch_size, folder)
-    affines = Counter(tuple(np.round(affine, 4).ravel()) for *_, affine in good)
+    affines = Counter(tuple(np.round(one.affine, 4).ravel()) for one in found)
     return Audit(
         paths=paths,
         volumes=volumes,
         affine=np.reshape(affines.most_common(1)[0][0], (4, 4)),
-        digest=hashlib.sha256("".join(digest for _, digest, *_ in good).encode()).hexdigest(),
-        summary=summarize(shape, good),
+        digest=hashlib.sha256("".join(one.digest for one in found).encode()).hexdigest(),
+        summary=[*summarize(shape, found, axes), *notes],
         shape=tuple(shape),
+        contents=contents,
     )
 
 
@@ -266,17 +286,16 @@ def check_memory(needed, copies=1):
         )
 
 
-def summarize(shape, good):
-    """Lines on number, shape, spacing and orientation of checked volumes; more than one kind is a warning."""
-    spacings = Counter(spacing for _, _, spacing, _, _ in good)
-    orientations = Counter(orientation for _, _, _, orientation, _ in good)
-    lines = [f"{len(good)} volumes of {by(shape)} voxels"]
+def summarize(shape, found, axes=CANONICAL):
+    """Lines on number, shape, spacing and axes of volumes, [Checked]; more than one spacing is a warning."""
+    spacings = Counter(one.spacing for one in found)
+    stored = Counter(one.stored for one in found)
+    lines = [f"{len(found)} volumes of {by(shape)} voxels"]
     lines.append("spacing (mm): " + ", ".join(f"{by(s)} ({n})" for s, n in spacings.most_common(5)))
-    lines.append("orientation: " + ", ".join(f"{o} ({n})" for o, n in orientations.most_common(5)))
+    turned = "" if set(stored) == {axes} else f"; all are read along {axes}"
+    lines.append("orientation: " + ", ".join(f"{o} ({n})" for o, n in stored.most_common(5)) + turned)
     if len(spacings) > 1:
         lines.append(f"warning: {len(spacings)} different spacings; the model knows voxels, not mm.")
-    if len(orientations) > 1:
-        lines.append("warning: volumes of different orientation; the model will mix them up. Reorient them.")
     return lines
 
 
@@ -323,7 +342,7 @@ class Pack:
 
     def check(self):
         """Compare every volume with its checksum; a UserError names what is damaged."""
-        with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
+        with ThreadPoolExecutor(READERS) as pool:
             sums = tqdm(pool.map(zlib.crc32, self.voxels), "Checking the pack", len(self), leave=False)
             for (name, expected), found in zip(self.index["files"], sums, strict=True):
                 if expected != found:
@@ -334,18 +353,19 @@ class Pack:
         index = self.index
         paths = [Path(folder) / name for name, _ in index["files"]]
         affine = np.array(index["affine"])
-        return Audit(paths, self, affine, index["digest"], index["summary"], tuple(index["shape"]))
+        known = (index["digest"], index["summary"], tuple(index["shape"]), index["contents"])
+        return Audit(paths, self, affine, *known)
 
 
-def pack_name(folder, paths, shape):
-    """Name of the pack of these files: a digest of their names and contents, and of the shape."""
-    with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
+def pack_name(folder, paths, shape, axes):
+    """Name of the pack of these files: a digest of their names and contents, of shape and axes."""
+    with ThreadPoolExecutor(READERS) as pool:
         digests = list(tqdm(pool.map(file_digest, paths), "Comparing with the pack", len(paths), leave=False))
     files = [(path.relative_to(folder).as_posix(), d) for path, d in zip(paths, digests, strict=True)]
-    return hashlib.sha256(json.dumps([PACK_FORMAT, *shape, files]).encode()).hexdigest()[:24]
+    return hashlib.sha256(json.dumps([PACK_FORMAT, axes, *shape, files]).encode()).hexdigest()[:24]
 
 
-def pack_volumes(folder, shape, batch_size, packs):
+def pack_volumes(folder, shape, batch_size, packs, **chosen):
     """`audit_volumes` whose volumes are in a Pack: the one that there is, or a new one.
 
     A pack is named after the content of the files that it was made of, so that runs share it, and none is
@@ -354,13 +374,15 @@ def pack_volumes(folder, shape, batch_size, packs):
     Args:
         folder, shape, batch_size: As for `audit_volumes`.
         packs: Folder of all packs.
+        chosen: axes, split and parts, as for `audit_volumes`.
 
     Raises:
         UserError: The volumes cannot be used, the pack is damaged, or the disk is full.
     """
-    packs, paths = Path(packs), find_volumes(folder)
+    which = {name: value for name, value in chosen.items() if name != "axes"}
+    packs, (paths, _) = Path(packs), choose(folder, say=ignore, **which)
     check_number(len(paths), batch_size, folder)
-    final = packs / pack_name(folder, paths, shape)
+    final = packs / pack_name(folder, paths, shape, chosen.get("axes", CANONICAL))
     if final.exists():
         pack = Pack(final)
         pack.check()
@@ -377,11 +399,12 @@ def pack_volumes(folder, shape, batch_size, packs):
             voxels[index] = volume
             sums[index] = zlib.crc32(voxels[index])
 
-        audit = audit_volumes(folder, shape, batch_size, store=store)
+        audit = audit_volumes(folder, shape, batch_size, store=store, **chosen)
         voxels.flush()
         names = [path.relative_to(folder).as_posix() for path in paths]
         index = {"shape": list(shape), "digest": audit.digest, "affine": audit.affine.tolist()}
-        index |= {"summary": audit.summary, "files": list(zip(names, sums, strict=True))}
+        index |= {"summary": audit.summary, "contents": audit.contents}
+        index |= {"files": list(zip(names, sums, strict=True))}
         (part / "index.json").write_text(json.dumps(index), encoding="utf-8")
         if not final.exists():  # another run may have packed the same
             part.rename(final)
@@ -419,6 +442,7 @@ class VolumeDataset(Dataset):
     def __init__(self, audit):
         self.paths = audit.paths
         self.volumes = audit.volumes
+        self.axes = axes_of(audit.affine)
         self.left_right = audit.left_right
 
     def __len__(self):
@@ -429,7 +453,7 @@ class VolumeDataset(Dataset):
         if self.volumes is not None:
             volume = self.volumes[index]
         else:
-            volume = torch.from_numpy(read_volume(self.paths[index])[0])
+            volume = torch.from_numpy(read_volume(self.paths[index], axes=self.axes)[0])
         return (volume.flip(self.left_right) if flip else volume), index
 
 
@@ -509,7 +533,7 @@ def make_loader(dataset, batches, num_workers, device):
     )
 
 
-def open_data(folder, shape, batch_size, cache, packs, group):
+def open_data(folder, shape, batch_size, cache, packs, group, **chosen):
     """`audit_volumes` for several processes, with the volumes where `cache` wants them.
 
     Args:
@@ -517,15 +541,23 @@ def open_data(folder, shape, batch_size, cache, packs, group):
         cache: ram, gpu (Audit.move brings them there), disk, or none.
         packs: Folder of the packs of `cache` disk.
         group: Group; its first process packs.
+        chosen: axes, split and parts, as for `audit_volumes`.
     """
     if cache != "disk":
         kept = cache in ("ram", "gpu")
-        return audit_volumes(folder, shape, batch_size, kept, copies=group.on_this_machine)
+        return audit_volumes(folder, shape, batch_size, kept, copies=group.on_this_machine, **chosen)
     if group.first:
-        audit = pack_volumes(folder, shape, batch_size, packs)
+        audit = pack_volumes(folder, shape, batch_size, packs, **chosen)
         group.tell(audit.volumes.folder.name)
         return audit
     place = Path(packs) / group.tell(None)
     if not place.exists():
         raise UserError(f"This process does not see {place}, where the first has packed the volumes.")
     return Pack(place).audit(folder)
+
+
+def axes_of_most(folder, split=None, parts=("training",)):
+    """Codes of the axes along which most volumes of a folder are stored; only headers are read."""
+    paths, _ = choose(folder, split=split, parts=parts, say=ignore)
+    with ThreadPoolExecutor(READERS) as pool:
+        return Counter(pool.map(stored_axes, paths)).most_common(1)[0][0]

@@ -1,4 +1,4 @@
-"""Volumes in files: NIfTI in and out, what is wrong with one, and writing that leaves no half file.
+"""Bytes of files: NIfTI in and out, JSON, digests, locks, and writing that leaves no half file.
 
 A NIfTI array is (X, Y, Z); inside the networks a volume is (B, 1, D, H, W) = (B, 1, Z, X, Y), with values in
 [0, 1].
@@ -6,7 +6,6 @@ A NIfTI array is (X, Y, Z); inside the networks a volume is (B, 1, D, H, W) = (B
 
 import contextlib
 import errno
-import functools
 import gzip
 import hashlib
 import itertools
@@ -34,14 +33,19 @@ except ModuleNotFoundError:  # Windows has no such locks
 __version__ = "0.1.0"
 
 NIFTI_SUFFIXES = (".nii", ".nii.gz")
-MAX_FILES_NAMED = 50  # offending files listed in one message
 MAX_REASON = 300  # characters of an error of a library's
 
 MAX_VOXELS = 2**30  # 4 GiB as float32, a head at 0.2 mm
 HEADER_BYTES = 540  # of a NIfTI-2 header, the longer of the two
 DEFLATE = 1032  # times that a .gz can grow at most
-MAX_EXTRA = 2**20  # bytes before and behind the voxels, beside the header
+MAX_BEFORE = 2**26  # bytes before the voxels: header extensions, in which tools keep all tags of a DICOM file
+MAX_BEHIND = 2**20  # bytes behind the voxels
+GZIP = b"\x1f\x8b"  # that every gzip file begins with
+# What stands in the place of a file whose content was not fetched.
+POINTERS = {b"/annex/objects/": "git-annex: fetch it (datalad get)"}
+POINTERS |= {b"version https://git-lfs": "Git LFS: fetch it (git lfs pull)"}
 WEEK = 7 * 24 * 3600.0  # seconds
+KINDS = (nib.Nifti2Image, nib.Nifti1Image)
 NOT_A_LINK = getattr(os, "O_NOFOLLOW", 0)
 
 
@@ -55,94 +59,12 @@ def volume_to_array(volume):
     return rearrange(volume, "1 z x y -> x y z")
 
 
-def find_volumes(folder, flag="--data"):
-    """Sorted paths of all NIfTI files below `folder`; a UserError that names the flag if there are none."""
-    folder = Path(folder)
-    if not folder.is_dir():
-        state = "is a file" if folder.exists() else "does not exist"
-        raise UserError(f"{flag} {folder} {state}: give the folder that holds the .nii or .nii.gz volumes.")
-    names = [p for p in folder.rglob("*") if p.is_file() and not p.name.startswith(".")]
-    odd = [p for p in names if not is_text(p)]
-    if odd:
-        raise UserError(f"{flag} holds file names that are not UTF-8: rename {str(odd[0])!a}.")
-    paths = sorted(p for p in names if p.name.lower().endswith(NIFTI_SUFFIXES))
-    if not paths:
-        raise UserError(f"{flag} {folder} holds no .nii or .nii.gz file ({len(names)} other files).")
-    return paths
-
-
-def is_text(path):
-    """True if a path is UTF-8, so that it can be printed and written down."""
-    try:
-        str(path).encode()
-    except UnicodeEncodeError:
-        return False
-    return True
-
-
-def read_array(path, shape=None):
-    """Read one NIfTI volume as it is, and check that it can be used.
-
-    Args:
-        path: .nii or .nii.gz file; further axes of length 1, as in (X, Y, Z, 1), are dropped.
-        shape: Expected array shape (X, Y, Z) in voxels, or None for any.
-
-    Returns:
-        (array, image): float32 array (X, Y, Z), and the nibabel image for its affine.
-
-    Raises:
-        UserError: The file cannot be used; the text says what was found, what is expected and what to do.
-    """
-    image = load_nifti(path, functools.partial(check_array, shape=shape))
-    with as_damaged(), np.errstate(all="ignore"):
-        array = image.get_fdata(dtype=np.float32, caching="unchanged")
-    array = array.reshape(array.shape[:3])
-    bad = array.size - np.count_nonzero(np.isfinite(array))
-    if bad:
-        raise UserError(f"has NaN or Inf in {bad} of {array.size} voxels: repair or remove it")
-    check_affine(image.affine)
-    if array.min() == array.max():
-        raise UserError(f"is constant (every voxel {array.min():g}): remove it")
-    return array, image
-
-
-def read_volume(path, shape=None):
-    """Read one NIfTI volume and scale it to [0, 1] by its own minimum and maximum.
-
-    Arguments and errors are those of `read_array`.
-
-    Returns:
-        (volume, image): float32 array (1, Z, X, Y) in [0, 1], and the nibabel image for its affine.
-    """
-    array, image = read_array(path, shape)
-    low, high = array.min(), array.max()
-    volume = np.ascontiguousarray(array_to_volume(array))
-    volume -= low
-    volume /= high - low
-    return volume, image
-
-
-def check_affine(affine):
-    """Raise a UserError unless an affine (4, 4) is finite and can be inverted."""
-    if not np.isfinite(affine).all() or abs(np.linalg.det(affine[:3, :3])) < 1e-9:
-        raise UserError("has an affine that is singular or not finite: repair its header")
-
-
-def check_array(header, shape=None):
-    """Raise a UserError unless a NIfTI header is of one 3D array, of a shape (X, Y, Z) if one is given."""
-    if not is_grey(header):
-        raise UserError(f"holds voxels of type {header.get_data_dtype()}, expected one number per voxel")
-    found = tuple(map(int, header.get_data_shape()))
-    if len(found) < 3 or any(n != 1 for n in found[3:]):
-        raise UserError(f"is {len(found)}D {found}, expected 3D (X, Y, Z): extract one volume")
-    if shape is not None and found[:3] != tuple(shape):
-        raise UserError(
-            f"has {by(found[:3])} voxels, expected {by(shape)}: resample or crop it, "
-            f"or set --image_size and --image_depth"
-        )
-
-
 def load_nifti(path, check=None):
+    """nibabel image of a NIfTI file; see `load_with_header`."""
+    return load_with_header(path, check)[0]
+
+
+def load_with_header(path, check=None):
     """nibabel image of a NIfTI-1 or NIfTI-2 file, read as a whole and to the checksum at its end.
 
     The header comes first: what it states must fit the file, before anything of that size is read. Of a .gz,
@@ -152,22 +74,44 @@ def load_nifti(path, check=None):
         path: .nii or .nii.gz file.
         check: Function of the header that raises a UserError.
 
+    Returns:
+        (image, its header as it was written: nibabel repairs some faults without a word).
+
     Raises:
-        UserError: The file is damaged, larger than MAX_VOXELS, or not what `check` wants.
+        UserError: The file is damaged, larger than MAX_VOXELS, named wrongly, or not what `check` wants.
     """
     path = Path(path)
-    packed = path.name.lower().endswith(".gz")
     with as_damaged():
+        packed = is_packed(path)
         size = path.stat().st_size * (DEFLATE if packed else 1)
         with gzip.open(path) if packed else open(path, "rb") as file:
             head = file.read(HEADER_BYTES)
-            kind, needed = stated_size(head, check)
+            kind, header, needed = stated_size(head, check)
             refuse_cut_off(needed, size)
             raw = head + file.read(max(needed - len(head), 0))
             refuse_cut_off(needed, len(raw))
-            if len(file.read(MAX_EXTRA)) == MAX_EXTRA:
+            if len(file.read(MAX_BEHIND)) == MAX_BEHIND:
                 raise UserError("holds more than its header states: export it again")
-        return kind.from_bytes(raw)
+        return kind.from_bytes(raw), header
+
+
+def is_packed(path):
+    """True if a file is compressed, as its name says.
+
+    Raises:
+        UserError: The name says otherwise, and others go by it; or the file is a pointer to one elsewhere.
+    """
+    with open(path, "rb") as file:
+        start = file.read(HEADER_BYTES)
+    for text, remedy in POINTERS.items():
+        if start.startswith(text):
+            raise UserError(f"is a pointer of {remedy}")
+    named = path.name.lower().endswith(".gz")
+    if start.startswith(GZIP) and not named:
+        raise UserError(f"is compressed, and its name does not say so: rename it to {path.name}.gz")
+    if named and any(kind.header_class.may_contain_header(start) for kind in KINDS):
+        raise UserError(f"is not compressed, as its name says: rename it to {path.name[:-3]}")
+    return named
 
 
 def refuse_cut_off(needed, there):
@@ -180,8 +124,8 @@ def refuse_cut_off(needed, there):
 
 
 def stated_size(head, check=None):
-    """(nibabel class, bytes up to the last voxel) as a NIfTI header states them; see `load_nifti`."""
-    kinds = [k for k in (nib.Nifti2Image, nib.Nifti1Image) if k.header_class.may_contain_header(head)]
+    """(nibabel class, header, bytes up to the last voxel) as a NIfTI header states them; see `load_nifti`."""
+    kinds = [kind for kind in KINDS if kind.header_class.may_contain_header(head)]
     if not kinds:
         found = "no NIfTI header" if head else "it is empty"
         raise UserError(f"cannot be read ({found}): copy it again or remove it")
@@ -193,9 +137,9 @@ def stated_size(head, check=None):
     if check is not None:
         check(header)
     start = float(header["vox_offset"])
-    if not 0 <= start <= MAX_EXTRA:
+    if not 0 <= start <= MAX_BEFORE:
         raise UserError(f"states that its voxels start at byte {start:g}: its header is damaged")
-    return kinds[0], int(start) + math.prod(shape) * header.get_data_dtype().itemsize
+    return kinds[0], header, int(start) + math.prod(shape) * header.get_data_dtype().itemsize
 
 
 @contextlib.contextmanager
@@ -240,17 +184,6 @@ def one_line(error):
     return text if len(text) <= MAX_REASON else f"{text[:MAX_REASON]}..."
 
 
-def is_grey(image):
-    """True if a nibabel image or header has one real number per voxel."""
-    return image.get_data_dtype().names is None and image.get_data_dtype().kind != "c"
-
-
-def left_right_axis(affine):
-    """Axis of a NIfTI array that runs between the patient's left and right. Shapes: (4, 4) -> 0, 1 or 2"""
-    codes = nib.aff2axcodes(affine)
-    return next(axis for axis, code in enumerate(codes) if code in ("L", "R"))
-
-
 def file_digest(path):
     """SHA-256 of a file, in hexadecimal."""
     digest = hashlib.sha256()
@@ -274,26 +207,6 @@ def save_nifti(volume, affine, path):
     image.set_qform(affine, code=1)
     with atomic_path(path) as part:
         nib.save(image, part)
-
-
-def refuse_unusable(problems, number, folder):
-    """Raise a UserError with one line for every problem, if there is any."""
-    if problems:
-        more = [f"... and {len(problems) - MAX_FILES_NAMED} more"] if len(problems) > MAX_FILES_NAMED else []
-        listed = "\n  ".join(problems[:MAX_FILES_NAMED] + more)
-        raise UserError(f"{len(problems)} of the {number} volumes in {folder} cannot be used:\n  {listed}")
-
-
-def duplicates_among(digests):
-    """Lines that name every file whose voxels equal an earlier file's; `digests` are (path, digest) pairs."""
-    first = {}
-    for path, digest in digests:
-        first.setdefault(digest, path)
-    return [
-        f"{path} has the same voxels as {first[digest]}: remove one"
-        for path, digest in digests
-        if path != first[digest]
-    ]
 
 
 @contextlib.contextmanager

@@ -10,12 +10,14 @@ import itertools
 import os
 from dataclasses import asdict, replace
 
+import numpy as np
 import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from volumetric import dataset, memory, parallel, runs
 from volumetric.cli import UserError
 from volumetric.files import __version__, as_damaged, locked, naming
+from volumetric.geometry import CANONICAL, axes_of
 from volumetric.layers import count_parameters, trained_by
 
 FORMAT_VERSION = 1  # of our checkpoints
@@ -66,6 +68,7 @@ class VolumeTrainer:
     entry = "networks"  # and its name in a checkpoint
     optimizers = None  # {name in a checkpoint: optimiser}
     members = None  # indices of the volumes that are trained on; None is all
+    inherited = frozenset()  # contents of the volumes that the weights were trained on before this run
     replay = None  # of steps that are all alike
     reals_per_batch = 1  # batches of real volumes that a micro-batch of a step takes
 
@@ -219,12 +222,19 @@ class VolumeTrainer:
             "command": self.command,
             "affine": self.audit.affine.tolist(),
             "data_digest": self.audit.digest,
+            "trained_on": sorted(self.trained_on),
             "format_version": FORMAT_VERSION,
             "version": __version__,
         }
         if self.device.type == "cuda":
             state["random"]["cuda"] = torch.cuda.get_rng_state(self.device)
         return state
+
+    @property
+    def trained_on(self):
+        """Contents of all volumes that the weights have been trained on, a set; see collection.py."""
+        contents = self.audit.contents
+        return self.inherited.union(contents if self.members is None else (contents[i] for i in self.members))
 
     def networks_in(self, state):
         """State dict of the networks in a checkpoint; a UserError if it is of another program."""
@@ -246,6 +256,7 @@ class VolumeTrainer:
                 group["full"] = group["lr"] = rate  # the flag's, also when it was changed
         if self.scaler.is_enabled() and state["scaler"]:
             self.scaler.load_state_dict(state["scaler"])
+        self.inherited = self.inherited.union(state.get("trained_on", ()))
         self.reverts, self.best = state["reverts"], self.best or state.get("best")
         torch.set_rng_state(state["random"]["cpu"])
         if self.device.type == "cuda" and "cuda" in state["random"]:
@@ -279,12 +290,43 @@ def adopt_settings(config, checkpoint, names):
     return replace(config, **stored)
 
 
-def open_audit(config, device, group, batch_size):
-    """Audit of a run's data, which make at least one batch, with the volumes where --cache wants them."""
+def open_audit(config, device, group, batch_size, source=None, parts=("training",)):
+    """Audit of a run's data, which make at least one batch, with the volumes where --cache wants them.
+
+    Args:
+        config, device, group: As for `start`.
+        batch_size: Fewest volumes.
+        source: Checkpoint that the run continues or starts from, if any: its axes are those of the run.
+        parts: Of the split.
+    """
     cache = "none" if config.dry_run and device.type != "cuda" else config.cache
-    audit = dataset.open_data(config.data, config.array_shape, batch_size, cache, config.packs, group)
+    chosen = {"split": config.split, "parts": parts}
+    axes = CANONICAL if source is None else axes_of_run(source, config.data, **chosen)
+    where = (cache, config.packs, group)
+    audit = dataset.open_data(config.data, config.array_shape, batch_size, *where, axes=axes, **chosen)
     audit.move(cache, device)
     return audit
+
+
+def axes_of_run(source, data, **chosen):
+    """Codes of the axes that a checkpoint was trained along: RAS, but for those of earlier versions.
+
+    A checkpoint of the original does not state them: its volumes were read as they are stored.
+
+    Args:
+        source: Path of the checkpoint.
+        data: Data folder.
+        chosen: split and parts, as for `collection.choose`.
+    """
+    with as_damaged("it is damaged or of another program", source):
+        affine = runs.read_state(source, check=False).get("affine")
+        axes = dataset.axes_of_most(data, **chosen) if affine is None else axes_of(np.reshape(affine, (4, 4)))
+    if axes != CANONICAL:
+        said = (
+            "was trained along" if affine is not None else "states no axes; most of the data are stored along"
+        )
+        print(f"{source} {said} {axes}: the run goes on along them; a new one reads along {CANONICAL}.")
+    return axes
 
 
 def start(make, config, audit, device, group):
@@ -322,7 +364,9 @@ def start(make, config, audit, device, group):
         group.wait()
         if config.init_from:
             with naming(config.init_from):
-                runs.load_networks(trainer.networks, trainer.networks_in(runs.read_state(config.init_from)))
+                state = runs.read_state(config.init_from)
+                trainer.inherited = frozenset(state.get("trained_on", ()))
+                runs.load_networks(trainer.networks, trainer.networks_in(state))
         trainer.train()
     print(f"Checkpoints are in {config.models}, previews and metrics.csv in {config.results}.")
     return trainer

@@ -19,7 +19,8 @@ import torch.nn.functional as F
 sys.path.insert(0, str(Path(__file__).parents[2]))
 from MedicalNet.groups import wilson
 from volumetric.cli import check_fields, one_line_errors, option, parse_cli
-from volumetric.files import find_volumes, new_folder, read_array
+from volumetric.collection import find_volumes, read
+from volumetric.files import new_folder
 from volumetric.parallel import be_quick_on, host_random
 
 
@@ -45,7 +46,7 @@ def read_set(folder, names=None):
     names = sorted(set(of)) if names is None else names
     volumes = []
     for path in paths:
-        array = read_array(path)[0]
+        array = read(path).array
         volumes.append((array - array.min()) / (array.max() - array.min()))
     labels = np.array([names.index(name) for name in of])
     return torch.from_numpy(np.stack(volumes))[:, None], torch.from_numpy(labels), names

@@ -37,7 +37,8 @@ sys.path.insert(0, str(ROOT))
 from MedicalNet.distances import Neighbours, OfNeighbours, frechet_distance  # noqa: E402
 from stylegan2_pytorch import ModelLoader  # noqa: E402
 from volumetric.cli import check_fields, one_line_errors, option, parse_cli  # noqa: E402
-from volumetric.files import atomic_path, read_volume  # noqa: E402
+from volumetric.collection import read_volume  # noqa: E402
+from volumetric.files import atomic_path  # noqa: E402
 from volumetric.pictures import axial_pictures, new_axes, save_figure, save_picture, tile  # noqa: E402
 from volumetric.runs import checkpoint_numbers  # noqa: E402
 

@@ -34,7 +34,7 @@ ROOT = Path(__file__).parents[2]
 sys.path.insert(0, str(ROOT))
 import stylegan2_pytorch as sg  # noqa: E402
 from tests.benchmarks.launches import NoLog  # noqa: E402
-from volumetric import dataset, files, parallel, pictures, runs, training  # noqa: E402
+from volumetric import collection, dataset, parallel, pictures, runs, training  # noqa: E402
 from volumetric.cli import check_device_name, check_fields, one_line_errors, option, parse_cli  # noqa: E402
 
 SIZE = {"image_size": 64, "image_depth": 16}
@@ -215,7 +215,7 @@ def print_table(config, trained, reports):
 
 def load(folder, name):
     """Volumes of a class, scaled as training scales them. Shapes: -> (N, Z, X, Y)"""
-    return np.stack([files.read_volume(p)[0][0] for p in sorted((folder / name).glob("*.nii.gz"))])
+    return np.stack([collection.read_volume(p)[0][0] for p in sorted((folder / name).glob("*.nii.gz"))])
 
 
 class Judge:

@@ -23,8 +23,8 @@ from trust.controls import KINDS  # noqa: E402
 from trust.rates import realised_rate, wilson  # noqa: E402
 from trust.replicas import Threshold, look, look_at_copy, table_of  # noqa: E402
 from trust.similarity import STATISTICS, Library  # noqa: E402
-from trust.volumes import volumes_of  # noqa: E402
 from trust.workers import prepare, spread_out  # noqa: E402
+from volumetric.collection import volumes_in  # noqa: E402
 
 TRAINING, POOL, COPIED = 100, 700, 30
 HELD_OUT = (25, 100, 300)
@@ -44,7 +44,7 @@ def calibration(training=None, pool=None, workers=2):
     with tempfile.TemporaryDirectory() as place:
         training = training or make_phantoms(Path(place) / "training", TRAINING, 0, 64, 16)
         pool = pool or make_phantoms(Path(place) / "pool", POOL, 10**6, 64, 16)
-        known, others = volumes_of(training, "--training")[:TRAINING], volumes_of(pool, "--pool")[:POOL]
+        known, others = volumes_in(training, "--training")[:TRAINING], volumes_in(pool, "--pool")[:POOL]
         library = Library(spread_out(prepare, known, "Training", workers), known[0].shape)
         looked = spread_out(look, others, "Others", workers, library)
         values = {name: v for name, (v, _) in table_of([found for found, *_ in looked]).items()}

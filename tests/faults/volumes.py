@@ -11,7 +11,7 @@ import numpy as np
 from preprocessing.scans import audit_scan
 from tests.faults.children import limit_memory, run
 from volumetric.cli import UserError
-from volumetric.files import read_array
+from volumetric.collection import read
 
 SHAPE = (24, 20, 16)
 MEMORY = 0.5  # GiB
@@ -91,8 +91,8 @@ def read_both_ways(path):
     """Read a file as training and as preprocessing read it; what they give must be sound."""
     said = 0
     for way in (
-        lambda: read_array(path)[0],
-        lambda: read_array(path, SHAPE)[0],
+        lambda: read(path).array,
+        lambda: read(path, SHAPE).array,
         lambda: audit_scan("x", path),
     ):
         try:

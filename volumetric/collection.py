@@ -1,0 +1,635 @@
+"""The one door for volumes and label maps: finding, reading, telling apart, and what must not be in two sets.
+
+    paths = find_volumes("volumes")            every file of the folder is taken, or named with the reason
+    volume = read(paths[0])                    array along R, A, S, affine in mm
+    volume.content                             what it is known by, whatever its name, axes or compression
+    unique_names(paths)                        a name for each that no other has
+
+A volume is known by its content: the SHA-256 of its voxels along right, front and up, scaled to [0, 1] by
+their own range, wherever its header places them. A label map is known by its ids, unscaled.
+"""
+
+import functools
+import gzip
+import hashlib
+import os
+import re
+from collections import Counter, defaultdict
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+from tqdm import tqdm
+
+from volumetric.cli import UserError
+from volumetric.files import (
+    HEADER_BYTES,
+    NIFTI_SUFFIXES,
+    array_to_volume,
+    as_damaged,
+    by,
+    is_packed,
+    load_with_header,
+    naming,
+    stated_size,
+    volume_to_array,
+)
+from volumetric.geometry import (
+    CANONICAL,
+    affine_of,
+    apart,
+    axes_of,
+    same_grid,
+    same_spacing,
+    spacing_of,
+    turn,
+)
+from volumetric.tables import Split
+
+MAX_FILES_NAMED = 50  # files listed in one message
+FEW_NAMED = 8  # files named in a line of what is passed over
+READERS = min(8, os.cpu_count() or 1)  # threads
+FEW_VALUES = 64  # whole numbers, of which fewer make a label map
+WHOLE = 1e-3  # of a whole number, that a slope in the header leaves of it
+MAPS = tuple(f"_deviation{suffix}" for suffix in NIFTI_SUFFIXES)  # that the generator writes beside volumes
+# Formats of images that are not read, and what converts them to NIfTI.
+FOREIGN = dict.fromkeys((".mgz", ".mgh"), "mri_convert") | dict.fromkeys((".hdr", ".img"), "nib-convert")
+FOREIGN |= dict.fromkeys((".nrrd", ".nhdr", ".mha", ".mhd"), "3D Slicer") | {".mnc": "mnc2nii"}
+FOREIGN |= {".nii.bz2": "bunzip2", ".nii.xz": "unxz", ".nii.zst": "zstd -d", ".nii.zip": "unzip"}
+DICOM = dict.fromkeys((".dcm", ".dcm.gz", ".ima"), "preprocessing/preprocessing.py")
+# What lies beside volumes and is none.
+BESIDE = (".json", ".csv", ".tsv", ".txt", ".md", ".pdf", ".html", ".png", ".jpg", ".gif", ".svg", ".log")
+BESIDE += (".mat", ".bval", ".bvec", ".yaml", ".yml", ".npy", ".npz", ".xml", ".xlsx", ".py", ".sh", ".pt")
+NNUNET_CHANNEL = re.compile(r"_\d{4}$")  # at the end of a name, of nnU-Net's volumes
+
+
+# ╔══════════════════════════════════════════════════════════════════════════════════════════════════════════╗
+# ║ Finding                                                                                                  ║
+# ╚══════════════════════════════════════════════════════════════════════════════════════════════════════════╝
+
+
+@dataclass
+class Found:
+    """What a folder holds: nothing is left out without a word.
+
+    Args:
+        paths: NIfTI files, sorted.
+        lost: {path: why} of what stands in the place of a volume that is not here.
+        passed_over: {path: why} of images that are not read.
+        others: Number of other files by ending, of kinds that do not lie beside volumes as a rule.
+    """
+
+    paths: list = field(default_factory=list)
+    lost: dict = field(default_factory=dict)
+    passed_over: dict = field(default_factory=dict)
+    others: Counter = field(default_factory=Counter)
+
+    def notes(self):
+        """Lines on what was passed over, one for each reason."""
+        reasons = defaultdict(list)
+        for path, why in self.passed_over.items():
+            reasons[why].append(str(path))
+        lines = []
+        for why, paths in reasons.items():
+            more = f" and {len(paths) - FEW_NAMED} more" if len(paths) > FEW_NAMED else ""
+            lines.append(f"passed over: {', '.join(paths[:FEW_NAMED])}{more}: {why}")
+        if self.others:
+            kinds = ", ".join(f"{number} {ending}" for ending, number in sorted(self.others.items()))
+            lines.append(f"passed over: {kinds}: no NIfTI files")
+        return lines
+
+
+def find(folder, flag="--data", dicom=False, left_out=()):
+    """Every file below a folder, links followed; hidden files and folders are passed over.
+
+    Args:
+        folder: Folder.
+        flag: Flag that names it, for messages.
+        dicom: DICOM files are read elsewhere: they are not named.
+        left_out: Names of folders that are not entered.
+
+    Returns:
+        Found.
+
+    Raises:
+        UserError: There is no such folder, or a name in it is no text.
+    """
+    folder = Path(folder)
+    if not folder.is_dir():
+        state = "is a file" if folder.exists() else "does not exist"
+        raise UserError(f"{flag} {folder} {state}: give the folder that holds the .nii or .nii.gz volumes.")
+    found, foreign = Found(), FOREIGN if dicom else FOREIGN | DICOM
+    entered = set()
+    for place, folders, files in os.walk(folder, followlinks=True):
+        place, real = Path(place), os.path.realpath(place)
+        if real in entered:
+            found.passed_over[place] = "a link to a folder that is read already"
+            folders.clear()
+            continue
+        entered.add(real)
+        folders[:] = sorted(name for name in folders if not name.startswith(".") and name not in left_out)
+        for name in (name for name in files if not name.startswith(".")):
+            refuse_odd_name(place / name, flag)
+            sort_in(place / name, found, foreign)
+    found.paths.sort()
+    return found
+
+
+def sort_in(path, found, foreign):
+    """Put a file where it belongs in Found."""
+    name = path.name.lower()
+    kind = next((suffix for suffix in sorted(foreign, key=len, reverse=True) if name.endswith(suffix)), None)
+    if name.endswith(MAPS):
+        found.passed_over[path] = "a map of deviation, which is no volume"
+    elif name.endswith(NIFTI_SUFFIXES) and path.is_file():
+        found.paths.append(path)
+    elif name.endswith(NIFTI_SUFFIXES):
+        found.lost[path] = "is a link to a file that is not here: fetch it (datalad get), or remove it"
+    elif kind is not None:
+        found.passed_over[path] = f"a format that is not read; convert it to NIfTI ({foreign[kind]})"
+    elif not name.endswith(BESIDE):
+        found.others[path.suffix or "without an ending"] += 1
+
+
+def refuse_odd_name(path, flag):
+    """Raise a UserError for a path that is not UTF-8: it cannot be printed or written down."""
+    try:
+        str(path).encode()
+    except UnicodeEncodeError:
+        raise UserError(f"{flag} holds file names that are not UTF-8: rename {str(path)!a}.") from None
+
+
+def find_volumes(folder, flag="--data", say=print):
+    """Sorted paths of all volumes below a folder; tells what was passed over.
+
+    Args:
+        folder: Folder.
+        flag: Flag that names it, for messages.
+        say: Function that is given each line about what was passed over.
+
+    Raises:
+        UserError: There are none, or a link leads to a volume that is not here.
+    """
+    found = find(folder, flag)
+    refuse_unusable(
+        [f"{p} {why}" for p, why in found.lost.items()], len(found.paths) + len(found.lost), folder
+    )
+    if not found.paths:
+        more = "".join(f"\n  {line}" for line in found.notes())
+        raise UserError(f"{flag} {folder} holds no .nii or .nii.gz file.{more}")
+    for line in found.notes():
+        say(line)
+    return found.paths
+
+
+def choose(folder, flag="--data", split=None, parts=("training",), say=print):
+    """Volumes of a folder, or of parts of its split: ([path], {path: content that the split states}).
+
+    Args:
+        folder, flag, say: As for `find_volumes`.
+        split: Table of preprocessing/split.py; None takes all.
+        parts: Which of tables.PARTS.
+    """
+    paths = find_volumes(folder, flag, say)
+    if split is None:
+        return paths, {}
+    stated = Split.read(split).contents(paths, parts)
+    named = " and ".join(parts)
+    say(f"{flag} {folder}: {len(stated)} of {len(paths)} volumes are for {named} in {split}")
+    return list(stated), stated
+
+
+# ╔══════════════════════════════════════════════════════════════════════════════════════════════════════════╗
+# ║ Reading                                                                                                  ║
+# ╚══════════════════════════════════════════════════════════════════════════════════════════════════════════╝
+
+
+@dataclass(frozen=True)
+class Volume:
+    """A volume that was read.
+
+    Args:
+        array: (X, Y, Z) along right, front and up, or the axes that were asked for.
+        affine: (4, 4), voxels of `array` to RAS mm.
+        stored: Affine of the file, in mm; `as_stored` takes an array back to it.
+    """
+
+    array: np.ndarray
+    affine: np.ndarray
+    stored: np.ndarray
+
+    @property
+    def spacing(self):
+        """Voxel size, (3,) mm."""
+        return spacing_of(self.affine)
+
+    @property
+    def axes(self):
+        """Codes of the axes in the file, for example LPS."""
+        return axes_of(self.stored)
+
+    def as_stored(self, array):
+        """An array of this volume's grid along the file's axes. Shapes: (X, Y, Z) -> (X', Y', Z')"""
+        return turn(array, self.affine, self.axes)[0]
+
+    @property
+    def content(self):
+        """What the volume is known by; see the module."""
+        return content_of(scaled(turn(self.array, self.affine)[0]))
+
+
+def read(path, shape=None, axes=CANONICAL, scan=False):
+    """Read a NIfTI volume, and check that it can be used.
+
+    Args:
+        path: .nii or .nii.gz file; further axes of length 1, as in (X, Y, Z, 1), are dropped.
+        shape: Expected shape (X, Y, Z) along `axes`, voxels, or None for any.
+        axes: Codes of the wanted axes.
+        scan: It is a raw scan; see `geometry.affine_of`.
+
+    Returns:
+        Volume, float32; a view of what was read where its axes allow it.
+
+    Raises:
+        UserError: It cannot be used; the text says what was found, what is expected and what to do.
+    """
+    image, header = load_with_header(path, functools.partial(check_array, shape=shape))
+    stored = affine_of(image, header, scan)
+    with as_damaged(), np.errstate(all="ignore"):
+        array = image.get_fdata(dtype=np.float32, caching="unchanged")
+    array = array.reshape(array.shape[:3])
+    check_values(array)
+    array, affine = turn(array, stored, axes)
+    if shape is not None and array.shape != tuple(shape):
+        refuse_shape(array.shape, shape)
+    return Volume(array, affine, stored)
+
+
+def stored_axes(path):
+    """Codes of the axes along which a volume is stored, read off its header; text."""
+    with naming(path), as_damaged():
+        with gzip.open(path) if is_packed(Path(path)) else open(path, "rb") as file:
+            _, header, _ = stated_size(file.read(HEADER_BYTES))
+        return axes_of(header.get_best_affine())
+
+
+def read_whole(path, axes=CANONICAL):
+    """Read a NIfTI file of whole numbers: a label map, or a mask; as `read`.
+
+    Returns:
+        (Volume, int64, of values within 1e-3 of whole numbers; text of its header's description).
+
+    Raises:
+        UserError: It cannot be read, or its values are no whole numbers.
+    """
+    image, header = load_with_header(path, check_array)
+    stored = affine_of(image, header)
+    with as_damaged(), np.errstate(all="ignore"):
+        array = np.asanyarray(image.dataobj)
+        described = bytes(header["descrip"]).rstrip(b"\0").decode(errors="replace")
+    array = array.reshape(array.shape[:3])
+    whole = np.rint(array)
+    if not np.isfinite(array).all() or (np.abs(array - whole) > WHOLE).any():
+        raise UserError(f"has values that are no whole numbers: {why_not_whole(array, header)}")
+    array, affine = turn(whole.astype(np.int64), stored, axes)
+    return Volume(array, affine, stored), described
+
+
+def why_not_whole(array, header):
+    """What values that are no labels come from, and the remedy."""
+    slope = float(header["scl_slope"])
+    if np.isfinite(slope) and slope not in (0, 1) and np.isfinite(array).all():
+        return (
+            f"its header scales what is stored by {slope:.6g} (scl_slope), as for a picture; save the labels "
+            f"as whole numbers"
+        )
+    return "labels were interpolated; resample anew, by nearest neighbour"
+
+
+def read_volume(path, shape=None, axes=CANONICAL):
+    """Read a NIfTI volume as the networks see it, scaled to [0, 1] by its own minimum and maximum.
+
+    Arguments and errors are those of `read`.
+
+    Returns:
+        (float32 array (1, Z, X, Y) in [0, 1], Volume with the array as it was read).
+    """
+    volume = read(path, shape, axes)
+    return scaled(volume.array), volume
+
+
+def scaled(array):
+    """A volume as the networks see it. Shapes: (X, Y, Z) -> (1, Z, X, Y) float32 in [0, 1], a copy"""
+    low, high = array.min(), array.max()
+    volume = np.array(array_to_volume(array), dtype=np.float32, order="C")
+    volume -= low
+    volume /= max(high - low, np.finfo(np.float32).tiny)  # a generated volume may be constant
+    return volume
+
+
+def check_array(header, shape=None):
+    """Raise a UserError unless a NIfTI header is of one 3D array that can have a shape (X, Y, Z)."""
+    if not is_grey(header):
+        raise UserError(f"holds voxels of type {header.get_data_dtype()}, expected one number per voxel")
+    found = tuple(map(int, header.get_data_shape()))
+    if len(found) < 3 or any(n != 1 for n in found[3:]):
+        raise UserError(f"is {len(found)}D {found}, expected 3D (X, Y, Z): extract one volume")
+    if shape is not None and sorted(found[:3]) != sorted(shape):  # before anything of that size is read
+        refuse_shape(found[:3], shape)
+
+
+def refuse_shape(found, shape):
+    """Raise a UserError for a volume of another shape."""
+    raise UserError(
+        f"has {by(found)} voxels, expected {by(shape)}: resample or crop it, or set --image_size and "
+        f"--image_depth"
+    )
+
+
+def check_values(array):
+    """Raise a UserError unless all voxels are finite, and not all are equal."""
+    bad = array.size - np.count_nonzero(np.isfinite(array))
+    if bad:
+        raise UserError(f"has NaN or Inf in {bad} of {array.size} voxels: repair or remove it")
+    if array.min() == array.max():
+        raise UserError(f"is constant (every voxel {array.min():g}): remove it")
+
+
+def is_grey(image):
+    """True if a nibabel image or header has one real number per voxel."""
+    return image.get_data_dtype().names is None and image.get_data_dtype().kind != "c"
+
+
+def is_label_map(array):
+    """True for an array of few whole numbers; a few voxels tell that most volumes are none."""
+    steps = tuple(slice(None, None, max(n // 16, 1)) for n in array.shape)
+    return has_few_whole(array[steps]) and has_few_whole(array)
+
+
+def has_few_whole(array):
+    """True if an array has at most FEW_VALUES different values, all whole numbers."""
+    values = np.unique(array)
+    return len(values) <= FEW_VALUES and bool((values == np.rint(values)).all())
+
+
+# ╔══════════════════════════════════════════════════════════════════════════════════════════════════════════╗
+# ║ Telling apart                                                                                            ║
+# ╚══════════════════════════════════════════════════════════════════════════════════════════════════════════╝
+
+
+def content_of(volume):
+    """SHA-256 of a volume as the networks see it, (1, Z, X, Y) float32 along R, A, S, in hexadecimal."""
+    return hashlib.sha256(np.ascontiguousarray(volume)).hexdigest()
+
+
+def content_of_labels(labels):
+    """SHA-256 of a label map along R, A, S, its shape included. Shapes: (X, Y, Z) whole numbers -> text"""
+    ids = np.ascontiguousarray(labels, dtype=np.int16)
+    return hashlib.sha256(repr(ids.shape).encode() + ids.tobytes()).hexdigest()
+
+
+def name_of(path):
+    """Name of a file without the ending of a volume."""
+    return re.sub(r"\.nii(\.gz)?$", "", Path(path).name, flags=re.IGNORECASE)
+
+
+def unique_names(paths):
+    """{path: name} of files, without endings: as much of each path's end as tells them apart, joined by _.
+
+    sub-00.nii.gz alone is sub-00; beside another of that name it is siteA_sub-00.
+    """
+    parts = {path: [*Path(path).parent.parts, name_of(path)] for path in paths}
+    depths, growing = dict.fromkeys(parts, 1), list(parts)
+    while growing:
+        names = {path: "_".join(map(plain, of[-depths[path] :])) for path, of in parts.items()}
+        number = Counter(names.values())
+        growing = [p for p, name in names.items() if number[name] > 1 and depths[p] < len(parts[p])]
+        depths |= {path: depths[path] + 1 for path in growing}
+    for path, name in names.items():  # v.nii beside v.nii.gz, or folders whose odd letters are one
+        if number[name] > 1:
+            names[path] = f"{name}_{hashlib.sha256(str(path).encode()).hexdigest()[:8]}"
+    return names
+
+
+def plain(text):
+    """A text as part of a file's name."""
+    return re.sub(r"[^\w.-]+", "_", text).strip("_")
+
+
+def pair_up(folders, only=None):
+    """{case: paths, in the order of the folders} of files that are called alike in several folders.
+
+    Args:
+        folders: {flag: folder}.
+        only: Names of the cases that are wanted; None is all, and all must have partners.
+
+    Raises:
+        UserError: A folder has two files of one name, or a file has no partner.
+    """
+    found = {}
+    for flag, folder in folders.items():
+        names = {path: in_folder(path, folder) for path in find_volumes(folder, f"--{flag}")}
+        paths = {name: path for path, name in names.items() if only is None or name in only}
+        if len(set(names.values())) < len(names):
+            twice = Counter(names.values()).most_common(1)[0][0]
+            raise UserError(f"--{flag} {folder} has {twice} twice, as .nii and .nii.gz: remove one.")
+        found[flag] = paths
+    for flag, paths in found.items():
+        for other in found.keys() - {flag}:
+            refuse_alone(paths, found[other], flag, f"--{other} {folders[other]}")
+    first = next(iter(found.values()))
+    return {name: tuple(one[name] for one in found.values()) for name in sorted(first)}
+
+
+def in_folder(path, folder):
+    """Name of a volume by its place in a folder: siteA/sub-00.nii.gz is siteA/sub-00."""
+    return Path(path).relative_to(folder).with_name(name_of(path)).as_posix()
+
+
+def refuse_alone(paths, others, flag, other):
+    """Raise a UserError if a file of one folder has no partner in another; both are {name: path}."""
+    alone = sorted(paths.keys() - others.keys())
+    if not alone:
+        return
+    hint = "the names must be the same"
+    if any(NNUNET_CHANNEL.sub("", name) in others for name in alone):
+        hint = f"{NNUNET_CHANNEL.search(alone[0])[0]} is nnU-Net's number of a channel; give files without it"
+    raise UserError(f"{paths[alone[0]]} has no partner in {other}, as {len(alone)} of {len(paths)}: {hint}.")
+
+
+# ╔══════════════════════════════════════════════════════════════════════════════════════════════════════════╗
+# ║ Sets of volumes                                                                                          ║
+# ╚══════════════════════════════════════════════════════════════════════════════════════════════════════════╝
+
+
+@dataclass(frozen=True)
+class VolumeFile:
+    """A volume in a file, as it was when it was checked.
+
+    Args:
+        path: The file.
+        shape: (X, Y, Z), voxels, along right, front and up.
+        affine: (4, 4), mm, of these.
+        axes: Codes of the axes in the file.
+        content: What the volume is known by.
+        labels: It is a label map.
+    """
+
+    path: Path
+    shape: tuple
+    affine: np.ndarray
+    axes: str
+    content: str
+    labels: bool = False
+
+    @property
+    def name(self):
+        """The path, for messages."""
+        return str(self.path)
+
+    @property
+    def spacing(self):
+        """Voxel size, (3,) mm."""
+        return spacing_of(self.affine)
+
+    def read(self):
+        """The array (X, Y, Z) along right, front and up, in [0, 1], float32."""
+        with naming(self.path):
+            return np.ascontiguousarray(volume_to_array(scaled(read(self.path).array)))
+
+
+def examined(path, shape=None):
+    """The VolumeFile of a path; a UserError, without the name, if it cannot be used."""
+    volume = read(path, shape)
+    labels = is_label_map(volume.array)
+    return VolumeFile(Path(path), volume.array.shape, volume.affine, volume.axes, volume.content, labels)
+
+
+def read_all(paths, work, title, folder, stated=None):
+    """What a function finds in every file, in the files' order, read by several threads.
+
+    Args:
+        paths: Files.
+        work: Function of a path; what it returns has `content` and `labels` as a VolumeFile.
+        title: Of the progress bar.
+        folder: For messages.
+        stated: {path: content} of a split; None states none.
+
+    Raises:
+        UserError: One line for every file of which `work` raised one; there are label maps among volumes; or
+            a volume is not the one that the split knows.
+    """
+
+    def guarded(path):
+        try:
+            found = work(path)
+        except (UserError, OSError) as error:
+            return f"{path} {error}".rstrip(".")
+        if stated and found.content != stated[path]:
+            return f"{path} has other voxels than the split knows: make the split again"
+        return found
+
+    with ThreadPoolExecutor(READERS) as pool:
+        found = list(tqdm(pool.map(guarded, paths), title, len(paths), leave=False))
+    refuse_unusable([one for one in found if isinstance(one, str)], len(paths), folder)
+    maps = [path for path, one in zip(paths, found, strict=True) if one.labels]
+    if 0 < len(maps) < len(paths):
+        raise UserError(
+            f"{len(maps)} of the {len(paths)} files in {folder} are label maps or masks, the first "
+            f"{maps[0]}: keep them in a folder of their own."
+        )
+    return found
+
+
+def volumes_in(folder, flag, fewest=1, split=None, parts=("training",)):
+    """[VolumeFile] of a folder, sorted by path.
+
+    Args:
+        folder, flag, split, parts: As for `choose`.
+        fewest: Volumes that are needed.
+
+    Raises:
+        UserError: One line for every file that cannot be used, or there are too few.
+    """
+    paths, stated = choose(folder, flag, split, parts)
+    found = read_all(paths, examined, f"Checking {flag}", folder, stated)
+    if len(found) < fewest:
+        raise UserError(f"{flag} {folder} holds {len(found)} volumes, at least {fewest} are needed.")
+    return found
+
+
+def refuse_unusable(problems, number, folder):
+    """Raise a UserError with one line for every problem, if there is any."""
+    if problems:
+        more = [f"... and {len(problems) - MAX_FILES_NAMED} more"] if len(problems) > MAX_FILES_NAMED else []
+        listed = "\n  ".join(problems[:MAX_FILES_NAMED] + more)
+        raise UserError(f"{len(problems)} of the {number} volumes in {folder} cannot be used:\n  {listed}")
+
+
+def copies_among(volumes):
+    """Lines that name every volume whose content is that of an earlier one; `volumes` are (path, content)."""
+    first = {}
+    for path, content in volumes:
+        first.setdefault(content, path)
+    return [
+        f"{path} has the same voxels as {first[content]}: remove one"
+        for path, content in volumes
+        if path != first[content]
+    ]
+
+
+def same_geometry(sets):
+    """Raise a UserError unless all volumes of several sets have one shape and one voxel size.
+
+    Args:
+        sets: {flag: [VolumeFile]}.
+    """
+    first = next(iter(sets.values()))[0]
+    for volume in (volume for volumes in sets.values() for volume in volumes):
+        if volume.shape != first.shape or not same_spacing(volume.spacing, first.spacing):
+            raise UserError(
+                f"{volume.path} has {by(volume.shape)} voxels of {by(volume.spacing.round(3))} mm, "
+                f"{first.path} has {by(first.shape)} of {by(first.spacing.round(3))}: resample one set."
+            )
+
+
+def refuse_other_grid(one, other):
+    """Raise a UserError unless two volumes are of one grid; each is (shape, affine in mm, path).
+
+    Grids that are a small part of a voxel apart are one: an affine is stored in float32, or rounded.
+    """
+    (shape, affine, path), (expected, place, partner) = one, other
+    if shape != expected:
+        raise UserError(
+            f"{path} is of another grid than {partner} ({by(shape)} voxels of "
+            f"{by(spacing_of(affine).round(3))} mm, expected {by(expected)} of "
+            f"{by(spacing_of(place).round(3))} mm at the same place): resample it, by nearest neighbour."
+        )
+    if not same_grid(place, affine, shape):
+        raise UserError(
+            f"{path} lies {apart(affine, place, shape):.3g} mm beside {partner}, expected the same place: "
+            f"resample it, by nearest neighbour."
+        )
+
+
+def refuse_overlap(known, others, what, flag):
+    """Raise a UserError if volumes of one set are in another, by their content.
+
+    Args:
+        known: {content: what to call it}, for example its path.
+        others: [VolumeFile], or what else has `path` and `content`.
+        what: What the first set is, for messages: "the training set --real x".
+        flag: Of the second.
+    """
+    shared = [volume for volume in others if volume.content in known]
+    if shared:
+        raise UserError(
+            f"{len(shared)} of the {len(others)} volumes of {flag} are in {what}, the first {shared[0].path} "
+            f"({known[shared[0].content]}): they must be of other subjects."
+        )
+
+
+def known_by_content(volumes):
+    """{content: path} of VolumeFiles, for `refuse_overlap`."""
+    return {volume.content: str(volume.path) for volume in volumes}
