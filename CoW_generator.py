@@ -679,6 +679,7 @@ def generate_recipes(config, model, recipes):
     for folder in (config.folder, config.folder / "style_and_noise"):
         folder.mkdir(parents=True, exist_ok=True)
         clear_parts(folder)
+    sidecars.write_trained_on(config.folder, model.trained_on, model.path)
     writer = Writer(config, model, affine)
     mine = recipes[rank::ranks]  # shared out before looking at files that another process may be writing
     missing = [recipe for recipe in mine if not writer.is_complete(recipe)]
@@ -947,6 +948,7 @@ def project(config, model):
     name = f"{Path(config.target).name.removesuffix('.gz').removesuffix('.nii')}_projection"
     arrays = config.folder / "style_and_noise"
     arrays.mkdir(parents=True, exist_ok=True)
+    sidecars.write_trained_on(config.folder, model.trained_on, model.path)
     if (config.folder / f"{name}.json").exists():
         raise UserError(f"{config.folder / name}.json is there already: choose another --save_directory.")
     goal = torch.from_numpy(target)[None].to(model.device)

@@ -59,7 +59,14 @@ from volumetric.layers import (
     zero_centered_penalty,
 )
 from volumetric.pictures import save_picture
-from volumetric.sidecars import check_sources, checkpoint_record, compare, is_complete, write_sidecar
+from volumetric.sidecars import (
+    check_sources,
+    checkpoint_record,
+    compare,
+    is_complete,
+    write_sidecar,
+    write_trained_on,
+)
 
 LOCAL_CELLS = 4  # along each axis, of a z drawn locally
 LEAST_WEIGHT = 1.0  # of a class in the loss of N + 1 classes
@@ -870,6 +877,7 @@ class LabelModel(Painter):
             self.table = {int(n): str(name) for n, name in state["table"].items()}
             self.known_as = state["config"]["table"] if state["config"]["table"] in TABLES else "its own"
             self.ignore, self.step = state["config"]["ignore"], state["step"]
+            self.trained_on = frozenset(state.get("trained_on", ()))
             self.affine = np.array(state["affine"], dtype=float).reshape(4, 4)
             self.center = np.array(state["center"], dtype=float).reshape(3)
             G = KINDS[self.settings["generator"]](len(self.table), self.settings)
@@ -953,6 +961,7 @@ def generate_volumes(config):
         print(f"{sum(done for *_, done in plan)} volumes are there already.")
     for one in (folder, labels):
         one.mkdir(parents=True, exist_ok=True)
+    write_trained_on(folder, model.trained_on, model.path)
     rows = defaultdict(list)
     for path, name, record, done in tqdm(plan, "Drawing", unit="volume"):
         numbers, affine = maps[path]

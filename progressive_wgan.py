@@ -49,7 +49,7 @@ from volumetric.layers import (
     zero_centered_penalty,
 )
 from volumetric.pictures import contact_sheet, save_gif, save_picture
-from volumetric.sidecars import check_sources, checkpoint_record, compare, write_sidecar
+from volumetric.sidecars import check_sources, checkpoint_record, compare, write_sidecar, write_trained_on
 
 STATISTICS_OF = 4  # volumes whose standard deviation D sees, as published
 LARGER_BATCHES = (1, 2, 4)  # times batch_size, at the full size, half of it, and all smaller ones
@@ -624,7 +624,7 @@ class ModelLoader(Painter):
             with naming(path):
                 runs.load_networks(networks, state[Trainer.entry])
             self.step, self.affine = state["step"], np.array(state["affine"], dtype=float).reshape(4, 4)
-            self.shares = state["class_shares"]
+            self.shares, self.trained_on = state["class_shares"], frozenset(state.get("trained_on", ()))
         plan = phases(config)
         phase = phase_of(plan, max(self.step - 1, 0))
         self.stage, self.alpha, self.last = phase.stage, phase.alpha(max(self.step - 1, 0)), plan[-1].stage
@@ -672,6 +672,7 @@ def generate_volumes(config):
     seeds = range(config.seed, config.seed + config.num_generate)
     model.label_of(config.seed, config.label)  # before anything is written
     folder, shown = new_folder(config.results / f"generated-{model.path.stem}"), []
+    write_trained_on(folder, model.trained_on, model.path)
     about = {"checkpoint": checkpoint_record(model.path, model.step, "GE" if model.average else "G")}
     for seed in tqdm(seeds, "Generating", unit="volume"):
         label, name = model.label_of(seed, config.label), f"seed{seed:06d}"

@@ -77,6 +77,7 @@ from volumetric.layers import (
 )
 from volumetric.pictures import contact_sheet, save_gif, save_picture
 from volumetric.replay import Replay
+from volumetric.sidecars import write_trained_on
 
 LATENT_DIM = 512  # of z and w, as published
 STYLE_DEPTH = 8  # layers of the mapping network, as published
@@ -1559,6 +1560,7 @@ def generate_volumes(config):
     model.labels_of(seeds[:1], config.label)  # before anything is written
     folder, shown = next_free(config.results / f"generated-{model.path.stem}"), []
     folder.mkdir(parents=True)
+    write_trained_on(folder, model.trained_on, model.path)
     volumes = model.volumes_of(seeds, config.trunc_psi, config.batch_size, config.label)
     for seed, volume in zip(seeds, tqdm(volumes, "Generating", len(seeds), unit="volume"), strict=True):
         save_nifti(volume, model.affine, folder / f"seed{seed:06d}.nii.gz")
@@ -1583,6 +1585,7 @@ def generate_interpolation(config):
     labels = model.labels_of([config.seed], config.label)
     folder = next_free(config.results / f"interpolation-{model.path.stem}")
     folder.mkdir(parents=True)
+    write_trained_on(folder, model.trained_on, model.path)
     z, noise = parallel.batch_inputs((config.seed, config.seed + 1), model.latent_dim, model.shape)
     positions, pictures = torch.linspace(0, 1, config.interpolation_num_steps), []
     for frame, t in enumerate(tqdm(positions, "Interpolating", unit="volume")):

@@ -19,9 +19,10 @@ from volumetric.cli import UserError, check_fields, one_line_errors, option, par
 from volumetric.runs import read_state, save_checkpoint
 
 # Entries of a checkpoint that ModelLoader reads, and what tells how it was trained.
-KEPT = ("step", "affine", "class_names", "class_shares", "format_version", "version")
+KEPT = ("step", "affine", "class_names", "class_shares", "format_version", "version", "trained_on")
 PRIVATE = (
     "data",
+    "split",
     "results_dir",
     "models_dir",
     "labels",
@@ -53,7 +54,7 @@ def released(state):
         "GAN": {name: tensor.half() for name, tensor in averages.items()},
         "truncation_center": {"SE": state["truncation_center"]["SE"]},
         "config": {name: value for name, value in state["config"].items() if name not in PRIVATE},
-        **{name: state[name] for name in KEPT},
+        **{name: state[name] for name in KEPT if name in state},
     }
 
 

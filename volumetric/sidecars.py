@@ -1,4 +1,6 @@
-"""The file beside a generated volume: what it was made of, so that it can be made again, bit for bit."""
+"""Files beside generated volumes: what each was made of, so that it can be made again, bit for bit; and what
+the model was trained on, so that no program takes such a volume for one that the model has not seen.
+"""
 
 import hashlib
 import json
@@ -21,6 +23,7 @@ from volumetric.files import (
 
 SAME = 1e-5  # between a volume and its file, in [0, 1], for equal
 ROUNDING = 1e-4  # between two machines
+TRAINED_ON = "trained_on-"  # begins the name of a list of contents
 
 
 def digest_of(volume):
@@ -44,6 +47,36 @@ def write_sidecar(path, record, volume, **versions):
     record = record | {"volume_sha256": digest_of(volume), "versions": made_by}
     with atomic_path(path) as part:
         part.write_text(json.dumps(record, indent=1), encoding="utf-8")
+
+
+def write_trained_on(folder, contents, checkpoint):
+    """Write what a model was trained on beside its volumes; nothing for a model that does not know it.
+
+    Args:
+        folder: Folder of the volumes.
+        contents: What every training volume is known by; see collection.py.
+        checkpoint: Path of the model.
+    """
+    contents = sorted(contents)
+    if not contents:
+        return
+    digest = hashlib.sha256("".join(contents).encode()).hexdigest()
+    path = Path(folder) / f"{TRAINED_ON}{digest[:12]}.json"
+    if not path.exists():
+        record = {"checkpoint": Path(checkpoint).name, "contents": contents}
+        with atomic_path(path) as part:
+            part.write_text(json.dumps(record, indent=0), encoding="utf-8")
+
+
+def trained_on(folder):
+    """{content: text for a person} of all volumes that the models of the volumes in a folder were trained on."""
+    known = {}
+    for path in sorted(Path(folder).rglob(f"{TRAINED_ON}*.json")):
+        record = read_json(path)
+        with reading(path, "it is damaged; generate the volumes again"):
+            told = f"trained on by {record['checkpoint']}, says {path}"
+            known |= dict.fromkeys(map(str, record["contents"]), told)
+    return known
 
 
 def is_complete(path, record):
