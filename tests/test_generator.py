@@ -19,7 +19,8 @@ import CoW_generator as cow
 import stylegan2_pytorch as sg
 from sample_data import release
 from tests.conftest import ROOT, SMALL, random_array, run_script, tiny_flags, write_volume
-from volumetric import cli, collection
+from volumetric import cli, collection, geometry, sidecars
+from volumetric.cli import UserError
 
 # A rotation by 30 degrees about z and a flip of x, voxels of 0.5 x 0.5 x 0.8 mm.
 OBLIQUE = np.array([[-0.433, -0.25, 0, 9], [-0.25, 0.433, 0, -3], [0, 0, 0.8, 7], [0, 0, 0, 1]])
@@ -60,7 +61,9 @@ def make(home, tmp_path, monkeypatch):
 
 
 def names(folder, suffix=""):
-    return sorted(p.name for p in folder.iterdir() if p.is_file() and p.name.endswith(suffix))
+    """Names of the files in a folder, but for the list of what the model was trained on."""
+    files = (p.name for p in folder.iterdir() if p.is_file() and p.name.endswith(suffix))
+    return sorted(name for name in files if not name.startswith("trained_on-"))
 
 
 def voxels(path):
@@ -97,6 +100,7 @@ def test_every_mode_writes_its_files(make, mode):
     assert names(folder) == sorted(expected + PICTURES[mode])
     arrays = [f"{name}_{kind}.npy" for name in VOLUMES[mode] for kind in ("style", "noise")]
     assert names(folder / "style_and_noise") == sorted(arrays)
+    assert len(sidecars.trained_on(folder)) == 4  # the volumes of the run
     for name in VOLUMES[mode]:
         image = nib.load(folder / f"{name}.nii.gz")
         assert image.shape == (8, 8, 4) and image.get_data_dtype() == np.float32
@@ -236,7 +240,7 @@ def test_volumes_have_the_training_affine_or_the_templates(make, tmp_path):
         nib.load(folder / "seed000042.nii.gz").affine, np.diag([0.6, 0.6, 0.8, 1]), atol=1e-6
     )
     template = write_volume(tmp_path / "template.nii.gz", random_array(1), OBLIQUE)
-    affine = nib.load(template).affine
+    _, affine = geometry.turn(random_array(1), nib.load(template).affine)  # the volumes are along R, A, S
     path = (
         make(num_generate=1, template_path=str(template), save_directory=str(tmp_path / "b"))
         / "seed000042.nii.gz"
@@ -434,6 +438,29 @@ WRONG = {
         "data/v0.nii.gz cannot be read",
     ),
 }
+
+
+def test_a_target_is_turned_to_the_axes_of_the_model(home, tmp_path):
+    model = sg.ModelLoader(checkpoint=home / "demo" / "models" / "demo" / "model_0.pt", device="cpu")
+    as_trained = home / "data" / "v1.nii.gz"
+    turned = nib.load(as_trained).as_reoriented([[0, -1], [1, -1], [2, 1]])
+    nib.save(turned, tmp_path / "turned.nii.gz")
+    expected, place = cow.read_target(as_trained, model)
+    found, affine = cow.read_target(tmp_path / "turned.nii.gz", model)
+    np.testing.assert_array_equal(found, expected)
+    np.testing.assert_allclose(affine, place, atol=1e-6)
+    write_volume(tmp_path / "fine.nii.gz", random_array(1), np.diag([0.3, 0.3, 0.4, 1]))
+    with pytest.raises(UserError, match=r"voxels of 0\.3 x 0\.3 x 0\.4 mm, those of the model are of 0\.6 x"):
+        cow.read_target(tmp_path / "fine.nii.gz", model)
+
+
+def test_a_template_along_other_axes_mirrors_nothing(make, tmp_path):
+    template = nib.Nifti1Image(np.zeros((8, 8, 4), np.float32), np.diag([-0.5, -0.5, 1, 1]))
+    nib.save(template, tmp_path / "template.nii.gz")
+    folder = make(template_path=str(tmp_path / "template.nii.gz"))
+    image = nib.load(next(folder.glob("seed*.nii.gz")))
+    assert nib.aff2axcodes(image.affine) == ("R", "A", "S")  # as the model draws
+    np.testing.assert_allclose(image.affine[:3, 3], [-3.5, -3.5, 0], atol=1e-5)
 
 
 @pytest.mark.parametrize("kind", WRONG)

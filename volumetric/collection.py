@@ -400,7 +400,7 @@ def unique_names(paths):
     sub-00.nii.gz alone is sub-00; beside another of that name it is siteA_sub-00.
     """
     parts = {path: [*Path(path).parent.parts, name_of(path)] for path in paths}
-    depths, growing = dict.fromkeys(parts, 1), list(parts)
+    depths, growing, names, number = dict.fromkeys(parts, 1), list(parts), {}, Counter()
     while growing:
         names = {path: "_".join(map(plain, of[-depths[path] :])) for path, of in parts.items()}
         number = Counter(names.values())

@@ -162,7 +162,7 @@ def read_classes(labels, folder, balanced=False, split=None, parts=("training",)
         found, _ = rows_of(rows, paths, f"--labels {labels}")
         of = [row["label"] if row else "" for row in found]
         remedy = f"add a row to {labels}"
-    lacking = [str(path) for path, name in zip(paths, of, strict=True) if not name]
+    lacking = [str(p.relative_to(folder)) for p, name in zip(paths, of, strict=True) if not name]
     if lacking:
         listed = ", ".join(lacking[:MAX_FILES_NAMED])
         found = f"{len(lacking)} of {len(paths)} volumes in {folder} have no class"

@@ -69,7 +69,7 @@ def write_trained_on(folder, contents, checkpoint):
 
 
 def trained_on(folder):
-    """{content: text for a person} of all volumes that the models of the volumes in a folder were trained on."""
+    """{content: text for a person} of all that the models of the volumes in a folder were trained on."""
     known = {}
     for path in sorted(Path(folder).rglob(f"{TRAINED_ON}*.json")):
         record = read_json(path)
