@@ -313,13 +313,12 @@ BAD_LABELS = {
         "file,label\nv0.nii.gz,a\nv1.nii.gz,b\n",
         r"4 of 6 volumes .* have no class: add a row to .*v2",
     ),
-    "empty label": (
-        "file,label\n" + "".join(f"v{n}.nii.gz,{'a' if n else ''}\n" for n in range(6)),
-        "1 of 6",
-    ),
     "one class": ("file,label\n" + "".join(f"v{n}.nii.gz,a\n" for n in range(6)), "every volume the class a"),
-    "columns": ("name,class\n", r"has columns \['name', 'class'\], expected file and label"),
-    "two labels": ("file,label\nv0.nii.gz,a\nv0.nii.gz,b\n", "gives v0.nii.gz two labels, a and b"),
+    "columns": ("name,class\n", "has the columns 'name, class', expected file and label"),
+    "two labels": (
+        "file,label\nv0.nii.gz,a\nv0.nii.gz,b\n",
+        r"two rows for v0.nii.gz, with the label 'a' and 'b'",
+    ),
 }
 
 
