@@ -13,7 +13,8 @@ writes a table of file, content, subject and part, which other programs take as 
 3. Without --stratify, the part of a group follows from a hash of --seed and its first subject by name, and
    from nothing else: a number in [0, 1), of which the lowest share is the test and the highest is held out. A
    new subject moves nobody, unless its volumes tie groups together; a larger share takes from training alone.
-   Shares are met as those of a draw are: of 100 subjects and a share of 0.1, 10 and give or take 3.
+   Another seed draws everybody anew, but for those of --earlier. Shares are met as by a draw: of 100 subjects
+   and a share of 0.1, 10 give or take 3. Is nobody drawn for a part that was asked for, no table is written.
 4. With --stratify, each part gets its share of each stratum, to less than one subject if there was no split
    before. New groups go in the order of their hash, each to the part that its stratum lacks most. What is no
    whole subject goes, among the parts that the stratum lacks, to the one that all strata together lack most:
@@ -288,10 +289,8 @@ def by_place(place, shares):
 
 def shared_out(groups, new, shares):
     """{group: part} with the shares in each stratum; `new` are the groups without a part, in their order."""
-    lacking, overall = (
-        defaultdict(Counter),
-        Counter(),
-    )  # subjects, {stratum: {part: number}} and {part: number}
+    lacking = defaultdict(Counter)  # {stratum: {part: subjects}}
+    overall = Counter()  # {part: subjects}
     parts, waiting = {}, []
     from_small_share = sorted(PARTS, key=shares.get)  # of parts that lack as much, the first is taken
 
