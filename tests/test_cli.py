@@ -18,6 +18,7 @@ from MedicalNet import evaluation
 from preprocessing.background import BackgroundConfig
 from preprocessing.generate_TOF_template import TemplateConfig
 from preprocessing.preprocessing import PreprocessConfig
+from preprocessing.split import SplitConfig
 from sample_data import release
 from segmentation import experiment, fidelity, labels, metrics, nnunet, segmentation, teacher
 from tests.conftest import ROOT, run_script, tiny_flags
@@ -30,7 +31,7 @@ except ModuleNotFoundError:  # Python 3.10
     from pip._vendor import tomli as tomllib
 
 PREPROCESSING = {"preprocessing": PreprocessConfig, "generate_TOF_template": TemplateConfig}
-PREPROCESSING |= {"background": BackgroundConfig}
+PREPROCESSING |= {"background": BackgroundConfig, "split": SplitConfig}
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 PAGES = {
     path: path.read_text(encoding="utf-8")

@@ -313,15 +313,11 @@ BAD_LABELS = {
         "file,label\nv0.nii.gz,a\nv1.nii.gz,b\n",
         r"4 of 6 volumes .* have no class: add a row to .*v2",
     ),
-    "empty label": (
-        "file,label\n" + "".join(f"v{n}.nii.gz,{'a' if n else ''}\n" for n in range(6)),
-        "has no label in row 2: fill it in",
-    ),
     "one class": ("file,label\n" + "".join(f"v{n}.nii.gz,a\n" for n in range(6)), "every volume the class a"),
     "columns": ("name,class\n", "has the columns 'name, class', expected file and label"),
     "two labels": (
         "file,label\nv0.nii.gz,a\nv0.nii.gz,b\n",
-        "has two rows for v0.nii.gz, with the label 'a' and 'b'",
+        r"two rows for v0.nii.gz, with the label 'a' and 'b'",
     ),
 }
 

@@ -1,11 +1,21 @@
 """Tables that people write beside volumes: subjects, groups, labels, and the split of a data set.
 
+    rows = read_table("subjects.csv", "file", "subject", flag="--subjects")      [{column: text}]
+    found, unused = rows_of(rows, paths, "--subjects subjects.csv")              the row of every file
+    subject_of("sub-01/ses-2/anat/sub-01_ses-2_angio.nii.gz")                    sub-01, if no table says it
+    Split.read("split.csv").contents(paths, ("training",))                       what may be trained on
+
 A row belongs to the file whose path ends as the row's `file` says, so that siteA/sub-00.nii.gz and
-siteB/sub-00.nii.gz are told apart, and a table made above a folder serves inside it, too.
+siteB/sub-00.nii.gz are told apart, and a table made above a folder serves inside it, too. Texts are compared
+in Unicode's composed form: a Mac writes some letters of a file's name as two characters.
 """
 
 import csv
 import io
+import itertools
+import os
+import re
+import unicodedata
 from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
@@ -15,10 +25,16 @@ from volumetric.files import MAX_REASON, as_damaged
 
 SEPARATORS = ",;\t"
 PARTS = ("training", "held_out", "test")  # of a split
+UTF_16 = (b"\xff\xfe", b"\xfe\xff")  # first bytes of what Excel calls Unicode Text
+WORKBOOKS = (b"PK\x03\x04", b"\xd0\xcf\x11\xe0")  # of .xlsx and .ods, and of .xls
+AS_CSV = 'save it as "CSV UTF-8"'
+BIDS_LABEL = re.compile(r"(?<![A-Za-z0-9])sub-[A-Za-z0-9]+")
 
 
 def read_table(path, *columns, flag=""):
     """Rows of a CSV file, each {column: text}; commas, semicolons or tabs, with or without a byte order mark.
+
+    Columns without a name are left out, as the numbers of rows that pandas writes.
 
     Args:
         path: CSV file in UTF-8 with a line of column names.
@@ -26,31 +42,80 @@ def read_table(path, *columns, flag=""):
         flag: Flag that names it, for messages.
 
     Raises:
-        UserError: It is no such table; a cell is empty, or a row has more cells than there are columns.
+        UserError: It is no such table, or has no rows; a name comes twice, a cell is empty, or a row has more
+            cells than there are columns.
     """
     called = f"{flag} {path}".strip()
     if not Path(path).is_file():
         raise UserError(f"{called} is no file: give a CSV table of {' and '.join(columns)}.")
-    with as_damaged("save it as CSV in UTF-8", called):
-        text = Path(path).read_text(encoding="utf-8-sig")
-        head = next((line for line in text.splitlines() if line.strip()), "")
-        separator = max(SEPARATORS, key=head.count)
-        table = csv.DictReader(io.StringIO(text, newline=""), delimiter=separator)
-        rows, names = list(table), [name.strip() for name in table.fieldnames or ()]
+    lines = lines_of(text_of(path, called), columns, called)
+    if not lines:
+        raise UserError(f"{called} is empty: give a CSV table of {' and '.join(columns)}.")
+    (_, names), *lines = lines
+    check_names(names, columns, called)
+    if not lines:
+        raise UserError(f"{called} has the names of its columns and no row: add rows.")
+    rows = []
+    for number, cells in lines:
+        if any(cells[len(names) :]):
+            raise UserError(f"{called} has more cells in line {number} than columns: correct it.")
+        row = dict(itertools.zip_longest(names, cells[: len(names)], fillvalue=""))
+        row.pop("", None)
+        empty = [column for column in columns if not row[column]]
+        if empty:
+            raise UserError(f"{called} has no {' and no '.join(empty)} in line {number}: fill it in.")
+        rows.append(row)
+    return rows
+
+
+def text_of(path, called):
+    """Text of a UTF-8 file; a UserError that says what else it is."""
+    raw = Path(path).read_bytes()
+    if raw.startswith(WORKBOOKS):
+        raise UserError(f"{called} is a workbook of a spreadsheet: {AS_CSV}.")
+    if raw.startswith(UTF_16) or b"\0" in raw:
+        raise UserError(f'{called} is UTF-16 (Excel\'s "Unicode Text"), or no text: {AS_CSV}.')
+    try:
+        return raw.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        number = raw.count(b"\n", 0, error.start) + 1
+        raise UserError(f"{called} is not in UTF-8 (line {number}): {AS_CSV}.") from None
+
+
+def lines_of(text, columns, called):
+    """[(number, cells)] of the lines of a table that hold any."""
+    with as_damaged(AS_CSV, called):
+        separator = separator_of(text, columns)
+    table = csv.reader(io.StringIO(text, newline=""), delimiter=separator, skipinitialspace=True, strict=True)
+    try:
+        lines = [(table.line_num, [unicodedata.normalize("NFC", c).strip() for c in row]) for row in table]
+    except csv.Error as error:
+        raise UserError(
+            f"{called} cannot be read in line {table.line_num} ({error}): are its quotes closed?"
+        ) from None
+    return [(number, cells) for number, cells in lines if any(cells)]
+
+
+def separator_of(text, columns):
+    """The separator that makes most of the wanted columns out of the first line, or else most columns."""
+
+    def heading(separator):
+        table = csv.reader(io.StringIO(text, newline=""), delimiter=separator, skipinitialspace=True)
+        names = [cell.strip() for cell in next(filter(any, table), ())]
+        return len(set(columns) & set(names)), len(names)
+
+    return max(SEPARATORS, key=heading)
+
+
+def check_names(names, columns, called):
+    """Raise a UserError unless a table has the wanted columns, and no column twice."""
     lacking = [column for column in columns if column not in names]
     if lacking:
         shown = ascii(", ".join(names))[:MAX_REASON]
         raise UserError(f"{called} has the columns {shown}, expected {' and '.join(columns)}.")
-    read = []
-    for number, row in enumerate(rows, start=2):
-        if None in row:
-            raise UserError(f"{called} has more cells in row {number} than columns: correct it.")
-        cells = {name.strip(): (text or "").strip() for name, text in row.items()}
-        empty = [column for column in columns if not cells[column]]
-        if empty:
-            raise UserError(f"{called} has no {' and no '.join(empty)} in row {number}: fill it in.")
-        read.append(cells)
-    return read
+    twice = next((name for name in names if name and names.count(name) > 1), None)
+    if twice is not None:
+        raise UserError(f"{called} has the column {twice!r} twice: remove one.")
 
 
 def rows_of(rows, paths, called):
@@ -79,7 +144,7 @@ def rows_of(rows, paths, called):
             )
     found, used = [], Counter()
     for path in paths:
-        parts = Path(path).parts
+        parts = Path(unicodedata.normalize("NFC", os.path.abspath(path))).parts
         candidates = (parts[start:] for start in range(len(parts)))
         end = next((end for end in candidates if end in ends), None)
         found.append(None if end is None else ends[end])
@@ -98,6 +163,27 @@ def parts_of(name):
     return tuple(part for part in PurePosixPath(name.replace("\\", "/")).parts if part != ".")
 
 
+def subject_of(file):
+    """The subject of a volume that no table names: its BIDS label, as sub-01, or else the file itself.
+
+    Only the file's own path decides: another file changes nobody's subject. One label is one subject wherever
+    it stands: T1/sub-01.nii.gz and T2/sub-01.nii.gz taken for two would put one head on both sides.
+
+    Args:
+        file: Path below the data folder, with / between its parts.
+
+    Raises:
+        UserError: It has two labels; the text begins with the path.
+    """
+    file = unicodedata.normalize("NFC", file)
+    labels = sorted(set(BIDS_LABEL.findall(file)))
+    if len(labels) > 1:
+        raise UserError(
+            f"{file} is of {' and '.join(labels)}: say in a table of file and subject whose it is."
+        )
+    return labels[0] if labels else re.sub(r"\.nii(\.gz)?$", "", file, flags=re.IGNORECASE)
+
+
 @dataclass(frozen=True)
 class Split:
     """Which volumes of a data set are trained on, and which are kept from it.
@@ -113,15 +199,24 @@ class Split:
     rows: tuple
 
     @classmethod
-    def read(cls, path):
-        """The split in a file."""
-        rows = read_table(path, "file", "content", "subject", "part", flag="--split")
+    def read(cls, path, flag="--split"):
+        """The split in a file; a UserError if it is none, or has a subject or a content in two parts."""
+        rows = read_table(path, "file", "content", "subject", "part", flag=flag)
         for row in rows:
             if row["part"] not in PARTS:
                 raise UserError(
-                    f"--split {path} has the part {row['part']!r} for {row['file']}, expected "
+                    f"{flag} {path} has the part {row['part']!r} for {row['file']}, expected "
                     f"{', '.join(PARTS)}."
                 )
+        for kind in ("subject", "content"):
+            former = {}
+            for row in rows:
+                first = former.setdefault(row[kind], row)
+                if first["part"] != row["part"]:
+                    raise UserError(
+                        f"{flag} {path} has the {kind} {row[kind]} in {first['part']} ({first['file']}) and "
+                        f"in {row['part']} ({row['file']}): give it one part."
+                    )
         return cls(Path(path), tuple(rows))
 
     def contents(self, paths, parts):
@@ -135,7 +230,8 @@ class Split:
         if unknown:
             raise UserError(
                 f"--split {self.path} has no row for {len(unknown)} of {len(paths)} volumes, the first "
-                f"{unknown[0]}: make it again with preprocessing/split.py; no other subject moves."
+                f"{unknown[0]}: make it again with preprocessing/split.py --earlier {self.path}, "
+                f"which moves nobody."
             )
         chosen = {p: row["content"] for p, row in zip(paths, found, strict=True) if row["part"] in parts}
         if not chosen:
