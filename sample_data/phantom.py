@@ -54,6 +54,7 @@ class PhantomConfig:
     labels: str | None = option(
         None, "New folder for label maps (TopCoW ids), brain masks of heads, masks of nodules; None: none."
     )
+    arteries: str | None = option(None, "New folder for label maps (TopCoW ids) of whole heads.")
     num: int = option(64, "Number of phantoms.", most=10**6)
     image_size: int = option(
         128,
@@ -85,6 +86,8 @@ class PhantomConfig:
 
     def __post_init__(self):
         check_fields(self)
+        if self.arteries is not None and not self.whole_head:
+            raise UserError("--arteries are of whole heads; the label maps of circles are --labels.")
         if self.classes and self.whole_head:
             raise UserError("--classes makes circles alone: leave --whole_head out.")
         if self.nodules and (self.classes or self.whole_head or self.dtype != "float32"):
@@ -651,6 +654,27 @@ def render_head(place, tissue, rng):
     return values.astype(np.float32), ((level < 1) & (airway < 0.5) & (neck < 0.5)).astype(np.uint8)
 
 
+@dataclass(frozen=True)
+class Head:
+    """A whole head in the scanner.
+
+    Args:
+        volume: float32 (X, Y, Z), 1 is full flow.
+        brain: uint8 (X, Y, Z), 1 in the brain.
+        arteries: uint8 (X, Y, Z), TopCoW ids of the circle.
+        affine: (4, 4), voxels to scanner RAS mm.
+        landmarks: {name: junction of the circle in the scanner, RAS mm}.
+        row: Its line of variants.csv.
+    """
+
+    volume: np.ndarray
+    brain: np.ndarray
+    arteries: np.ndarray
+    affine: np.ndarray
+    landmarks: dict
+    row: dict
+
+
 def make_head(seed, number, pose, spacing=None):
     """Head `number` of a series, in a pose.
 
@@ -660,11 +684,7 @@ def make_head(seed, number, pose, spacing=None):
         spacing: Voxel edge in mm, for all axes; None takes the scanner's.
 
     Returns:
-        volume: float32 (X, Y, Z), 1 is full flow.
-        brain: uint8 (X, Y, Z), 1 in the brain.
-        affine: (4, 4), voxels to scanner RAS mm.
-        landmarks: {name: junction of the circle in the scanner, RAS mm}.
-        row: Its line of variants.csv.
+        Head.
     """
     rng = np.random.default_rng((seed, number, 1))
     tree = build_tree(rng)
@@ -687,13 +707,15 @@ def make_head(seed, number, pose, spacing=None):
         for a in range(3)
     ]
     volume, brain = render_head(place, scanner.tissue, rng)
-    signal, filled, _ = render_vessels(tree, BASE_GRID)
+    signal, filled, label = render_vessels(tree, BASE_GRID)
     voxels = [(p + e / 2) * n / e - 0.5 for p, e, n in zip(place, FIELD_OF_VIEW, BASE_GRID, strict=True)]
     near = np.logical_and.reduce([(v > -1) & (v < n) for v, n in zip(voxels, BASE_GRID, strict=True)])
     points = [v[near] for v in voxels]
     share = ndimage.map_coordinates(filled, points, order=1)
     flow = ndimage.map_coordinates(filled * signal, points, order=1)
     volume[near] = volume[near] * (1 - share) + flow
+    arteries = np.zeros(volume.shape, np.uint8)
+    arteries[near] = ndimage.map_coordinates(label, points, order=0)
     field = sum(
         wave(grid, w, p) for w, p in zip(rng.normal(0, 1 / 80, (4, 3)), rng.uniform(0, 6, 4), strict=True)
     )
@@ -701,7 +723,7 @@ def make_head(seed, number, pose, spacing=None):
     noise = rng.standard_normal((2, *volume.shape), dtype=np.float32) * np.float32(scanner.noise)
     landmarks = {name: pose.rotation @ point + pose.shift for name, point in tree.landmarks.items()}
     row = {"seed": seed, "number": number, "scanner": name, **tree.variants}
-    return np.hypot(volume + noise[0], noise[1]), brain, affine, landmarks, row
+    return Head(np.hypot(volume + noise[0], noise[1]), brain, arteries, affine, landmarks, row)
 
 
 # ╔══════════════════════════════════════════════════════════════════════════════════════════════════════════╗
@@ -782,15 +804,21 @@ def generate_circles(config):
 
 
 def generate_heads(config, poses):
-    """Yield (volume, affine, brain mask, row) of every head; its pose and landmarks go into `poses`."""
+    """Yield (volume, affine, brain mask, row) of every head.
+
+    Its pose and landmarks go into `poses`, its label map to --arteries, if that is asked for.
+    """
     for number in range(config.num):
         pose = Pose.draw(np.random.default_rng((config.seed, number, 2)), config.degrees, config.shift)
-        volume, brain, affine, landmarks, row = make_head(config.seed, number, pose, config.head_spacing)
+        head = make_head(config.seed, number, pose, config.head_spacing)
+        if config.arteries is not None:
+            path = Path(config.arteries) / phantom_name(number)
+            save_image(head.arteries, head.affine, path, "SYNTHETIC phantom labels, TopCoW ids")
         poses[phantom_name(number)] = {
             "head_to_scanner": pose.matrix().round(6).tolist(),
-            "landmarks_mm": {name: point.round(4).tolist() for name, point in landmarks.items()},
+            "landmarks_mm": {name: point.round(4).tolist() for name, point in head.landmarks.items()},
         }
-        yield volume, affine, brain, row
+        yield head.volume, head.affine, head.brain, head.row
 
 
 def generate_nodules(config):
@@ -812,9 +840,9 @@ def generate(config):
     Raises:
         UserError: A folder is in use; nothing has been written.
     """
-    folders = [Path(f) for f in (config.output, config.labels) if f is not None]
+    folders = [Path(f) for f in (config.output, config.labels, config.arteries) if f is not None]
     if len({f.resolve() for f in folders}) < len(folders):
-        raise UserError("--output and --labels must be different folders.")
+        raise UserError("--output, --labels and --arteries must be different folders.")
     for folder in folders:
         check_new(folder)
     for folder in folders:

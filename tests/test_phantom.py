@@ -188,12 +188,15 @@ def value_at(volume, affine, point):
 
 def test_landmarks_of_a_posed_head_lie_in_its_vessels():
     pose = phantom.Pose.draw(np.random.default_rng(0), 30, 30)
-    volume, brain, affine, landmarks, _ = phantom.make_head(0, 3, pose, spacing=0.8)
+    head = phantom.make_head(0, 3, pose, spacing=0.8)
+    volume, brain, affine, landmarks = head.volume, head.brain, head.affine, head.landmarks
     tissue = np.median(volume[volume > np.quantile(volume, 0.5)])
     values = {name: value_at(volume, affine, point) for name, point in landmarks.items()}
     assert len(landmarks) == 9
     assert brain.shape == volume.shape and brain.max() == 1
     assert volume[brain == 1].mean() > 1.4 * volume[brain == 0].mean()
+    vessels = head.arteries > 0
+    assert set(np.unique(head.arteries)) <= set(range(13)) and volume[vessels].mean() > 1.5 * tissue
     assert np.mean([value > 1.5 * tissue for value in values.values()]) > 0.7, (tissue, values)
 
 
@@ -204,12 +207,12 @@ def test_a_head_in_two_poses_is_the_same_head():
     one, other = (phantom.make_head(0, 1, pose, spacing=2.0) for pose in (still, moved))
     points = np.random.default_rng(2).uniform((-40, -60, -10), (40, 30, 30), (400, 3))
     values = [
-        [value_at(volume, affine, pose.rotation @ p + pose.shift) for p in points]
-        for (volume, _, affine, *_), pose in ((one, still), (other, moved))
+        [value_at(head.volume, head.affine, pose.rotation @ p + pose.shift) for p in points]
+        for head, pose in ((one, still), (other, moved))
     ]
     assert np.corrcoef(values)[0, 1] > 0.5
-    for name, point in one[3].items():
-        np.testing.assert_allclose(other[3][name], moved.rotation @ point + moved.shift)
+    for name, point in one.landmarks.items():
+        np.testing.assert_allclose(other.landmarks[name], moved.rotation @ point + moved.shift)
 
 
 def test_whole_heads_by_the_command_line(tmp_path):
@@ -217,10 +220,20 @@ def test_whole_heads_by_the_command_line(tmp_path):
     for folder in ("a", "b"):
         masks = tmp_path / f"masks_{folder}"
         process = run_script(
-            "sample_data/phantom.py", "--output", tmp_path / folder, "--labels", masks, *flags
+            "sample_data/phantom.py",
+            *(
+                "--output",
+                tmp_path / folder,
+                "--labels",
+                masks,
+                "--arteries",
+                tmp_path / f"arteries_{folder}",
+            ),
+            *flags,
         )
         assert process.returncode == 0, process.stderr
-        assert sorted(p.name for p in masks.iterdir()) == ["phantom_0000.nii.gz", "phantom_0001.nii.gz"]
+        for made in (masks, tmp_path / f"arteries_{folder}"):
+            assert sorted(p.name for p in made.iterdir()) == ["phantom_0000.nii.gz", "phantom_0001.nii.gz"]
     names = sorted(p.name for p in (tmp_path / "a").iterdir())
     assert names == ["phantom_0000.nii.gz", "phantom_0001.nii.gz", "poses.json", "variants.csv"]
     poses = json.loads((tmp_path / "a" / "poses.json").read_text(encoding="utf-8"))

@@ -38,7 +38,8 @@ def posed(seed):
 
 def write_head(folder, name, number, pose, spacing=2.0):
     """Write a phantom head and its brain mask; returns its landmarks, RAS mm."""
-    volume, brain, affine, landmarks, _ = phantom.make_head(0, number, pose, spacing)
+    head = phantom.make_head(0, number, pose, spacing)
+    volume, brain, affine, landmarks = head.volume, head.brain, head.affine, head.landmarks
     for kind, array in (("raw", volume), ("brains", brain)):
         (folder / kind).mkdir(exist_ok=True, parents=True)
         write_image(array, affine, folder / kind / f"{name}.nii.gz")
@@ -241,7 +242,8 @@ def places(shape, affine):
 def test_a_landmark_keeps_its_millimetres_to_the_region_and_back(tmp_path, heads, kind):
     _, landmarks = heads
     pose = posed(3)
-    volume, _, affine, there, _ = phantom.make_head(0, 0, pose, 2.0)
+    head = phantom.make_head(0, 0, pose, 2.0)
+    volume, affine, there = head.volume, head.affine, head.landmarks
     point = there["ba_tip"]
     if kind != "straight":  # the same head on turned voxels, and turned with them in the scanner
         turn = phantom.Pose.draw(np.random.default_rng(4), 20, 5).matrix()

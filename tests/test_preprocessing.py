@@ -283,10 +283,9 @@ def test_n4_takes_a_bias_field_away():
 
 def head(number, degrees, shift, seed=0, spacing=2.0):
     """ANTs image of a phantom head in a random pose, and its landmarks in RAS mm."""
-    volume, _, affine, landmarks, _ = phantom.make_head(
-        0, number, phantom.Pose.draw(np.random.default_rng(seed), degrees, shift), spacing
-    )
-    return to_ants(volume, affine), landmarks
+    pose = phantom.Pose.draw(np.random.default_rng(seed), degrees, shift)
+    made = phantom.make_head(0, number, pose, spacing)
+    return to_ants(made.volume, made.affine), made.landmarks
 
 
 def errors(matrix, one, other):

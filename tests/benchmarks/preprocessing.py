@@ -33,7 +33,8 @@ SIZE = (80.0, 80.0, 28.0)
 def head(number, spacing=1.5, degrees=15):
     """A phantom head in a pose: (ANTs image, middle of its circle)."""
     pose = phantom.Pose.draw(np.random.default_rng(number), degrees, degrees)
-    volume, _, affine, landmarks, _ = phantom.make_head(0, number, pose, spacing)
+    head = phantom.make_head(0, number, pose, spacing)
+    volume, affine, landmarks = head.volume, head.affine, head.landmarks
     return to_ants(volume, affine), np.mean(list(landmarks.values()), axis=0), landmarks
 
 
