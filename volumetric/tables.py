@@ -6,6 +6,7 @@ siteB/sub-00.nii.gz are told apart, and a table made above a folder serves insid
 
 import csv
 import io
+import re
 from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
@@ -15,6 +16,7 @@ from volumetric.files import MAX_REASON, as_damaged
 
 SEPARATORS = ",;\t"
 PARTS = ("training", "held_out", "test")  # of a split
+ENDING = re.compile(r"\.nii(\.gz)?$", re.IGNORECASE)
 
 
 def read_table(path, *columns, flag=""):
@@ -91,6 +93,22 @@ def rows_of(rows, paths, called):
                 f"its own, with its folder (folder/{row['file']})."
             )
     return found, [row["file"] for end, row in ends.items() if not used[end]]
+
+
+def subjects_of(table, paths, flag="--subjects"):
+    """{path: subject} of those files that a table of file and subject names, with or without their endings.
+
+    Raises:
+        UserError: It is no such table, gives a file two subjects, or names a file that is not there.
+    """
+    called, rows = f"{flag} {table}", read_table(table, "file", "subject", flag=flag)
+    found, unused = rows_of(rows, paths, called)
+    if unused:  # it may name cases, or the files of their label maps
+        rows = [row | {"file": ENDING.sub("", row["file"])} for row in rows]
+        found, unused = rows_of(rows, [ENDING.sub("", str(path)) for path in paths], called)
+    if unused:
+        raise UserError(f"{called} names {unused[0]}, which is no case: correct it.")
+    return {path: row["subject"] for path, row in zip(paths, found, strict=True) if row is not None}
 
 
 def parts_of(name):
