@@ -48,6 +48,8 @@ test, test_labels = "test", "test_labels"
 output = "experiment"
 
 TABLES = ("topcow2024", "topcow2023", "nnunet")  # that metrics.py can score
+# What an experiment must have in common with its beginning, beside its volumes; a grid may grow.
+KEPT = ("table", "gate", "num_train_steps", "teacher_steps", "batch_size", "width", "fp16")
 
 
 # ╔══════════════════════════════════════════════════════════════════════════════════════════════════════════╗
@@ -159,6 +161,11 @@ def files_of(cases):
     return known | {case.identity.volume: str(case.paths[0]) for case in cases}
 
 
+def contents_of_pairs(cases):
+    """[[content of the volume, content of the label map]] of cases, sorted."""
+    return sorted([case.identity.volume, case.identity.labels] for case in cases)
+
+
 def refuse_known(config, tests, real):
     """Raise a UserError if a test subject is in what the networks, the generator or a teacher have seen."""
     refuse_overlap(tests, config.table, files_of(real), "in --real")
@@ -209,7 +216,7 @@ class Grid:
 def folder_of_run(config, cell, seed, cases):
     """Folder of a run, noted to be of these cases; one of others, by their contents, is moved aside."""
     folder = Path(config.output) / "runs" / name_of_run(*cell, seed)
-    noted, made_of = folder / "made_of.json", {"trained_on": sorted(files_of(cases))}
+    noted, made_of = folder / "made_of.json", {"cases": contents_of_pairs(cases)}
     if noted.exists() and read_json(noted) != made_of:
         aside = next_free(folder.with_name(f"{folder.name}.earlier"))
         folder.rename(aside)
@@ -341,7 +348,7 @@ def run_experiment(config):
                     return None
                 results.setdefault(cell, {})[seed] = scores
         record = compare_runs(results, config.resamples)
-        doubted = count_doubted(folder)
+        doubted = count_doubted(folder) if config.synthetic_labels is None else None
         record |= {"settings": asdict(config), "teacher": doubted is not None, "doubted": doubted}
         write_experiment(record, grid.tests, folder)
     print(f"{folder / 'report.html'} shows everything; the numbers are in {folder / 'experiment.json'}.")
@@ -366,10 +373,8 @@ def same_settings(config, real, tests):
         tests: Of `read_tests`.
     """
     kept = Path(config.output) / "settings.json"
-    told = {name: value for name, value in asdict(config).items() if name not in ("resamples", "device")}
-    for name in ("real_numbers", "synthetic_numbers", "seeds"):
-        del told[name]  # a grid may grow
-    contents = {"real": sorted(files_of(real)), "test": sorted(files_of(tests.values()))}
+    told = {name: getattr(config, name) for name in KEPT}
+    contents = {"real": contents_of_pairs(real), "test": contents_of_pairs(tests.values())}
     if kept.exists():
         former = read_json(kept)
         for name, value in told.items():
@@ -386,8 +391,8 @@ def same_settings(config, real, tests):
         for name, value in contents.items():
             if former["contents"].get(name) != value:
                 raise UserError(
-                    f"{kept.parent} was begun with other volumes or label maps in --{name} than "
-                    f"{told[name]} has now: give another --output."
+                    f"{kept.parent} was begun with other volumes or label maps than those that are in "
+                    f"--{name} {getattr(config, name)} now: give another --output."
                 )
     with atomic_path(kept) as part:
         part.write_text(json.dumps(told | {"contents": contents}, indent=1), encoding="utf-8")

@@ -176,8 +176,8 @@ def subjects_in(config, real, synthetic):
     for path, row in zip(real, found, strict=True):
         if told.setdefault(path, row["subject"]) != row["subject"]:
             raise UserError(
-                f"{path} is of subject {told[path]} in --subjects and of {row['subject']} in --split: correct "
-                f"one."
+                f"{path} is of subject {told[path]} in --subjects and of {row['subject']} in --split: "
+                f"correct one."
             )
     aside = {row["subject"] for row in split.rows if row["part"] != "training"}
     for path in synthetic:

@@ -406,10 +406,14 @@ def test_volumes_are_drawn_and_drawn_again(trained, capsys):
     config = config_of(trained, generate=str(trained / "labels"), output=str(out), num_per_map=2, seed=5)
     l2v.generate_volumes(config)
     volumes = sorted(out.glob("*.nii.gz"))
-    assert [p.name for p in volumes][:2] == ["v0_seed000005.nii.gz", "v0_seed000006.nii.gz"]
     assert len(volumes) == 12 and (out / "sheet.png").is_file()
-    record = json.loads((out / "v0_seed000005.json").read_text(encoding="utf-8"))
-    assert record["synthetic"] is True and record["seed"] == 5
+    sidecars = [path.with_name(f"{path.name[:-7]}.json") for path in volumes]
+    records = [json.loads(path.read_text(encoding="utf-8")) for path in sidecars]
+    seeds = [record["seed"] for record in records]
+    assert len(set(seeds)) == 12 and seeds[1] == seeds[0] + 1  # each map has its own, whatever lies beside it
+    assert [p.name for p in volumes][:2] == [f"v0_seed{seed:06d}.nii.gz" for seed in seeds[:2]]
+    record = records[0]
+    assert record["synthetic"] is True
     assert record["label_map"]["sha256"] == l2v.file_digest(trained / "labels" / "v0.nii.gz")
     image = nib.load(volumes[0])
     assert np.allclose(image.affine, AFFINE) and image.shape == SHAPE
@@ -421,20 +425,21 @@ def test_volumes_are_drawn_and_drawn_again(trained, capsys):
     assert not np.allclose(image.get_fdata(), nib.load(volumes[1]).get_fdata())
     l2v.generate_volumes(config)
     assert "12 volumes are there already" in capsys.readouterr().out
-    l2v.recreate(config_of(trained, recreate=str(out / "v0_seed000006.json")))
-    assert "v0_seed000006.nii.gz: identical" in capsys.readouterr().out
+    l2v.recreate(config_of(trained, recreate=str(sidecars[1])))
+    assert f"{volumes[1].name}: identical" in capsys.readouterr().out
     with pytest.raises(UserError, match=r"made with another checkpoint: choose another --output"):
         l2v.generate_volumes(replace(config, use_average=False))
     write_volume(volumes[1], random_array(0, SHAPE), AFFINE)
     with pytest.raises(UserError, match="differs from what its sidecar describes"):
-        l2v.recreate(config_of(trained, recreate=str(out / "v0_seed000006.json")))
+        l2v.recreate(config_of(trained, recreate=str(sidecars[1])))
 
 
 def test_variants_are_asked_for(trained):
     flags = flags_of(trained, generate=trained / "labels", output=trained / "without", edit="drop:L-A")
     run = run_script("label_to_volume.py", *flags)
     assert run.returncode == 0, run.stderr
-    drawn = np.asanyarray(nib.load(trained / "without_labels" / "v1_seed000042.nii.gz").dataobj)
+    (path,) = (trained / "without_labels").glob("v1_seed*.nii.gz")
+    drawn = np.asanyarray(nib.load(path).dataobj)
     assert set(np.unique(drawn)) == {0, 1, 5}
     with pytest.raises(UserError, match="--edit names Pcom, the model's classes are R-A, L-A, B"):
         l2v.generate_volumes(config_of(trained, generate=str(trained / "labels"), edit=("drop:Pcom",)))
@@ -468,10 +473,11 @@ def test_maps_of_another_grid_are_brought_there_if_asked(trained):
         np.array([[-0.25, 0, 0, 5], [0, 0.25, 0, 0], [0, 0, 0.5, 0], [0, 0, 0, 1.0]]),
     )
     config = config_of(trained, generate=str(folder), output=str(trained / "fitted"))
-    with pytest.raises(UserError, match=r"another grid than the model.*LAS.*--fit brings it there"):
+    with pytest.raises(UserError, match=r"another grid than the model.*--fit brings it there"):
         l2v.generate_volumes(config)
     l2v.generate_volumes(replace(config, fit=True))
-    image = nib.load(trained / "fitted_labels" / "a_seed000042.nii.gz")
+    (path,) = (trained / "fitted_labels").glob("a_seed*.nii.gz")
+    image = nib.load(path)
     found = np.asanyarray(image.dataobj)
     assert found.shape == SHAPE and nib.aff2axcodes(image.affine) == ("R", "A", "S")
     voxels = [(found == n).sum() * 0.25 for n in (1, 2)]  # mm3

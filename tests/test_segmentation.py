@@ -223,7 +223,7 @@ def test_missing_partners_and_other_grids_are_refused(folders, circle, capsys):
     moved = np.diag([*SPACING, 1.0])
     moved[0, 3] = 1.2
     write(folders / "prediction" / "case1.nii.gz", circle.astype(np.uint8), moved)
-    expect(folders, capsys, "case1.nii.gz is of another grid than")
+    expect(folders, capsys, "case1.nii.gz lies 1.2 mm beside")
     (folders / "prediction" / "case1.nii.gz").unlink()
     expect(folders, capsys, "case1.nii.gz has no partner in --prediction")
 

@@ -27,9 +27,9 @@ def one_pair(seed):
     """A volume with a bright bar on each side, right and left ICA (4 and 6), and its label map."""
     rng = np.random.default_rng(seed)
     labels = np.zeros(SHAPE, np.uint8)
-    row = int(rng.integers(3, 13))
-    labels[11:14, row - 2 : row + 2, 2:7] = 4  # x grows to the right
-    labels[2:5, row - 2 : row + 2, 2:7] = 6
+    row, top = 3 + seed % 10, 5 + seed // 10 % 3  # no label map is that of another seed below 30
+    labels[11:14, row - 2 : row + 2, 2:top] = 4  # x grows to the right
+    labels[2:5, row - 2 : row + 2, 2:top] = 6
     array = rng.normal(size=SHAPE) * 0.1 + (labels == 4) + 2 * (labels == 6)
     return array.astype(np.float32), labels
 
@@ -54,7 +54,8 @@ def small_config(folder, **settings):
 
 def new_segmenter(folder, **settings):
     config = small_config(folder, **settings)
-    return segmentation.Segmenter(config, *cases.read_cases(config.data, config.labels, CLASSES))
+    folders = {"data": config.data, "labels": config.labels}
+    return segmentation.Segmenter(config, *cases.read_cases(folders, CLASSES))
 
 
 def test_classes_are_consecutive_and_have_another_side():

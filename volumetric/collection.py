@@ -609,7 +609,7 @@ def refuse_other_grid(one, other):
     Grids that are a small part of a voxel apart are one: an affine is stored in float32, or rounded.
     """
     (shape, affine, path), (expected, place, partner) = one, other
-    if shape != expected:
+    if shape != expected or not same_spacing(spacing_of(affine), spacing_of(place)):
         raise UserError(
             f"{path} is of another grid than {partner} ({by(shape)} voxels of "
             f"{by(spacing_of(affine).round(3))} mm, expected {by(expected)} of "
