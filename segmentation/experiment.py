@@ -336,7 +336,6 @@ def run_experiment(config):
         The folder, or None if a signal ended it early.
     """
     folder = Path(config.output)
-    folder.mkdir(parents=True, exist_ok=True)
     with locked(folder / ".lock", f"The experiment {folder}", "wait for it"):
         grid, results = open_grid(config), {}
         if grid is None:
@@ -394,6 +393,7 @@ def same_settings(config, real, tests):
                     f"{kept.parent} was begun with other volumes or label maps than those that are in "
                     f"--{name} {getattr(config, name)} now: give another --output."
                 )
+    kept.parent.mkdir(parents=True, exist_ok=True)
     with atomic_path(kept) as part:
         part.write_text(json.dumps(told | {"contents": contents}, indent=1), encoding="utf-8")
 
