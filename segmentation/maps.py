@@ -308,15 +308,15 @@ def refuse_contradictions(paths, rows, held_out, former, trained, known):
                 f"{path} would be trained on, and {known.path} holds it out, or its label map or subject: "
                 f"give the --split that it was trained with."
             )
-    of_trained = {
-        row["labels"]: path for row, path, out in zip(rows, paths, held_out, strict=True) if not out
-    }
-    for row, path, out in zip(rows, paths, held_out, strict=True):
-        if out and row["labels"] in of_trained:
-            raise UserError(
-                f"{path} is held out, and {of_trained[row['labels']]}, which has the same label map, is not: "
-                f"give both one subject in the split."
-            )
+    for key, what in (("labels", "label map"), ("subject", "subject")):
+        sides = {}
+        for row, path, out in zip(rows, paths, held_out, strict=True):
+            other, side = sides.setdefault(row[key] or path, (path, out))
+            if side != out:
+                raise UserError(
+                    f"{path} and {other} have one {what}, and one of them is held out: give both one subject, "
+                    f"in --split, or in --subjects when the run begins."
+                )
 
 
 def write_split(rows, path):

@@ -34,7 +34,6 @@ from volumetric.collection import find_volumes, names_in
 from volumetric.files import atomic_path, file_digest, new_folder
 from volumetric.pages import write_table
 from volumetric.pictures import new_axes, save_figure
-from volumetric.tables import read_table
 
 # Edit these, or pass them as flags; a flag wins.
 # folder of synthetic volumes
@@ -181,10 +180,11 @@ def place_of(folder, row):
 
 def rows_there(folder, origin):
     """{(case, content of its volume): row of gate.csv} of the label maps of an origin that a folder has."""
-    path = folder / "gate.csv"
-    rows = read_table(path) if path.exists() else []
-    rows = [row for row in rows if row.get("origin") == origin and place_of(folder, row).is_file()]
-    return {(row["case"], row["content"]): row for row in rows}
+    if not (folder / "gate.csv").exists():
+        return {}
+    with open(folder / "gate.csv", newline="", encoding="utf-8") as file:
+        rows = [row for row in csv.DictReader(file) if row.get("origin") == origin]
+    return {(row["case"], row["content"]): row for row in rows if place_of(folder, row).is_file()}
 
 
 def judge(scan, predictor, limits, config):

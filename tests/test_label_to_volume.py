@@ -361,11 +361,8 @@ def test_a_split_says_what_is_held_out(pairs):
         return held_out_by(pairs, known, split=str(table))
 
     assert held_out(parts) == ({"v3", "v4"}, {"v0", "v1", "v2"})
-    known = {
-        "trained_on": frozenset(audit.contents[:3]),
-        "held_out": ({"file": "v3", "content": audit.contents[3]},),
-    }
-    known = maps.Known(pairs / "old.pt", goes_on=True, **known)
+    rows = ({"file": "v3", "content": audit.contents[3]},)
+    known = maps.Known(pairs / "old.pt", True, frozenset(audit.contents[:3]), rows)
     assert held_out(parts, known)[0] == {"v3", "v4"}
     with pytest.raises(UserError, match=r"sets v0\.nii\.gz aside, and .*old\.pt was trained on it"):
         held_out(["held_out", *parts[1:]], known)
