@@ -127,10 +127,10 @@ def refuse_other_table(path, described, ids, expected):
     if expected is None or not described.startswith(DESCRIPTION) or there not in TABLES:
         return
     if any(TABLES[there].get(n) != TABLES[expected][n] for n in ids):
-        raise UserError(
-            f"{path} says that its ids are of {there}, expected {expected}: translate them with "
-            f"segmentation/labels.py."
-        )
+        remedy = "translate them with segmentation/labels.py"
+        if there == "paper":
+            remedy = "its merged classes cannot be parted; give label maps before they were merged"
+        raise UserError(f"{path} says that its ids are of {there}, expected {expected}: {remedy}.")
 
 
 def remap(array, source, target):

@@ -314,8 +314,8 @@ def refuse_contradictions(paths, rows, held_out, former, trained, known):
             other, side = sides.setdefault(row[key] or path, (path, out))
             if side != out:
                 raise UserError(
-                    f"{path} and {other} have one {what}, and one of them is held out: give both one subject, "
-                    f"in --split, or in --subjects when the run begins."
+                    f"{path} and {other} have one {what}, and one of them is held out: give both one "
+                    f"subject, in --split, or in --subjects when the run begins."
                 )
 
 
