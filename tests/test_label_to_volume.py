@@ -167,7 +167,7 @@ def test_loss_of_n_plus_one_classes_by_hand():
     assert float(l2v.generated_loss(logits)) == pytest.approx(generated)
 
 
-def test_labelmix_takes_whole_classes_and_is_nothing_for_a_linear_network(pairs, of_topcowpatch):
+def test_labelmix_takes_whole_classes_and_is_nothing_for_a_linear_network(pairs, monkeypatch):
     numbers = torch.randint(0, 4, (3, 4, 8, 8), dtype=torch.uint8)
     mask = l2v.labelmix_mask(numbers, np.random.default_rng(1))
     for one, of in zip(mask[:, 0], numbers, strict=True):
