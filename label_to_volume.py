@@ -26,7 +26,7 @@ import hashlib
 import itertools
 import math
 from collections import defaultdict
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -38,12 +38,25 @@ from tqdm import tqdm
 
 from segmentation.cases import Classes
 from segmentation.labels import TABLES, read_labels, save_labels
-from segmentation.maps import UNKNOWN, class_numbers, edited, fitted, read_edit, read_pairs, row_of
+from segmentation.maps import (
+    UNKNOWN,
+    Known,
+    MapToDraw,
+    class_numbers,
+    edited,
+    fitted,
+    ids_of,
+    read_edit,
+    read_pairs,
+    row_of,
+    save_sheet,
+    write_split,
+)
 from volumetric import dataset, parallel, runs, training
 from volumetric.cli import RunConfig, UserError, one_line_errors, option, options_of, parse_cli
-from volumetric.collection import find_volumes, name_of, refuse_unusable
-from volumetric.files import array_to_volume, as_damaged, by, file_digest, naming, read_json, save_nifti
-from volumetric.geometry import axes_of, same_spacing, spacing_of
+from volumetric.collection import content_of_labels, find_volumes, names_in, refuse_unusable, stored_axes
+from volumetric.files import as_damaged, by, file_digest, naming, read_json, save_nifti
+from volumetric.geometry import axes_of, same_spacing, spacing_of, turn
 from volumetric.layers import (
     Conv3d,
     channels_last,
@@ -73,6 +86,7 @@ LEAST_WEIGHT = 1.0  # of a class in the loss of N + 1 classes
 GROUPS = 8  # of channels, at most, of group normalisation
 PATCH_LAYERS = 3  # strided layers of the patch discriminator, as pix2pix's 70 x 70
 SHOWN_MAPS, SHOWN_SEEDS = 16, 4  # on a sheet, at most
+SEEDS = 10**6  # from which the first of a label map is taken
 CENTRE_LINE_STEPS = 3  # erosions of the soft centre line
 
 GENERATORS = {"spade": "modulated by the map at every size", "unet": "as pix2pix"}
@@ -142,7 +156,7 @@ class LabelToVolumeConfig(RunConfig):
     # generation
     generate: str | None = option(None, "Folder of label maps to draw volumes for, instead of training.")
     output: str = option("made", "Folder for them; their label maps go to the folder <output>_labels.")
-    num_per_map: int = option(1, "Volumes for each map, of seeds seed, seed + 1, ...", most=10**6)
+    num_per_map: int = option(1, "Volumes for each map, of seeds that follow from --seed.", most=10**6)
     edit: tuple = option((), "drop:NAME, thin:NAME:MM, thicken:NAME:MM or swap_sides, in this order.")
     fit: bool = option(False, "Bring maps of another grid onto the model's, by nearest neighbour.")
     use_average: bool = option(True, "Generate from the averaged generator; False takes the current one.")
@@ -809,9 +823,20 @@ class Trainer(training.VolumeTrainer):
         return self.run_state() | {
             self.entry: self.networks.state_dict(),
             "table": {str(n): name for n, name in pairs.table.items()},
-            "held_out": [name_of(self.audit.paths[i]) for i in pairs.held_out],
+            "held_out": [row for row in pairs.rows if row.get("part") != "training"],
             "center": pairs.center.tolist(),
         }
+
+    @property
+    def trained_on(self):
+        """Contents of the volumes and of the label maps that the weights have been trained on."""
+        return super().trained_on.union(self.pairs.contents[i] for i in self.members)
+
+    def train(self):
+        """Train, with split.csv beside the previews: which pairs are held out."""
+        if self.group.first:
+            write_split(self.pairs.rows[: len(self.audit.paths)], self.config.results / "split.csv")
+        return super().train()
 
     def load(self, state):
         """Take up the state of a checkpoint."""
@@ -890,37 +915,69 @@ class LabelModel(Painter):
         G = channels_last(G).requires_grad_(False).eval().to(device)
         super().__init__(G, self.settings["noise"], self.settings["z_dim"], device)
 
-    def read_map(self, path, fit=False):
-        """A label map on the model's grid. Returns class numbers (X, Y, Z) uint8 and the affine (4, 4).
+    def read_map(self, path, fit, edits):
+        """A label map on the model's grid.
+
+        Args:
+            path: NIfTI file.
+            fit: Bring one of another grid there.
+            edits: Of `read_edit`.
+
+        Returns:
+            MapToDraw.
 
         Raises:
             UserError: It is of another grid or table.
         """
-        allowed = self.table | ({self.ignore: "unknown"} if self.ignore else {})
-        array, affine = read_labels(path, allowed, axes_of(self.affine))
+        array, affine = read_labels(path, self.table, axes_of(self.affine), self.ignore)
+        content = content_of_labels(turn(array, affine)[0])
         numbers = class_numbers(array, self.classes, self.ignore, path)
         sizes = [spacing_of(a) for a in (affine, self.affine)]
-        if numbers.shape == self.array_shape and same_spacing(*sizes):
-            return numbers, affine
-        if fit:
-            return fitted(numbers, affine, self.affine, self.array_shape, self.center)
+        fits = numbers.shape == self.array_shape and same_spacing(*sizes)
+        if fit and not fits:
+            numbers, affine = fitted(numbers, affine, self.affine, self.array_shape, self.center)
+        if fit or fits:
+            stored = stored_axes(path) if fits else axes_of(affine)
+            return MapToDraw(edited(numbers, affine, edits, self.classes), affine, content, stored)
         raise UserError(
             f"{path} is of another grid than the model: {by(array.shape)} voxels of {by(sizes[0].round(3))} "
             f"mm; expected {by(self.array_shape)} of {by(sizes[1].round(3))} mm. --fit brings it there."
         )
 
 
-def record_of(model, path, config, numbers, affine):
+def record_of(model, path, config, to_draw):
     """What the sidecars say of how the volumes of a label map are drawn, without the checkpoint."""
-    drawn = hashlib.sha256(numbers.tobytes()).hexdigest()
+    drawn = hashlib.sha256(to_draw.numbers.tobytes()).hexdigest()
+    label_map = {"path": str(path), "sha256": file_digest(path), "content": to_draw.content}
     return {
         "synthetic": True,
-        "label_map": {"path": str(path), "sha256": file_digest(path), "drawn_sha256": drawn},
+        "label_map": label_map | {"drawn_sha256": drawn},
         "recipe": {"edit": list(config.edit), "fit": config.fit, "noise": model.noise},
         "model": model.settings,
         "table": {str(n): name for n, name in model.table.items()},
-        "affine": np.asarray(affine, dtype=float).tolist(),
+        "affine": to_draw.stored.tolist(),
     }
+
+
+def maps_to_draw(config, model):
+    """{path: MapToDraw} of the label maps of --generate; a UserError with one line for every wrong one."""
+    paths, maps, problems = find_volumes(config.generate, "--generate"), {}, []
+    for path in paths:
+        try:
+            maps[path] = model.read_map(path, config.fit, config.edits)
+        except UserError as error:
+            if config.edits and str(error).startswith("--edit"):
+                raise
+            problems.append(str(error).rstrip("."))
+    refuse_unusable(problems, len(paths), config.generate)
+    return maps
+
+
+def seeds_of(config, content):
+    """Seeds of the volumes of a label map: they follow from --seed and the map, whatever else is drawn."""
+    digest = hashlib.sha256(f"{config.seed} {content}".encode()).hexdigest()
+    first = int(digest[:12], 16) % SEEDS
+    return range(first, first + config.num_per_map)
 
 
 def generate_volumes(config):
@@ -933,30 +990,15 @@ def generate_volumes(config):
     """
     checkpoint = runs.find_checkpoint(config.models, config.load_from)
     model = LabelModel(checkpoint, config.device, config.use_average)
-    folder, maps = Path(config.output), {}
-    labels = folder.with_name(f"{folder.name}_labels")
-    paths, problems = find_volumes(config.generate, "--generate"), []
-    for path in paths:
-        try:
-            numbers, affine = model.read_map(path, config.fit)
-            maps[path] = (edited(numbers, affine, config.edits, model.classes), affine)
-        except UserError as error:
-            if config.edits and str(error).startswith("--edit"):
-                raise
-            problems.append(str(error).rstrip("."))
-    refuse_unusable(problems, len(paths), config.generate)
-    names = [name_of(path) for path in paths]
-    if len(set(names)) < len(names):
-        raise UserError(
-            f"--generate {config.generate} has several files of one name: draw its folders apart."
-        )
-    plan = []
-    of_maps = {path: record_of(model, path, config, *drawn) for path, drawn in maps.items()}
+    folder, maps, plan = Path(config.output), maps_to_draw(config, model), []
+    labels, names = folder.with_name(f"{folder.name}_labels"), names_in(config.generate, maps, "--generate")
     about = {"checkpoint": checkpoint_record(model.path, model.step, model.networks)}
-    for path, seed in itertools.product(maps, range(config.seed, config.seed + config.num_per_map)):
-        name = f"{name_of(path)}_seed{seed:06d}"
-        record = {**of_maps[path], **about, "file": f"{name}.nii.gz", "seed": seed}
-        plan.append((path, name, record, is_complete(folder / f"{name}.json", record)))
+    for path, to_draw in maps.items():
+        record = record_of(model, path, config, to_draw) | about
+        for seed in seeds_of(config, to_draw.content):
+            name = f"{names[path]}_seed{seed:06d}"
+            of_seed = record | {"file": f"{Path(name).name}.nii.gz", "seed": seed}
+            plan.append((path, name, of_seed, is_complete(folder / f"{name}.json", of_seed)))
     if any(done for *_, done in plan):
         print(f"{sum(done for *_, done in plan)} volumes are there already.")
     for one in (folder, labels):
@@ -964,36 +1006,22 @@ def generate_volumes(config):
     write_trained_on(folder, model.trained_on, model.path)
     rows = defaultdict(list)
     for path, name, record, done in tqdm(plan, "Drawing", unit="volume"):
-        numbers, affine = maps[path]
         if done:
             continue
-        volume = model.draw(array_to_volume(numbers)[0], len(model.table), record["seed"])
-        ids = model.classes.to_ids(np.where(numbers == UNKNOWN, 0, numbers))
-        save_labels(ids, affine, labels / f"{name}.nii.gz", model.known_as)
-        save_nifti(volume, affine, folder / f"{name}.nii.gz")
-        row = row_of(array_to_volume(numbers)[0], [volume], affine)
-        save_picture(row, folder / f"{name}.png")
-        write_sidecar(folder / f"{name}.json", record, volume, torch=torch.__version__)
+        to_draw = maps[path]
+        volume = to_draw.drawn_by(model, record["seed"])
+        ids = ids_of(to_draw.numbers, model.classes, model.ignore)
+        save_labels(to_draw.as_stored(ids), to_draw.stored, labels / f"{name}.nii.gz", model.known_as)
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        save_picture(to_draw.shown_with([volume]), folder / f"{name}.png")
+        written = to_draw.as_written(volume)
+        save_nifti(written, to_draw.stored, folder / f"{name}.nii.gz")
+        write_sidecar(folder / f"{name}.json", record, written, torch=torch.__version__)
         if (len(rows) < SHOWN_MAPS or path in rows) and len(rows[path]) < SHOWN_SEEDS:
             rows[path].append(volume)
     save_sheet(rows, maps, folder)
     print(f"{len(plan)} volumes are in {folder}, their label maps in {labels}.")
     return folder
-
-
-def save_sheet(rows, maps, folder):
-    """sheet.png: label map and volumes of every map, {path: volumes}, in columns."""
-    pictures = [
-        row_of(array_to_volume(maps[path][0])[0], volumes, maps[path][1]) for path, volumes in rows.items()
-    ]
-    if not pictures:
-        return
-    high, wide = (max(picture.shape[axis] for picture in pictures) for axis in (0, 1))
-    pictures = [np.pad(p, ((0, high + 2 - p.shape[0]), (0, wide + 2 - p.shape[1]), (0, 0))) for p in pictures]
-    columns = max(1, round(math.sqrt(len(pictures) * high / wide)))
-    pictures += [np.zeros_like(pictures[0])] * (-len(pictures) % columns)
-    lines = [np.concatenate(pictures[n : n + columns], axis=1) for n in range(0, len(pictures), columns)]
-    save_picture(np.concatenate(lines), folder / "sheet.png")
 
 
 def recreate(config):
@@ -1011,12 +1039,10 @@ def recreate(config):
         checkpoint, label_map = check_sources(sidecar, record, "checkpoint", "label_map")
         average, seed, file = record["checkpoint"]["networks"] == "GE", record["seed"], record["file"]
         edits, fit = list(map(read_edit, record["recipe"]["edit"])), record["recipe"]["fit"]
-        digest = record["volume_sha256"]
+        digest, axes = record["volume_sha256"], axes_of(np.array(record["affine"], dtype=float))
     model = LabelModel(checkpoint, config.device, average)
-    numbers, affine = model.read_map(label_map, fit)
-    numbers = edited(numbers, affine, edits, model.classes)
-    volume = model.draw(array_to_volume(numbers)[0], len(model.table), seed)
-    return compare(volume, sidecar.parent / file, digest)
+    to_draw = replace(model.read_map(label_map, fit, edits), axes=axes)
+    return compare(to_draw.as_written(to_draw.drawn_by(model, seed)), sidecar.parent / file, digest)
 
 
 # ╔══════════════════════════════════════════════════════════════════════════════════════════════════════════╗
@@ -1039,11 +1065,12 @@ def train_from_folder(config, group=None):
     """
     group = group or parallel.Group()
     config, command, source = runs.begin(config)
-    if source or config.init_from:
-        config = training.adopt_settings(config, source or config.init_from, NETWORK_SETTINGS)
+    begun, parts = source or config.init_from, ("training", "held_out")
+    if begun:
+        config = training.adopt_settings(config, begun, NETWORK_SETTINGS)
     device = parallel.open_device(config)
-    audit = training.open_audit(config, device, group, config.batch_size, source or config.init_from)
-    pairs = read_pairs(config, audit)
+    audit = training.open_audit(config, device, group, config.batch_size, begun, parts)
+    pairs = read_pairs(config, audit, begun and Known.read(begun, goes_on=source is not None))
     audit.digest = hashlib.sha256(audit.digest.encode() + pairs.maps.numpy().tobytes()).hexdigest()
     audit.summary += pairs.summary()
     if config.mirror and Classes(pairs.table).other_side == list(range(1 + len(pairs.table))):

@@ -1627,11 +1627,7 @@ def adopt_settings(config, checkpoint, classes=None):
             adopted[name] = there
     if adopted:
         print(f"Taken from {checkpoint}: " + ", ".join(f"{name} {value}" for name, value in adopted.items()))
-    scheduled = ["num_train_steps"] if config.final_rate < 1 or config.final_gamma else []
-    for name in (*options_of(TrainConfig, resumed=True), *scheduled):
-        if name in former and former[name] != getattr(config, name):
-            now = getattr(config, name)
-            print(f"--{name} was {former[name]} when {checkpoint} was written and is {now} now.")
+    training.tell_changes(config, former, checkpoint)
     return replace(config, **adopted)
 
 

@@ -4,15 +4,27 @@ Inside, axes run to the right, to the front and up, voxels have the model's size
 standard deviation 1 in each volume, and ids are consecutive. Files keep their own grid and ids.
 """
 
+import hashlib
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 from scipy import ndimage
+from tqdm import tqdm
 
 from segmentation.labels import read_labels, table_of
 from volumetric.cli import UserError
-from volumetric.collection import Volume, pair_up, read, refuse_other_grid, refuse_unusable
+from volumetric.collection import (
+    Volume,
+    choose,
+    content_of_labels,
+    copies_among,
+    in_folder,
+    pair_up,
+    read,
+    refuse_other_grid,
+    refuse_unusable,
+)
 from volumetric.files import naming
 from volumetric.geometry import same_spacing, turn
 
@@ -100,21 +112,59 @@ class Scan:
         return (array - array.mean()) / array.std()
 
 
+@dataclass(frozen=True)
+class Identity:
+    """What a volume and its label map are known by; see collection.py.
+
+    Args:
+        volume: Content of the volume.
+        labels: Content of the label map.
+        former: SHA-256 of the voxels as they are, by which networks of earlier versions know the volume.
+    """
+
+    volume: str
+    labels: str
+    former: str
+
+    def is_among(self, known):
+        """True if the volume or the label map is among what a network was trained on."""
+        return not {self.volume, self.labels, self.former}.isdisjoint(known)
+
+
+@dataclass
+class Pair:
+    """A volume and its label map, as files have them.
+
+    Args:
+        paths: Of the volume and of the label map.
+        scan: The volume.
+        labels: Class numbers, (X, Y, Z) uint8, in the frame of `scan`.
+        identity: Identity of both.
+    """
+
+    paths: tuple
+    scan: Scan
+    labels: np.ndarray
+    identity: Identity
+
+
 @dataclass
 class Case:
     """A volume and its label map, ready to be trained on.
 
     Args:
         name: Of the files.
+        paths: Of the volume and of the label map.
         image: (X, Y, Z) float32, standardised.
         labels: (X, Y, Z) uint8, class numbers.
-        digest: What the volume is known by; see collection.py.
+        identity: Identity of the files.
     """
 
     name: str
+    paths: tuple
     image: np.ndarray
     labels: np.ndarray
-    digest: str
+    identity: Identity
 
 
 def read_scan(path):
@@ -138,8 +188,8 @@ def brought_to(array, shape, order):
     return ndimage.zoom(array, factors, order=order, mode="nearest", grid_mode=True)
 
 
-def read_case(name, paths, classes):
-    """(Scan, labels (X, Y, Z) as class numbers, what it is known by) of a volume and its label map.
+def read_pair(paths, classes):
+    """The Pair of a volume and its label map.
 
     Raises:
         UserError: They cannot be used, or are of different grids.
@@ -148,17 +198,57 @@ def read_case(name, paths, classes):
     labels, affine = read_labels(paths[1], classes.table)
     refuse_other_grid((labels.shape, affine, paths[1]), (scan.array.shape, scan.frame, paths[0]))
     if not labels.any():
-        raise UserError(f"{paths[1]} is empty, expected labels of {name}: remove the pair.")
-    return scan, classes.from_ids(labels), scan.volume.content
+        raise UserError(f"{paths[1]} is empty, expected labels of {paths[0]}: remove the pair.")
+    former = hashlib.sha256(scan.array).hexdigest()
+    identity = Identity(scan.volume.content, content_of_labels(labels), former)
+    return Pair(paths, scan, classes.from_ids(labels), identity)
 
 
-def read_cases(data, labels, classes, only=None):
-    """Every volume of a folder with its label map, at the median voxel size.
+def find_pairs(folders, only=None, split=None, parts=("training",)):
+    """({case: paths} of `pair_up`, {path: content that the split states}).
 
     Args:
-        data, labels: Folders with files of the same names.
+        folders, only: As for `pair_up`.
+        split, parts: As for `collection.choose`; the volumes are those of the first folder.
+    """
+    if split is None:
+        return pair_up(folders, only), {}
+    flag, folder = next(iter(folders.items()))
+    told = []
+    _, stated = choose(folder, f"--{flag}", split, parts, told.append)
+    print(told[-1])  # `pair_up` tells the rest
+    return pair_up(folders, {in_folder(path, folder) for path in stated}), stated
+
+
+def pairs_in(folders, classes, only=None, split=None, parts=("training",)):
+    """{case: Pair} of every volume of a folder with its label map; arguments are those of `find_pairs`.
+
+    Raises:
+        UserError: One line for every pair that cannot be used, and for every volume that is there twice.
+    """
+    pairs, stated = find_pairs(folders, only, split, parts)
+    read, problems = {}, []
+    for name, paths in tqdm(pairs.items(), f"Reading --{next(iter(folders))}", leave=False):
+        try:
+            read[name] = read_pair(paths, classes)
+        except UserError as error:
+            problems.append(str(error).rstrip("."))
+            continue
+        if stated and read[name].identity.volume != stated[paths[0]]:
+            problems.append(f"{paths[0]} has other voxels than the split knows: make the split again")
+    problems += copies_among([(pair.paths[0], pair.identity.volume) for pair in read.values()])
+    refuse_unusable(problems, len(pairs), next(iter(folders.values())))
+    return read
+
+
+def read_cases(folders, classes, spacing=None, **chosen):
+    """Every volume of a folder with its label map, at one voxel size.
+
+    Args:
+        folders: {flag: folder} of volumes and of label maps, files of the same names.
         classes: Classes of the label maps.
-        only: Names of the cases that are wanted; None is all.
+        spacing: The voxel size, (3,) mm; None is the median of the volumes'.
+        chosen: only, split and parts, as for `find_pairs`.
 
     Returns:
         ([Case], voxel size (3,) mm).
@@ -166,16 +256,17 @@ def read_cases(data, labels, classes, only=None):
     Raises:
         UserError: One line for every pair that cannot be used.
     """
-    pairs, read, problems = pair_up({"data": data, "labels": labels}, only), {}, []
-    for name, paths in pairs.items():
-        try:
-            read[name] = read_case(name, paths, classes)
-        except UserError as error:
-            problems.append(str(error).rstrip("."))
-    refuse_unusable(problems, len(pairs), data)
-    target = np.median([scan.spacing for scan, _, _ in read.values()], axis=0)
+    pairs = pairs_in(folders, classes, **chosen)
+    if spacing is None:
+        spacing = np.median([pair.scan.spacing for pair in pairs.values()], axis=0)
     cases = [
-        Case(name, scan.image(target), resampled(map_, scan.spacing, target, order=0), digest)
-        for name, (scan, map_, digest) in read.items()
+        Case(
+            name,
+            pair.paths,
+            pair.scan.image(spacing),
+            resampled(pair.labels, pair.scan.spacing, spacing, order=0),
+            pair.identity,
+        )
+        for name, pair in pairs.items()
     ]
-    return cases, target
+    return cases, spacing

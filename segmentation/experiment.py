@@ -20,27 +20,22 @@ from pathlib import Path
 if sys.path[0] == str(Path(__file__).resolve().parent):
     sys.path[0] = str(Path(__file__).resolve().parent.parent)
 
+import numpy as np
 from tqdm import tqdm
 
-from segmentation.cases import Classes, read_case, read_cases
+from segmentation.cases import Classes, pairs_in, read_cases
 from segmentation.comparison import compare_runs
 from segmentation.experiment_page import write_experiment
-from segmentation.labels import as_topcow, save_labels
+from segmentation.labels import as_topcow, contents_of, save_labels
 from segmentation.metrics import score_case
-from segmentation.segmentation import SegmentationConfig, Segmenter, read_model, train
+from segmentation.segmentation import SegmentationConfig, Segmenter, contents_known_to, read_model, train
 from segmentation.teacher import FEWEST, TeacherConfig, label_folder
 from volumetric import runs
 from volumetric.cli import UserError, check_device_name, check_fields, one_line_errors, option, parse_cli
-from volumetric.collection import (
-    find_volumes,
-    known_by_content,
-    name_of,
-    pair_up,
-    refuse_unusable,
-    volumes_in,
-)
-from volumetric.files import atomic_path, finite, locked
+from volumetric.collection import find, find_volumes, known_by_content, names_in, volumes_in
+from volumetric.files import atomic_path, finite, locked, next_free, read_json
 from volumetric.parallel import host_random
+from volumetric.sidecars import drawn_for, trained_on
 
 # Edit these, or pass them as flags; a flag wins.
 # folder of real volumes to train on, and of their label maps
@@ -53,6 +48,8 @@ test, test_labels = "test", "test_labels"
 output = "experiment"
 
 TABLES = ("topcow2024", "topcow2023", "nnunet")  # that metrics.py can score
+# What an experiment must have in common with its beginning, beside its volumes; a grid may grow.
+KEPT = ("table", "gate", "num_train_steps", "teacher_steps", "batch_size", "width", "fp16")
 
 
 # ╔══════════════════════════════════════════════════════════════════════════════════════════════════════════╗
@@ -76,6 +73,11 @@ class ExperimentConfig:
     test_labels: str = option(test_labels, "Folder of their label maps.")
     generator_data: str | None = option(
         None, "Folder of what the generator was trained on, if it is not --real: no test volume may be in it."
+    )
+    split: str | None = option(
+        None,
+        "Table of preprocessing/split.py: --real is its part `training`, --test its `test`.",
+        file=True,
     )
     output: str = option(output, "Folder of everything; the same command goes on in it.", folder=True)
     table: str = option("topcow2024", "Table of the ids.", choices=TABLES)
@@ -121,27 +123,64 @@ def name_of_run(real_number, synthetic_number, seed):
 
 
 def read_tests(config):
-    """{name: (Scan, true ids (X, Y, Z) of TopCoW 2024 with x to the right, digest)} of the test subjects."""
-    classes, found, problems = Classes(config.table), {}, []
-    pairs = pair_up({"test": config.test, "test_labels": config.test_labels})
-    for name, paths in tqdm(pairs.items(), "Reading test volumes", leave=False):
-        try:
-            scan, numbers, digest = read_case(name, paths, classes)
-            found[name] = scan, as_topcow(classes.to_ids(numbers), config.table), digest
-        except UserError as error:
-            problems.append(str(error).rstrip("."))
-    refuse_unusable(problems, len(pairs), config.test)
-    return found
+    """{name: Pair} of the test subjects."""
+    folders = {"test": config.test, "test_labels": config.test_labels}
+    return pairs_in(folders, Classes(config.table), split=config.split, parts=("test",))
 
 
-def refuse_overlap(tests, known, what):
-    """Raise a UserError if a test volume's voxels are among known ones, {digest: name}."""
-    for scan, _, digest in tests.values():
-        if digest in known:
-            raise UserError(
-                f"{scan.path} is in the test set and {what} ({known[digest]}): test on subjects that nothing "
-                f"was trained on."
-            )
+def true_ids(pair, table):
+    """The true label map as metrics.py scores it: ids of TopCoW 2024, (X, Y, Z) with x to the right."""
+    return as_topcow(Classes(table).to_ids(pair.labels), table)
+
+
+def refuse_overlap(tests, table, known, what):
+    """Raise a UserError if volume or label map of a test subject are among known ones.
+
+    Args:
+        tests: Of `read_tests`.
+        table: Table of their ids.
+        known: {content: what to call it}.
+        what: What they are in, for the message.
+    """
+    for name, pair in tests.items():
+        volume, labels = pair.paths
+        found = [(pair.identity.volume, volume), (pair.identity.former, volume)]
+        told = f"{labels}, the label map of test subject {name},"
+        found += [(one, told) for one in contents_of(Classes(table).to_ids(pair.labels), table)]
+        for content, called in found:
+            if content in known:
+                raise UserError(
+                    f"{called} is in the test set and {what} ({known[content]}): test on subjects that "
+                    f"nothing was trained on."
+                )
+
+
+def files_of(cases):
+    """{content: path} of the volumes and of the label maps of cases."""
+    known = {case.identity.labels: str(case.paths[1]) for case in cases}
+    return known | {case.identity.volume: str(case.paths[0]) for case in cases}
+
+
+def contents_of_pairs(cases):
+    """[[content of the volume, content of the label map]] of cases, sorted."""
+    return sorted([case.identity.volume, case.identity.labels] for case in cases)
+
+
+def refuse_known(config, tests, real):
+    """Raise a UserError if a test subject is in what the networks, the generator or a teacher have seen."""
+    refuse_overlap(tests, config.table, files_of(real), "in --real")
+    if config.generator_data is not None:
+        seen = known_by_content(volumes_in(config.generator_data, "--generator_data"))
+        refuse_overlap(tests, config.table, seen, "in --generator_data")
+    for folder in dict.fromkeys([config.synthetic, config.synthetic_labels]):
+        if folder is not None and any(config.synthetic_numbers):
+            seen = trained_on(folder)
+            refuse_overlap(tests, config.table, seen, "in the training of the generator")
+            refuse_overlap(tests, config.table, drawn_for(folder), "in the making of synthetic volumes")
+    if config.teacher is not None:
+        _, about = read_model(config.teacher, config.device)
+        seen = dict.fromkeys(contents_known_to(about), config.teacher)
+        refuse_overlap(tests, config.table, seen, "in the teacher's training")
 
 
 def chosen(number, available, seed):
@@ -154,39 +193,68 @@ def chosen(number, available, seed):
 # ╚══════════════════════════════════════════════════════════════════════════════════════════════════════════╝
 
 
-def run_cell(config, cell, seed, pools, spacing, tests):
-    """Train one network, label and score the test volumes; what is there already is taken.
+@dataclass(frozen=True)
+class Grid:
+    """What every cell of an experiment takes from.
+
+    Args:
+        pools: ([Case] real, [Case] synthetic), of one voxel size.
+        spacing: That size, (3,) mm.
+        tests: Of `read_tests`.
+    """
+
+    pools: tuple
+    spacing: np.ndarray
+    tests: dict
+
+    def cases(self, cell, seed):
+        """[Case] of a cell (number of real, number of synthetic volumes) and seed."""
+        pairs = zip(cell, self.pools, strict=True)
+        return [pool[i] for number, pool in pairs if number for i in chosen(number, len(pool), seed)]
+
+
+def folder_of_run(config, cell, seed, cases):
+    """Folder of a run, noted to be of these cases; one of others, by their contents, is moved aside."""
+    folder = Path(config.output) / "runs" / name_of_run(*cell, seed)
+    noted, made_of = folder / "made_of.json", {"cases": contents_of_pairs(cases)}
+    if noted.exists() and read_json(noted) != made_of:
+        aside = next_free(folder.with_name(f"{folder.name}.earlier"))
+        folder.rename(aside)
+        print(f"{folder.name} was trained on other volumes or label maps: it is now {aside}, and made again.")
+    folder.mkdir(parents=True, exist_ok=True)
+    with atomic_path(noted) as part:
+        part.write_text(json.dumps(made_of, indent=0), encoding="utf-8")
+    return folder
+
+
+def run_cell(config, cell, seed, grid):
+    """Train one network, label and score the test volumes; what is there already of the same is taken.
 
     Args:
         config: ExperimentConfig.
         cell: (number of real, number of synthetic volumes).
         seed: Of weights and choice.
-        pools: ([Case] real, [Case] synthetic), of one voxel size.
-        spacing: That size, (3,) mm.
-        tests: Of `read_tests`.
+        grid: Grid.
 
     Returns:
         {test case: {score: value}}, or None if a signal ended the training.
     """
-    folder = Path(config.output) / "runs" / name_of_run(*cell, seed)
+    cases = grid.cases(cell, seed)
+    folder = folder_of_run(config, cell, seed, cases)
     kept = folder / "scores.json"
     if kept.exists():
-        return json.loads(kept.read_text(encoding="utf-8"))
-    cases = [
-        pool[i]
-        for number, pool in zip(cell, pools, strict=True)
-        for i in (chosen(number, len(pool), seed) if number else ())
-    ]
+        return read_json(kept)
     training = config.training(folder / "segmenter.pt", config.num_train_steps, seed)
-    segmenter = runs.run(Segmenter(training, cases, spacing))
+    segmenter = runs.run(Segmenter(training, cases, grid.spacing))
     if segmenter.step < config.num_train_steps:
         return None
     predictor, scores = segmenter.predictor(), {}
-    (folder / "predicted").mkdir(exist_ok=True)
-    for name, (scan, truth, _) in tqdm(tests.items(), f"Scoring {folder.name}", leave=False):
+    for name, pair in tqdm(grid.tests.items(), f"Scoring {folder.name}", leave=False):
+        scan = pair.scan
         stored, _ = predictor.label(scan)
         save_labels(stored, scan.affine, folder / "predicted" / f"{name}.nii.gz", config.table)
-        scores[name] = score_case(truth, as_topcow(scan.as_read(stored), config.table), scan.spacing)
+        found = as_topcow(scan.as_read(stored), config.table)
+        scores[name] = score_case(true_ids(pair, config.table), found, scan.spacing)
     with atomic_path(kept) as part:
         part.write_text(json.dumps(finite(scores)), encoding="utf-8")
     for checkpoint in (folder / "models").glob("model_*.pt"):  # done: some hundred MB each
@@ -194,50 +262,71 @@ def run_cell(config, cell, seed, pools, spacing, tests):
     return scores
 
 
-def find_labels(config):
-    """Folder of the synthetic volumes' label maps: the given one, or what a teacher made of them.
+def label_synthetic(config):
+    """Folder of the label maps that a teacher made of the synthetic volumes; what it made before stays.
 
     Returns:
-        (folder, digests of the volumes that the teacher was trained on), or (None, []) if a signal came.
+        The folder, or None if a signal ended the teacher's training.
     """
-    if config.synthetic_labels is not None:
-        return config.synthetic_labels, []
     folder = Path(config.output)
     model = Path(config.teacher or folder / "teacher" / "segmenter.pt")
     if not model.exists():
-        folders = {"data": config.real, "labels": config.real_labels}
+        folders = {"data": config.real, "labels": config.real_labels, "split": config.split}
         if train(config.training(model, config.teacher_steps, **folders)).step < config.teacher_steps:
-            return None, []
-    labelled = folder / "labelled"
-    if not (labelled / "gate.json").exists():
-        label_folder(
-            TeacherConfig(
-                data=config.synthetic,
-                model=str(model),
-                reference=config.real_labels,
-                output=str(labelled),
-                withhold=config.gate,
-                device=config.device,
-            )
-        )
-    return labelled / "labels", read_model(model)[1]["volumes"]
+            return None
+    teacher = TeacherConfig(
+        data=config.synthetic,
+        model=str(model),
+        reference=config.real_labels,
+        output=str(folder / "labelled"),
+        withhold=config.gate,
+        device=config.device,
+    )
+    return label_folder(teacher, folder / "labelled") / "labels"
 
 
-def read_synthetic(config, labels, wanted):
-    """[Case] of the synthetic volumes that have a label map.
+def read_synthetic(config, labels, spacing):
+    """[Case] of the synthetic volumes that have a label map, at the voxel size of the real ones.
 
     Raises:
         UserError: They are fewer than the grid asks for.
     """
-    with_labels = {name_of(path) for path in Path(labels).rglob("*.nii*")}
-    paths = [p for p in find_volumes(config.synthetic, "--synthetic") if name_of(p) in with_labels]
-    if len(paths) < wanted:
+    names = set(names_in(config.synthetic, find_volumes(config.synthetic, "--synthetic")).values())
+    there = names & set(names_in(labels, find(labels, "--synthetic_labels").paths).values())
+    if len(there) < max(config.synthetic_numbers):
         raise UserError(
-            f"--synthetic {config.synthetic} has {len(paths)} volumes with a label map in {labels}, "
-            f"--synthetic_numbers asks for {wanted}: generate more, ask for fewer, or train on what the gate "
-            f"doubts too (--gate False)."
+            f"--synthetic {config.synthetic} has {len(there)} volumes with a label map in {labels}, "
+            f"--synthetic_numbers asks for {max(config.synthetic_numbers)}: generate more, ask for fewer, or "
+            f"train on what the gate doubts too (--gate False)."
         )
-    return read_cases(config.synthetic, labels, Classes(config.table), only={name_of(p) for p in paths})
+    if len(there) < len(names):
+        print(f"{len(names) - len(there)} of {len(names)} synthetic volumes have no label map in {labels}.")
+    folders = {"synthetic": config.synthetic, "synthetic_labels": labels}
+    return read_cases(folders, Classes(config.table), spacing, only=there)[0]
+
+
+def open_grid(config):
+    """Read and check all that networks are trained and scored on; a teacher labels what has no labels.
+
+    Returns:
+        Grid, or None if a signal ended the teacher's training.
+    """
+    tests, folders = read_tests(config), {"real": config.real, "real_labels": config.real_labels}
+    real, spacing = read_cases(folders, Classes(config.table), split=config.split)
+    if len(real) < max(*config.real_numbers, 0 if config.synthetic_labels else FEWEST):
+        raise UserError(f"--real {config.real} has {len(real)} volumes: --real_numbers wants more.")
+    refuse_known(config, tests, real)
+    labels, synthetic = config.synthetic_labels, []
+    if any(config.synthetic_numbers):
+        if labels is None:
+            same_settings(config, real, tests)
+            labels = label_synthetic(config)
+        if labels is None:
+            return None
+        synthetic = read_synthetic(config, labels, spacing)
+        refuse_overlap(tests, config.table, files_of(synthetic), "among the synthetic ones")
+    same_settings(config, real, tests)
+    return Grid((real, synthetic), spacing, tests)
 
 
 def run_experiment(config):
@@ -246,35 +335,21 @@ def run_experiment(config):
     Returns:
         The folder, or None if a signal ended it early.
     """
-    folder, classes = Path(config.output), Classes(config.table)
-    folder.mkdir(parents=True, exist_ok=True)
+    folder = Path(config.output)
     with locked(folder / ".lock", f"The experiment {folder}", "wait for it"):
-        same_settings(config, folder)
-        tests = read_tests(config)
-        real_cases, spacing = read_cases(config.real, config.real_labels, classes)
-        if len(real_cases) < max(*config.real_numbers, 0 if config.synthetic_labels else FEWEST):
-            raise UserError(f"--real {config.real} has {len(real_cases)} volumes: --real_numbers wants more.")
-        refuse_overlap(tests, {case.digest: case.name for case in real_cases}, "in --real")
-        if config.generator_data is not None:
-            seen = known_by_content(volumes_in(config.generator_data, "--generator_data"))
-            refuse_overlap(tests, seen, "in --generator_data")
-        synthetic_cases, teacher_saw = [], []
-        if any(config.synthetic_numbers):
-            labels, teacher_saw = find_labels(config)
-            if labels is None:
-                return None
-            refuse_overlap(tests, dict.fromkeys(teacher_saw, "its file"), "in the teacher's training")
-            synthetic_cases, _ = read_synthetic(config, labels, max(config.synthetic_numbers))
-        results = {}
+        grid, results = open_grid(config), {}
+        if grid is None:
+            return None
         for seed in config.seeds:
             for cell in config.cells():
-                scores = run_cell(config, cell, seed, (real_cases, synthetic_cases), spacing, tests)
+                scores = run_cell(config, cell, seed, grid)
                 if scores is None:
                     return None
                 results.setdefault(cell, {})[seed] = scores
         record = compare_runs(results, config.resamples)
-        record |= {"settings": asdict(config), "teacher": bool(teacher_saw), "doubted": count_doubted(folder)}
-        write_experiment(record, tests, folder)
+        doubted = count_doubted(folder) if config.synthetic_labels is None else None
+        record |= {"settings": asdict(config), "teacher": doubted is not None, "doubted": doubted}
+        write_experiment(record, grid.tests, folder)
     print(f"{folder / 'report.html'} shows everything; the numbers are in {folder / 'experiment.json'}.")
     return folder
 
@@ -288,22 +363,39 @@ def count_doubted(folder):
         return sum(bool(row["reasons"]) for row in csv.DictReader(file))
 
 
-def same_settings(config, folder):
-    """Note the settings of an experiment; a UserError if it was begun with others that change its runs."""
-    kept = folder / "settings.json"
-    told = {name: value for name, value in asdict(config).items() if name not in ("resamples", "device")}
-    for name in ("real_numbers", "synthetic_numbers", "seeds"):
-        del told[name]  # a grid may grow
+def same_settings(config, real, tests):
+    """Note what an experiment was begun with; a UserError if it is other now, and changes its runs.
+
+    Args:
+        config: ExperimentConfig.
+        real: [Case].
+        tests: Of `read_tests`.
+    """
+    kept = Path(config.output) / "settings.json"
+    told = {name: getattr(config, name) for name in KEPT}
+    contents = {"real": contents_of_pairs(real), "test": contents_of_pairs(tests.values())}
     if kept.exists():
-        former = json.loads(kept.read_text(encoding="utf-8"))
+        former = read_json(kept)
         for name, value in told.items():
             if former.get(name) != value:
                 raise UserError(
-                    f"{folder} was begun with --{name} {former.get(name)}, it is {value} now: give another "
-                    f"--output."
+                    f"{kept.parent} was begun with --{name} {former.get(name)}, it is {value} now: give "
+                    f"another --output."
                 )
+        if "contents" not in former:
+            raise UserError(
+                f"{kept.parent} was begun by an earlier version, which did not note its volumes: give "
+                f"another --output."
+            )
+        for name, value in contents.items():
+            if former["contents"].get(name) != value:
+                raise UserError(
+                    f"{kept.parent} was begun with other volumes or label maps than those that are in "
+                    f"--{name} {getattr(config, name)} now: give another --output."
+                )
+    kept.parent.mkdir(parents=True, exist_ok=True)
     with atomic_path(kept) as part:
-        part.write_text(json.dumps(told, indent=1), encoding="utf-8")
+        part.write_text(json.dumps(told | {"contents": contents}, indent=1), encoding="utf-8")
 
 
 def main(argv=None):

@@ -2,9 +2,9 @@
 
 import json
 
-import nibabel as nib
 import numpy as np
 
+from segmentation.cases import Classes
 from segmentation.comparison import AVERAGE, LOWER_IS_BETTER, NAMES, RARE, SCORES, verdict
 from segmentation.labels import as_topcow, read_labels
 from segmentation.report import coloured
@@ -26,7 +26,7 @@ def write_experiment(record, tests, folder):
 
     Args:
         record: Of `compare_runs`, with "settings" and "teacher".
-        tests: {case: (Scan, true ids (X, Y, Z), digest)}.
+        tests: {case: Pair} of cases.py.
         folder: Of the experiment, with runs/<run>/predicted.
     """
     with atomic_path(folder / "experiment.json") as part:
@@ -164,15 +164,16 @@ def cases_shown(record, tests, folder):
     """The best, the middle and the worst case of the best cell: truth and prediction from above."""
     best = max(record["cells"], key=lambda cell: cell["scores"][AVERAGE]["mean"])
     scores = record["per_subject"][f"{best['real']}+{best['synthetic']}"]
-    order = sorted(scores, key=scores.get)
+    order, table = sorted(scores, key=scores.get), record["settings"]["table"]
     run = f"real{best['real']:04d}_synthetic{best['synthetic']:04d}_seed{record['settings']['seeds'][0]}"
     figures = []
     for what, name in (("best", order[-1]), ("median", order[len(order) // 2]), ("worst", order[0])):
-        scan, truth, _ = tests[name]
+        pair = tests[name]
         path = folder / "runs" / run / "predicted" / f"{name}.nii.gz"
-        found = as_topcow(read_labels(path, record["settings"]["table"])[0], record["settings"]["table"])
-        frame = np.diag([*nib.affines.voxel_sizes(scan.frame), 1])
-        both = np.concatenate([coloured(one, frame) for one in (truth, found)], axis=1)
+        found, truth = read_labels(path, table)[0], Classes(table).to_ids(pair.labels)
+        frame = np.diag([*pair.scan.spacing, 1])
+        both = [coloured(as_topcow(one, table), frame) for one in (truth, found)]
+        both = np.concatenate(both, axis=1)
         figures.append(picture(both, f"{what}: {name}, mean Dice {three(scores[name])}; truth, prediction"))
     title = f"Cases with {best['real']} real and {best['synthetic']} synthetic volumes"
     return section(title, figures)

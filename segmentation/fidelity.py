@@ -26,7 +26,7 @@ from tqdm import tqdm
 
 from segmentation.labels import read_labels
 from volumetric.cli import UserError, check_device_name, check_fields, one_line_errors, option, parse_cli
-from volumetric.collection import find_volumes, name_of, pair_up, read_volume
+from volumetric.collection import find_volumes, names_in, pair_up, read_volume
 from volumetric.files import atomic_path, finite, naming, new_folder
 
 # Edit these, or pass them as flags; a flag wins.
@@ -79,17 +79,19 @@ def dice_scores(found, truth):
     }
 
 
-def dice_of_folder(config, volumes, maps, only=None):
-    """{case: scores} of what a segmenter finds in volumes, against their label maps."""
+def dice_of_folder(config, folders, only=None):
+    """{case: scores} of what a segmenter finds in volumes, against label maps; {flag: folder} of both."""
     from segmentation.segmentation import label_volumes, read_model
 
     predictor, state = read_model(config.model, config.device)
-    pairs = pair_up({"generated": volumes, "labels": maps}, only)
+    pairs = pair_up(folders, only)
+    names = {volume: name for name, (volume, _) in pairs.items()}
     scores = {}
-    for path, _, found, _ in label_volumes(predictor, [volume for volume, _ in pairs.values()]):
-        truth, _ = read_labels(pairs[name_of(path)][1], None)
+    for path, scan, found, _ in label_volumes(predictor, names):
+        truth, _ = read_labels(pairs[names[path]][1], None)
+        found = scan.as_read(found)
         known = np.isin(truth, [0, *predictor.classes.ids])
-        scores[name_of(path)] = dice_scores(np.where(known, found, 0), np.where(known, truth, 0))
+        scores[names[path]] = dice_scores(np.where(known, found, 0), np.where(known, truth, 0))
     return scores, state
 
 
@@ -124,23 +126,26 @@ def score(config):
     Raises:
         UserError: Files have no partners or cannot be used; nothing has been written.
     """
-    pairs = pair_up({"generated": config.generated, "labels": config.labels})
+    made = {"generated": config.generated, "labels": config.labels}
+    pairs = pair_up(made)
     cases = {name: {"map": source_of(name)} for name in pairs}
     sources = {case["map"] for case in cases.values()}
     real = {}
     if config.real is not None:
-        real = {name_of(path): path for path in find_volumes(config.real, "--real")}
+        real = names_in(config.real, find_volumes(config.real, "--real"), "--real")
+        real = {name: path for path, name in real.items()}
         missing = sorted(sources - real.keys())
         if missing:
             raise UserError(f"--real {config.real} has no volume {missing[0]}, for which one was generated.")
     record = {"generated": len(cases), "maps": len(sources), "data_range": 1.0}
     if config.model is not None:
-        scores, state = dice_of_folder(config, config.generated, config.labels)
+        scores, state = dice_of_folder(config, made)
         for name, one in scores.items():
             cases[name] |= one
         record["segmenter"] = {"file": config.model, "patch": list(state["patch"])}
         if real:
-            on_real, _ = dice_of_folder(config, config.real, config.real_labels, sources)
+            of_real = {"real": config.real, "real_labels": config.real_labels}
+            on_real, _ = dice_of_folder(config, of_real, sources)
             record["real"] = means(on_real.values())
     groups = {}
     for name, (path, labels) in tqdm(pairs.items(), "Comparing", leave=False):

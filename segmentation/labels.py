@@ -5,6 +5,7 @@
 or edit the settings below and run it. Inputs are never written to.
 """
 
+import contextlib
 import sys
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,7 +19,7 @@ import numpy as np
 from tqdm import tqdm
 
 from volumetric.cli import UserError, check_fields, one_line_errors, option, parse_cli
-from volumetric.collection import find_volumes, read_whole, unique_names
+from volumetric.collection import content_of_labels, find_volumes, names_in, read_whole
 from volumetric.files import atomic_path, naming, next_free
 from volumetric.geometry import CANONICAL
 
@@ -71,13 +72,28 @@ def table_of(table):
     return TABLES[table] if isinstance(table, str) else table
 
 
-def read_labels(path, table="topcow2024", axes=CANONICAL):
+def name_of_table(table):
+    """Name of a table of ids; None for one without, or for none at all."""
+    return next((name for name, there in TABLES.items() if table in (name, there)), None)
+
+
+def contents_of(array, table):
+    """What a label map is known by, whichever table its ids follow. Shapes: (X, Y, Z) -> {text}"""
+    known, name = {content_of_labels(array)}, name_of_table(table)
+    for other in TABLES if name else ():
+        with contextlib.suppress(UserError):  # merged classes cannot be parted
+            known.add(content_of_labels(remap(array, name, other)))
+    return known
+
+
+def read_labels(path, table="topcow2024", axes=CANONICAL, ignore=None):
     """A label map, with its axes near right, front and up unless others are wanted.
 
     Args:
         path: NIfTI file of whole numbers within 1e-3, 3D or (X, Y, Z, 1).
         table: Name of the table of its ids, or {id: name}; None allows any.
         axes: Codes of the wanted axes.
+        ignore: Id of voxels whose class is unknown, which any table may have beside its own.
 
     Returns:
         (uint8 (X, Y, Z), affine (4, 4) RAS mm).
@@ -88,7 +104,7 @@ def read_labels(path, table="topcow2024", axes=CANONICAL):
     with naming(path):
         volume, described = read_whole(path, axes)
     array = volume.array
-    ids = {int(n) for n in np.unique(array)} - {0}
+    ids = {int(n) for n in np.unique(array)} - {0, ignore}
     known = range(1, 256) if table is None else table_of(table)
     unknown = sorted(ids - set(known))
     if unknown:
@@ -97,14 +113,24 @@ def read_labels(path, table="topcow2024", axes=CANONICAL):
             fitting = [name for name, there in TABLES.items() if ids <= there.keys()]
             hint = f": they fit {' and '.join(fitting)}" if fitting else ""
             hint += "; translate them with segmentation/labels.py" if fitting else ", and no known table"
-        wanted = table if isinstance(table, str) else "the table"
+        wanted = name_of_table(table) or "the table"
         raise UserError(
             f"{path} has the ids {', '.join(map(str, unknown))}, which are not of {wanted}{hint}."
         )
-    if isinstance(table, str) and described.startswith(DESCRIPTION) and described != DESCRIPTION + table:
-        there = described.removeprefix(DESCRIPTION)
-        raise UserError(f"{path} says that its ids are of {there}, expected {table}.")
+    refuse_other_table(path, described, ids, name_of_table(table))
     return array.astype(np.uint8), volume.affine
+
+
+def refuse_other_table(path, described, ids, expected):
+    """Raise a UserError if a header says that the ids, a set, are of a table where they mean others."""
+    there = described.removeprefix(DESCRIPTION)
+    if expected is None or not described.startswith(DESCRIPTION) or there not in TABLES:
+        return
+    if any(TABLES[there].get(n) != TABLES[expected][n] for n in ids):
+        remedy = "translate them with segmentation/labels.py"
+        if there == "paper":
+            remedy = "its merged classes cannot be parted; give label maps before they were merged"
+        raise UserError(f"{path} says that its ids are of {there}, expected {expected}: {remedy}.")
 
 
 def remap(array, source, target):
@@ -121,10 +147,11 @@ def as_topcow(array, table):
 
 
 def save_labels(array, affine, path, table):
-    """Write a label map as compressed NIfTI whose header names the table of its ids."""
+    """Write a label map as compressed NIfTI whose header names the table of its ids; folders are made."""
     image = nib.Nifti1Image(array.astype(np.uint8), affine)
     image.header["descrip"] = DESCRIPTION + table
     image.header.set_xyzt_units("mm")
+    path.parent.mkdir(parents=True, exist_ok=True)
     with atomic_path(path) as part:
         nib.save(image, part)
 
@@ -152,10 +179,10 @@ def remap_folder(config):
     """
     translation(config.source, config.target)
     paths = find_volumes(config.data)
+    names = names_in(config.data, paths)
     maps = [read_labels(path, config.source) for path in tqdm(paths, "Reading", leave=False)]
     folder = next_free(Path(config.output))
     folder.mkdir(parents=True)
-    names = unique_names(paths)
     for path, (array, affine) in zip(paths, maps, strict=True):
         translated = remap(array, config.source, config.target)
         save_labels(translated, affine, folder / f"{names[path]}.nii.gz", config.target)

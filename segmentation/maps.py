@@ -1,6 +1,10 @@
-"""Label maps that volumes are drawn for: pairs with volumes, tables of ids, edits, other grids, pictures.
+"""Label maps that volumes are drawn for: pairs with volumes, what is held out, ids, edits, grids, pictures.
 
 Class numbers stand for ids: 0 is the background, n the n-th id of the table, 255 unknown.
+
+What a run holds out it never trains on, and what it was trained on it never holds out: its checkpoint knows
+both by content, of volume and of label map. Pairs that it does not know are trained on, but for those of a
+subject, or with a label map, that it holds out.
 """
 
 import math
@@ -15,13 +19,22 @@ from tqdm import tqdm
 
 from segmentation.cases import Classes
 from segmentation.labels import TABLES, read_labels
-from segmentation.nnunet import read_subjects
-from volumetric import dataset, parallel
+from volumetric import dataset, parallel, runs
 from volumetric.cli import UserError
-from volumetric.collection import name_of, pair_up, read, refuse_other_grid, refuse_unusable
+from volumetric.collection import (
+    content_of_labels,
+    in_folder,
+    name_of,
+    pair_up,
+    read,
+    refuse_other_grid,
+    refuse_unusable,
+)
 from volumetric.files import array_to_volume, as_damaged, naming, read_json, volume_to_array
-from volumetric.geometry import axes_of, left_right_axis
-from volumetric.pictures import axial_pictures
+from volumetric.geometry import axes_of, left_right_axis, turn
+from volumetric.pages import write_table
+from volumetric.pictures import axial_pictures, save_picture
+from volumetric.tables import Split, rows_of, subjects_of
 
 UNKNOWN = 255  # class number of voxels that nobody has labelled
 STREAM_HELD_OUT = 100
@@ -42,6 +55,9 @@ class Pairs:
         table: {id: name}.
         trained: Indices of the pairs that are trained on, (n,).
         held_out: Indices of the others.
+        contents: What every label map is known by, [text].
+        rows: What every pair is, [{"file": place of the volume, "content": its own, "subject", "labels":
+            content of the label map, "part": training or held_out}], and what is held out and not there.
         center: Where the middle of the labels is on average, (3,) voxels of X, Y and Z.
     """
 
@@ -49,6 +65,8 @@ class Pairs:
     table: dict
     trained: np.ndarray
     held_out: np.ndarray
+    contents: list
+    rows: list
     center: np.ndarray
 
     def summary(self):
@@ -89,43 +107,56 @@ def class_numbers(array, classes, ignore, path):
     return numbers
 
 
-def read_pairs(config, audit):
-    """The label maps of the volumes of an audit, all checked.
+def ids_of(numbers, classes, ignore):
+    """Class numbers as ids, what is unknown as `ignore`. Shapes: (X, Y, Z) uint8 -> the same"""
+    ids = classes.to_ids(np.where(numbers == UNKNOWN, 0, numbers))
+    ids[numbers == UNKNOWN] = ignore or 0
+    return ids
+
+
+def read_pairs(config, audit, known=None):
+    """The label maps of the volumes of an audit, all checked, and which pairs are held out.
+
+    Args:
+        config: LabelToVolumeConfig.
+        audit: Audit of its volumes.
+        known: Known, of the checkpoint that the run continues or starts from; None without one.
 
     Raises:
-        UserError: One line for every pair that cannot be used.
+        UserError: One line for every pair that cannot be used; or what is held out contradicts the past.
     """
     if config.labels is None:
         raise UserError("--labels is missing: give the folder of the label maps.")
-    paths = pair_up({"data": config.data, "labels": config.labels})
+    names = None if config.split is None else {in_folder(path, config.data) for path in audit.paths}
+    paths = pair_up({"data": config.data, "labels": config.labels}, names)
     table, problems, found, axes = read_table(config.table), [], {}, axes_of(audit.affine)
-    for name, (volume, path) in tqdm(paths.items(), "Checking label maps", leave=False):
+    for volume, path in tqdm(paths.values(), "Checking label maps", leave=False):
         try:
-            allowed = None if table is None else table | ({config.ignore: "unknown"} if config.ignore else {})
-            array, affine = read_labels(path, allowed, axes)
+            array, affine = read_labels(path, table, axes, config.ignore)
             with naming(volume):
                 image = read(volume, axes=axes)
             refuse_other_grid((array.shape, affine, path), (image.array.shape, image.affine, volume))
-            found[name] = (array, affine)
+            found[volume] = (path, array, content_of_labels(turn(array, affine)[0]))
         except UserError as error:
             problems.append(str(error).rstrip("."))
     if table is None:
-        ids = sorted({int(n) for array, _ in found.values() for n in np.unique(array)} - {0, config.ignore})
-        table = {n: str(n) for n in ids}
-    classes, maps = Classes(table), []
-    for name, (array, _) in found.items():
+        ids = {int(n) for _, array, _ in found.values() for n in np.unique(array)} - {0, config.ignore}
+        table = {n: str(n) for n in sorted(ids)}
+    classes, maps = Classes(table), {}
+    for volume, (path, array, _) in found.items():
         try:
-            maps.append(class_numbers(array, classes, config.ignore, paths[name][1]))
+            maps[volume] = class_numbers(array, classes, config.ignore, path)
         except UserError as error:
             problems.append(str(error).rstrip("."))
     refuse_unusable(problems, len(paths), config.labels)
-    by_path = {volume: numbers for (volume, _), numbers in zip(paths.values(), maps, strict=True)}
-    maps = [by_path[path] for path in audit.paths]
-    trained, held_out = split(config, [name_of(path) for path in audit.paths])
+    maps, contents = [maps[path] for path in audit.paths], [found[path][2] for path in audit.paths]
+    held_out, rows = hold_out(config, audit, contents, known or Known())
+    trained = np.flatnonzero(~held_out)
     dataset.check_number(len(trained), config.batch_size, f"{config.data} without what is held out")
     middles = [np.mean([p.min(axis=1), p.max(axis=1)], axis=0) for p in map(labelled, maps)]
     maps = torch.from_numpy(np.stack([array_to_volume(one) for one in maps]))
-    return Pairs(maps, table, trained, held_out, np.mean(middles, axis=0))
+    center = np.mean(middles, axis=0)
+    return Pairs(maps, table, trained, np.flatnonzero(held_out), contents, rows, center)
 
 
 def labelled(numbers):
@@ -133,24 +164,210 @@ def labelled(numbers):
     return np.array(np.nonzero((numbers > 0) & (numbers != UNKNOWN)))
 
 
-def split(config, names):
-    """Indices of the pairs to train on, and of the others: all of a subject on one side.
+# ╔══════════════════════════════════════════════════════════════════════════════════════════════════════════╗
+# ║ What is held out                                                                                         ║
+# ╚══════════════════════════════════════════════════════════════════════════════════════════════════════════╝
 
-    Shapes: names (N,) -> (n,), (N - n,)
+
+@dataclass(frozen=True)
+class Known:
+    """What a checkpoint was trained on, and what it holds out.
+
+    Args:
+        path: The checkpoint; None without one.
+        goes_on: The run continues: what the checkpoint does not know is trained on.
+        trained_on: Contents of volumes and of label maps, a set.
+        held_out: Rows of Pairs; those of earlier versions, which knew names alone, have nothing but "file".
     """
-    told = read_subjects(config.subjects, set(names)) if config.subjects else {}
-    of = [told.get(name, name) for name in names]
-    subjects = sorted(set(of))
-    order = parallel.host_random(config.seed, STREAM_HELD_OUT).permutation(len(subjects))
-    number = math.ceil(config.held_out * len(subjects)) if config.held_out else 0
-    chosen = {subjects[n] for n in order[:number]}
-    held_out = np.array([subject in chosen for subject in of])
-    return np.flatnonzero(~held_out), np.flatnonzero(held_out)
+
+    path: Path | None = None
+    goes_on: bool = False
+    trained_on: frozenset = frozenset()
+    held_out: tuple = ()
+
+    @classmethod
+    def read(cls, path, goes_on):
+        """What the checkpoint of a path knows."""
+        with as_damaged("it is damaged or of another program", path):
+            state = runs.read_state(path, check=False)
+            rows = tuple(
+                {"file": of} if isinstance(of, str) else dict(of) for of in state.get("held_out", ())
+            )
+        return cls(Path(path), goes_on, frozenset(state.get("trained_on", ())), rows)
+
+    def was_trained_on(self, row):
+        """True if the volume or the label map of a pair was trained on."""
+        return not self.trained_on.isdisjoint((row["content"], row["labels"]))
+
+    def holds_out(self, row):
+        """True if a pair is held out: its volume, its label map, or its subject."""
+        for former in self.held_out:
+            if former.keys() == {"file"} and former["file"] == name_of(row["file"]):
+                return True
+            if any(former.get(key) and former[key] == row[key] for key in ("content", "labels", "subject")):
+                return True
+        return False
+
+
+def hold_out(config, audit, contents, known):
+    """Which pairs are held out, and the rows that tell it; see the module.
+
+    Args:
+        config: LabelToVolumeConfig.
+        audit: Audit of the volumes.
+        contents: Of their label maps.
+        known: Known.
+
+    Returns:
+        ((N,) bool, rows of Pairs).
+
+    Raises:
+        UserError: What was trained on would be held out, or what is held out trained on.
+    """
+    rows = [
+        {"file": path.relative_to(config.data).as_posix(), "content": content, "labels": labels}
+        for path, content, labels in zip(audit.paths, audit.contents, contents, strict=True)
+    ]
+    for row, subject in zip(rows, subjects_of_pairs(config, audit.paths), strict=True):
+        row["subject"] = subject
+    former = np.array([known.holds_out(row) for row in rows])
+    trained = np.array([known.was_trained_on(row) for row in rows])
+    held_out = former
+    if config.split is not None:
+        held_out = by_split(config, audit.paths, known)
+    elif not known.goes_on:
+        held_out = drawn(config, rows, former, trained)
+    refuse_contradictions(audit.paths, rows, held_out, former, trained, known)
+    for row, out in zip(rows, held_out, strict=True):
+        row["part"] = "held_out" if out else "training"
+    there = {key for row in rows for key in (row["content"], name_of(row["file"]))}
+    gone = [row for row in known.held_out if row.get("content", row["file"]) not in there]
+    return held_out, rows + gone
+
+
+def subjects_of_pairs(config, paths):
+    """Subject of every volume, in order; an empty text where no table gives one."""
+    if config.split is None:
+        told = {} if config.subjects is None else subjects_of(config.subjects, paths)
+        return [told.get(path, "") for path in paths]
+    if config.subjects is not None:
+        raise UserError("--split has the subjects already: leave --subjects out.")
+    found, _ = rows_of(Split.read(config.split).rows, paths, f"--split {config.split}")
+    return [row["subject"] for row in found]
+
+
+def by_split(config, paths, known):
+    """Which volumes the split holds out, (N,) bool; a UserError if what it sets aside was trained on."""
+    split = Split.read(config.split)
+    for row in split.rows:
+        if row["part"] != "training" and row["content"] in known.trained_on:
+            raise UserError(
+                f"--split {split.path} sets {row['file']} aside, and {known.path} was trained on it: give "
+                f"the split that it was trained with, or start another run."
+            )
+    found, _ = rows_of(split.rows, paths, f"--split {split.path}")
+    return np.array([row["part"] == "held_out" for row in found])
+
+
+def drawn(config, rows, former, trained):
+    """Which pairs a run that begins holds out, by its seed: what is known already is not drawn again.
+
+    Shapes: rows [N], former and trained (N,) bool -> (N,) bool
+    """
+    groups = groups_of(rows)
+    names = sorted(set(groups))
+    number = min(math.ceil(config.held_out * len(names)), len(names) - 1) if config.held_out else 0
+    taken = {group for group, out in zip(groups, former, strict=True) if out}
+    free = set(names) - {group for group, seen in zip(groups, trained, strict=True) if seen} - taken
+    order = parallel.host_random(config.seed, STREAM_HELD_OUT).permutation(len(names))
+    free = [names[n] for n in order if names[n] in free]
+    chosen = taken.union(free[: max(0, number - len(taken))])
+    return np.array([group in chosen for group in groups])
+
+
+def groups_of(rows):
+    """Group of every pair, [text]: those of one subject, or with one label map, are never parted."""
+    groups, first = [row["subject"] or in_folder(row["file"], "") for row in rows], {}
+    for n, row in enumerate(rows):
+        same, own = groups[first.setdefault(row["labels"], n)], groups[n]
+        if same != own:
+            groups = [same if group == own else group for group in groups]
+    return groups
+
+
+def refuse_contradictions(paths, rows, held_out, former, trained, known):
+    """Raise a UserError if a pair is on both sides, now or in the past; arguments as in `hold_out`."""
+    for path, out, before, seen in zip(paths, held_out, former, trained, strict=True):
+        if out and seen:
+            raise UserError(
+                f"{path} would be held out, and {known.path} was trained on it or on its label map: give the "
+                f"--subjects or --split that it was trained with."
+            )
+        if before and not out:
+            raise UserError(
+                f"{path} would be trained on, and {known.path} holds it out, or its label map or subject: "
+                f"give the --split that it was trained with."
+            )
+    for key, what in (("labels", "label map"), ("subject", "subject")):
+        sides = {}
+        for row, path, out in zip(rows, paths, held_out, strict=True):
+            other, side = sides.setdefault(row[key] or path, (path, out))
+            if side != out:
+                raise UserError(
+                    f"{path} and {other} have one {what}, and one of them is held out: give both one "
+                    f"subject, in --split, or in --subjects when the run begins."
+                )
+
+
+def write_split(rows, path):
+    """Write rows of Pairs, of those that are there, as a table that --split takes."""
+    columns = ("file", "content", "subject", "part", "labels")
+    table = [row | {"subject": row["subject"] or row["file"]} for row in rows]
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_table(path, columns, [[row[name] for name in columns] for row in table])
 
 
 # ╔══════════════════════════════════════════════════════════════════════════════════════════════════════════╗
 # ║ Edits and grids                                                                                          ║
 # ╚══════════════════════════════════════════════════════════════════════════════════════════════════════════╝
+
+
+@dataclass(frozen=True)
+class MapToDraw:
+    """A label map on a model's grid.
+
+    Args:
+        numbers: Class numbers (X, Y, Z) uint8, after edits.
+        affine: (4, 4), mm.
+        content: What the map in the file is known by, before edits; see collection.py.
+        axes: Codes of the axes of its file, along which all that is drawn is written.
+    """
+
+    numbers: np.ndarray
+    affine: np.ndarray
+    content: str
+    axes: str
+
+    @property
+    def stored(self):
+        """Affine of what is written, (4, 4), mm."""
+        return turn(self.numbers, self.affine, self.axes)[1]
+
+    def as_stored(self, array):
+        """Along the axes of what is written. Shapes: (X, Y, Z) -> (X', Y', Z')"""
+        return turn(array, self.affine, self.axes)[0]
+
+    def drawn_by(self, model, seed):
+        """The volume that a LabelModel draws, along the model's axes. Shapes: -> (1, Z, X, Y), [0, 1]"""
+        return model.draw(array_to_volume(self.numbers)[0], len(model.table), seed)
+
+    def as_written(self, volume):
+        """A volume of `drawn_by` along the axes of what is written. Shapes: (1, Z, X, Y) -> the same"""
+        return array_to_volume(self.as_stored(volume_to_array(volume)))
+
+    def shown_with(self, volumes):
+        """Picture of the map and of volumes of `drawn_by`. Shapes: -> (H, W, 3) uint8"""
+        return row_of(array_to_volume(self.numbers)[0], volumes, self.affine)
 
 
 def read_edit(text):
@@ -242,3 +459,16 @@ def nearest(picture, shape):
     """A picture at another size, by nearest neighbour. Shapes: (h, w) -> shape"""
     rows, columns = (np.arange(n) * m // n for n, m in zip(shape, picture.shape, strict=True))
     return picture[rows][:, columns]
+
+
+def save_sheet(rows, maps, folder):
+    """sheet.png: label map and volumes of every map, {path: volumes}, in columns."""
+    pictures = [maps[path].shown_with(volumes) for path, volumes in rows.items()]
+    if not pictures:
+        return
+    high, wide = (max(picture.shape[axis] for picture in pictures) for axis in (0, 1))
+    pictures = [np.pad(p, ((0, high + 2 - p.shape[0]), (0, wide + 2 - p.shape[1]), (0, 0))) for p in pictures]
+    columns = max(1, round(math.sqrt(len(pictures) * high / wide)))
+    pictures += [np.zeros_like(pictures[0])] * (-len(pictures) % columns)
+    lines = [np.concatenate(pictures[n : n + columns], axis=1) for n in range(0, len(pictures), columns)]
+    save_picture(np.concatenate(lines), folder / "sheet.png")

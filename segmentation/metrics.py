@@ -28,7 +28,7 @@ from tqdm import tqdm
 from segmentation.labels import MERGED, TABLES, merged_name, read_labels
 from segmentation.report import write_report
 from volumetric.cli import UserError, check_fields, one_line_errors, option, parse_cli
-from volumetric.collection import pair_up
+from volumetric.collection import pair_up, refuse_other_grid
 from volumetric.files import next_free
 
 # Edit these, or pass them as flags; a flag wins.
@@ -326,12 +326,11 @@ def read_pair(paths, resample):
         UserError: One is no label map, or they are of different grids.
     """
     (true, affine), (predicted, other) = (read_labels(path) for path in paths)
-    if true.shape != predicted.shape or not np.allclose(affine, other, atol=1e-3):
+    try:
+        refuse_other_grid((predicted.shape, other, paths[1]), (true.shape, affine, paths[0]))
+    except UserError as error:
         if not resample:
-            raise UserError(
-                f"{paths[1]} is of another grid than {paths[0]} ({predicted.shape} and {true.shape} voxels): "
-                f"--resample True brings it there, if both are of one space."
-            )
+            raise UserError(f"{error} --resample True does it, if both are of one space.") from None
         to_other = np.linalg.inv(other) @ affine
         predicted = ndimage.affine_transform(predicted, to_other, output_shape=true.shape, order=0)
     return true, predicted, voxel_sizes(affine)

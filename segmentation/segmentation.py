@@ -21,7 +21,6 @@ import functools
 import math
 import sys
 import warnings
-from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -39,8 +38,8 @@ from segmentation.labels import TABLES, save_labels
 from segmentation.report import coloured
 from volumetric import parallel, runs
 from volumetric.cli import UserError, check_device_name, check_fields, one_line_errors, option, parse_cli
-from volumetric.collection import find_volumes, name_of
-from volumetric.files import __version__, as_damaged, atomic_path, next_free
+from volumetric.collection import find_volumes, names_in
+from volumetric.files import __version__, as_damaged, atomic_path, new_folder
 from volumetric.parallel import host_random
 
 # Edit these, or pass them as flags; a flag wins.
@@ -78,6 +77,9 @@ class SegmentationConfig:
     mode: str = option(mode, "What to do.", choices=MODES)
     data: str = option(data, "Folder of NIfTI volumes.")
     labels: str = option(labels, "Folder of their label maps, files of the same names; only to train.")
+    split: str | None = option(
+        None, "Table of preprocessing/split.py: its part `training` is trained on.", file=True
+    )
     model: str = option(model, "File of the network: written by train, read by predict.")
     output: str | None = option(
         None, "Folder for the training's checkpoints and previews, or new one for the label maps."
@@ -318,15 +320,23 @@ class Segmenter:
     def kept(self):
         """What a continued training must have in common with its beginning."""
         same = {name: getattr(self.config, name) for name in KEPT}
-        return same | {"patch": list(self.patch), "volumes": sorted(case.digest for case in self.cases)}
+        return same | {"patch": list(self.patch), "trained_on": self.trained_on()}
+
+    def trained_on(self):
+        """Contents of the volumes and of the label maps, sorted; see collection.py."""
+        return sorted({of for case in self.cases for of in (case.identity.volume, case.identity.labels)})
 
     def load(self, state):
         """Take up the state of a checkpoint of the same training."""
-        for name, value in self.kept().items():
-            if state["kept"][name] != value:
-                what = (
-                    "the volumes are others" if name == "volumes" else f"--{name} was {state['kept'][name]}"
-                )
+        there, own = state["kept"], self.kept()
+        if "trained_on" not in there:  # of an earlier version, which knew volumes by their voxels as they are
+            own["volumes"] = sorted(case.identity.former for case in self.cases)
+            del own["trained_on"]
+        for name, value in own.items():
+            if there[name] != value:
+                what = f"--{name} was {there[name]}"
+                if name in ("volumes", "trained_on"):
+                    what = "the volumes or the label maps are others"
                 raise UserError(f"is of another training ({what}): give another --model and --output.")
         runs.load_networks(self.network, state["network"])
         runs.load_optimizer(self.optimizer, state["optimizer"])
@@ -386,7 +396,8 @@ def train(config):
         raise UserError(
             f"{config.model} is there, and no training of it in {config.run}: give another --model."
         )
-    cases, spacing = read_cases(config.data, config.labels, Classes(config.table))
+    folders = {"data": config.data, "labels": config.labels}
+    cases, spacing = read_cases(folders, Classes(config.table), split=config.split)
     segmenter = runs.run(Segmenter(config, cases, spacing))
     if segmenter.step >= config.num_train_steps:
         segmenter.save_model()
@@ -480,15 +491,16 @@ def read_model(path, device="auto"):
     return Predictor(network, classes, *about), state
 
 
-def label_volumes(predictor, paths):
-    """Yield (path, Scan, ids (X, Y, Z) along the file's axes, how sure they are) of volumes.
+def contents_known_to(about):
+    """Contents of what a network was trained on, a set, of what `read_model` says of it.
 
-    Raises:
-        UserError: Two files have one name, or a file cannot be used.
+    Those of earlier versions tell volumes alone, by the digest that is `former` of an Identity.
     """
-    repeated = [name for name, count in Counter(map(name_of, paths)).items() if count > 1]
-    if repeated:
-        raise UserError(f"There are several volumes named {repeated[0]}: label their folders apart.")
+    return set(about["trained_on"] if "trained_on" in about else about["volumes"])
+
+
+def label_volumes(predictor, paths):
+    """Yield (path, Scan, ids (X, Y, Z) along the file's axes, how sure they are) of volumes."""
     for path in tqdm(paths, "Labelling", unit="volume"):
         scan = read_scan(path)
         yield path, scan, *predictor.label(scan)
@@ -501,12 +513,11 @@ def predict(config):
         The new folder.
     """
     predictor, _ = read_model(config.model, config.device)
-    paths = find_volumes(config.data)
-    folder, rows = next_free(Path(config.output or "predicted")), []
-    folder.mkdir(parents=True)
-    for path, scan, found, about in label_volumes(predictor, paths):
-        save_labels(found, scan.affine, folder / f"{name_of(path)}.nii.gz", predictor.classes.table)
-        rows.append({"case": name_of(path), **about})
+    names = names_in(config.data, find_volumes(config.data))
+    folder, rows = new_folder(config.output or "predicted"), []
+    for path, scan, found, about in label_volumes(predictor, names):
+        save_labels(found, scan.affine, folder / f"{names[path]}.nii.gz", predictor.classes.table)
+        rows.append({"case": names[path], **about})
     with (
         atomic_path(folder / "confidence.csv") as part,
         open(part, "w", newline="", encoding="utf-8") as file,

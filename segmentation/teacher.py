@@ -10,6 +10,7 @@ and the classes that all real maps have. Inputs are never written to.
 """
 
 import csv
+import hashlib
 import json
 import sys
 from dataclasses import asdict, dataclass
@@ -23,13 +24,15 @@ import numpy as np
 from nibabel.affines import voxel_sizes
 from tqdm import tqdm
 
+from segmentation.cases import read_scan
 from segmentation.labels import TABLES, read_labels, save_labels
 from segmentation.metrics import components
 from segmentation.report import coloured
-from segmentation.segmentation import label_volumes, read_model
+from segmentation.segmentation import read_model
 from volumetric.cli import UserError, check_device_name, check_fields, one_line_errors, option, parse_cli
-from volumetric.collection import find_volumes, name_of
-from volumetric.files import atomic_path, next_free
+from volumetric.collection import find_volumes, names_in
+from volumetric.files import atomic_path, file_digest, new_folder
+from volumetric.pages import write_table
 from volumetric.pictures import new_axes, save_figure
 
 # Edit these, or pass them as flags; a flag wins.
@@ -45,6 +48,8 @@ output = "labelled"
 FENCE = 3.0  # interquartile ranges outside the quartiles
 FEWEST = 5  # real label maps
 SHOWN = 8  # maps of each kind in a picture
+# Of gate.csv; the last tells that a row is whole, and what its label map is made of.
+COLUMNS = ("case", "content", "kept", "confidence", "volume_ml", "pieces", "reasons", "origin")
 
 
 @dataclass(kw_only=True)
@@ -161,36 +166,92 @@ def write_sheet(maps, path):
     save_figure(figure, path)
 
 
-def label_folder(config):
+def origin_of(config, limits):
+    """Digest of all but the volume that makes a label map and its verdict: network, real maps, settings."""
+    made_of = [file_digest(config.model), asdict(limits), config.least_confidence, config.withhold]
+    return hashlib.sha256(json.dumps(made_of).encode()).hexdigest()
+
+
+def place_of(folder, row):
+    """Path of the label map of a row of gate.csv."""
+    kind = "labels" if str(row["kept"]) == "True" else "withheld"
+    return folder / kind / f"{row['case']}.nii.gz"
+
+
+def rows_there(folder, origin):
+    """{(case, content of its volume): row of gate.csv} of the label maps of an origin that a folder has."""
+    if not (folder / "gate.csv").exists():
+        return {}
+    with open(folder / "gate.csv", newline="", encoding="utf-8") as file:
+        rows = [row for row in csv.DictReader(file) if row.get("origin") == origin]
+    return {(row["case"], row["content"]): row for row in rows if place_of(folder, row).is_file()}
+
+
+def judge(scan, predictor, limits, config):
+    """(label map along the file's axes, {column of gate.csv: what the gate says of it})."""
+    labels, sure = predictor.label(scan)
+    found = measured(labels, scan.spacing, TABLES[predictor.classes.table])
+    why = reasons(found if labels.any() else {}, sure["confidence"], limits, config.least_confidence)
+    verdict = {"kept": not (why and config.withhold), "confidence": sure["confidence"]}
+    verdict |= {"volume_ml": found["all"][0], "pieces": found["all"][1], "reasons": "; ".join(why)}
+    return labels, verdict
+
+
+def label_folder(config, folder=None):
     """Label every volume of a folder and keep or withhold its map.
 
+    Args:
+        config: TeacherConfig.
+        folder: Folder to go on in: the label maps stay that it has of the same volumes, network, real maps
+            and settings, by content. None is a new one.
+
     Returns:
-        The new folder.
+        The folder.
     """
     predictor, about = read_model(config.model, config.device)
     limits = read_limits(config.reference, about["table"])
-    names, paths = TABLES[about["table"]], find_volumes(config.data)
-    folder, rows, shown = next_free(Path(config.output)), [], {"labels": [], "withheld": []}
-    for kind in shown:
-        (folder / kind).mkdir(parents=True)
-    for path, scan, labels, sure in label_volumes(predictor, paths):
-        found = measured(labels, voxel_sizes(scan.affine), names)
-        why = reasons(found if labels.any() else {}, sure["confidence"], limits, config.least_confidence)
-        kind = "withheld" if why and config.withhold else "labels"
-        save_labels(labels, scan.affine, folder / kind / f"{name_of(path)}.nii.gz", about["table"])
-        rows.append({"case": name_of(path), "kept": kind == "labels", "confidence": sure["confidence"]})
-        rows[-1] |= {"volume_ml": found["all"][0], "pieces": found["all"][1], "reasons": "; ".join(why)}
-        if len(shown[kind]) < SHOWN:
-            shown[kind].append((name_of(path), labels, scan.affine))
-    with atomic_path(folder / "gate.csv") as part, open(part, "w", newline="", encoding="utf-8") as file:
-        table = csv.DictWriter(file, list(rows[0]))
-        table.writeheader()
-        table.writerows(rows)
+    names, rows = names_in(config.data, find_volumes(config.data)), []
+    folder, origin = folder or new_folder(config.output), origin_of(config, limits)
+    folder.mkdir(parents=True, exist_ok=True)
+    there = rows_there(folder, origin)
+    write_gate(folder, there.values())
+    for path, name in tqdm(names.items(), "Labelling", unit="volume"):
+        scan = read_scan(path)
+        row = there.get((name, scan.volume.content))
+        if row is None:
+            labels, verdict = judge(scan, predictor, limits, config)
+            row = {"case": name, "content": scan.volume.content, **verdict, "origin": origin}
+            place_of(folder, row | {"kept": not row["kept"]}).unlink(missing_ok=True)  # of another origin
+            save_labels(labels, scan.affine, place_of(folder, row), about["table"])
+            add_to_gate(folder, row)
+        rows.append(row)
+    write_gate(folder, rows)
     with atomic_path(folder / "gate.json") as part:
-        record = {"limits": asdict(limits), "settings": asdict(config), "kept": sum(r["kept"] for r in rows)}
+        kept = sum(str(row["kept"]) == "True" for row in rows)
+        record = {"limits": asdict(limits), "settings": asdict(config), "kept": kept}
         part.write_text(json.dumps(record, indent=1), encoding="utf-8")
-    for kind, maps in shown.items():
-        if maps:
+    tell(folder, rows, about["table"])
+    return folder
+
+
+def write_gate(folder, rows):
+    """Write gate.csv."""
+    write_table(folder / "gate.csv", COLUMNS, [[row[name] for name in COLUMNS] for row in rows])
+
+
+def add_to_gate(folder, row):
+    """Add a row to gate.csv: what is noted is not made again if the labelling stops here."""
+    with open(folder / "gate.csv", "a", newline="", encoding="utf-8") as file:
+        csv.writer(file).writerow([row[name] for name in COLUMNS])
+
+
+def tell(folder, rows, table):
+    """Write pictures of what was kept and of what was withheld, and print what the gate doubts."""
+    for kind in ("labels", "withheld"):
+        (folder / kind).mkdir(exist_ok=True)
+        shown = [row for row in rows if place_of(folder, row).is_relative_to(folder / kind)][:SHOWN]
+        if shown:
+            maps = [(row["case"], *read_labels(place_of(folder, row), table)) for row in shown]
             write_sheet(maps, folder / f"{kind}.png")
     doubted = [row for row in rows if row["reasons"]]
     print(f"The gate doubts {len(doubted)} of {len(rows)} label maps; those to train on: {folder / 'labels'}")
@@ -198,7 +259,6 @@ def label_folder(config):
         print(f"Doubted: {row['case']} ({row['reasons']}).")
     if len(doubted) > 5:
         print(f"... and {len(doubted) - 5} more; gate.csv lists them.")
-    return folder
 
 
 def main(argv=None):

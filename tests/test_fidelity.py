@@ -74,13 +74,19 @@ class Bright:
         ids = (1, 2)
 
 
+class Read:
+    """A scan that is stored along right, front and up."""
+
+    as_read = staticmethod(np.asarray)
+
+
 def test_dice_of_generated_is_compared_with_that_of_real(folders, monkeypatch):
     from segmentation import segmentation
 
     def label_volumes(_, paths):
         for path in paths:
             array = np.asanyarray(nib.load(path).dataobj)
-            yield path, None, (array > 0.45).astype(np.uint8), {}
+            yield path, Read, (array > 0.45).astype(np.uint8), {}
 
     monkeypatch.setattr(segmentation, "label_volumes", label_volumes)
     monkeypatch.setattr(segmentation, "read_model", lambda *_: (Bright, {"patch": (8, 8, 8)}))

@@ -13,12 +13,15 @@ import torch.nn.functional as F
 import label_to_volume as l2v
 from segmentation import maps
 from segmentation.cases import Classes
+from segmentation.labels import save_labels
 from tests.conftest import interrupted_at, random_array, run_script, write_volume
 from tests.test_distributed import run_two
 from tests.test_training import assert_same_state
 from volumetric import cli, runs, training
 from volumetric.cli import UserError
 from volumetric.layers import haar, inverse_haar
+from volumetric.sidecars import drawn_for, trained_on
+from volumetric.tables import read_table
 
 SETTINGS = {"image_size": 16, "image_depth": 8, "width": 4, "disc_width": 4, "fmap_max": 16, "spade_width": 8}
 SETTINGS |= {"z_dim": 8}
@@ -294,6 +297,85 @@ def test_held_out_subjects_are_not_trained_on(pairs):
     assert seen == set(trainer.members.tolist())
 
 
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+    """Folder with pairs and a tiny trained run."""
+    folder = write_pairs(tmp_path_factory.mktemp("trained"))
+    l2v.train_from_folder(config_of(folder, num_train_steps=1))
+    return folder
+
+
+def held_out_by(folder, known, **settings):
+    """(names held out, names trained on) of a run that is not begun."""
+    config = config_of(folder, **settings)
+    audit = l2v.dataset.audit_volumes(
+        config.data, config.array_shape, split=config.split, parts=("training", "held_out")
+    )
+    found = maps.read_pairs(config, audit, known)
+    held_out, trained = ({audit.paths[i].name[:-7] for i in of} for of in (found.held_out, found.trained))
+    return held_out, trained
+
+
+def test_what_a_run_holds_out_stays_so(trained, pairs, capsys):
+    """Whatever --seed, --held_out, names and further pairs say: a checkpoint knows both sides by content."""
+    checkpoint, former = trained / "models" / "t" / "model_0.pt", held_out_by(pairs, None)
+    held, seen = former
+    assert len(held) == 2 and len(seen) == 4 and held != held_out_by(pairs, None, seed=7)[0]
+    rows = read_table(trained / "results" / "t" / "split.csv")
+    assert {row["file"][:-7] for row in rows if row["part"] == "held_out"} == held and len(rows) == 6
+    contents = {row[of] for row in rows if row["part"] == "training" for of in ("content", "labels")}
+    assert set(runs.read_state(checkpoint)["trained_on"]) == contents and len(contents) == 8
+    known = maps.Known.read(checkpoint, goes_on=True)
+    for settings in ({"seed": 7}, {"held_out": 0.6}, {"held_out": 0.0}):
+        assert held_out_by(pairs, known, **settings) == former
+    training.adopt_settings(config_of(pairs, seed=7, held_out=0.6), checkpoint, l2v.NETWORK_SETTINGS)
+    told = capsys.readouterr().out
+    assert "--seed was 42 when" in told and "and is 7 now" in told and "--held_out was 0.2 when" in told
+    write_pairs(pairs, 8)
+    assert held_out_by(pairs, known) == (held, seen | {"v6", "v7"})  # what is new is trained on
+    other, one = sorted(held)[0], sorted(seen)[0]
+    for kind in ("volumes", "labels"):  # another name is no other pair
+        (pairs / kind / f"{other}.nii.gz").rename(pairs / kind / "renamed.nii.gz")
+    held = held - {other} | {"renamed"}
+    assert held_out_by(pairs, known)[0] == held
+    ids = np.asanyarray(nib.load(pairs / "labels" / "renamed.nii.gz").dataobj)
+    write_volume(pairs / "labels" / "v7.nii.gz", ids, AFFINE)  # a volume for a map that is held out
+    assert held_out_by(pairs, known)[0] == held | {"v7"}
+    begun = replace(known, goes_on=False)  # --init_from holds out more, and nothing that was trained on
+    assert held_out_by(pairs, begun, held_out=0.6)[0] == held | {"v7", "v6"}
+    (pairs / "subjects.csv").write_text(f"file,subject\nrenamed,s\n{one},s\n", encoding="utf-8")
+    with pytest.raises(UserError, match=r"would be held out, and .*model_0\.pt was trained on it"):
+        held_out_by(pairs, begun, subjects=str(pairs / "subjects.csv"))
+
+
+def test_a_split_says_what_is_held_out(pairs):
+    config, table = config_of(pairs), pairs / "split.csv"
+    audit = l2v.dataset.audit_volumes(config.data, config.array_shape)
+    parts = ["training", "training", "training", "held_out", "held_out", "test"]
+
+    def held_out(parts, known=None):
+        rows = ["file,content,subject,part"]
+        for path, content, part in zip(audit.paths, audit.contents, parts, strict=True):
+            rows.append(f"{path.name},{content},{path.name},{part}")
+        table.write_text("\n".join([*rows, ""]), encoding="utf-8")
+        return held_out_by(pairs, known, split=str(table))
+
+    assert held_out(parts) == ({"v3", "v4"}, {"v0", "v1", "v2"})
+    rows = ({"file": "v3", "content": audit.contents[3]},)
+    known = maps.Known(pairs / "old.pt", True, frozenset(audit.contents[:3]), rows)
+    assert held_out(parts, known)[0] == {"v3", "v4"}
+    with pytest.raises(UserError, match=r"sets v0\.nii\.gz aside, and .*old\.pt was trained on it"):
+        held_out(["held_out", *parts[1:]], known)
+    with pytest.raises(UserError, match=r"v3\.nii\.gz would be trained on, and .*old\.pt holds it out"):
+        held_out([*parts[:3], "training", *parts[4:]], known)
+
+
+def test_held_out_pairs_of_an_earlier_version(pairs, tmp_path):
+    torch.save({"held_out": ["v1", "v4"], "step": 1}, tmp_path / "old.pt")  # names alone
+    known = maps.Known.read(tmp_path / "old.pt", goes_on=True)
+    assert held_out_by(pairs, known)[0] == {"v1", "v4"}
+
+
 def test_memory_is_predicted_and_saved_by_computing_again(pairs):
     config = config_of(pairs, dry_run=True, discriminator=("oasis",), image_size=16)
     audit = l2v.dataset.audit_volumes(config.data, config.array_shape, keep=False)
@@ -393,23 +475,19 @@ def test_tables_and_unknown_voxels(pairs):
 # ---- drawing
 
 
-@pytest.fixture(scope="module")
-def trained(tmp_path_factory):
-    """Folder with pairs and a tiny trained run."""
-    folder = write_pairs(tmp_path_factory.mktemp("trained"))
-    l2v.train_from_folder(config_of(folder, num_train_steps=1))
-    return folder
-
-
 def test_volumes_are_drawn_and_drawn_again(trained, capsys):
     out = trained / "made"
     config = config_of(trained, generate=str(trained / "labels"), output=str(out), num_per_map=2, seed=5)
     l2v.generate_volumes(config)
     volumes = sorted(out.glob("*.nii.gz"))
-    assert [p.name for p in volumes][:2] == ["v0_seed000005.nii.gz", "v0_seed000006.nii.gz"]
     assert len(volumes) == 12 and (out / "sheet.png").is_file()
-    record = json.loads((out / "v0_seed000005.json").read_text(encoding="utf-8"))
-    assert record["synthetic"] is True and record["seed"] == 5
+    sidecars = [path.with_name(f"{path.name[:-7]}.json") for path in volumes]
+    records = [json.loads(path.read_text(encoding="utf-8")) for path in sidecars]
+    seeds = [record["seed"] for record in records]
+    assert len(set(seeds)) == 12 and seeds[1] == seeds[0] + 1  # each map has its own, whatever lies beside it
+    assert [p.name for p in volumes][:2] == [f"v0_seed{seed:06d}.nii.gz" for seed in seeds[:2]]
+    record = records[0]
+    assert record["synthetic"] is True
     assert record["label_map"]["sha256"] == l2v.file_digest(trained / "labels" / "v0.nii.gz")
     image = nib.load(volumes[0])
     assert np.allclose(image.affine, AFFINE) and image.shape == SHAPE
@@ -421,20 +499,21 @@ def test_volumes_are_drawn_and_drawn_again(trained, capsys):
     assert not np.allclose(image.get_fdata(), nib.load(volumes[1]).get_fdata())
     l2v.generate_volumes(config)
     assert "12 volumes are there already" in capsys.readouterr().out
-    l2v.recreate(config_of(trained, recreate=str(out / "v0_seed000006.json")))
-    assert "v0_seed000006.nii.gz: identical" in capsys.readouterr().out
+    l2v.recreate(config_of(trained, recreate=str(sidecars[1])))
+    assert f"{volumes[1].name}: identical" in capsys.readouterr().out
     with pytest.raises(UserError, match=r"made with another checkpoint: choose another --output"):
         l2v.generate_volumes(replace(config, use_average=False))
     write_volume(volumes[1], random_array(0, SHAPE), AFFINE)
     with pytest.raises(UserError, match="differs from what its sidecar describes"):
-        l2v.recreate(config_of(trained, recreate=str(out / "v0_seed000006.json")))
+        l2v.recreate(config_of(trained, recreate=str(sidecars[1])))
 
 
 def test_variants_are_asked_for(trained):
     flags = flags_of(trained, generate=trained / "labels", output=trained / "without", edit="drop:L-A")
     run = run_script("label_to_volume.py", *flags)
     assert run.returncode == 0, run.stderr
-    drawn = np.asanyarray(nib.load(trained / "without_labels" / "v1_seed000042.nii.gz").dataobj)
+    (path,) = (trained / "without_labels").glob("v1_seed*.nii.gz")
+    drawn = np.asanyarray(nib.load(path).dataobj)
     assert set(np.unique(drawn)) == {0, 1, 5}
     with pytest.raises(UserError, match="--edit names Pcom, the model's classes are R-A, L-A, B"):
         l2v.generate_volumes(config_of(trained, generate=str(trained / "labels"), edit=("drop:Pcom",)))
@@ -468,10 +547,11 @@ def test_maps_of_another_grid_are_brought_there_if_asked(trained):
         np.array([[-0.25, 0, 0, 5], [0, 0.25, 0, 0], [0, 0, 0.5, 0], [0, 0, 0, 1.0]]),
     )
     config = config_of(trained, generate=str(folder), output=str(trained / "fitted"))
-    with pytest.raises(UserError, match=r"another grid than the model.*LAS.*--fit brings it there"):
+    with pytest.raises(UserError, match=r"another grid than the model.*--fit brings it there"):
         l2v.generate_volumes(config)
     l2v.generate_volumes(replace(config, fit=True))
-    image = nib.load(trained / "fitted_labels" / "a_seed000042.nii.gz")
+    (path,) = (trained / "fitted_labels").glob("a_seed*.nii.gz")
+    image = nib.load(path)
     found = np.asanyarray(image.dataobj)
     assert found.shape == SHAPE and nib.aff2axcodes(image.affine) == ("R", "A", "S")
     voxels = [(found == n).sum() * 0.25 for n in (1, 2)]  # mm3
@@ -480,3 +560,31 @@ def test_maps_of_another_grid_are_brought_there_if_asked(trained):
         n: image.affine[:3, :3] @ np.argwhere(found == n).mean(axis=0) + image.affine[:3, 3] for n in (1, 2)
     }
     assert place[1][0] == pytest.approx(5 - 0.25 * 10.5, abs=0.3) and place[1][0] > place[2][0]
+
+
+def test_what_is_drawn_lies_as_its_map_does(trained, tmp_path, capsys):
+    """Unknown voxels stay unknown, axes are those of the map, and folders say what was drawn and seen."""
+    state = runs.read_state(trained / "models" / "t" / "model_0.pt")
+    state["config"]["ignore"] = 200
+    (tmp_path / "models" / "t").mkdir(parents=True)
+    checkpoint, label_map = tmp_path / "models" / "t" / "model_1.pt", tmp_path / "maps" / "a" / "m.nii.gz"
+    torch.save(state, checkpoint)
+    ids = np.asanyarray(nib.load(trained / "labels" / "v0.nii.gz").dataobj).copy()
+    ids[:2, :3] = 200
+    turned = AFFINE @ np.diag([-1, 1, 1, 1])
+    write_volume(label_map, ids[::-1], turned)
+    where = {"models_dir": str(tmp_path / "models"), "output": str(tmp_path / "made")}
+    made = l2v.generate_volumes(config_of(trained, generate=str(tmp_path / "maps"), **where))
+    (volume,) = (made / "a").glob("m_seed*.nii.gz")
+    drawn = nib.load(tmp_path / "made_labels" / "a" / volume.name)
+    assert np.array_equal(np.asanyarray(drawn.dataobj), ids[::-1]) and np.allclose(drawn.affine, turned)
+    assert np.allclose(nib.load(volume).affine, turned)
+    l2v.recreate(config_of(trained, recreate=str(volume.with_name(f"{volume.name[:-7]}.json")), **where))
+    assert f"{volume.name}: identical" in capsys.readouterr().out
+    assert set(trained_on(made)) == set(state["trained_on"])
+    assert set(drawn_for(made)) == {maps.content_of_labels(ids)}
+    model = l2v.LabelModel(checkpoint, "cpu")
+    model.table = dict(maps.TABLES["topcow2024"])
+    save_labels(np.where(ids == 200, 0, ids), AFFINE, label_map, "paper")
+    with pytest.raises(UserError, match=r"says that its ids are of paper, expected topcow2024"):
+        model.read_map(label_map, False, [])

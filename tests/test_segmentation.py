@@ -223,7 +223,7 @@ def test_missing_partners_and_other_grids_are_refused(folders, circle, capsys):
     moved = np.diag([*SPACING, 1.0])
     moved[0, 3] = 1.2
     write(folders / "prediction" / "case1.nii.gz", circle.astype(np.uint8), moved)
-    expect(folders, capsys, "case1.nii.gz is of another grid than")
+    expect(folders, capsys, "case1.nii.gz lies 1.2 mm beside")
     (folders / "prediction" / "case1.nii.gz").unlink()
     expect(folders, capsys, "case1.nii.gz has no partner in --prediction")
 
@@ -267,3 +267,53 @@ def test_folders_are_scored(folders, circle):
     text = (out / "summary.md").read_text(encoding="utf-8")
     assert re.search(r"\| Acom \| 0\.333 ± 0\.577 \| 60\.00 .* \| 1 \| 2 \| 0 \|", text)
     assert "a missed vessel costs nothing there" in text and "Empty: truth and prediction of empty." in text
+
+
+# ---- what a header says of label maps
+
+
+def write_scaled(path, array, slope):
+    """A map of stored whole numbers with a slope in its header, which nibabel would not write."""
+    raw = bytearray(nib.Nifti1Image(array, np.diag([*SPACING, 1])).to_bytes())
+    raw[112:120] = np.array([slope, 0], "<f4").tobytes()
+    path.write_bytes(bytes(raw))
+    return path
+
+
+def test_a_slope_is_read_or_named(tmp_path, circle):
+    path = write_scaled(tmp_path / "tenth.nii", 10 * circle.astype(np.int16), 0.1)  # 15 becomes 14.9999999965
+    assert np.array_equal(labels.read_labels(path)[0], circle)
+    path = write_scaled(tmp_path / "picture.nii", circle.astype(np.int16), 12 / 255)
+    with pytest.raises(
+        UserError, match=r"scales what is stored by 0\.0470588 \(scl_slope\), as for a picture"
+    ):
+        labels.read_labels(path)
+
+
+def test_a_sixtieth_of_a_voxel_is_no_other_place(folders, circle):
+    moved = np.diag([*SPACING, 1.0])
+    moved[:3, 3] = 0.01
+    write(folders / "prediction" / "case0.nii.gz", circle.astype(np.uint8), moved)
+    pair = (folders / "truth" / "case0.nii.gz", folders / "prediction" / "case0.nii.gz")
+    assert metrics.score_files(pair, resample=False)["scores"]["Dice_ClsAvgDice"] == 1
+
+
+def test_the_table_that_a_header_names_counts_for_any_reader(tmp_path, circle):
+    path = tmp_path / "a.nii.gz"
+    labels.save_labels(labels.remap(circle, "topcow2024", "paper"), np.eye(4), path, "paper")
+    for table in ("topcow2024", dict(labels.TABLES["topcow2024"])):
+        with pytest.raises(UserError, match=r"says that its ids are of paper, expected topcow2024"):
+            labels.read_labels(path, table)
+    assert labels.read_labels(path, {n: str(n) for n in range(1, 8)})[0].max() == 7  # names of one's own
+    unknown = np.where(circle == 0, 200, circle)
+    labels.save_labels(unknown, np.eye(4), path, "topcow2024")
+    assert np.array_equal(labels.read_labels(path, "topcow2024", ignore=200)[0], unknown)
+
+
+def test_translated_maps_keep_their_places(folders):
+    labels.main(["--data", str(folders), "--output", str(folders.parent / "new")])
+    names = [
+        path.relative_to(folders.parent / "new").as_posix()
+        for path in labels.find_volumes(folders.parent / "new")
+    ]
+    assert names == [f"{kind}/case{n}.nii.gz" for kind in ("prediction", "truth") for n in range(3)]

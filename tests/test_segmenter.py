@@ -1,6 +1,7 @@
 """The segmentation network: cases, sides, resuming, prediction, the gate, nnU-Net's folders, statistics."""
 
 import csv
+import hashlib
 import json
 import subprocess
 import sys
@@ -13,10 +14,12 @@ import torch
 from scipy import stats
 
 from segmentation import cases, comparison, experiment, nnunet, segmentation, teacher
-from segmentation.labels import read_labels, save_labels
+from segmentation.labels import contents_of, read_labels, remap, save_labels
 from tests.conftest import run_script, write_volume
 from volumetric import runs
 from volumetric.cli import UserError
+from volumetric.sidecars import write_trained_on
+from volumetric.tables import subjects_of
 
 AFFINE = np.diag([0.6, 0.6, 0.8, 1])
 SHAPE = (16, 16, 8)
@@ -27,9 +30,9 @@ def one_pair(seed):
     """A volume with a bright bar on each side, right and left ICA (4 and 6), and its label map."""
     rng = np.random.default_rng(seed)
     labels = np.zeros(SHAPE, np.uint8)
-    row = int(rng.integers(3, 13))
-    labels[11:14, row - 2 : row + 2, 2:7] = 4  # x grows to the right
-    labels[2:5, row - 2 : row + 2, 2:7] = 6
+    row, top = 3 + seed % 10, 5 + seed // 10 % 3  # no label map is that of another seed below 30
+    labels[11:14, row - 2 : row + 2, 2:top] = 4  # x grows to the right
+    labels[2:5, row - 2 : row + 2, 2:top] = 6
     array = rng.normal(size=SHAPE) * 0.1 + (labels == 4) + 2 * (labels == 6)
     return array.astype(np.float32), labels
 
@@ -54,7 +57,8 @@ def small_config(folder, **settings):
 
 def new_segmenter(folder, **settings):
     config = small_config(folder, **settings)
-    return segmentation.Segmenter(config, *cases.read_cases(config.data, config.labels, CLASSES))
+    folders = {"data": config.data, "labels": config.labels}
+    return segmentation.Segmenter(config, *cases.read_cases(folders, CLASSES))
 
 
 def test_classes_are_consecutive_and_have_another_side():
@@ -267,6 +271,104 @@ def test_export_and_import_of_nnunet(tmp_path, capsys):
     assert np.array_equal(read_labels(back / "case0.nii.gz")[0], labels)
 
 
+def test_all_that_is_exported_has_one_orientation_and_comes_back(tmp_path):
+    maps = []
+    for n, flip in enumerate((1, -1)):  # RAS and LAS: nnU-Net would take the one's right for the other's left
+        array, labels = one_pair(n)
+        affine = AFFINE @ np.diag([flip, 1, 1, 1])
+        maps.append(labels[::flip])
+        write_volume(tmp_path / "volumes" / f"site{n}" / "v.nii.gz", array[::flip], affine)
+        save_labels(maps[-1], affine, tmp_path / "labels" / f"site{n}" / "v.nii.gz", "topcow2024")
+    folders = {"data": str(tmp_path / "volumes"), "labels": str(tmp_path / "labels"), "folds": 2}
+    raw = nnunet.export(nnunet.NnunetConfig(**folders, output=str(tmp_path / "out"))) / "nnUNet_raw"
+    exported = sorted(raw.glob("*/labelsTr/*"))
+    assert [path.name for path in exported] == ["site0_v.nii.gz", "site1_v.nii.gz"]
+    places = [np.argwhere(np.asanyarray(nib.load(path).dataobj) == 4)[:, 0].mean() for path in exported]
+    assert places == [12, 12]
+    told = nnunet.NnunetConfig(mode="export_test", data=folders["data"], output=str(tmp_path / "to_label"))
+    ready = nnunet.export_test(told)
+    images = [nib.load(path) for path in sorted((ready / "imagesTs").iterdir())]
+    assert [nib.aff2axcodes(image.affine) for image in images] == [("R", "A", "S")] * 2
+    settings = {"data": str(exported[0].parent), "cases": str(ready / "cases.csv"), "mode": "import"}
+    back = nnunet.import_predictions(nnunet.NnunetConfig(**settings, output=str(tmp_path / "back")))
+    for n, labels in enumerate(maps):
+        image = nib.load(back / f"site{n}" / "v.nii.gz")
+        assert np.array_equal(np.asanyarray(image.dataobj), labels)
+        assert np.allclose(image.affine, nib.load(tmp_path / "volumes" / f"site{n}" / "v.nii.gz").affine)
+    save_labels(maps[0][1:], AFFINE, exported[1], "nnunet")
+    with pytest.raises(UserError, match=r"site1_v\.nii\.gz is of another grid than site1/v"):
+        nnunet.import_predictions(nnunet.NnunetConfig(**settings, output=str(tmp_path / "wrong")))
+    assert not (tmp_path / "wrong").exists()
+
+
+def test_predictions_of_several_folds_are_not_written_over_each_other(tmp_path):
+    for place in ("", "postprocessed"):
+        save_labels(one_pair(0)[1], AFFINE, tmp_path / "found" / place / "c0.nii.gz", "nnunet")
+    config = nnunet.NnunetConfig(mode="import", data=str(tmp_path / "found"), output=str(tmp_path / "back"))
+    with pytest.raises(UserError, match=r"c0\.nii\.gz is there twice, .*postprocessed"):
+        nnunet.import_predictions(config)
+    assert not (tmp_path / "back").exists()
+
+
+@pytest.mark.parametrize("text", ["\ufefffile,subject\nc0.nii,s1\n", "file;subject\nc0.nii.gz;s1\n"])
+def test_tables_of_subjects_as_spreadsheets_write_them(tmp_path, text):
+    table = tmp_path / "subjects.csv"
+    table.write_text(text, encoding="utf-8")
+    paths = [Path("volumes/c0.nii"), Path("volumes/c1.nii")]
+    assert subjects_of(table, paths) == {paths[0]: "s1"}
+    table.write_text(f"{text}c0.nii{text[-4]}s2\n".replace("c0.nii.gz", "c0.nii"), encoding="utf-8")
+    with pytest.raises(UserError, match=r"two rows for c0\.nii, with the subject 's1' and 's2'"):
+        subjects_of(table, paths)
+
+
+def write_split(folder, volumes, parts):
+    """A split of the cases in a folder, {case: part}; each is a subject of its own."""
+    pairs = cases.pairs_in({"data": volumes, "labels": str(volumes).replace("volumes", "labels")}, CLASSES)
+    rows = [f"{name}.nii.gz,{pair.identity.volume},{name},{parts[name]}" for name, pair in pairs.items()]
+    (folder / "split.csv").write_text("\n".join(["file,content,subject,part", *rows, ""]), encoding="utf-8")
+    return str(folder / "split.csv")
+
+
+def test_a_split_decides_what_is_trained_on_and_exported(tmp_path):
+    volumes, maps = write_pairs(tmp_path, 4)
+    made, made_maps = write_pairs(tmp_path, 1, 10, "made_")
+    parts = {"case0": "training", "case1": "training", "case2": "held_out", "case3": "test"}
+    split = write_split(tmp_path, volumes, parts)
+    folders = {"data": str(volumes), "labels": str(maps)}
+    read, _ = cases.read_cases(folders, CLASSES, split=split)
+    assert [case.name for case in read] == ["case0", "case1"]
+    assert list(cases.pairs_in(folders, CLASSES, split=split, parts=("test",))) == ["case3"]
+    table = tmp_path / "subjects.csv"
+    settings = folders | {"split": split, "synthetic": str(made), "synthetic_labels": str(made_maps)}
+    table.write_text("file,subject\ncase10.nii.gz,case0\n", encoding="utf-8")
+    config = nnunet.NnunetConfig(**settings, subjects=str(table), folds=2)
+    found = nnunet.read_cases(config, CLASSES)
+    assert found.subjects == {"case0": "case0", "case1": "case1", "case10": "case0"}
+    table.write_text("file,subject\ncase10.nii.gz,case3\n", encoding="utf-8")
+    with pytest.raises(UserError, match=r"was made from subject case3, which --split .* sets aside"):
+        nnunet.read_cases(config, CLASSES)
+    write_volume(volumes / "case0.nii.gz", one_pair(8)[0], AFFINE)
+    with pytest.raises(UserError, match=r"case0\.nii\.gz has other voxels than the split knows"):
+        cases.read_cases(folders, CLASSES, split=split)
+
+
+def test_networks_of_earlier_versions_are_compared_by_their_own_digests(tmp_path):
+    write_pairs(tmp_path, 2)
+    segmenter = new_segmenter(tmp_path)
+    state = segmenter.state()
+    volumes, maps = ({getattr(c.identity, of) for c in segmenter.cases} for of in ("volume", "labels"))
+    assert set(state["kept"]["trained_on"]) == volumes | maps
+    former = sorted(hashlib.sha256(one_pair(n)[0].tobytes()).hexdigest() for n in range(2))
+    del state["kept"]["trained_on"]
+    segmenter.load(state | {"kept": state["kept"] | {"volumes": former}})
+    with pytest.raises(UserError, match="the volumes or the label maps are others"):
+        segmenter.load(state | {"kept": state["kept"] | {"volumes": former[:1]}})
+    tests = cases.pairs_in({"test": tmp_path / "volumes", "test_labels": tmp_path / "labels"}, CLASSES)
+    seen = dict.fromkeys(segmentation.contents_known_to({"volumes": former}), "old.pt")
+    with pytest.raises(UserError, match=r"case0\.nii\.gz is in the test set and in the teacher's training"):
+        experiment.refuse_overlap(tests, "topcow2024", seen, "in the teacher's training")
+
+
 def test_wrong_tables_of_subjects(tmp_path):
     write_pairs(tmp_path, 3)
     table = tmp_path / "subjects.csv"
@@ -381,3 +483,83 @@ def test_a_teacher_labels_what_has_no_labels(tmp_path):
     )
     record = json.loads((experiment.run_experiment(doubted) / "experiment.json").read_text(encoding="utf-8"))
     assert record["teacher"] and record["doubted"] == 6
+
+
+def test_test_subjects_are_in_nothing_that_was_seen(tmp_path):
+    """By their volumes and label maps: those drawn for, those of the generator's training, of any table."""
+    config = experiment_config(tmp_path)
+    ids, test = one_pair(20)[1], Path(config.test_labels) / "case20.nii.gz"
+    grid = experiment.open_grid(config)
+    label_map, volume = grid.tests["case20"].identity.labels, grid.tests["case20"].identity.volume
+    write_trained_on(config.synthetic, [volume], "model_1.pt")
+    with pytest.raises(UserError, match="in the training of the generator"):
+        experiment.open_grid(config)
+    next(Path(config.synthetic).glob("trained_on-*.json")).unlink()
+    sidecar = Path(config.synthetic) / "case10.json"
+    sidecar.write_text(json.dumps({"label_map": {"content": label_map}}), encoding="utf-8")
+    with pytest.raises(UserError, match="in the making of synthetic volumes"):
+        experiment.open_grid(config)
+    sidecar.unlink()
+    save_labels(ids, AFFINE, Path(config.synthetic_labels) / "case11.nii.gz", "topcow2024")
+    with pytest.raises(UserError, match=f"{test}, the label map of test subject case20, .*case11"):
+        experiment.open_grid(config)
+    assert contents_of(ids, "topcow2024") & contents_of(remap(ids, "topcow2024", "nnunet"), "nnunet")
+
+
+def test_one_voxel_size_for_all_networks(tmp_path):
+    config = experiment_config(tmp_path)
+    for n in range(10, 16):
+        array, labels = (np.kron(one, np.ones((2, 2, 2), one.dtype)) for one in one_pair(n))
+        fine = AFFINE @ np.diag([0.5, 0.5, 0.5, 1])
+        write_volume(Path(config.synthetic) / f"case{n}.nii.gz", array, fine)
+        save_labels(labels, fine, Path(config.synthetic_labels) / f"case{n}.nii.gz", "topcow2024")
+    grid = experiment.open_grid(config)
+    assert np.allclose(grid.spacing, [0.6, 0.6, 0.8])
+    assert {case.image.shape for pool in grid.pools for case in pool} == {SHAPE}
+    assert np.array_equal(CLASSES.to_ids(grid.pools[1][0].labels), one_pair(10)[1])
+
+
+def test_a_run_is_known_by_what_it_was_trained_on(tmp_path, capsys):
+    config = experiment_config(tmp_path)
+    grid = experiment.open_grid(config)
+    folder = experiment.folder_of_run(config, (0, 3), 0, grid.cases((0, 3), 0))
+    (folder / "scores.json").write_text("{}", encoding="utf-8")
+    assert experiment.folder_of_run(config, (0, 3), 0, grid.cases((0, 3), 0)) == folder
+    assert (folder / "scores.json").exists()
+    for n in range(10, 16):  # other volumes under the same names
+        write_volume(Path(config.synthetic) / f"case{n}.nii.gz", one_pair(n)[0][:, ::-1], AFFINE)
+    grid = experiment.open_grid(config)
+    folder = experiment.folder_of_run(config, (0, 3), 0, grid.cases((0, 3), 0))
+    assert not (folder / "scores.json").exists() and (folder.parent / f"{folder.name}.earlier").exists()
+    assert "was trained on other volumes or label maps" in capsys.readouterr().out
+    write_volume(Path(config.test) / "case20.nii.gz", one_pair(29)[0], AFFINE)
+    with pytest.raises(UserError, match="begun with other volumes or label maps than"):
+        experiment.open_grid(config)
+
+
+def test_labelling_goes_on_in_its_folder(tmp_path, monkeypatch):
+    volumes, maps = write_pairs(tmp_path, 6)
+    new_segmenter(tmp_path).save_model()
+    given = {"data": str(volumes), "model": str(tmp_path / "net.pt"), "reference": str(maps), "device": "cpu"}
+    config = teacher.TeacherConfig(**given, output=str(tmp_path / "labelled"), withhold=False)
+    labelled, made = [], segmentation.Predictor.label
+    stopped = KeyboardInterrupt()
+
+    def label(predictor, scan):
+        if len(labelled) == 4 and stopped:
+            raise stopped
+        labelled.append(scan.path.name)
+        return made(predictor, scan)
+
+    monkeypatch.setattr(segmentation.Predictor, "label", label)
+    with pytest.raises(KeyboardInterrupt):
+        teacher.label_folder(config, tmp_path / "labelled")
+    stopped = None
+    write_volume(volumes / "case0.nii.gz", one_pair(9)[0], AFFINE)  # replaced meanwhile
+    folder = teacher.label_folder(config, tmp_path / "labelled")
+    assert labelled == [*(f"case{n}.nii.gz" for n in range(4)), *(f"case{n}.nii.gz" for n in (0, 4, 5))]
+    with open(folder / "gate.csv", newline="", encoding="utf-8") as file:
+        rows = list(csv.DictReader(file))
+    assert [row["case"] for row in rows] == [f"case{n}" for n in range(6)]
+    assert len(list((folder / "labels").iterdir())) == 6 and (folder / "labels.png").exists()
+    assert [path.name for path in tmp_path.glob("labelled*")] == ["labelled"]

@@ -429,17 +429,26 @@ def pair_up(folders, only=None):
     """
     found = {}
     for flag, folder in folders.items():
-        names = {path: in_folder(path, folder) for path in find_volumes(folder, f"--{flag}")}
-        paths = {name: path for path, name in names.items() if only is None or name in only}
-        if len(set(names.values())) < len(names):
-            twice = Counter(names.values()).most_common(1)[0][0]
-            raise UserError(f"--{flag} {folder} has {twice} twice, as .nii and .nii.gz: remove one.")
-        found[flag] = paths
+        names = names_in(folder, find_volumes(folder, f"--{flag}"), f"--{flag}")
+        found[flag] = {name: path for path, name in names.items() if only is None or name in only}
     for flag, paths in found.items():
         for other in found.keys() - {flag}:
             refuse_alone(paths, found[other], flag, f"--{other} {folders[other]}")
     first = next(iter(found.values()))
     return {name: tuple(one[name] for one in found.values()) for name in sorted(first)}
+
+
+def names_in(folder, paths, flag="--data"):
+    """{path: name} of the files of a folder by their places in it, under which none writes over another.
+
+    Raises:
+        UserError: Two files differ in their endings alone.
+    """
+    names = {path: in_folder(path, folder) for path in paths}
+    if len(set(names.values())) < len(names):
+        twice = Counter(names.values()).most_common(1)[0][0]
+        raise UserError(f"{flag} {folder} has {twice} twice, as .nii and .nii.gz: remove one.")
+    return names
 
 
 def in_folder(path, folder):
@@ -600,7 +609,7 @@ def refuse_other_grid(one, other):
     Grids that are a small part of a voxel apart are one: an affine is stored in float32, or rounded.
     """
     (shape, affine, path), (expected, place, partner) = one, other
-    if shape != expected:
+    if shape != expected or not same_spacing(spacing_of(affine), spacing_of(place)):
         raise UserError(
             f"{path} is of another grid than {partner} ({by(shape)} voxels of "
             f"{by(spacing_of(affine).round(3))} mm, expected {by(expected)} of "

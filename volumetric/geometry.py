@@ -21,7 +21,7 @@ MILLIMETRES = {1: 1000.0, 3: 0.001}  # of the header's units: metres, micrometre
 OFF_MM = 0.1  # mm, that a header may contradict itself over the volume
 OFF_COSINE = 1e-3  # between two axes: more is no rounding of four decimals
 SAME_SPACING = 0.01  # relative difference of voxel sizes that counts as none
-SAME_PLACE = 0.02  # of a voxel, between two grids that count as one: an affine is stored in float32
+SAME_PLACE = 0.05  # of a voxel, between two grids that count as one: an affine is stored in float32
 
 
 def spacing_of(affine):

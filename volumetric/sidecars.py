@@ -2,6 +2,7 @@
 the model was trained on, so that no program takes such a volume for one that the model has not seen.
 """
 
+import contextlib
 import hashlib
 import json
 import platform
@@ -76,6 +77,20 @@ def trained_on(folder):
         with reading(path, "it is damaged; generate the volumes again"):
             told = f"trained on by {record['checkpoint']}, says {path}"
             known |= dict.fromkeys(map(str, record["contents"]), told)
+    return known
+
+
+def drawn_for(folder):
+    """{content: text for a person} of all label maps that the volumes in a folder were drawn for.
+
+    They are told as they were before edits; see `content_of_labels` in collection.py.
+    """
+    known = {}
+    for path in sorted(Path(folder).rglob("*.json")):
+        with contextlib.suppress(UserError):  # other programs leave files of their own beside volumes
+            label_map = read_json(path).get("label_map")
+            if isinstance(label_map, dict) and "content" in label_map:
+                known[str(label_map["content"])] = f"the label map that {path.with_suffix('')} was drawn for"
     return known
 
 

@@ -29,6 +29,7 @@ UTF_16 = (b"\xff\xfe", b"\xfe\xff")  # first bytes of what Excel calls Unicode T
 WORKBOOKS = (b"PK\x03\x04", b"\xd0\xcf\x11\xe0")  # of .xlsx and .ods, and of .xls
 AS_CSV = 'save it as "CSV UTF-8"'
 BIDS_LABEL = re.compile(r"(?<![A-Za-z0-9])sub-[A-Za-z0-9]+")
+ENDING = re.compile(r"\.nii(\.gz)?$", re.IGNORECASE)
 
 
 def read_table(path, *columns, flag=""):
@@ -156,6 +157,22 @@ def rows_of(rows, paths, called):
                 f"its own, with its folder (folder/{row['file']})."
             )
     return found, [row["file"] for end, row in ends.items() if not used[end]]
+
+
+def subjects_of(table, paths, flag="--subjects"):
+    """{path: subject} of those files that a table of file and subject names, with or without their endings.
+
+    Raises:
+        UserError: It is no such table, gives a file two subjects, or names a file that is not there.
+    """
+    called, rows = f"{flag} {table}", read_table(table, "file", "subject", flag=flag)
+    found, unused = rows_of(rows, paths, called)
+    if unused:  # it may name cases, or the files of their label maps
+        rows = [row | {"file": ENDING.sub("", row["file"])} for row in rows]
+        found, unused = rows_of(rows, [ENDING.sub("", str(path)) for path in paths], called)
+    if unused:
+        raise UserError(f"{called} names {unused[0]}, which is no case: correct it.")
+    return {path: row["subject"] for path, row in zip(paths, found, strict=True) if row is not None}
 
 
 def parts_of(name):

@@ -15,7 +15,7 @@ import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from volumetric import dataset, memory, parallel, runs
-from volumetric.cli import UserError
+from volumetric.cli import UserError, options_of
 from volumetric.files import __version__, as_damaged, locked, naming
 from volumetric.geometry import CANONICAL, axes_of
 from volumetric.layers import count_parameters, trained_by
@@ -273,21 +273,39 @@ class VolumeTrainer:
 def adopt_settings(config, checkpoint, names):
     """The configuration with a checkpoint's network settings in place of defaults; others are refused.
 
+    What else has changed since, and changes what is computed, is told.
+
     Args:
         config: RunConfig.
         checkpoint: Path.
         names: Of the settings.
     """
     with as_damaged("it is damaged or of another program", checkpoint):
-        stored = runs.read_state(checkpoint, check=False)["config"]
-        stored = {name: stored[name] for name in names}
+        former = dict(runs.read_state(checkpoint, check=False)["config"])
+        stored = {name: former[name] for name in names}
     for name, there in stored.items():
         asked, default = getattr(config, name), getattr(type(config), name)
         if asked not in (there, default):
             raise UserError(
                 f"--{name} is {asked}, but {checkpoint} has {there}: give the same, another --name, or --new."
             )
+    tell_changes(config, former, checkpoint)
     return replace(config, **stored)
+
+
+def tell_changes(config, former, checkpoint):
+    """Print old and new value of every setting that a continued run computes something else with.
+
+    Args:
+        config: RunConfig.
+        former: {name: value} in the checkpoint.
+        checkpoint: Its path.
+    """
+    scheduled = getattr(config, "final_rate", 1) < 1 or getattr(config, "final_gamma", None)
+    for name in [*options_of(type(config), resumed=True), *(["num_train_steps"] if scheduled else [])]:
+        now = getattr(config, name)
+        if name in former and former[name] != now:
+            print(f"--{name} was {former[name]} when {checkpoint} was written and is {now} now.")
 
 
 def open_audit(config, device, group, batch_size, source=None, parts=("training",)):
