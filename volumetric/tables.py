@@ -79,7 +79,7 @@ def rows_of(rows, paths, called):
             )
     found, used = [], Counter()
     for path in paths:
-        parts = Path(path).parts
+        parts = Path(path).absolute().parts
         candidates = (parts[start:] for start in range(len(parts)))
         end = next((end for end in candidates if end in ends), None)
         found.append(None if end is None else ends[end])
@@ -141,3 +141,8 @@ class Split:
         if not chosen:
             raise UserError(f"--split {self.path} has no volume for {' or '.join(parts)} in this folder.")
         return chosen
+
+    def number(self, paths, part):
+        """How many of the files belong to a part."""
+        found, _ = rows_of(self.rows, paths, f"--split {self.path}")
+        return sum(row is not None and row["part"] == part for row in found)
