@@ -249,7 +249,7 @@ def list_others(evaluator):
     """
     config, files = evaluator.config, {"real": evaluator.real_files, "generated": evaluator.list("generated")}
     warnings = compare_geometry(*files.values())
-    held_out = config.held_out
+    known, held_out = trained_on(config.generated), config.held_out
     if config.split and "copies" in config.metrics and held_out is None:
         number = Split.read(config.split).number(find(config.real).paths, "held_out")
         if number >= FEWEST_EVALUATED:
@@ -261,16 +261,16 @@ def list_others(evaluator):
         unseen = evaluator.list("held_out", held_out)
         compare_geometry(files["real"], unseen)
         others = {f"--{name}": volumes for name, volumes in files.items()}
-        refuse_seen(unseen, "--held_out", others, config.generated)
-        left_of_training(files["real"], "--real", config.generated)  # C_T is of what was trained on
+        refuse_seen(unseen, "--held_out", others, known)
+        left_of_training(files["real"], "--real", known)  # C_T is of what was trained on
         files["held_out"] = unseen
     warnings += copies(files["real"], "real") + copies(files["generated"], "generated")
-    return files, warnings + not_trained_on(files["real"], config) + unpublished(evaluator.weights)
+    warnings += not_trained_on(files["real"], known) if "copies" in config.metrics else []
+    return files, warnings + unpublished(evaluator.weights)
 
 
-def not_trained_on(real_files, config):
+def not_trained_on(real_files, known):
     """Warning where copies are looked for among volumes that the generator was not trained on."""
-    known = trained_on(config.generated) if "copies" in config.metrics else {}
     strange = sum(file.content not in known for file in real_files) if known else 0
     told = f"the generator was not trained on {strange} of the {len(real_files)} real volumes"
     return [f"{told}: copies of what it was trained on are not found among them"] if strange else []

@@ -260,8 +260,11 @@ def test_sets_must_be_what_they_are_called(sets, tmp_path, config):
     assert read_sets(config(**flags), few)[1] is None
     training, held_out = contents_in(sets / "training"), contents_in(sets / "held_out")
     for told, known in (
-        (r"16 of the 16 volumes of --held_out are in what the model of .* trained on", training + held_out),
-        (r"4 of the 14 volumes of --training are none that the model of .*v0\.nii", training[4:]),
+        (r"16 of the 16 volumes of --held_out are in what the model was trained on", training + held_out),
+        (
+            r"4 of the 14 volumes of --training are none that the model was trained on, the first .*v0\.nii",
+            training[4:],
+        ),
     ):
         write_trained_on(made, known, "m/model_3.pt")
         with pytest.raises(UserError, match=told):
@@ -270,6 +273,10 @@ def test_sets_must_be_what_they_are_called(sets, tmp_path, config):
         told_by.unlink()
     write_trained_on(made, [*training, "another"], "m/model_3.pt")
     assert read_sets(config(**flags), few)[1] == 1
+    if config is membership.MembershipConfig:
+        torch.save({"trained_on": held_out[:2]}, tmp_path / "model_3.pt")
+        with pytest.raises(UserError, match=r"2 of the 16 .*trained on by .*model_3\.pt\)"):
+            read_sets(config(**flags, checkpoint=str(tmp_path / "model_3.pt")), few)
     (write_set(tmp_path / "x", [100]) / "v100.nii.gz").rename(made / "seed9.nii.gz")
     with pytest.raises(UserError, match=r"1 of the 16 volumes of --held_out are in --generated, .*seed9"):
         read_sets(config(**flags), few)

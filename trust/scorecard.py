@@ -17,6 +17,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from trust.reading import told_of_training
+from trust.sets import told_by
 from volumetric.cli import UserError, check_fields, one_line_errors, option, parse_cli
 from volumetric.collection import find_volumes, refuse_overlap, volumes_in
 from volumetric.files import __version__, as_damaged, atomic_path, file_digest, finite, read_json
@@ -200,9 +201,7 @@ def read_sources(config):
 
         state = read_state(config.checkpoint)
         found["checkpoint"] = read_provenance(config.checkpoint, state)
-        found["trained_on"] |= dict.fromkeys(
-            state.get("trained_on", ()), f"trained on by {config.checkpoint}"
-        )
+        found["trained_on"] |= told_by(state, config.checkpoint)
     return found
 
 

@@ -2,7 +2,7 @@
 
 from volumetric.cli import UserError
 from volumetric.collection import same_geometry, volumes_in
-from volumetric.sidecars import left_of_training, refuse_seen
+from volumetric.sidecars import left_of_training, refuse_seen, trained_on
 
 
 def check_held_out(config):
@@ -36,6 +36,16 @@ def read_sets(config, fewest):
     }
     sets["generated"] = volumes_in(config.generated, "--generated", fewest["generated"])
     same_geometry(sets)
+    known = trained_on(config.generated)
+    if getattr(config, "checkpoint", None):
+        from volumetric.runs import read_state
+
+        known |= told_by(read_state(config.checkpoint), config.checkpoint)
     others = {f"--{name}": sets[name] for name in ("training", "generated")}
-    refuse_seen(sets["held_out"], "--held_out", others, config.generated)
-    return sets, left_of_training(sets["training"], "--training", config.generated)
+    refuse_seen(sets["held_out"], "--held_out", others, known)
+    return sets, left_of_training(sets["training"], "--training", known)
+
+
+def told_by(state, path):
+    """{content: text for a person} of what a checkpoint was trained on; as `sidecars.trained_on`."""
+    return dict.fromkeys(state.get("trained_on", ()), f"trained on by {path}")

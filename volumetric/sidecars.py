@@ -81,41 +81,41 @@ def trained_on(folder, flag="--generated"):
     return known
 
 
-def refuse_seen(unseen, flag, sets, generated):
+def refuse_seen(unseen, flag, sets, known):
     """Raise a UserError if volumes that a model must not have seen are in another set, or were trained on.
 
     Args:
         unseen: [VolumeFile], held out.
         flag: Of these.
         sets: {flag: [VolumeFile]} of the others.
-        generated: Folder of the model's volumes.
+        known: Of `trained_on`.
     """
     for other, volumes in sets.items():
         refuse_overlap(known_by_content(volumes), unseen, other, flag)
-    refuse_overlap(trained_on(generated), unseen, f"what the model of {generated} was trained on", flag)
+    refuse_overlap(known, unseen, "what the model was trained on", flag)
 
 
-def left_of_training(volumes, flag, generated):
+def left_of_training(volumes, flag, known):
     """Number of volumes that a model was trained on and that are not among those called its training volumes.
 
     Args:
         volumes: [VolumeFile], called its training volumes.
         flag: Of these.
-        generated: Folder of the model's volumes.
+        known: Of `trained_on`.
 
     Returns:
-        The number, or None for a folder that does not say what its model was trained on.
+        The number, or None if it is not known what the model was trained on.
 
     Raises:
         UserError: It was not trained on one of them.
     """
-    known = trained_on(generated)
     strangers = [volume for volume in volumes if volume.content not in known]
     if known and strangers:
+        told = next(iter(known.values()))
         raise UserError(
-            f"{len(strangers)} of the {len(volumes)} volumes of {flag} are none that the model of "
-            f"{generated} was trained on, the first {strangers[0].path}: give its training volumes alone, "
-            f"for example by --split."
+            f"{len(strangers)} of the {len(volumes)} volumes of {flag} are none that the model was trained "
+            f"on, the first {strangers[0].path} (others were {told}): give its training volumes alone, for "
+            f"example by --split."
         )
     return len(known.keys() - {volume.content for volume in volumes}) if known else None
 
