@@ -79,7 +79,7 @@ def rows_of(rows, paths, called):
             )
     found, used = [], Counter()
     for path in paths:
-        parts = Path(path).absolute().parts
+        parts = Path(path).parts
         candidates = (parts[start:] for start in range(len(parts)))
         end = next((end for end in candidates if end in ends), None)
         found.append(None if end is None else ends[end])
