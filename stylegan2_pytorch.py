@@ -1637,7 +1637,7 @@ def open_scores(config, group, bootstrap=0):
         raise UserError(f"--calculate_fid_num_images must be {group.world} or more for as many processes.")
     from MedicalNet.scores import TrainingScores
 
-    names = ("embedding", "medicalnet_weights", "inception_weights", "device", "seed")
+    names = ("embedding", "medicalnet_weights", "inception_weights", "device", "seed", "split")
     settings = {name: getattr(config, name) for name in names}
     with group.first_before_others():  # it downloads the weights
         return TrainingScores(config.data, config.clear_fid_cache, bootstrap, **settings)

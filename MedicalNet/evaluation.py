@@ -40,9 +40,12 @@ from volumetric.cli import (
     option,
     parse_cli,
 )
+from volumetric.collection import content_of_set, contents_of, find
 from volumetric.dataset import FEWEST_EVALUATED
 from volumetric.files import __version__, atomic_path, finite, next_free
 from volumetric.geometry import left_right_axis
+from volumetric.sidecars import left_of_training, refuse_seen, trained_on
+from volumetric.tables import Split
 
 __all__ = ["EvaluateConfig", "evaluate", "frechet_distance", "prd_area", "prd_curve"]
 
@@ -76,6 +79,11 @@ class EvaluateConfig:
     output: str = option(output, "New folder for metrics.json, report.html and tables.", folder=True)
     protocol: str = option("scaled", "How volumes are read.", choices=PROTOCOLS)
     held_out: str | None = option(None, "Folder of real volumes that the generator was not trained on.")
+    split: str | None = option(
+        None,
+        "Table of preprocessing/split.py: --real is its part `training`, --held_out `held_out`.",
+        file=True,
+    )
     groups: str | None = option(
         None, "CSV of file and groups of the real volumes: coverage of each.", file=True
     )
@@ -137,8 +145,15 @@ class Evaluator:
         self.config = config
         self.cache = config.cache()
         self.extractors, self.weights, self.missing = build_extractors(config, optional)
-        self.real_files = list_volumes(config.real, "--real", self.cache, config.protocol)
+        self.real_files = self.list("real")
         self.real_set = None
+
+    def list(self, flag, folder=None):
+        """VolumeFiles of --real, --generated or --held_out; `folder` is another folder than the flag's."""
+        given, part = self.config, "held_out" if flag == "held_out" else "training"
+        split = None if flag == "generated" else given.split
+        folder = folder or getattr(given, flag)
+        return list_volumes(folder, f"--{flag}", self.cache, given.protocol, split=split, parts=(part,))
 
     def names(self):
         """Names of the numbers that an evaluation gives."""
@@ -189,61 +204,94 @@ def evaluate(config):
 
     check_folders(config)
     evaluator = Evaluator(config)
+    files, warnings = list_others(evaluator)
     real_files = evaluator.real_files
-    files, held_files = (
-        list_volumes(folder, flag, evaluator.cache, config.protocol) if folder else None
-        for folder, flag in ((config.generated, "--generated"), (config.held_out, "--held_out"))
-    )
     groupings = read_groups(config.groups, real_files) if config.groups else None
-    warnings = compare_geometry(real_files, files)
-    if held_files:
-        compare_geometry(real_files, held_files)
-    warnings += copies(real_files, "real") + copies(files, "generated") + unpublished(evaluator.weights)
     if config.real_split and len(real_files) < 2 * FEWEST_EVALUATED:
         warnings.append(
             f"{len(real_files)} real volumes are too few for a floor at equal n, which needs "
             f"{2 * FEWEST_EVALUATED}"
         )
         config = replace(config, real_split=False)
-    sets = evaluator.measure_real(), evaluator.measure(files, len(files), "generated volumes")
+    made = files["generated"]
+    sets = evaluator.measure_real(), evaluator.measure(made, len(made), "generated volumes")
     metrics, curve = compare(*sets, config)
     warnings += few_samples(sets, evaluator.extractors, config)
-    found, near, more = look_for_copies(evaluator, sets, files, held_files)
+    found, near, more = look_for_copies(evaluator, sets, files)
     record = {
         "metrics": metrics | more,
         "copies": found,
         "groups": groupings and by_group(groupings, *sets),
         "vessels": dict(zip(("real", "generated"), map(with_vessels, sets), strict=True)),
-        "warnings": warnings + said_of_copies(found, len(files)),
+        "warnings": warnings + said_of_copies(found, len(made)),
         **describe(evaluator),
-        "generated": {"folder": str(Path(config.generated).resolve()), "n": len(files)},
+        "generated": {"folder": str(Path(config.generated).resolve()), "n": len(made)},
+        "contents": contents_of(files),
     }
     record["verdicts"] = verdicts(record)
     folder = next_free(config.output)
     with new_folder(folder):
         write_values(record, folder)
-        write_report(record, near, curve, sets, (real_files, files), folder)
+        write_report(record, near, curve, sets, (real_files, made), folder)
     print_numbers(record)
     print(f"{folder / 'report.html'} shows everything; the numbers are in {folder / 'metrics.json'}.")
     return {**record, "folder": folder}
 
 
-def look_for_copies(evaluator, sets, files, held_files):
+def list_others(evaluator):
+    """The volumes beside the real ones, which must fit them.
+
+    Returns:
+        ({"real", "generated" and, where there are any, "held_out": [VolumeFile]}, warnings).
+
+    Raises:
+        UserError: Held-out volumes are in another set, or were trained on; or the sets are of other shapes.
+    """
+    config, files = evaluator.config, {"real": evaluator.real_files, "generated": evaluator.list("generated")}
+    warnings = compare_geometry(*files.values())
+    known, held_out = trained_on(config.generated), config.held_out
+    if config.split and "copies" in config.metrics and held_out is None:
+        number = Split.read(config.split).number(find(config.real).paths, "held_out")
+        if number >= FEWEST_EVALUATED:
+            held_out = config.real
+        else:
+            need = f"C_T and authenticity need {FEWEST_EVALUATED}"
+            warnings.append(f"--split holds out {number} volumes of --real: {need}")
+    if held_out is not None:
+        unseen = evaluator.list("held_out", held_out)
+        compare_geometry(files["real"], unseen)
+        others = {f"--{name}": volumes for name, volumes in files.items()}
+        refuse_seen(unseen, "--held_out", others, known)
+        left_of_training(files["real"], "--real", known)  # C_T is of what was trained on
+        files["held_out"] = unseen
+    warnings += copies(files["real"], "real") + copies(files["generated"], "generated")
+    warnings += not_trained_on(files["real"], known) if "copies" in config.metrics else []
+    return files, warnings + unpublished(evaluator.weights)
+
+
+def not_trained_on(real_files, known):
+    """Warning where copies are looked for among volumes that the generator was not trained on."""
+    strange = sum(file.content not in known for file in real_files) if known else 0
+    told = f"the generator was not trained on {strange} of the {len(real_files)} real volumes"
+    return [f"{told}: copies of what it was trained on are not found among them"] if strange else []
+
+
+def look_for_copies(evaluator, sets, files):
     """Copies, Nearness and the numbers that held-out volumes allow; ([], None, {}) if they are not asked for.
 
     Args:
         evaluator: Evaluator of the real volumes.
         sets: Measured of the real and of the generated volumes.
-        files, held_files: VolumeFile of the generated and of the held-out volumes, or None.
+        files: Of `list_others`.
     """
     if "copies" not in evaluator.config.metrics:
         return [], None, {}
-    left_right = left_right_axis(files[0].affine)
+    left_right = left_right_axis(files["generated"][0].affine)
     near = nearness(*sets, left_right)
-    found = find_copies((evaluator.real_files, files), near)
-    if held_files is None:
+    found = find_copies((files["real"], files["generated"]), near)
+    if "held_out" not in files:
         return found, near, {}
-    held_set = evaluator.measure(held_files, len(held_files), "held-out volumes")
+    held_set = evaluator.measure(files["held_out"], len(files["held_out"]), "held-out volumes")
     return found, near, among_training(*sets, held_set, left_right)
 
 
@@ -297,6 +345,7 @@ def describe(evaluator):
         "real": {
             "folder": str(Path(config.real).resolve()),
             "n": len(files),
+            "content": content_of_set(f.content for f in files),
             "shape": files[0].shape,
             "spacing_mm": spacing.round(4).tolist(),
         },

@@ -1,13 +1,10 @@
 """Recall and coverage of groups of real volumes: variants, sites, scanners. Are the rare ones there too?"""
 
-import csv
-from pathlib import Path
-
 import numpy as np
 
 from MedicalNet.distances import Neighbours
 from volumetric.cli import UserError
-from volumetric.files import as_damaged
+from volumetric.tables import read_table, rows_of
 
 MOST_VALUES = 12  # different values of a column that is a grouping; more is a measurement
 Z = 1.96  # of a 95 % interval
@@ -21,19 +18,22 @@ def read_groups(path, files):
         files: VolumeFile of the real volumes.
 
     Raises:
-        UserError: There is no such column, no grouping, or a volume has no row.
+        UserError: There is no such column, no grouping; a volume has no row or no value, or two that differ.
     """
-    with as_damaged("give a CSV table in UTF-8", path), open(path, newline="", encoding="utf-8-sig") as file:
-        rows = list(csv.DictReader(file))
-        rows = {Path(row["file"]).name: row for row in rows}
-    lacking = [f.name for f in files if Path(f.name).name not in rows]
+    chosen, _ = rows_of(
+        read_table(path, "file", flag="--groups"), [f.path for f in files], f"--groups {path}"
+    )
+    lacking = [f.name for f, row in zip(files, chosen, strict=True) if row is None]
     if lacking:
         raise UserError(f"--groups {path} has no row for {len(lacking)} volumes, the first {lacking[0]}.")
-    chosen = [rows[Path(f.name).name] for f in files]
     groupings = {}
     for column in chosen[0]:
-        values = [str(row[column]).strip() for row in chosen]
+        values = [row[column] for row in chosen]
         if column != "file" and 1 < len(set(values)) <= MOST_VALUES:
+            if "" in values:
+                raise UserError(
+                    f"--groups {path} has no {column} for {files[values.index('')].name}: fill it in."
+                )
             groupings[column] = values
     if not groupings:
         raise UserError(

@@ -270,7 +270,7 @@ def similarity(one, other, device, cache):
     """3D MS-SSIM (Wang et al. 2003) of two volumes, each scaled to [0, 1] by its minimum and maximum."""
     from torchmetrics.functional.image import multiscale_structural_similarity_index_measure as ms_ssim
 
-    key = ["ms_ssim", READER, SIMILARITY, LIBRARIES, *sorted((one.digest, other.digest))]
+    key = ["ms_ssim", READER, SIMILARITY, LIBRARIES, one.protocol, *sorted((one.digest, other.digest))]
     known = cache.get(key)
     if known is not None:
         return float(known["value"])

@@ -9,6 +9,7 @@ import numpy as np
 from MedicalNet.anatomy import MEASURES
 from MedicalNet.distances import Neighbours, PrecisionRecallCurve, principal_components
 from MedicalNet.verdicts import QUESTIONS
+from volumetric.collection import unique_names
 from volumetric.files import array_to_volume, by
 from volumetric.pages import drawing, picture, rows_of, section, three, write_page, write_table
 from volumetric.pictures import annotated, new_axes, save_figure
@@ -45,16 +46,18 @@ def write_report(record, near, curve, measured, files, folder):
         files: VolumeFile of the real and of the generated volumes.
         folder: Where to write.
     """
-    share = record["settings"]["share"]
-    sections = [volumes_shown(files, share)]
+    share, labels = record["settings"]["share"], {}
+    for one in files:
+        labels |= unique_names([file.path for file in one])
+    sections = [volumes_shown(files, labels, share)]
     if "volume" in measured[0].features:
         features = [m.features["volume"][:, 0] for m in measured]
-        sections.insert(0, worst(features, files))
+        sections.insert(0, worst(features, files, labels))
         if curve is not None:
             sections.append(precision_recall(*map(np.asarray, curve), features, record, folder))
         sections.append(scatter(features, measured, folder, share))
     if near is not None:
-        sections.append(nearest(near, record, files, folder, share))
+        sections.append(nearest(near, record, files, labels, folder))
     if measured[0].anatomy:
         sections.append(anatomy(measured, folder, share))
     if record["groups"]:
@@ -172,21 +175,21 @@ def protocol_table(record):
 # ╚══════════════════════════════════════════════════════════════════════════════════════════════════════════╝
 
 
-def shown(file, label=None):
+def shown(file, label):
     """Planes and projections of a volume. Shapes: VolumeFile -> (H, W) uint8"""
     array = file.read()
     array = (array - array.min()) / max(np.ptp(array), np.finfo(np.float32).tiny)
-    return annotated(array_to_volume(array), file.affine, label or Path(file.name).name)
+    return annotated(array_to_volume(array), file.affine, label)
 
 
-def volumes_shown(files, share):
-    """Planes and projections of volumes of both sets, evenly chosen."""
+def volumes_shown(files, labels, share):
+    """Planes and projections of volumes of both sets, evenly chosen; `labels` are {path: what to call it}."""
     figures = []
     for which, one in zip(COLOURS, files, strict=True):
         if share and which == "real":
             continue
         chosen = [one[i] for i in np.unique(np.linspace(0, len(one) - 1, min(SHOWN, len(one))).astype(int))]
-        rows = np.concatenate([shown(file) for file in chosen], axis=0)
+        rows = np.concatenate([shown(file, labels[file.path]) for file in chosen], axis=0)
         figures.append(picture(rows, f"{which}: {len(chosen)} of {len(one)}, evenly chosen"))
     note = (
         '<p class="small">Axial middle plane and maximum-intensity projection, then the coronal and sagittal '
@@ -195,16 +198,17 @@ def volumes_shown(files, share):
     return section("Volumes", figures, note)
 
 
-def worst(features, files):
+def worst(features, files, labels):
     """The generated volumes whose features are furthest from any real volume's."""
     away = Neighbours(*features).rg.min(axis=0)
     order = np.argsort(-away, kind="stable")[:WORST]
-    rows = np.concatenate([shown(files[1][n]) for n in order], axis=0)
+    rows = np.concatenate([shown(files[1][n], labels[files[1][n].path]) for n in order], axis=0)
     return section("The generated volumes furthest from any real one", [picture(rows, "the furthest first")])
 
 
-def nearest(near, record, files, folder, share):
+def nearest(near, record, files, labels, folder):
     """Copies, generated volumes beside the real ones nearest to them, and how near real ones are."""
+    share = record["settings"]["share"]
     kinds = {copy["generated"]: copy["kind"] for copy in record["copies"]}
     rows = [
         (f.name, "" if share else files[0][i].name, d, kinds.get(f.name, ""))
@@ -213,12 +217,10 @@ def nearest(near, record, files, folder, share):
     write_table(folder / "nearest_real.csv", ["generated", "nearest_real", "distance", "copy"], rows)
     figures = []
     for j in np.argsort(near.to_real, kind="stable")[:PAIRS_SHOWN] if not share else ():
-        real = files[0][near.nearest[j]]
-        both = [shown(files[1][j]), shown(real, f"nearest real: {Path(real.name).name}")]
+        made, real = files[1][j], files[0][near.nearest[j]]
+        both = [shown(made, labels[made.path]), shown(real, f"nearest real: {labels[real.path]}")]
         told = f"distance {three(near.to_real[j])}{', left and right exchanged' if near.mirrored[j] else ''}"
-        figures.append(
-            picture(np.concatenate(both, axis=0), f"{told} {kinds.get(files[1][j].name, '')}".strip())
-        )
+        figures.append(picture(np.concatenate(both, axis=0), f"{told} {kinds.get(made.name, '')}".strip()))
     figure, (one,) = new_axes(width=5.2, height=2.8)
     edges = np.linspace(0, max(near.to_real.max(), near.among_real.max(), 0.1), BINS + 1)
     for which, values in (("real", near.among_real), ("generated", near.to_real)):

@@ -42,15 +42,17 @@ class TrainingScores:
         real: Folder of the training volumes.
         recompute: Measure the training volumes again, whatever is cached.
         bootstrap: Resamples of the intervals; 0 for none.
+        split: Table of preprocessing/split.py, whose part `training` they are; None is all of the folder.
         settings: embedding, medicalnet_weights, inception_weights, device and seed of EvaluateConfig.
 
     Raises:
         UserError: The training volumes cannot be used.
     """
 
-    def __init__(self, real, recompute=False, bootstrap=0, **settings):
+    def __init__(self, real, recompute=False, bootstrap=0, split=None, **settings):
         config = EvaluateConfig(
             real=str(real),
+            split=split,
             planes=("axial",),
             metrics=("fid", "md", "ms_ssim", "anatomy"),
             real_split=False,

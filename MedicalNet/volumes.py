@@ -10,7 +10,7 @@ from tqdm import tqdm
 
 from volumetric import collection
 from volumetric.cli import UserError
-from volumetric.collection import content_of, examined, read_all, refuse_unusable, scaled
+from volumetric.collection import content_of, examined, refuse_unusable, scaled, volumes_in
 from volumetric.dataset import FEWEST_EVALUATED
 from volumetric.files import by, file_digest, naming, volume_to_array
 from volumetric.geometry import same_spacing, turn
@@ -46,8 +46,7 @@ class VolumeFile(collection.VolumeFile):
         if self.protocol == "scaled":
             return super().read()
         with naming(self.path):
-            volume = collection.read(self.path)
-        return volume.as_stored(volume.array)
+            return np.ascontiguousarray(collection.read(self.path, axes=self.axes).array)
 
 
 class VolumeInMemory:
@@ -63,8 +62,8 @@ class VolumeInMemory:
     def __init__(self, name, array, affine, protocol="scaled"):
         canonical, turned = turn(array, affine)
         volume = scaled(canonical)
-        self.name, self.digest = name, content_of(volume)
-        self.content = self.digest
+        self.name, self.protocol, self.content = name, protocol, content_of(volume)
+        self.digest = self.content
         self.array, self.affine = array, affine
         if protocol == "scaled":
             self.array, self.affine = np.ascontiguousarray(volume_to_array(volume)), turned
@@ -85,13 +84,12 @@ def in_memory(volumes, affine, protocol="scaled"):
 def list_volumes(
     folder, flag, cache, protocol="scaled", fewest=FEWEST_EVALUATED, split=None, parts=("training",)
 ):
-    """Check every volume of a folder, by its content if that was checked before.
+    """Check every volume of a folder; a file that was checked before is not read again.
 
     Args:
-        folder, flag, split, parts: As for `collection.choose`.
+        folder, flag, fewest, split, parts: As for `collection.volumes_in`.
         cache: FeatureCache.
         protocol: A name out of PROTOCOLS.
-        fewest: Volumes that are needed.
 
     Returns:
         List of VolumeFile of one shape and one voxel size, sorted by path.
@@ -99,7 +97,6 @@ def list_volumes(
     Raises:
         UserError: One line for every file that cannot be used, or what is wrong with the folder.
     """
-    paths, stated = collection.choose(folder, flag, split, parts)
 
     def check(path):
         digest = file_digest(path)
@@ -117,10 +114,8 @@ def list_volumes(
         about = (str(found["content"]), bool(found["labels"]), digest, protocol)
         return VolumeFile(path, shape, affine, axes, *about)
 
-    files = read_all(paths, check, f"Checking {flag.removeprefix('--')} volumes", folder, stated)
-    refuse_unusable(odd_ones(files), len(paths), folder)
-    if len(files) < fewest:
-        raise UserError(f"{flag} {folder} holds {len(files)} volumes, at least {fewest} are needed.")
+    files = volumes_in(folder, flag, fewest, split, parts, check)
+    refuse_unusable(odd_ones(files), len(files), folder)
     return files
 
 

@@ -13,6 +13,7 @@ import pytest
 import torch
 
 from stylegan2_pytorch import TrainConfig
+from volumetric.collection import examined
 
 ROOT = Path(__file__).parent.parent
 SMALL = {"image_size": 8, "image_depth": 4, "network_capacity": 2, "fmap_max": 16}
@@ -64,6 +65,13 @@ def write_labels(folder, data):
     path = folder / "labels.csv"
     path.write_text("\n".join(["file,label", *rows, ""]), encoding="utf-8")
     return path
+
+
+def write_split(path, parts):
+    """CSV file, as preprocessing/split.py makes it, of volumes: {path: part}."""
+    rows = [f"{p},{examined(p).content},{p.stem},{part}" for p, part in parts.items()]
+    path.write_text("\n".join(["file,content,subject,part", *rows, ""]), encoding="utf-8")
+    return str(path)
 
 
 @pytest.fixture

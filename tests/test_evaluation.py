@@ -275,6 +275,15 @@ def test_ms_ssim_settings_fit_the_volume():
     assert 0 <= measuring.similarity(volume, black, cpu, cache) < 0.5
 
 
+def test_the_similarity_of_volumes_is_kept_for_each_protocol(tmp_path):
+    paths = [write_volume(tmp_path / f"{n}.nii", random_array(n, (16, 16, 8))[::-1]) for n in range(6)]
+    cache, cpu = extractors.FeatureCache(tmp_path / "cache"), torch.device("cpu")
+    for number, protocol in enumerate(volumes.PROTOCOLS, start=1):
+        one, other, *_ = volumes.list_volumes(tmp_path, "--real", cache, protocol, fewest=len(paths))
+        measuring.similarity(one, other, cpu, cache)
+        assert len(list(cache.folder.rglob("*.npz"))) == len(paths) + number
+
+
 def test_the_cache_knows_by_everything(tmp_path):
     cache = extractors.FeatureCache(tmp_path)
     cache.put(["a", 1], {"x": np.arange(3)})

@@ -22,8 +22,10 @@ from MedicalNet import (
     measuring,
     volumes,
 )
-from tests.conftest import random_array, run_script, write_volume
+from tests.conftest import random_array, run_script, write_split, write_volume
 from volumetric.cli import UserError
+from volumetric.collection import examined
+from volumetric.sidecars import write_trained_on
 from volumetric.vessels import vessel_mask
 
 SHAPE = (32, 32, 16)
@@ -277,6 +279,95 @@ def test_held_out_volumes_tell_who_learned_by_heart(people, evaluated, tmp_path)
     assert abs(fair["C_T"]["value"]) < 3 and copied["C_T"]["value"] < -4
     assert fair["authenticity"]["value"] > copied["authenticity"]["value"] + 0.3
     assert abs(fair["authenticity"]["value"] - fair["authenticity"]["held_out"]) < 0.35
+
+
+def listed(**folders):
+    """What an evaluation of copies lists, without measuring anything: (sets, warnings)."""
+    flags = {"metrics": ("copies",), "embedding": "random", "device": "cpu", "cache_dir": "none"}
+    given = {name: str(value) for name, value in folders.items()}
+    return evaluation.list_others(evaluation.Evaluator(evaluation.EvaluateConfig(**flags, **given)))
+
+
+@pytest.fixture(scope="module")
+def known(tmp_path_factory):
+    """real/ of 14 volumes, held_out/ of 6 others, copied/ of held_out's stored otherwise, made/ of 6 more."""
+    root = tmp_path_factory.mktemp("known")
+    for which, first, number in (("real", 0, 14), ("held_out", 100, 6), ("made", 200, 6)):
+        for n in range(number):
+            write_volume(root / which / f"v{n}.nii.gz", random_array(first + n))
+    for n in range(6):
+        turned = 2 * random_array(100 + n)[::-1]
+        write_volume(root / "copied" / f"other{n}.nii", turned, np.diag([-0.6, 0.6, 0.8, 1]))
+    return root
+
+
+def trained(known, folder, *parts):
+    """A folder of generated volumes that says what its model was trained on, in a folder that is linked."""
+    (folder / "made").mkdir(parents=True)
+    for path in (known / "made").iterdir():
+        (folder / "elsewhere").mkdir(exist_ok=True)
+        (folder / "elsewhere" / path.name).write_bytes(path.read_bytes())
+    (folder / "made" / "linked").symlink_to(folder / "elsewhere")
+    contents = [examined(path).content for part in parts for path in (known / part).iterdir()]
+    write_trained_on(folder / "elsewhere", contents, "models/cow/model_7.pt")
+    return folder / "made"
+
+
+def test_held_out_volumes_that_are_known_are_refused_by_their_content(known, tmp_path):
+    sets, warnings = listed(real=known / "real", generated=known / "made", held_out=known / "held_out")
+    assert [len(sets[name]) for name in ("real", "generated", "held_out")] == [14, 6, 6] and not warnings
+    with pytest.raises(
+        UserError, match=r"6 of the 6 volumes of --held_out are in --real, the first .*v0\.nii"
+    ):
+        listed(real=known / "copied", generated=known / "made", held_out=known / "held_out")
+    with pytest.raises(UserError, match=r"6 of the 6 volumes of --held_out are in --generated, the first "):
+        listed(real=known / "real", generated=known / "made", held_out=known / "made")
+    made = trained(known, tmp_path / "a", "real", "copied")
+    told = r"6 of the 6 .* are in what the model was trained on, the first .*trained on by model_7\.pt"
+    with pytest.raises(UserError, match=told):
+        listed(real=known / "real", generated=made, held_out=known / "held_out")
+    made = trained(known, tmp_path / "b", "made")
+    with pytest.raises(
+        UserError, match=r"14 of the 14 volumes of --real are none that the model was trained on"
+    ):
+        listed(real=known / "real", generated=made, held_out=known / "held_out")
+    _, warnings = listed(real=known / "real", generated=made)
+    assert "the generator was not trained on 14 of the 14 real volumes" in warnings[0]
+
+
+def test_a_split_says_which_real_volumes_are_held_out(known, tmp_path):
+    paths = sorted((known / "real").iterdir())
+    parts = dict(zip(paths, 8 * ["training"] + 6 * ["held_out"], strict=True))
+    split = write_split(tmp_path / "split.csv", parts)
+    sets, warnings = listed(real=known / "real", generated=known / "made", split=split)
+    assert [f.path for f in sets["real"]] == paths[:8] and not warnings
+    assert [f.path for f in sets["held_out"]] == paths[8:]
+    split = write_split(tmp_path / "split.csv", parts | dict.fromkeys(paths[9:], "test"))
+    sets, warnings = listed(real=known / "real", generated=known / "made", split=split)
+    assert "held_out" not in sets and warnings == [
+        "--split holds out 1 volumes of --real: C_T and authenticity need 6"
+    ]
+    with pytest.raises(UserError, match=r"has no row for 6 of 6 volumes"):
+        listed(real=known / "real", generated=known / "made", held_out=known / "held_out", split=split)
+
+
+def test_groups_of_volumes_with_one_name_are_told_apart(tmp_path):
+    paths = [write_volume(tmp_path / f"site{s}" / "sub-00.nii.gz", random_array(ord(s))) for s in "AB"]
+    files, table = [examined(path) for path in paths], tmp_path / "sites.csv"
+    rows = ["file;site", "siteA/sub-00.nii.gz;A", "siteB\\sub-00.nii.gz; B", "siteC/sub-00.nii.gz;C"]
+    table.write_text("\ufeff" + "\n".join(rows), encoding="utf-8")
+    assert groups.read_groups(table, files) == {"site": ["A", "B"]}
+    table.write_text("\n".join([*rows, "siteA/sub-00.nii.gz;B"]), encoding="utf-8")
+    with pytest.raises(
+        UserError, match=r"sites\.csv has two rows for siteA/sub-00\.nii\.gz, with the site 'A'"
+    ):
+        groups.read_groups(table, files)
+    table.write_text("\n".join([*rows[:2], "siteB/sub-00.nii.gz;"]), encoding="utf-8")
+    with pytest.raises(UserError, match=r"sites\.csv has no site for .*siteB/sub-00\.nii\.gz: fill it in"):
+        groups.read_groups(table, files)
+    table.write_text("file;site\nsub-00.nii.gz;A\n", encoding="utf-8")
+    with pytest.raises(UserError, match=r"has one row for sub-00\.nii\.gz, and 2 volumes are called so"):
+        groups.read_groups(table, files)
 
 
 def test_groups_that_are_missing_are_told(people, evaluated, tmp_path):

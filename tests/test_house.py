@@ -20,7 +20,7 @@ GROUND = {
     "parallel": {"cli"},
     "dataset": {"cli", "collection", "files", "geometry", "parallel", "tables"},
     "vessels": set(),
-    "sidecars": {"cli", "files"},
+    "sidecars": {"cli", "collection", "files"},
     "diff_augment": {"files", "parallel"},
     "layers": {"cli"},
     "memory": {"cli"},

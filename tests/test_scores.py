@@ -11,7 +11,7 @@ from PIL import Image
 
 import stylegan2_pytorch as sg
 from MedicalNet import extractors, scores
-from tests.conftest import random_array, write_volume
+from tests.conftest import random_array, write_split, write_volume
 from tests.test_evaluation import NUMBERS
 from volumetric.cli import UserError
 
@@ -121,6 +121,15 @@ def test_sweep_over_the_checkpoints_of_a_run(evaluated, without_slices, make_con
             checkpoint=make_config().models / f"model_{number}.pt", use_average=False, device="cpu"
         )
         assert float(row["FD-random-volume"]) > 0 and model.step == number
+
+
+def test_scores_of_a_training_are_against_its_part_of_the_split(without_slices, data, tmp_path):
+    held = [write_volume(data / f"w{n}.nii.gz", random_array(50 + n)) for n in range(2)]
+    parts = {path: "test" if path in held else "training" for path in sorted(data.iterdir())}
+    settings = {"embedding": "random", "device": "cpu"}
+    every = scores.TrainingScores(data, **settings).evaluator.real_files
+    chosen = scores.TrainingScores(data, split=write_split(tmp_path / "split.csv", parts), **settings)
+    assert len(every) == 8 and [f.path for f in chosen.evaluator.real_files] == sorted(parts)[:6]
 
 
 def test_a_sweep_without_checkpoints_or_of_another_size_is_refused(

@@ -9,10 +9,12 @@ import torch
 from scipy import ndimage, stats
 
 from MedicalNet.verdicts import QUESTIONS
-from tests.conftest import ROOT, run_script, write_volume
+from tests.conftest import ROOT, run_script, write_split, write_volume
 from trust import controls, encoder, membership, rates, reading, replicas, scorecard, similarity, turing
+from trust.sets import read_sets
 from volumetric.cli import UserError
 from volumetric.collection import volumes_in
+from volumetric.sidecars import write_trained_on
 
 GOLDEN = json.loads((ROOT / "tests" / "golden" / "stats_golden.json").read_text(encoding="utf-8"))
 SHAPE = (24, 24, 10)
@@ -204,6 +206,25 @@ def test_a_blind_gate_is_inconclusive():
     ]
     closeness["interval_95"] = [0.55, 0.7]
     assert replicas.judge(table(0.2, 30), planted, np.arange(10), threshold, closeness)["verdict"] == "failed"
+    planted["mirrored"], closeness["interval_95"] = table(0.9, 10), [0.4, 0.6]
+    judged = [
+        replicas.judge(table(0.2, 30), planted, np.arange(10), threshold, closeness, left)
+        for left in (None, 0, 9)
+    ]
+    assert [gate["verdict"] for gate in judged] == ["passed", "passed", "inconclusive"]
+    assert judged[2]["reasons"] == [
+        "the generator was trained on 9 more volumes, which are not in --training"
+    ]
+
+
+def test_withheld_volumes_of_one_name_are_all_kept(tmp_path):
+    for n, place in enumerate("abcd"):
+        write_volume(tmp_path / place / f"seed42.nii{'.gz' if n else ''}", volume_of(n))
+    volumes = volumes_in(tmp_path, "--generated")
+    replicas.withhold([{"content": volume.content} for volume in volumes[:3]], volumes, tmp_path)
+    found = {path.name: path.read_bytes() for path in (tmp_path / "withheld").iterdir()}
+    assert found == {f"{v.path.parent.name}_{v.path.name}": v.path.read_bytes() for v in volumes[:3]}
+    assert (tmp_path / "released.txt").read_text(encoding="utf-8").split() == [str(volumes[3].path)]
 
 
 @pytest.mark.parametrize(
@@ -223,6 +244,59 @@ def test_sets_that_cannot_be_compared(sets, tmp_path, change, told):
     with pytest.raises(UserError, match=told):
         replicas.run_gate(replicas.ReplicasConfig(**flags))
     assert not (tmp_path / "out").exists()
+
+
+def contents_in(folder):
+    """What the volumes of a folder are known by, in the order of their paths."""
+    return [volume.content for volume in volumes_in(folder, "--x")]
+
+
+@pytest.mark.parametrize("config", [replicas.ReplicasConfig, membership.MembershipConfig])
+def test_sets_must_be_what_they_are_called(sets, tmp_path, config):
+    """By content, and by what the generator says it was trained on."""
+    few = {"training": 10, "held_out": 10, "generated": 6}
+    made = write_set(tmp_path / "made", range(200, 206))
+    flags = {**flags_of(sets, "innocent", tmp_path / "out"), "generated": str(made)}
+    assert read_sets(config(**flags), few)[1] is None
+    training, held_out = contents_in(sets / "training"), contents_in(sets / "held_out")
+    for told, known in (
+        (r"16 of the 16 volumes of --held_out are in what the model was trained on", training + held_out),
+        (
+            r"4 of the 14 volumes of --training are none that the model was trained on, the first .*v0\.nii",
+            training[4:],
+        ),
+    ):
+        write_trained_on(made, known, "m/model_3.pt")
+        with pytest.raises(UserError, match=told):
+            read_sets(config(**flags), few)
+        (told_by,) = made.glob("trained_on-*.json")
+        told_by.unlink()
+    write_trained_on(made, [*training, "another"], "m/model_3.pt")
+    assert read_sets(config(**flags), few)[1] == 1
+    if config is membership.MembershipConfig:
+        torch.save({"trained_on": held_out[:2]}, tmp_path / "model_3.pt")
+        with pytest.raises(UserError, match=r"2 of the 16 .*trained on by .*model_3\.pt\)"):
+            read_sets(config(**flags, checkpoint=str(tmp_path / "model_3.pt")), few)
+    (write_set(tmp_path / "x", [100]) / "v100.nii.gz").rename(made / "seed9.nii.gz")
+    with pytest.raises(UserError, match=r"1 of the 16 volumes of --held_out are in --generated, .*seed9"):
+        read_sets(config(**flags), few)
+
+
+def test_a_split_parts_training_from_held_out_volumes(sets, tmp_path, monkeypatch):
+    monkeypatch.setattr(turing, "check", lambda *_: {"auc": 0.5, "p": 0.5})  # the time of it
+    paths = sorted((sets / "held_out").iterdir())
+    parts = 6 * ["training"] + 6 * ["held_out"] + 4 * ["test"]
+    split = write_split(tmp_path / "split.csv", dict(zip(paths, parts, strict=True)))
+    flags = {"training": str(sets / "held_out"), "generated": str(sets / "innocent")}
+    config = replicas.ReplicasConfig(**flags, split=split)
+    found, _ = read_sets(config, dict.fromkeys(("training", "held_out", "generated"), 6))
+    assert [v.path for v in found["training"]] == paths[:6]
+    assert [v.path for v in found["held_out"]] == paths[6:12]
+    with pytest.raises(UserError, match="Give --held_out DIR"):
+        membership.MembershipConfig(**flags)
+    page = json.loads((build(tmp_path, sets, split=split) / "key.json").read_text(encoding="utf-8"))
+    shown = {one["file"] for one in page["items"].values() if one["kind"] == "real"}
+    assert shown == set(map(str, paths[6:])) and page["trained_on"] is None
 
 
 # ---- membership
@@ -301,6 +375,20 @@ def test_a_page_hides_its_key_and_levels_grey_values(page_folder):
     assert all(np.abs(np.sort(a, None).astype(int) - np.sort(levels[0], None)).max() <= 1 for a in levels)
 
 
+def test_what_is_shown_is_known_by_content(sets, tmp_path):
+    with pytest.raises(UserError, match=r"16 of the 16 volumes of --generated are in --real"):
+        build(tmp_path, sets, generated=str(sets / "held_out"))
+    items = [("real", volume) for volume in volumes_in(sets / "held_out", "--real")]
+    made = write_set(tmp_path / "made", range(200, 202))
+    items += [("generated", volume) for volume in volumes_in(made, "--generated")]
+    assert turing.shown_of(items, made)["trained_on"] is None
+    contents = contents_in(sets / "held_out")
+    write_trained_on(made, contents[:3], "m/model_3.pt")
+    shown = turing.shown_of(items, made)
+    assert shown["contents"] == {"real": contents, "generated": contents_in(made)}
+    assert reading.told_of_training(shown["trained_on"], 16).startswith("The generator was trained on 3 of")
+
+
 def test_a_leak_stops_the_page(sets, tmp_path):
     write_set(tmp_path / "rounded", range(200, 210), lambda array: np.rint(4 * array))
     with pytest.raises(UserError, match=r"Grey values alone tell real from generated volumes .* grey values"):
@@ -332,6 +420,7 @@ def test_answers_are_scored(page_folder, tmp_path):
     assert record["pooled"]["readers"] == 2 and -1 <= record["fleiss_kappa"] <= 1
     report = (tmp_path / "out" / "report.html").read_text(encoding="utf-8")
     assert not record["indistinguishable"] and "Fleiss" in report
+    assert record["contents"] == key["contents"] and "It is not known whether the generator" in report
 
 
 @pytest.mark.parametrize("how", ["tampered", "unfinished", "other page", "no file"])
@@ -361,14 +450,17 @@ def test_answers_that_cannot_be_scored(page_folder, tmp_path, how):
 
 def test_a_scorecard_gathers_and_verifies(sets, tmp_path, capsys):
     verdict = {"question": QUESTIONS["realistic"], "answer": "No: blurred.", "state": "bad"}
+    released = write_set(tmp_path / "released", range(3))
+    contents = {"training": [], "generated": [*contents_in(released), "one", "two"]}
     numbers = {"metrics": {}, "verdicts": [verdict], "vessels": {"generated": 3}, "copies": []}
-    (tmp_path / "metrics.json").write_text(json.dumps(numbers | {"generated": {"n": 3}}), encoding="utf-8")
-    record = {"verdict": "failed", "flagged": [1, 2], "n": {"generated": 10}}
+    numbers |= {"generated": {"n": 3}, "contents": {"generated": contents["generated"][:2]}}
+    (tmp_path / "metrics.json").write_text(json.dumps(numbers), encoding="utf-8")
+    record = {"verdict": "failed", "flagged": [{"content": "one"}, {"content": "two"}]}
+    record |= {"n": {"generated": 10}, "contents": contents}
     (tmp_path / "replicas.json").write_text(json.dumps(record), encoding="utf-8")
     (tmp_path / "data.csv").write_text(
-        "data set,licence,consent\nIXI,CC BY-SA 3.0,research\n", encoding="utf-8"
+        "\ufeffdata set;licence;consent\nIXI;CC BY-SA 3.0;research\n", encoding="utf-8"
     )
-    released = write_set(tmp_path / "released", range(3))
     flags = {"released": released, "output": tmp_path / "card", "replicas": tmp_path / "replicas.json"}
     flags |= {"statement": tmp_path / "data.csv", "evaluation": tmp_path / "metrics.json"}
     scorecard.main([str(part) for name, value in flags.items() for part in (f"--{name}", value)])
@@ -379,6 +471,7 @@ def test_a_scorecard_gathers_and_verifies(sets, tmp_path, capsys):
         "licence: CC BY-SA 3.0",
         "not measured",
         "No: blurred.",
+        "Of these volumes were looked at: 2 in evaluation, 3 in replicas",
     ):
         assert part in page
     check = ["--output", str(tmp_path / "card"), "--verify", str(released)]
@@ -390,3 +483,31 @@ def test_a_scorecard_gathers_and_verifies(sets, tmp_path, capsys):
         scorecard.main(check)
     with pytest.raises(SystemExit, match="has a scorecard"):
         scorecard.main([str(part) for name, value in flags.items() for part in (f"--{name}", value)])
+
+
+@pytest.mark.parametrize("how", ["flagged", "others", "trained on", "held out", "old"])
+def test_a_release_that_was_not_measured_is_refused(tmp_path, how):
+    released = write_set(tmp_path / "released", range(3))
+    contents = contents_in(released)
+    record = {"verdict": "passed", "flagged": [], "n": {"generated": 3}}
+    record["contents"] = {"training": ["t"], "held_out": ["h"], "generated": contents}
+    told = {
+        "flagged": r"1 of the 3 volumes in --released .* flagged in --replicas .*v1\.nii\.gz: take them out",
+        "others": r"looked at other volumes: not at 1 of the 3 in --released .*v2\.nii\.gz; run that program",
+        "trained on": r"1 of the 3 volumes of --released are in what the model was trained on.*v1\.nii",
+        "held out": r"--replicas .* took 1 volumes for held-out ones that the model was trained on",
+        "old": r"has no entry 'contents': give the file of that program",
+    }[how]
+    if how == "flagged":
+        record["flagged"] = [{"content": contents[1]}]
+    if how == "others":
+        record["contents"]["generated"] = contents[:2]
+    if how == "old":
+        del record["contents"]
+    write_trained_on(released, {"trained on": [contents[1]], "held out": ["h", "t"]}.get(how, ["t"]), "m.pt")
+    (tmp_path / "replicas.json").write_text(json.dumps(record), encoding="utf-8")
+    flags = {"released": str(released), "output": str(tmp_path / "card")}
+    config = scorecard.ScorecardConfig(**flags, replicas=str(tmp_path / "replicas.json"))
+    with pytest.raises(UserError, match=told):
+        scorecard.make_card(config)
+    assert not (tmp_path / "card").exists()

@@ -26,17 +26,18 @@ from tqdm import tqdm
 from trust.controls import KINDS
 from trust.pages import write_membership
 from trust.rates import auc_delong, normal_interval, true_positive_rate
+from trust.sets import check_held_out, read_sets
 from trust.similarity import Library, print_of
 from trust.workers import LIBRARY, prepare, spread_out
 from volumetric.cli import UserError, check_fields, one_line_errors, option, parse_cli
-from volumetric.collection import known_by_content, refuse_overlap, same_geometry, volumes_in
+from volumetric.collection import contents_of
 from volumetric.files import __version__, atomic_path, finite, next_free, read_json
 
 # Edit these, or pass them as flags; a flag wins.
 # folder of the volumes that the generator was trained on
 training = "volumes"
-# folder of real volumes of other subjects, prepared alike
-held_out = "held_out"
+# folder of real volumes of other subjects, prepared alike; None: what --split holds out of `training`
+held_out = None
 # folder of generated volumes
 generated = "synthetic"
 # new folder
@@ -56,8 +57,13 @@ class MembershipConfig:
     """Test whether training volumes are more similar to generated ones than unseen real volumes are."""
 
     training: str = option(training, "Folder of the volumes that the generator was trained on.")
-    held_out: str = option(held_out, "Folder of real volumes of other subjects, prepared alike.")
+    held_out: str | None = option(
+        held_out, "Folder of real volumes of other subjects, prepared alike; None: by --split."
+    )
     generated: str = option(generated, "Folder of generated volumes.")
+    split: str | None = option(
+        None, "Table of preprocessing/split.py, whose parts `training` and `held_out` are taken.", file=True
+    )
     output: str = option(output, "New folder for membership.json and report.html.", folder=True)
     checkpoint: str | None = option(
         None, "Generator: also compare how well it can be made to reproduce both kinds.", file=True
@@ -69,6 +75,7 @@ class MembershipConfig:
 
     def __post_init__(self):
         check_fields(self)
+        check_held_out(self)
 
 
 def closest(volume):
@@ -183,18 +190,13 @@ def compare_inversions(sets, config):
 
 def run_test(config):
     """Compare, and write what was found; returns (record of membership.json, the new folder)."""
-    sets = {
-        name: volumes_in(getattr(config, name), f"--{name}", FEWEST)
-        for name in ("training", "held_out", "generated")
-    }
-    same_geometry(sets)
-    refuse_overlap(known_by_content(sets["training"]), sets["held_out"], "--training", "--held_out")
+    sets, left = read_sets(config, dict.fromkeys(("training", "held_out", "generated"), FEWEST))
     workers = config.workers or len(os.sched_getaffinity(0))
     members, unseen, with_copies = scores_of(sets, workers, config.seed)
     record = summarise(members, unseen, with_copies, config.seed)
-    record["n"] |= {name: len(volumes) for name, volumes in sets.items()}
+    record["n"] |= {name: len(volumes) for name, volumes in sets.items()} | {"left_of_training": left}
     record["inversion"] = None if config.checkpoint is None else compare_inversions(sets, config)
-    record |= {"settings": asdict(config), "version": __version__}
+    record |= {"contents": contents_of(sets), "settings": asdict(config), "version": __version__}
     folder = next_free(Path(config.output))
     folder.mkdir(parents=True)
     with atomic_path(folder / "membership.json") as part:

@@ -1,10 +1,9 @@
 """Pages of the gate and of the membership test."""
 
-from pathlib import Path
-
 import numpy as np
 
 from trust.similarity import SHIFT
+from volumetric.collection import unique_names
 from volumetric.files import array_to_volume
 from volumetric.pages import drawing, picture, rows_of, section, three, write_page
 from volumetric.pictures import annotated, new_axes
@@ -38,6 +37,10 @@ def write_replicas(record, sets, tables, folder):
         folder: Where to write.
     """
     share, n = record["settings"]["share"], record["n"]
+    labels = {}
+    for name in ("training", "generated"):
+        labels |= unique_names([volume.path for volume in sets[name]])
+    called = {str(path): label for path, label in labels.items()}
     words = {"passed": "Passed: no replica was found", "failed": "Failed: too close to the training set"}
     title = words.get(record["verdict"], "Inconclusive: the gate does not see copies well enough")
     body = [verdict_card(title, STATES[record["verdict"]], record["reasons"] or [chance(record)])]
@@ -51,15 +54,15 @@ def write_replicas(record, sets, tables, folder):
     )
     flagged = [
         [
-            Path(row["generated"]).name,
-            "" if share else Path(row["training"]).name,
+            called[row["generated"]],
+            "" if share else called[row["training"]],
             *(row[name] for name in ("statistic", "similarity", "p")),
         ]
         for row in record["flagged"]
     ]
     head = ["generated", "training", "similarity by", "similarity", "p"]
     body.append("<h2>Flagged volumes</h2>" + (rows_of(head, flagged) if flagged else "<p>None.</p>"))
-    body.append(suspicious(sets, tables["generated"], share))
+    body.append(suspicious(sets, labels, tables["generated"], share))
     body.append(
         f'<p class="small">{n["training"]} training, {n["held_out"]} unseen, {n["generated"]} generated '
         f"volumes; similarities are the largest over both mirror states and shifts up to {SHIFT} voxels; p "
@@ -119,14 +122,14 @@ def histograms(tables, record):
     return figure
 
 
-def suspicious(sets, found, share):
+def suspicious(sets, labels, found, share):
     """The generated volumes that are most similar to a training volume, beside it."""
     values, matches = found["anatomy"]
     figures = []
     for n in np.argsort(-values, kind="stable")[:SUSPICIOUS]:
         made, real = sets["generated"][n], sets["training"][matches[n]]
-        both = [shown(made, made.path.name)]
-        both += [] if share else [shown(real, f"training: {real.path.name}")]
+        both = [shown(made, labels[made.path])]
+        both += [] if share else [shown(real, f"training: {labels[real.path]}")]
         figures.append(picture(np.concatenate(both), f"similarity {three(values[n])}"))
     return section("The most similar pairs, by anatomy", figures)
 
@@ -162,6 +165,10 @@ def write_membership(record, scores, folder):
         [f"members found at {record['most_false']:.0%} false ones", record["true_positive_rate"]],
         ["volumes on each side", record["n"]["each"]],
     ]
+    if record["n"]["left_of_training"]:
+        rows.append(
+            ["training volumes of the generator that were not given", record["n"]["left_of_training"]]
+        )
     if record["inversion"]:
         inversion = record["inversion"]
         what = f"AUC by how well the generator reproduces {inversion['n']} of each"

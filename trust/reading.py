@@ -149,7 +149,15 @@ def summarise(readers, key, seed):
         "indistinguishable": inside,
         "check": key["check"],
         "page": key["page"],
+        **{name: key[name] for name in ("contents", "trained_on") if name in key},
     }
+
+
+def told_of_training(number, shown):
+    """In words, how many of the real volumes shown the generator was trained on; None is not known."""
+    if number is None:
+        return "It is not known whether the generator was trained on the real volumes shown"
+    return f"The generator was trained on {number} of the {shown} real volumes shown"
 
 
 def write_scores(record, folder):
@@ -176,6 +184,7 @@ def write_scores(record, folder):
         f'<div class="verdicts"><div class="verdict"><h3>{words}</h3><p>{told}.</p></div></div>',
         rows_of(head, rows),
         agree,
+        f"<p>{told_of_training(record.get('trained_on'), pooled['items'] // 2)}.</p>",
         '<p class="small">Brackets are 95 % intervals: Wilson of shares, DeLong of the AUC; of all readers '
         "by drawing readers and volumes again. p (chance) is the exact binomial test against one half. "
         "Equivalence is shown where two one-sided tests find the accuracy within 10 points of one half (p "

@@ -29,24 +29,25 @@ from scipy import stats
 from trust.controls import KINDS, LEAST_RECALL, REQUIRED
 from trust.pages import write_replicas
 from trust.rates import CONFIDENCE, bootstrap_interval, conformal, realised_rate, wilson
+from trust.sets import check_held_out, read_sets
 from trust.similarity import Library, print_of
 from trust.workers import LIBRARY, prepare, spread_out
 from volumetric.cli import check_fields, one_line_errors, option, parse_cli
-from volumetric.collection import known_by_content, refuse_overlap, same_geometry, volumes_in
+from volumetric.collection import contents_of, name_of, unique_names
 from volumetric.files import __version__, atomic_path, finite, next_free
 
 # Edit these, or pass them as flags; a flag wins.
 # folder of the volumes that the generator was trained on
 training = "volumes"
-# folder of real volumes of other subjects, prepared alike
-held_out = "held_out"
+# folder of real volumes of other subjects, prepared alike; None: what --split holds out of `training`
+held_out = None
 # folder of generated volumes
 generated = "synthetic"
 # new folder
 output = "replicas"
 
 MANY = 300  # training volumes, from which an encoder learns enough
-FEWEST_HELD_OUT, FEWEST_TRAINING, FEWEST_GENERATED = 10, 10, 6
+FEWEST = {"training": 10, "held_out": 10, "generated": 6}
 SUBSAMPLES = 20  # of the training set, at the number of held-out volumes
 EXIT = {"passed": 0, "failed": 1, "inconclusive": 2}
 
@@ -56,8 +57,13 @@ class ReplicasConfig:
     """Search generated volumes for copies; exit status 0 passed, 1 failed, 2 inconclusive."""
 
     training: str = option(training, "Folder of the volumes that the generator was trained on.")
-    held_out: str = option(held_out, "Folder of real volumes of other subjects, prepared alike.")
+    held_out: str | None = option(
+        held_out, "Folder of real volumes of other subjects, prepared alike; None: by --split."
+    )
     generated: str = option(generated, "Folder of generated volumes.")
+    split: str | None = option(
+        None, "Table of preprocessing/split.py, whose parts `training` and `held_out` are taken.", file=True
+    )
     output: str = option(
         output, "New folder for replicas.json, report.html and withheld volumes.", folder=True
     )
@@ -74,6 +80,7 @@ class ReplicasConfig:
 
     def __post_init__(self):
         check_fields(self)
+        check_held_out(self)
 
 
 # ╔══════════════════════════════════════════════════════════════════════════════════════════════════════════╗
@@ -213,7 +220,7 @@ def closer_to_training(to_training, to_held_out, seed):
     return {"share": float(each.mean()), "interval_95": bootstrap_interval(each, seed=seed)}
 
 
-def judge(found, planted, subjects, threshold, closeness):
+def judge(found, planted, subjects, threshold, closeness, left=None):
     """The gate's findings: {"verdict", "reasons", "flags", "p", "controls", "limit"}.
 
     Args:
@@ -222,6 +229,7 @@ def judge(found, planted, subjects, threshold, closeness):
         subjects: Indices of the copied training volumes.
         threshold: Threshold.
         closeness: Of `closer_to_training`.
+        left: Number of the generator's training volumes that were not searched, or None.
     """
     values = {name: similarity for name, (similarity, _) in found.items()}
     flags, number = threshold.flags(values), len(next(iter(values.values())))
@@ -239,13 +247,15 @@ def judge(found, planted, subjects, threshold, closeness):
         failures.append(f"{share:.0%} are closer to the training set than to as many unseen subjects")
     blind = [kind for kind in REQUIRED if controls[kind]["recall"] < LEAST_RECALL]
     doubts = [f"of planted copies ({kind}) {controls[kind]['recall']:.0%} are found" for kind in blind]
+    if left:
+        doubts.append(f"the generator was trained on {left} more volumes, which are not in --training")
     verdict = "failed" if failures else "inconclusive" if doubts else "passed"
     about = {"reasons": failures + doubts, "controls": controls, "limit": limit}
     return {"verdict": verdict, "flags": flags, "p": threshold.p_values(values), **about}
 
 
 def flagged_list(volumes, library_volumes, found, gate):
-    """[{"generated", "training", "statistic", "p", "similarity"}], the most similar first."""
+    """[{"generated", "content", "training", "statistic", "p", "similarity"}], the most similar first."""
     rows = []
     for n, volume in enumerate(volumes):
         ours = [name for name in gate["flags"] if gate["flags"][name][n]]
@@ -253,7 +263,8 @@ def flagged_list(volumes, library_volumes, found, gate):
             continue
         name = min(ours, key=lambda s: (gate["p"][s][n], -found[s][0][n]))
         match = library_volumes[found[name][1][n]]
-        rows.append({"generated": str(volume.path), "training": str(match.path), "statistic": name})
+        rows.append({"generated": str(volume.path), "content": volume.content})
+        rows[-1] |= {"training": str(match.path), "statistic": name}
         rows[-1] |= {"p": float(gate["p"][name][n]), "similarity": float(found[name][0][n])}
     return sorted(rows, key=lambda row: (row["p"], -row["similarity"]))
 
@@ -273,13 +284,7 @@ def run_gate(config):
     Returns:
         (record of replicas.json, the new folder).
     """
-    sets = {
-        "training": volumes_in(config.training, "--training", FEWEST_TRAINING),
-        "held_out": volumes_in(config.held_out, "--held_out", FEWEST_HELD_OUT),
-        "generated": volumes_in(config.generated, "--generated", FEWEST_GENERATED),
-    }
-    same_geometry(sets)
-    refuse_overlap(known_by_content(sets["training"]), sets["held_out"], "--training", "--held_out")
+    sets, left = read_sets(config, FEWEST)
     workers = config.workers or len(os.sched_getaffinity(0))
     prints = spread_out(prepare, sets["training"], "Training volumes", workers)
     library = Library(prints, sets["training"][0].shape)
@@ -298,7 +303,7 @@ def run_gate(config):
     others = Library(spread_out(prepare, sets["held_out"], "Held-out volumes", workers), shape)
     ours = spread_out(look_coarsely, sets["generated"], "Generated against held-out", workers, others)
     closeness = closer_to_training(to_training, np.stack(ours), config.seed)
-    gate = judge(found, planted, subjects, threshold, closeness)
+    gate = judge(found, planted, subjects, threshold, closeness, left)
     folder = next_free(Path(config.output))
     folder.mkdir(parents=True)
     record = {
@@ -311,7 +316,8 @@ def run_gate(config):
         "controls": gate["controls"],
         "negative_control": halves_of_held_out(held, threshold, config.seed),
         "closer_to_training": closeness,
-        "n": {name: len(volumes) for name, volumes in sets.items()},
+        "n": {name: len(volumes) for name, volumes in sets.items()} | {"left_of_training": left},
+        "contents": contents_of(sets),
         "settings": asdict(config),
         "version": __version__,
     }
@@ -350,13 +356,14 @@ def plant(sets, config, workers, library):
 
 
 def withhold(flagged, volumes, folder):
-    """Copy the flagged volumes to withheld/, and name all others in released.txt."""
-    names = {row["generated"] for row in flagged}
+    """Copy the flagged volumes to withheld/, no name twice, and list all others in released.txt."""
+    contents, names = {row["content"] for row in flagged}, unique_names([v.path for v in volumes])
     for volume in volumes:
-        if str(volume.path) in names:
+        if volume.content in contents:
             (folder / "withheld").mkdir(exist_ok=True)
-            shutil.copyfile(volume.path, folder / "withheld" / volume.path.name)
-    kept = [str(volume.path) for volume in volumes if str(volume.path) not in names]
+            ending = volume.path.name.removeprefix(name_of(volume.path))
+            shutil.copyfile(volume.path, folder / "withheld" / f"{names[volume.path]}{ending}")
+    kept = [str(volume.path) for volume in volumes if volume.content not in contents]
     with atomic_path(folder / "released.txt") as part:
         part.write_text("\n".join([*kept, ""]), encoding="utf-8")
 

@@ -10,17 +10,20 @@ training data are stated by the user, in a CSV of data set, licence and consent.
 report.html hold all of it; `--verify` compares a folder with the fingerprint. Inputs are never written to.
 """
 
-import csv
 import html
 import json
 import sys
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+from trust.reading import told_of_training
+from trust.sets import told_by
 from volumetric.cli import UserError, check_fields, one_line_errors, option, parse_cli
-from volumetric.collection import find_volumes
+from volumetric.collection import find_volumes, refuse_overlap, volumes_in
 from volumetric.files import __version__, as_damaged, atomic_path, file_digest, finite, read_json
 from volumetric.pages import rows_of, three, write_page
+from volumetric.sidecars import trained_on
+from volumetric.tables import read_table
 
 # Edit these, or pass them as flags; a flag wins.
 # folder of the volumes that are released
@@ -38,7 +41,14 @@ CRITERIA = {
     "comprehension": "Can it be told where they come from?",
     "consistency": "Do the results hold again?",
 }
-SOURCES = ("evaluation", "replicas", "membership", "turing", "segmentation")
+# What a record of each program has; those of volumes know them by their contents.
+SOURCES = {
+    "evaluation": ("verdicts", "contents"),
+    "replicas": ("verdict", "contents"),
+    "membership": ("leak", "contents"),
+    "turing": ("pooled", "contents"),
+    "segmentation": ("differences",),
+}
 STATED = ("data set", "licence", "consent")  # columns of --statement
 PROVENANCE = ("recipe", "num_train_steps", "seed")
 
@@ -86,7 +96,8 @@ def judged(found):
     """{criterion: [(state, sentence)]} of what was measured; a state is good, bad or empty.
 
     Args:
-        found: {source: record} of those out of SOURCES that there are, and "statement" and "checkpoint".
+        found: {source: record} of those out of SOURCES that there are, "statement", "checkpoint" and
+            "trained_on".
     """
     answers = {name: [] for name in CRITERIA}
     if evaluation := found.get("evaluation"):
@@ -113,6 +124,8 @@ def judged(found):
         low, high = turing["pooled"]["accuracy_95"]
         told = f"{turing['pooled']['readers']} readers: accuracy {turing['pooled']['accuracy']:.2f}"
         answers["congruence"].append(("", f"{told} [{low:.2f}, {high:.2f}]"))
+        told = told_of_training(turing.get("trained_on"), len(turing["contents"]["real"]))
+        answers["congruence"].append(("", told))
     if checkpoint := found.get("checkpoint"):
         told = ", ".join(f"{name} {value}" for name, value in checkpoint.items())
         answers["comprehension"].append(("", told))
@@ -131,6 +144,9 @@ def of_privacy(found):
         state = {"passed": "good", "failed": "bad"}.get(replicas["verdict"], "")
         count = f"{len(replicas['flagged'])} of {replicas['n']['generated']} flagged"
         told.append((state, f"replica gate {replicas['verdict']}, {count}"))
+        known = found["trained_on"].keys()
+        if left := len(known - set(replicas["contents"]["training"])):
+            told.append(("bad", f"the gate searched all but {left} of the {len(known)} training volumes"))
     if membership := found.get("membership"):
         auc = f"AUC {membership['auc']:.2f}, control {membership['control_auc']:.2f}"
         words = "members can be told" if membership["leak"] else "no membership leak seen"
@@ -147,17 +163,12 @@ def of_privacy(found):
 
 def read_statement(path):
     """Rows of the CSV in which the user states licence and consent of every data set."""
-    with as_damaged(f"expected a CSV with the columns {', '.join(STATED)}", path):
-        with open(path, newline="", encoding="utf-8") as file:
-            rows = list(csv.DictReader(file))
-        return [{name: row[name].strip() for name in STATED} for row in rows]
+    rows = read_table(path, *STATED, flag="--statement")
+    return [{name: row[name] for name in STATED} for row in rows]
 
 
-def read_provenance(path):
+def read_provenance(path, state):
     """What a checkpoint says of itself, with its SHA-256 and that of its training data."""
-    from volumetric.runs import read_state
-
-    state = read_state(path)
     about = {"checkpoint SHA-256": file_digest(path), "step": state.get("step")}
     about["training data SHA-256"] = state.get("data_digest")
     settings = state.get("config", {})
@@ -171,27 +182,76 @@ def read_sources(config):
     Raises:
         UserError: A file is of another program.
     """
-    needed = {"evaluation": "verdicts", "replicas": "verdict", "membership": "leak", "turing": "pooled"}
-    needed |= {"segmentation": "differences"}
-    found = {}
-    for name in SOURCES:
+    found = {"trained_on": trained_on(config.released, "--released")}
+    for name, entries in SOURCES.items():
         path = getattr(config, name)
         if path is None:
             continue
         found[name] = read_json(path)
-        if needed[name] not in found[name]:
-            raise UserError(f"--{name} {path} has no entry {needed[name]!r}: give the file of that program.")
+        lacking = [entry for entry in entries if entry not in found[name]]
+        if lacking:
+            raise UserError(
+                f"--{name} {path} has no entry {lacking[0]!r}: give the file of that program, made by this "
+                f"version of it."
+            )
     if config.statement is not None:
         found["statement"] = read_statement(config.statement)
     if config.checkpoint is not None:
-        found["checkpoint"] = read_provenance(config.checkpoint)
+        from volumetric.runs import read_state
+
+        state = read_state(config.checkpoint)
+        found["checkpoint"] = read_provenance(config.checkpoint, state)
+        found["trained_on"] |= told_by(state, config.checkpoint)
     return found
 
 
-def fingerprint(folder):
+def check_released(found, config):
+    """How many of the released volumes each program has looked at: {source: number}; all are read.
+
+    Raises:
+        UserError: A program looked at other volumes, the gate not at all of them, or flagged some; volumes
+            that the model was trained on are released, or were taken for held-out ones.
+    """
+    released = volumes_in(config.released, "--released")
+    refuse_overlap(found["trained_on"], released, "what the model was trained on", "--released")
+    looked = {}
+    for name, entries in SOURCES.items():
+        if name in found and "contents" in entries:
+            called, contents = f"--{name} {getattr(config, name)}", found[name]["contents"]
+            refuse_trained(contents.get("held_out", ()), found["trained_on"], called)
+            seen = set(contents["generated"])
+            others = [volume for volume in released if volume.content not in seen]
+            if len(others) == len(released) or (others and name == "replicas"):
+                raise UserError(
+                    f"{called} looked at other volumes: not at {len(others)} of the {len(released)} in "
+                    f"--released {config.released}, the first {others[0].path}; run that program on these."
+                )
+            looked[name] = len(released) - len(others)
+    flagged = {row["content"] for row in found.get("replicas", {}).get("flagged", ())}
+    left = [volume for volume in released if volume.content in flagged]
+    if left:
+        raise UserError(
+            f"{len(left)} of the {len(released)} volumes in --released {config.released} are flagged in "
+            f"--replicas {config.replicas}, the first {left[0].path}: take them out; released.txt beside it "
+            f"lists the others."
+        )
+    return looked
+
+
+def refuse_trained(contents, known, called):
+    """Raise a UserError if a program took volumes for held-out ones that the model was trained on."""
+    trained = sum(content in known for content in contents)
+    if trained:
+        raise UserError(
+            f"{called} took {trained} volumes for held-out ones that the model was trained on: run that "
+            f"program again, with others."
+        )
+
+
+def fingerprint(folder, flag):
     """{path below the folder: SHA-256} of its volumes."""
     folder = Path(folder)
-    return {p.relative_to(folder).as_posix(): file_digest(p) for p in find_volumes(folder, "--released")}
+    return {p.relative_to(folder).as_posix(): file_digest(p) for p in find_volumes(folder, flag)}
 
 
 def verify(config):
@@ -201,7 +261,7 @@ def verify(config):
         raise UserError(f"{path} does not exist: --output is the folder of the scorecard.")
     with as_damaged("give the folder of a scorecard", path):
         known = dict(read_json(path)["fingerprint"])
-    there = fingerprint(config.verify)
+    there = fingerprint(config.verify, "--verify")
     differs = [
         f"{name} is another file"
         for name in sorted(known.keys() & there.keys())
@@ -233,12 +293,14 @@ def write_card(record, folder):
         lines = lines or f"<li>{NOT_MEASURED}</li>"
         title = f"{name.capitalize()}: {question}"
         cards.append(f'<div class="verdict {state}"><h3>{title}</h3><ul>{lines}</ul></div>')
+    looked = ", ".join(f"{number} in {name}" for name, number in record["looked_at"].items())
     files = [[name, digest] for name, digest in list(record["fingerprint"].items())[:20]]
     more = len(record["fingerprint"]) - len(files)
     body = [
         f"<p>{len(record['fingerprint'])} volumes in {html.escape(record['released'])}. SYNTHETIC: not of "
         f"people, and not for decisions about them.</p>",
         f'<div class="verdicts">{"".join(cards)}</div>',
+        f"<p>Of these volumes were looked at: {looked}.</p>" if looked else "",
         "<h2>Fingerprint</h2>",
         f'<div class="small">{rows_of(["file", "SHA-256"], files)}</div>',
         f"<p>... and {more} more in scorecard.json.</p>" if more > 0 else "",
@@ -250,16 +312,18 @@ def write_card(record, folder):
 
 def make_card(config):
     """Gather, and write the scorecard; returns its folder."""
-    found, folder = read_sources(config), Path(config.output)
+    folder = Path(config.output)
     if (folder / "scorecard.json").exists():
         raise UserError(f"{folder} has a scorecard: give another --output, or --verify a folder against it.")
+    found = read_sources(config)
     record = {
+        "looked_at": check_released(found, config),
         "criteria": {
             name: [{"state": state, "text": text} for state, text in told]
             for name, told in judged(found).items()
         },
         "released": str(Path(config.released).resolve()),
-        "fingerprint": fingerprint(config.released),
+        "fingerprint": fingerprint(config.released, "--released"),
         "settings": asdict(config),
         "version": __version__,
     }

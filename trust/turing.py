@@ -20,11 +20,12 @@ from pathlib import Path
 import nibabel as nib
 import numpy as np
 
-from trust.reading import read_answers, summarise, write_scores
+from trust.reading import read_answers, summarise, told_of_training, write_scores
 from volumetric.cli import UserError, check_fields, one_line_errors, option, parse_cli
-from volumetric.collection import same_geometry, volumes_in
+from volumetric.collection import contents_of, known_by_content, refuse_overlap, same_geometry, volumes_in
 from volumetric.files import atomic_path, next_free
 from volumetric.parallel import host_random
+from volumetric.sidecars import trained_on
 
 # Edit these, or pass them as flags; a flag wins.
 # build or score
@@ -51,6 +52,9 @@ class TuringConfig:
     mode: str = option(mode, "What to do.", choices=MODES)
     real: str = option(real, "Folder of real volumes.")
     generated: str = option(generated, "Folder of generated volumes of the same shape.")
+    split: str | None = option(
+        None, "Table of preprocessing/split.py: --real is its parts `held_out` and `test`.", file=True
+    )
     output: str = option(output, "New folder.", folder=True)
     num_items: int = option(50, "Volumes shown, half of each kind.", least=10, most=1000)
     repeats: int = option(5, "Of them, how many come twice.", least=0, most=100)
@@ -138,14 +142,34 @@ def as_base64(array, spacing):
     return base64.b64encode(gzip.compress(image.to_bytes(), mtime=0)).decode()
 
 
+def shown_of(items, generated):
+    """What is shown, for the record.
+
+    Args:
+        items: [(kind, VolumeFile)].
+        generated: Folder of the generated volumes.
+
+    Returns:
+        {"contents": {kind: [content]}, "trained_on": number of the real volumes that the generator was
+        trained on, None if that is not known}.
+    """
+    kinds = {name: [volume for kind, volume in items if kind == name] for name in ("real", "generated")}
+    contents, known = contents_of(kinds), trained_on(generated)
+    return {
+        "contents": contents,
+        "trained_on": sum(content in known for content in contents["real"]) if known else None,
+    }
+
+
 def build(config):
     """Write turing.html and key.json; returns the new folder."""
     half = config.num_items // 2
     sets = {
-        "real": volumes_in(config.real, "--real", half),
+        "real": volumes_in(config.real, "--real", half, config.split, ("held_out", "test")),
         "generated": volumes_in(config.generated, "--generated", half),
     }
     same_geometry(sets)
+    refuse_overlap(known_by_content(sets["real"]), sets["generated"], "--real", "--generated")
     rng = host_random(config.seed)
     items = [
         (kind, volumes[n])
@@ -169,10 +193,12 @@ def build(config):
         part.write_text(text, encoding="utf-8")
     key = {name: {"kind": kind, "file": str(v.path)} for name, (kind, v) in zip(names, items, strict=True)}
     record = {"page": page, "items": key, "order": [names[n] for n in order], "check": found}
+    record |= shown_of(items, config.generated)
     with atomic_path(folder / "key.json") as part:
         part.write_text(json.dumps(record, indent=1), encoding="utf-8")
     twice = len(order) - len(items)
     print(f"{folder / 'turing.html'} shows {half} real and {half} generated volumes, {twice} of them twice.")
+    print(f"{told_of_training(record['trained_on'], half)}.")
     print(f"Grey values alone do not tell them apart: AUC {found['auc']:.2f}, p {found['p']:.2f}.")
     print(f"Keep {folder / 'key.json'} from the readers.")
     return folder

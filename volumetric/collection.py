@@ -551,18 +551,19 @@ def read_all(paths, work, title, folder, stated=None):
     return found
 
 
-def volumes_in(folder, flag, fewest=1, split=None, parts=("training",)):
+def volumes_in(folder, flag, fewest=1, split=None, parts=("training",), examine=examined):
     """[VolumeFile] of a folder, sorted by path.
 
     Args:
         folder, flag, split, parts: As for `choose`.
         fewest: Volumes that are needed.
+        examine: Function that gives the VolumeFile of a path, as `examined`.
 
     Raises:
         UserError: One line for every file that cannot be used, or there are too few.
     """
     paths, stated = choose(folder, flag, split, parts)
-    found = read_all(paths, examined, f"Checking {flag}", folder, stated)
+    found = read_all(paths, examine, f"Checking {flag}", folder, stated)
     if len(found) < fewest:
         raise UserError(f"{flag} {folder} holds {len(found)} volumes, at least {fewest} are needed.")
     return found
@@ -637,6 +638,16 @@ def refuse_overlap(known, others, what, flag):
             f"{len(shared)} of the {len(others)} volumes of {flag} are in {what}, the first {shared[0].path} "
             f"({known[shared[0].content]}): they must be of other subjects."
         )
+
+
+def contents_of(sets):
+    """{name: [content]} of sets of VolumeFiles, for a record: what a result is of, whatever it is called."""
+    return {name: [volume.content for volume in volumes] for name, volumes in sets.items()}
+
+
+def content_of_set(contents):
+    """SHA-256 of what the volumes of a set are known by, in any order, in hexadecimal."""
+    return hashlib.sha256("".join(sorted(contents)).encode()).hexdigest()
 
 
 def known_by_content(volumes):

@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 
 from volumetric.cli import UserError
+from volumetric.collection import content_of_set, find, known_by_content, refuse_overlap
 from volumetric.files import (
     __version__,
     atomic_path,
@@ -61,18 +62,19 @@ def write_trained_on(folder, contents, checkpoint):
     contents = sorted(contents)
     if not contents:
         return
-    digest = hashlib.sha256("".join(contents).encode()).hexdigest()
-    path = Path(folder) / f"{TRAINED_ON}{digest[:12]}.json"
+    path = Path(folder) / f"{TRAINED_ON}{content_of_set(contents)[:12]}.json"
     if not path.exists():
         record = {"checkpoint": Path(checkpoint).name, "contents": contents}
         with atomic_path(path) as part:
             part.write_text(json.dumps(record, indent=0), encoding="utf-8")
 
 
-def trained_on(folder):
+def trained_on(folder, flag="--generated"):
     """{content: text for a person} of all that the models of the volumes in a folder were trained on."""
-    known = {}
-    for path in sorted(Path(folder).rglob(f"{TRAINED_ON}*.json")):
+    places, known = {Path(folder)}, {}
+    for path in find(folder, flag).paths:  # also behind links to folders
+        places.update(place for place in path.parents if place.is_relative_to(folder))
+    for path in sorted(path for place in places for path in place.glob(f"{TRAINED_ON}*.json")):
         record = read_json(path)
         with reading(path, "it is damaged; generate the volumes again"):
             told = f"trained on by {record['checkpoint']}, says {path}"
@@ -92,6 +94,45 @@ def drawn_for(folder):
             if isinstance(label_map, dict) and "content" in label_map:
                 known[str(label_map["content"])] = f"the label map that {path.with_suffix('')} was drawn for"
     return known
+
+
+def refuse_seen(unseen, flag, sets, known):
+    """Raise a UserError if volumes that a model must not have seen are in another set, or were trained on.
+
+    Args:
+        unseen: [VolumeFile], held out.
+        flag: Of these.
+        sets: {flag: [VolumeFile]} of the others.
+        known: Of `trained_on`.
+    """
+    for other, volumes in sets.items():
+        refuse_overlap(known_by_content(volumes), unseen, other, flag)
+    refuse_overlap(known, unseen, "what the model was trained on", flag)
+
+
+def left_of_training(volumes, flag, known):
+    """Number of volumes that a model was trained on and that are not among those called its training volumes.
+
+    Args:
+        volumes: [VolumeFile], called its training volumes.
+        flag: Of these.
+        known: Of `trained_on`.
+
+    Returns:
+        The number, or None if it is not known what the model was trained on.
+
+    Raises:
+        UserError: It was not trained on one of them.
+    """
+    strangers = [volume for volume in volumes if volume.content not in known]
+    if known and strangers:
+        told = next(iter(known.values()))
+        raise UserError(
+            f"{len(strangers)} of the {len(volumes)} volumes of {flag} are none that the model was trained "
+            f"on, the first {strangers[0].path} (others were {told}): give its training volumes alone, for "
+            f"example by --split."
+        )
+    return len(known.keys() - {volume.content for volume in volumes}) if known else None
 
 
 def is_complete(path, record):

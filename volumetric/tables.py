@@ -254,3 +254,8 @@ class Split:
         if not chosen:
             raise UserError(f"--split {self.path} has no volume for {' or '.join(parts)} in this folder.")
         return chosen
+
+    def number(self, paths, part):
+        """How many of the files belong to a part."""
+        found, _ = rows_of(self.rows, paths, f"--split {self.path}")
+        return sum(row is not None and row["part"] == part for row in found)
