@@ -60,7 +60,6 @@ from volumetric.cli import (
 from volumetric.collection import (
     check_values,
     content_of,
-    copies_among,
     find_volumes,
     is_label_map,
     pair_up,
@@ -93,7 +92,8 @@ LARGEST_EDGE = 1024  # voxels, of the networks
 BATCH = 8  # volumes in a micro-batch, the trainer's default
 # GiB of the tensors of the worst training step, {(image_size, image_depth): GiB}: what `--recipe robust
 # --dry_run --device cpu` prints for micro-batches of 8 (tests/benchmarks/conform.py memory, November 2026).
-MEMORY = {(64, 64): 2.7, (128, 16): 3.7, (128, 64): 9.8, (128, 128): 19.8}
+MEMORY = {(32, 32): 0.6, (64, 16): 1.3, (64, 32): 1.8, (64, 64): 2.7, (128, 16): 3.7, (128, 32): 5.8}
+MEMORY |= {(128, 64): 9.8, (128, 128): 16.7, (256, 32): 19.8, (256, 64): 37.0, (256, 128): 69.0}
 PANEL, SHEET = 200, 24  # pixels of a plane's longer edge; scans in a picture
 FACES = ("left", "right", "back", "front", "below", "above")
 
@@ -203,16 +203,13 @@ def survey(path):
     return Scan(path, grid, volume.axes, volume.content, labels, bounds)
 
 
-def without_copies(scans):
-    """Scans of which each is here once, and {path: which it is a copy of}; each is named."""
-    lines = copies_among([(scan.path, scan.content) for scan in scans])
-    for line in lines:
-        print(f"left out: {line}")
+def copies_of(volumes):
+    """{path: path of an earlier one of equal content} of (path, content); each is named."""
     first = {}
-    for scan in scans:
-        first.setdefault(scan.content, scan.path)
-    copies = {scan.path: first[scan.content] for scan in scans if scan.path != first[scan.content]}
-    return [scan for scan in scans if scan.path not in copies], copies
+    copies = {path: first[content] for path, content in volumes if first.setdefault(content, path) != path}
+    for path, other in copies.items():
+        print(f"left out: {path} has the same voxels as {other}")
+    return copies
 
 
 # ╔══════════════════════════════════════════════════════════════════════════════════════════════════════════╗
@@ -338,7 +335,7 @@ def propose(scans, config):
         why_size = "holds the content in voxels of about that size"
         fitting = fitting_memory(size, needed, finest, config.memory_gib)
         if fitting != size:
-            why_size = f"{by(size)} would take more than --memory_gib {config.memory_gib:g} to train"
+            why_size = f"{by(size)} is not known to train in --memory_gib {config.memory_gib:g}"
             size = fitting
     if config.spacing is not None:
         return Proposal(size, config.spacing, why_size, "as asked")
@@ -377,12 +374,27 @@ def training_memory(size):
 
 
 def fitting_memory(size, needed, finest, most):
-    """A shape, halved where its voxels are finest until its training takes at most so many GiB."""
-    while (training_memory(size) or math.inf) > most and size[0] > 8:
-        plane, _, depth = coarsest(needed, size, finest)
-        edge = size[0] // 2 if plane <= depth or size[2] <= 4 else size[0]
-        size = (edge, edge, min(edge, size[2] if edge < size[0] else size[2] // 2))
-    return size
+    """A shape, halved where its voxels are finest until its training takes at most so many GiB.
+
+    What is left is halved in depth where that leaves voxels about as deep as wide.
+    """
+
+    def halved(size, plane):
+        edge = size[0] // 2 if plane else size[0]
+        return edge, edge, min(edge, size[2] if plane else size[2] // 2)
+
+    fits = size
+    while (training_memory(fits) or math.inf) > most and fits[0] > 8:
+        wide, _, deep = coarsest(needed, fits, finest)
+        fits = halved(fits, plane=wide <= deep or fits[2] <= 4)
+    flat = halved(fits, plane=False)
+    if (
+        fits != size
+        and flat[2] >= 4
+        and coarsest(needed, flat, finest)[2] <= COARSER * coarsest(needed, fits, finest)[0]
+    ):
+        return flat
+    return fits
 
 
 def told(proposal, scans, cuts):
@@ -543,7 +555,8 @@ def chosen(config):
     scans = read_all(paths, survey, "Looking at scans", config.data, readers=readers)
     if scans[0].labels:  # read_all refuses some among others
         raise UserError(f"--data {config.data} holds label maps: give the scans, and the maps by --labels.")
-    scans, copies = without_copies(scans)
+    copies = copies_of([(scan.path, scan.content) for scan in scans])
+    scans = [scan for scan in scans if scan.path not in copies]
     for scan in scans if partners else ():
         check_labels(scan, partners[scan.path])
     return scans, partners, copies
@@ -645,14 +658,12 @@ def fill(folder, scans, cuts, config, partners, copies):
     readers = min(MOST_THREADS, default_workers(voxels))
     made = read_all(list(of), work, "Resampling", config.data, readers=readers)
     rows = [one.row for one in made]
-    for line in copies_among([(one.row["file"], one.content) for one in made]):
-        print(f"left out: {line}")
-    first = {}
+    same = copies_of([(row["file"], row["content"]) for row in rows])
     for row in rows:
-        if first.setdefault(row["content"], row) is not row:
+        if row["file"] in same:
             for kind in ("volumes", "labels"):
                 (folder / kind / Path(row["volume"]).name).unlink(missing_ok=True)
-            row |= {"volume": "", "note": f"the same volume as {first[row['content']]['file']}"}
+            row |= {"volume": "", "note": f"the same volume as {same[row['file']]}"}
     kept = [one.picture for one in sorted(made, key=most_cut) if one.row["volume"]]
     draw_sheets(folder, kept)
     rows += [{"file": str(path), "note": f"the same voxels as {other}"} for path, other in copies.items()]
