@@ -30,6 +30,9 @@ data = "volumes"
 # new folder for the cleaned ones
 output = "cleaned"
 
+COARSE = 64  # voxels of an edge, about, on which the content of a scan is looked for
+SPECK = 0.01  # of what is bright, that a smaller part is no content
+
 
 @dataclass(kw_only=True)
 class BackgroundConfig:
@@ -72,6 +75,33 @@ def remove_background(array, spacing, smallest_ml=10.0, threshold=None):
     """A volume whose voxels outside the body have its smallest value. Shapes: as `body_mask`"""
     mask = body_mask(array, spacing, smallest_ml, threshold)
     return np.where(mask, array, array.min()), mask
+
+
+def content_bounds(array):
+    """Where a scan is not background: bright by Otsu's threshold of block means, without specks.
+
+    Of what is bright, parts of less than SPECK are left out: noise, a marker, a finger. A block more on each
+    side leaves faint skin in.
+
+    Shapes: (X, Y, Z) -> ((x0, x1), (y0, y1), (z0, z1)), half-open, voxels
+    """
+    from skimage.filters import threshold_otsu
+
+    blocks = [max(1, n // COARSE) for n in array.shape]
+    middles = tuple(slice(b // 2, None, b) for b in blocks)
+    coarse = ndimage.uniform_filter(array, blocks)[middles]
+    low, high = np.percentile(coarse, (1, 99.5))
+    clipped = coarse.clip(low, high) if high > low else coarse
+    parts, _ = ndimage.label(clipped > threshold_otsu(clipped), np.ones((3, 3, 3)))
+    sizes = np.bincount(parts.ravel())
+    kept = sizes >= SPECK * sizes[1:].sum()
+    kept[0] = False
+    bounds = []
+    for axis, (n, block) in enumerate(zip(array.shape, blocks, strict=True)):
+        there = np.flatnonzero(kept[parts].any(axis=tuple({0, 1, 2} - {axis})))
+        start, stop = (there[0] - 1) * block, (there[-1] + 2) * block
+        bounds.append((max(0, int(start)), min(n, int(stop))))
+    return tuple(bounds)
 
 
 def clean_folder(config):

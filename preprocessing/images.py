@@ -90,13 +90,17 @@ def read_image(path, canonical=True):
     return to_ants(image.get_fdata(dtype=np.float32, caching="unchanged"), image.affine)
 
 
-def write_image(array, affine, path, description=""):
-    """Write a NIfTI file whose sform and qform agree; the same array gives the same bytes."""
+def write_image(array, affine, path, description="", code=2):
+    """Write a NIfTI file whose sform and qform agree; the same array gives the same bytes.
+
+    Args:
+        code: Of both: 2, aligned to another image; 1, the scanner's own space.
+    """
     image = nib.Nifti1Image(array, affine)
     image.header.set_xyzt_units("mm")
     image.header["descrip"] = description.encode()
-    image.set_sform(affine, code=2)  # aligned to another image
-    image.set_qform(affine, code=2)
+    image.set_sform(affine, code=code)
+    image.set_qform(affine, code=code)
     nib.save(image, path)
 
 
@@ -141,3 +145,11 @@ def check_bounds(bounds, grid, what):
             f"{what} has {by(grid.shape)} voxels of {spacing} mm, and --cropping_bound_slices {bounds} are "
             f"of another grid: give bounds within it, or the template they were made for."
         )
+
+
+def check_percentiles(flag, values):
+    """Raise a UserError unless a flag holds nothing, or two percentiles that rise."""
+    if values and not (len(values) == 2 and all(isinstance(p, int | float) for p in values)):
+        raise UserError(f"{flag} must be two numbers, got {values}.")
+    if values and not 0 <= values[0] < values[1] <= 100:
+        raise UserError(f"{flag} must rise, between 0 and 100, got {values}.")

@@ -42,7 +42,7 @@ from preprocessing.generate_TOF_template import (
     choose_reference,
     template_grid,
 )
-from preprocessing.images import Grid, check_bounds, grid_of, read_image, write_image
+from preprocessing.images import Grid, check_bounds, check_percentiles, grid_of, read_image, write_image
 from preprocessing.masks import TOOLS, brain_mask, is_stripped, needed_source, same_place
 from preprocessing.native import to_native
 from preprocessing.quality import draw_match, write_page
@@ -216,11 +216,7 @@ class PreprocessConfig:
         size = self.target_size
         if len(size) != 3 or not all(isinstance(n, int) and n > 0 for n in size):
             raise UserError(f"--target_size must be three numbers of voxels, got {size}.")
-        clip = self.clip_percentiles
-        if clip and not (len(clip) == 2 and all(isinstance(p, int | float) for p in clip)):
-            raise UserError(f"--clip_percentiles must be two numbers, got {clip}.")
-        if clip and not 0 <= clip[0] < clip[1] <= 100:
-            raise UserError(f"--clip_percentiles must rise, between 0 and 100, got {clip}.")
+        check_percentiles("--clip_percentiles", self.clip_percentiles)
         if self.stripped and not self.perform_skull_stripping:
             raise UserError("--stripped needs --perform_skull_stripping.")
         if self.template is None and not self.perform_registration:

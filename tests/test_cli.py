@@ -15,6 +15,7 @@ import label_to_volume
 import progressive_wgan
 import stylegan2_pytorch as sg
 from MedicalNet import evaluation
+from preprocessing import conform
 from preprocessing.background import BackgroundConfig
 from preprocessing.generate_TOF_template import TemplateConfig
 from preprocessing.preprocessing import PreprocessConfig
@@ -93,7 +94,7 @@ WRONG_FLAGS = {
     "zero": (["--save_every", "0"], "--save_every must be greater than 0, got 0."),
     "probability": (["--aug_prob", "50"], "--aug_prob must be between 0 and 1, got 50.0."),
     "psi": (["--trunc_psi", "1.5"], "--trunc_psi must be between 0 and 1, got 1.5."),
-    "size": (["--image_size", "100"], "--image_size must be a power of two, at least 4 voxels, got 100."),
+    "size": (["--image_size", "100"], "--image_size must be a power of two, at least 4 voxels, got 100: "),
     "depth": (["--image_size", "16"], "--image_depth 32 is larger than --image_size 16"),
     "augmentation": (["--aug_types", "[mixup]"], "--aug_types must be translation or cutout or contrast or "),
     "device": (["--device", "gpu"], "--device must be auto, cpu, cuda or cuda:<n>, got 'gpu'."),
@@ -266,6 +267,7 @@ def test_every_command_in_the_readme_and_the_docs_parses(monkeypatch):
         "trust/membership.py": membership.MembershipConfig,
         "trust/turing.py": turing.TuringConfig,
         "trust/scorecard.py": scorecard.ScorecardConfig,
+        "preprocessing/conform.py": conform.ConformConfig,
     }
     often = ("stylegan2_pytorch.py", "CoW_generator.py", "sample_data/phantom.py", "MedicalNet/evaluation.py")
     for script, config in configs.items():

@@ -304,6 +304,32 @@ def check_run_name(flag, name):
         raise UserError(f"{flag} {PACKED} is the folder of --cache disk: give another name.")
 
 
+def trainable_shape(shape):
+    """The shape nearest to another that networks can have: powers of two, Z <= X = Y.
+
+    Shapes: (X, Y, Z) -> (X', X', Z'), voxels
+    """
+    edges = [2 ** max(2, round(math.log2(max(n, 1)))) for n in shape]
+    size = max(edges[:2])
+    return size, size, min(edges[2], size)
+
+
+def check_networks(image_size, image_depth):
+    """Raise a UserError unless both sizes are powers of two and 4 <= image_depth <= image_size."""
+    for name, value in (("image_size", image_size), ("image_depth", image_depth)):
+        if value < 4 or value & (value - 1):
+            size = ",".join(map(str, trainable_shape((image_size, image_size, image_depth))))
+            raise UserError(
+                f"--{name} must be a power of two, at least 4 voxels, got {value}: bring the volumes to such "
+                f"a shape with preprocessing/conform.py --size {size}."
+            )
+    if image_depth > image_size:
+        raise UserError(
+            f"--image_depth {image_depth} is larger than --image_size {image_size}: "
+            f"choose 4 <= image_depth <= image_size."
+        )
+
+
 WORKERS = {"least": 0, "most": 64}
 LONGEST_NAME = 150  # bytes; a file system takes 255, and the program adds to it
 PACKED = "packed"

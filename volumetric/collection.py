@@ -22,7 +22,7 @@ from pathlib import Path
 import numpy as np
 from tqdm import tqdm
 
-from volumetric.cli import UserError
+from volumetric.cli import UserError, trainable_shape
 from volumetric.files import (
     HEADER_BYTES,
     NIFTI_SUFFIXES,
@@ -340,10 +340,14 @@ def check_array(header, shape=None):
 
 
 def refuse_shape(found, shape):
-    """Raise a UserError for a volume of another shape."""
+    """Raise a UserError for a volume of another shape; the remedy has values that can be typed."""
+    own = ""
+    if tuple(found) == trainable_shape(found):
+        own = f", or train at its own: --image_size {found[0]} --image_depth {found[2]}"
+    size = ",".join(map(str, shape))
     raise UserError(
-        f"has {by(found)} voxels, expected {by(shape)}: resample or crop it, or set --image_size and "
-        f"--image_depth"
+        f"has {by(found)} voxels, expected {by(shape)}: bring all there with preprocessing/conform.py "
+        f"--size {size}{own}"
     )
 
 
@@ -515,7 +519,7 @@ def examined(path, shape=None):
     return VolumeFile(Path(path), volume.array.shape, volume.affine, volume.axes, volume.content, labels)
 
 
-def read_all(paths, work, title, folder, stated=None):
+def read_all(paths, work, title, folder, stated=None, readers=READERS):
     """What a function finds in every file, in the files' order, read by several threads.
 
     Args:
@@ -524,6 +528,7 @@ def read_all(paths, work, title, folder, stated=None):
         title: Of the progress bar.
         folder: For messages.
         stated: {path: content} of a split; None states none.
+        readers: Number of threads.
 
     Raises:
         UserError: One line for every file of which `work` raised one; there are label maps among volumes; or
@@ -539,7 +544,7 @@ def read_all(paths, work, title, folder, stated=None):
             return f"{path} has other voxels than the split knows: make the split again"
         return found
 
-    with ThreadPoolExecutor(READERS) as pool:
+    with ThreadPoolExecutor(readers) as pool:
         found = list(tqdm(pool.map(guarded, paths), title, len(paths), leave=False))
     refuse_unusable([one for one in found if isinstance(one, str)], len(paths), folder)
     maps = [path for path, one in zip(paths, found, strict=True) if one.labels]

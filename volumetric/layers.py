@@ -14,7 +14,7 @@ from einops import rearrange
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
-from volumetric.cli import UserError
+from volumetric.cli import UserError, check_networks
 
 SLOPE = 0.2  # of LeakyReLU
 
@@ -504,18 +504,6 @@ def inverse_haar(bands, stride):
             bands = torch.stack([sums + differences, sums - differences], axis + 1) * 0.5**0.5
             bands = bands.flatten(axis, axis + 1)
     return bands
-
-
-def check_networks(image_size, image_depth):
-    """Raise a UserError unless both sizes are powers of two and 4 <= image_depth <= image_size."""
-    for name, value in (("image_size", image_size), ("image_depth", image_depth)):
-        if value < 4 or value & (value - 1):
-            raise UserError(f"--{name} must be a power of two, at least 4 voxels, got {value}.")
-    if image_depth > image_size:
-        raise UserError(
-            f"--image_depth {image_depth} is larger than --image_size {image_size}: "
-            f"choose 4 <= image_depth <= image_size."
-        )
 
 
 def growth_schedule(image_size, image_depth):
