@@ -19,7 +19,8 @@ MEASURED = ("nmi", "distinct", "overlap", "sides", "coverage", "vessels")
 COLUMNS = ("subject", "file", "step", *MEASURED, "seconds", "peak_mib", *STEPS, "reason")
 # Files of a scan: (folder, ending).
 PARTS = (("volumes", ".nii.gz"), ("flagged", ".nii.gz"), ("sidecars", ".json"), ("transforms", ".mat"))
-PARTS += (("masks", ".nii.gz"), ("qc", ".png"), ("qc", "_region.png"))
+PARTS += (("masks", ".nii.gz"), ("labels", ".nii.gz"), ("qc", ".png"), ("qc", "_region.png"))
+APART = {"masks": "_mask", "labels": "_labels"}  # before the ending, where all lie in one folder
 
 
 def row_of(name, path, step, reason=""):
@@ -134,8 +135,7 @@ def withdraw(folder, name):
     names = itertools.chain([name], (f"{name}-{n}" for n in itertools.count(1)))
     stem = next(n for n in names if not list(target.glob(f"{n}.*")))
     for path, ending in there:
-        mask = "_mask" if path.parent.name == "masks" else ""
-        os.replace(path, target / f"{stem}{mask}{ending}")
+        os.replace(path, target / f"{stem}{APART.get(path.parent.name, '')}{ending}")
 
 
 def make_room(folder, name, inputs):
@@ -157,9 +157,9 @@ def restore(folder, name, inputs):
                 continue
         stem = sidecar.name.removesuffix(".json")
         for kind, ending in PARTS:
-            mask = "_mask" if kind == "masks" else ""
-            path = folder / "withdrawn" / f"{stem}{mask}{ending}"
+            path = folder / "withdrawn" / f"{stem}{APART.get(kind, '')}{ending}"
             if path.exists() and kind != "volumes":
+                (folder / kind).mkdir(exist_ok=True)
                 os.replace(path, folder / kind / f"{name}{ending}")
         return True
     return False
