@@ -3,8 +3,8 @@
     --to_region MAP   what lies on the voxels of the raw scan, onto those of the prepared volume
     --to_native MAP   what lies on the voxels of the prepared volume, onto those of the raw scan
 
-MAP is a file, or a folder of label maps that are named as the scans are. What is carried still says which
-table its ids are of, or what made it: the description in its header is kept.
+MAP is a file, or a folder of label maps that are named as the scans are, or have their BIDS entities. What is
+carried still says which table its ids are of, or what made it: the description in its header is kept.
 """
 
 import sys
@@ -14,6 +14,7 @@ from pathlib import Path
 import numpy as np
 from tqdm import tqdm
 
+from preprocessing.bids import same_entities
 from preprocessing.images import Grid, to_ants, write_image
 from preprocessing.registration import resample
 from preprocessing.scans import names_below
@@ -181,15 +182,14 @@ def carry_folder(config, way, folder):
         raise UserError(f"--subject names the scan of a file, and --{way.flag} {folder} is a folder.")
     volumes = {name_of(path) for path in (config.folder / "volumes").glob("*.nii.gz")}
     paths = find_volumes(folder, f"--{way.flag}")
-    maps = {name: path for path, name in names_below(paths, folder).items()}
-    wanted = {name: path for name, path in maps.items() if name in volumes}
+    wanted = maps_of(volumes, paths, folder)
     if not wanted:
         raise UserError(
             f"--{way.flag} {folder} has no file of a volume in {config.folder / 'volumes'}, the first is "
-            f"called {next(iter(maps))}: give them the names of the volumes."
+            f"{paths[0]}: give them the names of the volumes."
         )
     for state, names in (
-        ("without a volume, left out", maps.keys() - wanted.keys()),
+        ("without a volume, left out", {str(path) for path in paths} - {str(p) for p in wanted.values()}),
         ("volumes without a label map", volumes - wanted.keys()),
     ):
         if names:
@@ -203,6 +203,17 @@ def carry_folder(config, way, folder):
             problems.append(str(error).rstrip("."))
     refuse_unusable(problems, len(wanted), folder)
     return f"{len(wanted)} label maps are in {target}"
+
+
+def maps_of(names, paths, folder):
+    """{name: path} of the label maps of scans: named as they are, else the only one of its BIDS entities."""
+    maps = {name: path for path, name in names_below(paths, folder).items()}
+    found = {}
+    for name in sorted(names):
+        alike = [maps[name]] if name in maps else same_entities(name, paths)
+        if len(alike) == 1:
+            found[name] = alike[0]
+    return found
 
 
 def carry_map(path, route, way, target):

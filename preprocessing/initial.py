@@ -35,15 +35,16 @@ def check_starts(folder, names, say):
     Raises:
         UserError: One line for every start that cannot be read.
     """
-    starts = {start_of(folder, name): name for name in names} if folder is not None else {}
-    problems = []
-    for path in sorted(starts.keys() - {None}):
+    if folder is None:
+        return
+    starts, problems = {start_of(folder, name) for name in names} - {None}, []
+    for path in sorted(starts):
         try:
             read_transform(path)
         except UserError as error:
             problems.append(str(error))
-    others = set() if folder is None else {p for p in Path(folder).iterdir() if not p.name.startswith(".")}
-    for path in sorted(others - starts.keys()):
+    others = {path for path in Path(folder).iterdir() if not path.name.startswith(".")} - starts
+    for path in sorted(others):
         say(f"--initial {path} {why_unused(path, names)}.")
     if problems:
         listed = "\n  ".join(problems)

@@ -4,7 +4,6 @@ The template method registers a head with a known mask to the scan at 2 mm, affi
 the mask over, and refines it by the scan's grey values.
 """
 
-import re
 import shutil
 import subprocess
 import tempfile
@@ -14,6 +13,7 @@ from pathlib import Path
 import numpy as np
 from scipy import ndimage
 
+from preprocessing.bids import same_entities
 from preprocessing.images import grid_of, import_ants, read_image
 from preprocessing.registration import COARSE_MM, QUICK_LEVELS, align, at_spacing, by_ants, write_transform
 from volumetric.cli import UserError
@@ -53,9 +53,8 @@ class MaskSource:
             path = Path(self.folder) / f"{name}{suffix}"
             if path.exists():
                 return path
-        entities = set(re.findall(r"(?:sub|ses|run)-[A-Za-z0-9]+", name))
-        masks = [p for s in NIFTI_SUFFIXES for p in sorted(Path(self.folder).rglob(f"*_mask{s}")) if entities]
-        found = [p for p in masks if set(re.findall(r"(?:sub|ses|run)-[A-Za-z0-9]+", p.name)) == entities]
+        masks = [path for end in NIFTI_SUFFIXES for path in sorted(Path(self.folder).rglob(f"*_mask{end}"))]
+        found = same_entities(name, masks)
         if len(found) == 1:
             return found[0]
         several = f", and {len(found)} of its BIDS entities" if found else ""

@@ -384,8 +384,8 @@ def process_steps(job, steps, found):
     with steps("read"):
         target = open_template(job.template, job.region, config.target_size)
         with naming(job.path):
-            read_scan = read(job.path, scan=True)
-        raw, whole = stored_grid(read_scan), to_ants(read_scan.array, read_scan.affine)
+            source = read(job.path, scan=True)
+        raw, whole = stored_grid(source), to_ants(source.array, source.affine)
         scan = whole
     if config.bias_correction:
         with steps("bias"):

@@ -193,6 +193,8 @@ def collect(data, output, series=None, pattern=None):
     if source == folder or source in folder.parents or folder in source.parents:
         raise UserError(f"--output {output} and --data {data} lie in each other: give folders apart.")
     scans, problems = find_scans(data, pattern)
+    if any(folder in path.resolve().parents for path in scans.values()):
+        raise UserError(f"--data {data} holds a link to --output {output}: remove it.")
     converted, wrong = convert_dicom(data, Path(output) / "converted", series)
     for path in converted:
         scans[beside(path.name.removesuffix(".nii.gz"), scans, problems)] = path

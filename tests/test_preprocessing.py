@@ -225,6 +225,10 @@ def test_copies_are_found_by_content_and_folders_kept_apart(tmp_path):
     for output in (tmp_path, tmp_path / "raw", tmp_path / "raw" / "out"):
         with pytest.raises(ValueError, match="lie in each other"):
             collect(tmp_path / "raw", output)
+    write_scan(tmp_path / "out" / "volumes" / "a.nii")
+    (tmp_path / "raw" / "made").symlink_to(tmp_path / "out" / "volumes")
+    with pytest.raises(ValueError, match="holds a link to --output"):
+        collect(tmp_path / "raw", tmp_path / "out")
     (tmp_path / "empty").mkdir()
     with pytest.raises(ValueError, match="and no DICOM series"):
         collect(tmp_path / "empty", tmp_path / "out")
