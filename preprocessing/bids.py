@@ -1,13 +1,21 @@
-"""The training folder once more, as BIDS derivatives."""
+"""The training folder once more, as BIDS derivatives; and which files are of one scan by their names."""
 
 import json
 import os
 import re
 import shutil
+from pathlib import Path
 
 from volumetric.files import __version__, part_of
 
+ENTITY = re.compile(r"(?:sub|ses|run)-[A-Za-z0-9]+")
 ABOUT = {"Name": "TOF MRA regions", "BIDSVersion": "1.9.0", "DatasetType": "derivative"}
+
+
+def same_entities(name, paths):
+    """Those of the files whose names have the subject, session and run of a scan's name, if it has any."""
+    entities = set(ENTITY.findall(name))
+    return [path for path in paths if entities and set(ENTITY.findall(Path(path).name)) == entities]
 
 
 def entities_of(name):

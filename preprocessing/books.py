@@ -19,7 +19,9 @@ MEASURED = ("nmi", "distinct", "overlap", "sides", "coverage", "vessels")
 COLUMNS = ("subject", "file", "step", *MEASURED, "seconds", "peak_mib", *STEPS, "reason")
 # Files of a scan: (folder, ending).
 PARTS = (("volumes", ".nii.gz"), ("flagged", ".nii.gz"), ("sidecars", ".json"), ("transforms", ".mat"))
-PARTS += (("masks", ".nii.gz"), ("qc", ".png"), ("qc", "_region.png"))
+PARTS += (("masks", ".nii.gz"), ("labels", ".nii.gz"), ("flagged/labels", ".nii.gz"))
+PARTS += (("qc", ".png"), ("qc", "_region.png"))
+APART = {"masks": "_mask", "labels": "_labels"}  # before the ending, where all lie in one folder
 
 
 def row_of(name, path, step, reason=""):
@@ -78,7 +80,7 @@ def read_names(path, known):
     if not path.exists():
         return set()
     with naming(path), reading(path):
-        lines = [line.split("#")[0].strip() for line in path.read_text(encoding="utf-8").splitlines()]
+        lines = [line.split("#")[0].strip() for line in path.read_text(encoding="utf-8-sig").splitlines()]
     names = {line for line in lines if line}
     for name in sorted(names - set(known)):
         raise UserError(f"{path} names {name!r}, and no scan is called so: give names as in status.csv.")
@@ -115,10 +117,19 @@ def is_whole(folder, name, inputs):
 
 
 def place(folder, name, where):
-    """Move a scan's volume to volumes/ or flagged/, if it is not there."""
-    path = volume_of(folder, name)
-    target = folder / where / f"{name}.nii.gz"
-    if path is not None and path != target:
+    """Move a scan's volume to volumes/ or flagged/, if it is not there, and its label map with it."""
+    path, file = volume_of(folder, name), f"{name}.nii.gz"
+    if path is not None:
+        move(path, folder / where / file)
+    labels = {"volumes": folder / "labels" / file, "flagged": folder / "flagged" / "labels" / file}
+    for path in labels.values():
+        if path.exists():
+            move(path, labels[where])
+
+
+def move(path, target):
+    """Move a file, if it is not there."""
+    if path != target:
         target.parent.mkdir(exist_ok=True)
         os.replace(path, target)
 
@@ -134,8 +145,7 @@ def withdraw(folder, name):
     names = itertools.chain([name], (f"{name}-{n}" for n in itertools.count(1)))
     stem = next(n for n in names if not list(target.glob(f"{n}.*")))
     for path, ending in there:
-        mask = "_mask" if path.parent.name == "masks" else ""
-        os.replace(path, target / f"{stem}{mask}{ending}")
+        os.replace(path, target / f"{stem}{APART.get(path.parent.name, '')}{ending}")
 
 
 def make_room(folder, name, inputs):
@@ -157,9 +167,9 @@ def restore(folder, name, inputs):
                 continue
         stem = sidecar.name.removesuffix(".json")
         for kind, ending in PARTS:
-            mask = "_mask" if kind == "masks" else ""
-            path = folder / "withdrawn" / f"{stem}{mask}{ending}"
+            path = folder / "withdrawn" / f"{stem}{APART.get(kind, '')}{ending}"
             if path.exists() and kind != "volumes":
+                (folder / kind).mkdir(exist_ok=True)
                 os.replace(path, folder / kind / f"{name}{ending}")
         return True
     return False

@@ -11,6 +11,7 @@ anterior, superior), with template.json and a picture of the iterations.
 import json
 import sys
 import tempfile
+import time
 from dataclasses import asdict, dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -19,7 +20,6 @@ from pathlib import Path
 if sys.path[0] == str(Path(__file__).resolve().parent):
     sys.path[0] = str(Path(__file__).resolve().parent.parent)
 
-import nibabel as nib
 import numpy as np
 from scipy import ndimage
 
@@ -37,9 +37,10 @@ from preprocessing.registration import (
     resample,
 )
 from preprocessing.scans import audit, collect, summary
-from preprocessing.workers import default_workers, open_workers, run_all
+from preprocessing.workers import default_workers, in_words, open_workers, run_all
 from volumetric.cli import UserError, check_fields, one_line_errors, option, parse_cli
-from volumetric.files import atomic_path, clear_parts, load_nifti, locked, part_of
+from volumetric.collection import read
+from volumetric.files import atomic_path, clear_parts, locked, naming, part_of
 
 # Edit these, or pass them as flags; a flag wins.
 # folder of raw scans
@@ -56,6 +57,7 @@ dof = 12
 sharpen = False
 
 LEAST_SCANS = 2
+SCAN_SECONDS = 17.0  # of a scan in a round, on a core of its own: the median of docs/preprocessing.md
 SHARPNESS_MM = 1.5  # standard deviation of the filter that takes noise out of the measure
 LEAST_SHARE = 0.5  # of the scans must cover a voxel of the template
 FIGURES = ("iteration", "scans", "nmi", "sharpness", "change")
@@ -138,15 +140,16 @@ def choose_reference(scans, path=None):
 
 def template_grid(scan, spacing=None):
     """Grid of a template: that of the reference with its axes turned to right, anterior and superior."""
-    image = nib.as_closest_canonical(load_nifti(Path(scan.path)))
+    with naming(scan.path):
+        volume = read(scan.path)
+    own = volume.array.shape
     if spacing is None:
-        return Grid(image.shape, image.affine)
-    edges = nib.affines.voxel_sizes(image.affine)
-    shape = tuple(int(np.ceil(n * edge / spacing)) for n, edge in zip(image.shape, edges, strict=True))
-    affine = image.affine.copy()
-    affine[:3, :3] *= spacing / edges
-    middle = [(np.array(s) - 1) / 2 for s in (image.shape, shape)]
-    affine[:3, 3] += image.affine[:3, :3] @ middle[0] - affine[:3, :3] @ middle[1]
+        return Grid(own, volume.affine)
+    shape = tuple(int(np.ceil(n * edge / spacing)) for n, edge in zip(own, volume.spacing, strict=True))
+    affine = volume.affine.copy()
+    affine[:3, :3] *= spacing / volume.spacing
+    middle = [(np.array(s) - 1) / 2 for s in (own, shape)]
+    affine[:3, 3] += volume.affine[:3, :3] @ middle[0] - affine[:3, :3] @ middle[1]
     return Grid(shape, affine)
 
 
@@ -225,6 +228,23 @@ def likeness(image, parts):
     return float(np.mean(values))
 
 
+def forecast(rounds, scans, at_once):
+    """A line on how long the rounds will take."""
+    seconds = rounds * np.ceil(scans / at_once) * SCAN_SECONDS
+    return (
+        f"Template: {rounds} rounds of {scans} scans, {min(at_once, scans)} at a time, take about "
+        f"{in_words(seconds)} where each has a core for itself"
+    )
+
+
+def told(figures, scans):
+    """A phrase on what a round gave."""
+    return (
+        f"{figures['scans']} of {scans} scans, mean normalised mutual information {figures['nmi']:.4f}, "
+        f"sharpness {figures['sharpness']:.4f}, changed by {figures['change']:.1%}"
+    )
+
+
 def build_template(config, scans, workers):
     """Build a template and write it to `config.output`.
 
@@ -250,9 +270,10 @@ def build_template(config, scans, workers):
     image = resample(read_image(first.path), grid.image(), np.eye(4))
     image = image / image.numpy().clip(0).mean()
     figures, shown, matrices = [], [], {}
+    print(forecast(config.iterations, len(scans), workers.number))
     with tempfile.TemporaryDirectory(dir=folder, prefix=".part-") as scratch:
         for number in range(1, config.iterations + 1):
-            title = f"Template, iteration {number}"
+            title, start = f"Template, iteration {number}", time.monotonic()
             place = Path(scratch).resolve()
             matrices, left_out = register_all(config, scans, image, matrices, place, workers, title)
             parts = [place / f"{name}.npz" for name in matrices]
@@ -267,10 +288,7 @@ def build_template(config, scans, workers):
             measured = (number, len(parts), likeness(image, parts), sharpness(array, image.spacing), change)
             figures.append(dict(zip(FIGURES, measured, strict=True)))
             shown.append(array)
-            print(
-                f"{title}: {len(parts)} of {len(scans)} scans, mean normalised mutual "
-                f"information {measured[2]:.4f}, sharpness {measured[3]:.4f}, changed by {change:.1%}"
-            )
+            print(f"{title}: {told(figures[-1], len(scans))}, in {in_words(time.monotonic() - start)}")
         mask = average(parts, "mask") > 0.5 if config.masks is not None else None
     if config.sharpen:
         image = import_ants().iMath(image, "Sharpen")

@@ -11,7 +11,8 @@ import nibabel as nib
 import numpy as np
 
 from volumetric.cli import UserError
-from volumetric.files import by, load_nifti, naming
+from volumetric.collection import read
+from volumetric.files import by, naming
 
 SEED = 1  # of ANTs
 LPS_RAS = np.diag([-1.0, -1.0, 1.0, 1.0])
@@ -76,6 +77,11 @@ def grid_of(image):
     return Grid(tuple(image.shape), LPS_RAS @ affine)
 
 
+def stored_grid(volume):
+    """Grid of a Volume's voxels as its file has them."""
+    return Grid(volume.as_stored(volume.array).shape, volume.stored)
+
+
 def read_image(path, canonical=True):
     """ANTs image of a NIfTI file, float32.
 
@@ -85,9 +91,10 @@ def read_image(path, canonical=True):
             its place. False keeps the axes as stored.
     """
     with naming(path):
-        image = load_nifti(path)
-    image = nib.as_closest_canonical(image) if canonical else image
-    return to_ants(image.get_fdata(dtype=np.float32, caching="unchanged"), image.affine)
+        volume = read(path, constant=True)
+    if canonical:
+        return to_ants(volume.array, volume.affine)
+    return to_ants(volume.as_stored(volume.array), volume.stored)
 
 
 def write_image(array, affine, path, description="", code=2):

@@ -4,7 +4,6 @@ The template method registers a head with a known mask to the scan at 2 mm, affi
 the mask over, and refines it by the scan's grey values.
 """
 
-import re
 import shutil
 import subprocess
 import tempfile
@@ -14,10 +13,12 @@ from pathlib import Path
 import numpy as np
 from scipy import ndimage
 
-from preprocessing.images import SEED, grid_of, import_ants, read_image
-from preprocessing.registration import COARSE_MM, QUICK_LEVELS, align, at_spacing, write_transform
+from preprocessing.bids import same_entities
+from preprocessing.images import grid_of, import_ants, read_image
+from preprocessing.registration import COARSE_MM, QUICK_LEVELS, align, at_spacing, by_ants, write_transform
 from volumetric.cli import UserError
-from volumetric.files import NIFTI_SUFFIXES, by
+from volumetric.collection import refuse_other_grid
+from volumetric.files import NIFTI_SUFFIXES
 
 # Ways to make a mask by a program on PATH: its name, its arguments, whether it writes the brain itself.
 TOOLS = {
@@ -29,7 +30,6 @@ BRAIN_ML = (50.0, 2500.0)  # of a plausible mask; a slab holds a part of the bra
 RIM = 3  # voxels of 2 mm, which the grey values may take from a mask
 LEAST_LIKE = 1.03  # TOF phantoms and MNI152 T1: 1.07; vessels without tissue and MNI152 T1: 1.00
 STRIPPED_ZEROS = 0.99  # share of zeros outside its mask by which a template counts as stripped
-GRID_TOLERANCE = 0.1  # mm, between the grids of a scan and its mask
 
 
 @dataclass
@@ -53,9 +53,8 @@ class MaskSource:
             path = Path(self.folder) / f"{name}{suffix}"
             if path.exists():
                 return path
-        entities = set(re.findall(r"(?:sub|ses|run)-[A-Za-z0-9]+", name))
-        masks = [p for s in NIFTI_SUFFIXES for p in sorted(Path(self.folder).rglob(f"*_mask{s}")) if entities]
-        found = [p for p in masks if set(re.findall(r"(?:sub|ses|run)-[A-Za-z0-9]+", p.name)) == entities]
+        masks = [path for end in NIFTI_SUFFIXES for path in sorted(Path(self.folder).rglob(f"*_mask{end}"))]
+        found = same_entities(name, masks)
         if len(found) == 1:
             return found[0]
         several = f", and {len(found)} of its BIDS entities" if found else ""
@@ -144,12 +143,8 @@ def brain_mask(source, name, path, scan):
 
 def same_place(mask, image, path):
     """The mask, if it lies on the grid of the image; else a UserError that names its file."""
-    a, b = grid_of(mask), grid_of(image)
-    if a.shape != b.shape or np.abs(a.affine - b.affine).max() > GRID_TOLERANCE:
-        raise UserError(
-            f"has a mask {path} of another grid ({by(a.shape)} voxels, the image has {by(b.shape)}): "
-            f"give a mask of the image's own voxels"
-        )
+    own, grid = grid_of(mask), grid_of(image)
+    refuse_other_grid((own.shape, own.affine, f"mask {path}"), (grid.shape, grid.affine, "its image"))
     return mask
 
 
@@ -186,7 +181,6 @@ def carried(scan, head, mask):
     Raises:
         UserError: Scan and head are of different things.
     """
-    ants = import_ants()
     coarse = at_spacing(head, COARSE_MM)
     found = align(scan, coarse, dof=12, levels=QUICK_LEVELS)
     if found.fit.nmi < LEAST_LIKE:
@@ -197,15 +191,14 @@ def carried(scan, head, mask):
     with tempfile.TemporaryDirectory() as scratch:
         start = str(Path(scratch) / "start.mat")
         write_transform(found.matrix, start)
-        warp = ants.registration(
+        warp = by_ants(
             scan,
             coarse,
             type_of_transform=DEFORMABLE,
             initial_transform=[start],
-            random_seed=SEED,
             outprefix=str(Path(scratch) / "out"),
         )
-        over = ants.apply_transforms(scan, mask, warp["fwdtransforms"], interpolator="linear")
+        over = import_ants().apply_transforms(scan, mask, warp, interpolator="linear")
     return scan.new_image_like(refined(scan.numpy(), over.numpy() > 0.5).astype(np.float32))
 
 

@@ -2,6 +2,7 @@
 
     python preprocessing/preprocessing.py --data raw --output prepared --template template.nii.gz
     python preprocessing/preprocessing.py --data raw --output prepared --region_center 0,-5,-12
+    python preprocessing/preprocessing.py --output prepared --to_region labels
     python preprocessing/preprocessing.py --output prepared --to_native segmentation.nii.gz --subject sub-01
 
 or edit the settings below and run it. Without a template, one is built from the scans. Sections of this file:
@@ -14,7 +15,8 @@ or edit the settings below and run it. Without a template, one is built from the
 The steps are those of Aydin et al., NeuroImage 304 (2024) 120936, by ANTs in place of FSL and FreeSurfer, and
 a second look at the region. How scans are checked is in scans.py, masks in masks.py, registration and what
 tells that it is right in registration.py, the region in region.py, the output folder in books.py, pictures in
-quality.py, the template in generate_TOF_template.py. Raw scans are never written to.
+quality.py, the template in generate_TOF_template.py, label maps between scan and volume in carry.py. Raw
+scans are never written to.
 """
 
 import contextlib
@@ -35,6 +37,7 @@ import numpy as np
 
 from preprocessing import books
 from preprocessing.bids import write_bids
+from preprocessing.carry import TO_NATIVE, TO_REGION, carry
 from preprocessing.generate_TOF_template import (
     TemplateConfig,
     build_template,
@@ -42,12 +45,21 @@ from preprocessing.generate_TOF_template import (
     choose_reference,
     template_grid,
 )
-from preprocessing.images import Grid, check_bounds, check_percentiles, grid_of, read_image, write_image
+from preprocessing.images import (
+    Grid,
+    check_bounds,
+    check_percentiles,
+    grid_of,
+    read_image,
+    stored_grid,
+    to_ants,
+    write_image,
+)
+from preprocessing.initial import check_starts, start_of
+from preprocessing.judgement import judge
 from preprocessing.masks import TOOLS, brain_mask, is_stripped, needed_source, same_place
-from preprocessing.native import to_native
 from preprocessing.quality import draw_match, write_page
 from preprocessing.region import (
-    Vessels,
     check_millimetres,
     choose_region,
     place_region,
@@ -58,8 +70,6 @@ from preprocessing.region import (
 from preprocessing.registration import (
     COARSE_MM,
     DISTINCT,
-    SWAPPED,
-    Fit,
     Likeness,
     Registered,
     align,
@@ -69,14 +79,22 @@ from preprocessing.registration import (
     look_again,
     read_transform,
     resample,
-    sides_can_be_told,
     unbiased,
     write_transform,
 )
 from preprocessing.scans import audit, audit_scan, collect, summary
 from preprocessing.workers import default_workers, open_workers, run_all
 from volumetric.cli import UserError, check_fields, one_line_errors, option, parse_cli
-from volumetric.files import __version__, atomic_path, clear_parts, file_digest, load_nifti, locked, read_json
+from volumetric.collection import read
+from volumetric.files import (
+    __version__,
+    atomic_path,
+    clear_parts,
+    file_digest,
+    load_nifti,
+    locked,
+    naming,
+)
 
 # Edit these, or pass them as flags; a flag wins.
 # folder of raw scans: NIfTI files, flat, one folder per subject or BIDS, or DICOM series
@@ -108,15 +126,20 @@ scheduler = None
 
 INTERPOLATORS = {"linear": "linear", "bspline": "bSpline"}
 ROI_MARGIN_MM = 4.0  # above and below the region, for the second look
-LEAST_COVERED = 0.9  # of the region, by the scan
-NOT_SETTINGS = {"data", "output", "pattern", "n_workers", "scheduler", "to_native", "subject", "nmi_gate"}
-NOT_SETTINGS |= {"distinct", "bids_output", "initial", "deface"}
+NOT_SETTINGS = {"data", "output", "pattern", "n_workers", "scheduler", "subject", "nmi_gate", "distinct"}
+NOT_SETTINGS |= {"bids_output", "initial", "deface", "to_native", "to_region"}
 FILES = ("template", "template_mask", "brain_template", "brain_mask")
 
 
 # ╔══════════════════════════════════════════════════════════════════════════════════════════════════════════╗
 # ║ Settings and configuration                                                                               ║
 # ╚══════════════════════════════════════════════════════════════════════════════════════════════════════════╝
+
+
+def check_there(flag, path):
+    """Raise a UserError unless there is a file or folder."""
+    if not Path(path).exists():
+        raise UserError(f"{flag} {path} does not exist.")
 
 
 @dataclass(kw_only=True)
@@ -200,10 +223,19 @@ class PreprocessConfig:
     scheduler: str | None = option(
         scheduler, "Address of a running dask scheduler, tcp://host:port; None works on this machine."
     )
-    to_native: str | None = option(
-        None, "A volume or label map of the region to carry back to the scanner's space."
+    to_region: str | None = option(
+        None,
+        "A volume or label map of a raw scan to carry onto its prepared volume, to region/; or a folder of "
+        "label maps named as the scans, to labels/.",
+        check=check_there,
     )
-    subject: str | None = option(None, "The scan it belongs to; None takes the name of the file.")
+    to_native: str | None = option(
+        None,
+        "A volume or label map of the region to carry back to the scanner's space, to native/; or a folder "
+        "of label maps named as the volumes.",
+        check=check_there,
+    )
+    subject: str | None = option(None, "The scan that the file belongs to; None takes the file's name.")
 
     def __post_init__(self):
         check_fields(self)
@@ -225,7 +257,9 @@ class PreprocessConfig:
             raise UserError("--template_mask is the mask of --template: give both.")
         if self.initial is not None and not Path(self.initial).is_dir():
             raise UserError(f"--initial {self.initial} does not exist: give the folder of the transforms.")
-        check_registration(self, (*FILES, "to_native"))
+        if self.to_region is not None and self.to_native is not None:
+            raise UserError("--to_region and --to_native are two ways: give one of them.")
+        check_registration(self, FILES)
 
     @property
     def region_voxels(self):
@@ -354,15 +388,17 @@ def process_steps(job, steps, found):
     config, folder = job.config, job.config.folder
     with steps("read"):
         target = open_template(job.template, job.region, config.target_size)
-        scan = read_image(job.path)
-        whole = scan
+        with naming(job.path):
+            source = read(job.path, scan=True)
+        raw, whole = stored_grid(source), to_ants(source.array, source.affine)
+        scan = whole
     if config.bias_correction:
         with steps("bias"):
             scan = unbiased(scan)
     brain = None
     if job.source is not None:
         with steps("mask"):
-            brain = strip(job, scan)
+            brain = strip(job, scan, raw)
     with steps("register"):
         moving = scan * brain if job.stripped else scan
         result = match(moving, target, job)
@@ -383,16 +419,16 @@ def process_steps(job, steps, found):
         steps.now = "resample"
         raise UserError(f"the region is constant (every voxel {volume.flat[0]:g})")
     with steps("write"):
-        write_results(job, result, volume, grid, {"coverage": covered, "vessels": asdict(vessels)})
+        measured = {"coverage": covered, "vessels": asdict(vessels)}
+        write_results(job, result, raw, volume, grid, measured)
 
 
-def strip(job, scan):
-    """Brain mask of a scan on its own grid, as ANTs image; written to masks/ on the raw scan's voxels."""
+def strip(job, scan, raw):
+    """Brain mask of a scan on its own grid, as ANTs image; written to masks/ on the raw scan's Grid."""
     import ants
 
     mask = brain_mask(job.source, job.name, job.path, scan)
-    raw = load_nifti(Path(job.path))
-    on_raw = ants.resample_image_to_target(mask, Grid(raw.shape, raw.affine).image(), interp_type="linear")
+    on_raw = ants.resample_image_to_target(mask, raw.image(), interp_type="linear")
     with atomic_path(job.config.folder / "masks" / f"{job.name}.nii.gz") as part:
         write_image((on_raw.numpy() > 0.5).astype(np.uint8), raw.affine, part, "brain mask")
     on_scan = ants.resample_image_to_target(mask, scan, interp_type="linear")
@@ -426,7 +462,7 @@ def crop(image, target, matrix, config):
     return to_target(array, config.target_size), float(covered)
 
 
-def write_results(job, result, volume, grid, measured):
+def write_results(job, result, raw, volume, grid, measured):
     """Write transform, volume and, last, the sidecar that says that the scan is finished."""
     folder, name = job.config.folder, job.name
     with atomic_path(folder / "transforms" / f"{name}.mat") as part:
@@ -434,7 +470,6 @@ def write_results(job, result, volume, grid, measured):
     path = folder / "flagged" / f"{name}.nii.gz"
     with atomic_path(path) as part:
         write_image(volume, grid.affine, part, f"TOF MRA region, preprocessing {__version__}")
-    raw = load_nifti(Path(job.path))
     record = {
         "subject": name,
         "inputs": job.inputs,
@@ -475,13 +510,10 @@ def check_image(config, flag):
 
 def inputs_of(scan, config, source):
     """({scan, mask, initial}: digests of what a volume is made of, path of the start by hand or None)."""
-    mask, start = None, None
+    mask, start = None, start_of(config.initial, scan.name)
     if source is not None and source.way == "given":
         with contextlib.suppress(UserError):  # the worker says that there is none
             mask = file_digest(source.path_of(scan.name))
-    if config.initial is not None:
-        paths = (Path(config.initial) / f"{scan.name}{ending}" for ending in (".mat", ".txt", ".tfm"))
-        start = next((path for path in paths if path.exists()), None)
     digest = None if start is None else file_digest(start)
     return {"scan": scan.digest, "mask": mask, "initial": digest}, start
 
@@ -535,40 +567,6 @@ def make_template(config, scans, workers):
     return path
 
 
-def judge(config, rows):
-    """Flag what looks wrong, and move every volume to where it belongs; rows are brought up to date.
-
-    Left and right can be told apart where the scans agree on which side of the template is which: then one
-    that disagrees has its sides swapped.
-    """
-    folder = config.folder
-    done = [name for name, row in rows.items() if row["step"] == "done"]
-    accepted = books.read_names(folder / "accept.txt", rows)
-    records = {name: books.record_of(folder, name) for name in done}
-    told = sides_can_be_told([record["fit"]["mirrored"] for record in records.values()])
-    for name, record in records.items():
-        fit, covered = Fit(**record["fit"]), record["coverage"]
-        found = fit.problems(config.nmi_gate, config.distinct)
-        if covered < LEAST_COVERED:
-            found.append(
-                f"the scan covers {covered:.0%} of the region, expected at least {LEAST_COVERED:.0%}: its "
-                f"slab ends too early, or the region is too large"
-            )
-        if not found:  # else what lies in the region says nothing
-            found += Vessels(**record["vessels"]).problems()
-        swapped = told and fit.mirrored > SWAPPED
-        found += ["the scan fits better with left and right exchanged"] if swapped else []
-        sides = "swapped" if swapped else "right" if told and fit.mirrored else "cannot be told"
-        flagged = bool(found) and name not in accepted
-        books.place(folder, name, "flagged" if flagged else "volumes")
-        reason = "; ".join(found) + (" (accepted)" if found and not flagged else "")
-        rows[name] |= {"step": "flagged" if flagged else "done", "sides": sides, "reason": reason}
-    for sidecar in sorted((folder / "withdrawn").glob("*.json")):
-        name = str(read_json(sidecar).get("subject"))
-        if name not in rows:
-            rows[name] = books.row_of(name, "", "withdrawn", "no longer in --data: see withdrawn/")
-
-
 def preprocess(config):
     """Preprocess all scans of a folder, and go on where an earlier call stopped.
 
@@ -594,6 +592,7 @@ def preprocess(config):
         named, problems = collect(config.data, config.output, config.series, config.pattern)
         scans, wrong = audit(named)
         problems |= wrong
+        check_starts(config.initial, [*(scan.name for scan in scans), *problems], warn)
         if config.template is None and config.cropping_bound_slices is not None and scans:
             grid = template_grid(choose_reference(scans))
             check_bounds(config.cropping_bound_slices, grid, "The template, built on the grid of a scan,")
@@ -652,6 +651,11 @@ def run(config, to_do, rows, source, stripped, settings):
             books.write_status(rows, folder)
 
 
+def warn(text):
+    """Say what a person should look at."""
+    print(f"Warning: {text}", file=sys.stderr)
+
+
 def report(rows, folder):
     """Print what is not in the training folder, and why. Returns how many scans failed or are flagged."""
     others = {name: row for name, row in sorted(rows.items()) if row["step"] != "done"}
@@ -673,9 +677,10 @@ def main(argv=None):
     """The command line; exits with 1 if any scan failed or is flagged."""
     config = parse_cli(PreprocessConfig, argv)
     with one_line_errors():
-        if config.to_native is not None:
-            print(f"Written: {to_native(config)}")
-            return
+        for way in (TO_REGION, TO_NATIVE):
+            if getattr(config, way.flag) is not None:
+                print(carry(config, way))
+                return
         rows = preprocess(config)
     if report(rows, config.folder):
         raise SystemExit(1)

@@ -10,6 +10,7 @@ slab and anatomy. So each is compared with the same scan displaced, turned and m
 ANTs is LPS, nibabel RAS: matrices here are RAS, and only world coordinates are compared.
 """
 
+import inspect
 import itertools
 import tempfile
 from dataclasses import dataclass
@@ -19,7 +20,7 @@ import numpy as np
 from scipy import ndimage
 from scipy.stats import median_abs_deviation
 
-from preprocessing.images import LPS_RAS, SEED, grid_of, import_ants, to_ants, within
+from preprocessing.images import LPS_RAS, grid_of, import_ants, to_ants, within
 from volumetric.cli import UserError
 from volumetric.files import reading
 
@@ -43,6 +44,8 @@ FARTHEST_LOOK_MM = 15.0  # by which the second look may move the middle of the r
 LEVELS = {"iterations": (500, 250, 100), "shrink": (4, 2, 1)}
 QUICK_LEVELS = {"iterations": (500, 250), "shrink": (4, 2)}  # where a deformable registration follows
 TYPES = {6: "Rigid", 12: "Affine"}
+TRANSFORM_BYTES = 4096  # in which a transform says of what kind it is
+DEFORMATIONS = (b"DisplacementField", b"BSpline")  # in the names of ITK's kinds
 
 
 @dataclass
@@ -119,13 +122,12 @@ def register(fixed, moving, dof=6, iterations=(500, 250, 100), shrink=(4, 2, 1),
     Returns:
         (4, 4) matrix, points of `fixed` to points of `moving`, RAS mm.
     """
-    ants = import_ants()
     with tempfile.TemporaryDirectory() as scratch:
         start = None
         if initial is not None:
             start = str(Path(scratch) / "start.mat")
             write_transform(initial, start)
-        found = ants.registration(
+        found = by_ants(
             fixed,
             moving,
             type_of_transform=TYPES[dof],
@@ -136,10 +138,22 @@ def register(fixed, moving, dof=6, iterations=(500, 250, 100), shrink=(4, 2, 1),
             aff_iterations=iterations,
             aff_shrink_factors=shrink,
             aff_smoothing_sigmas=tuple(s // 2 for s in shrink),
-            random_seed=SEED,
             outprefix=str(Path(scratch) / "out"),
         )
-        return chained(found["fwdtransforms"])
+        return chained(found)
+
+
+def by_ants(fixed, moving, **settings):
+    """Paths of the transforms that ants.registration finds, the last applied first.
+
+    It takes any keyword without a word, as a misspelt one. What makes it reproducible is no keyword, but
+    ANTS_RANDOM_SEED and one thread, which `import_ants` sets.
+    """
+    registration = import_ants().registration
+    unknown = settings.keys() - inspect.signature(registration).parameters.keys()
+    if unknown:
+        raise TypeError(f"ants.registration has no {', '.join(sorted(unknown))}")
+    return registration(fixed, moving, **settings)["fwdtransforms"]
 
 
 def chained(paths):
@@ -159,6 +173,7 @@ def read_transform(path):
     ants = import_ants()
     corners = np.array([[0, 0, 0], [1, 0, 0], [0, 1, 0], [0, 0, 1], [40, 50, 60]], float)
     with reading(path, "write a linear ITK transform"):
+        refuse_other_kinds(path)
         transform = ants.read_transform(str(path))
         moved = np.array([transform.apply_to_point(tuple(point)) for point in corners])
         matrix = np.eye(4)
@@ -167,6 +182,22 @@ def read_transform(path):
         if not np.allclose(matrix[:3, :3] @ corners[4] + moved[0], moved[4], atol=1e-2):
             raise UserError("is no linear transform")
     return LPS_RAS @ matrix @ LPS_RAS
+
+
+def refuse_other_kinds(path):
+    """Raise a UserError for what other programs call a transform: a matrix of FSL, a deformation."""
+    start = Path(path).read_bytes()[:TRANSFORM_BYTES]
+    if any(kind in start for kind in DEFORMATIONS):
+        raise UserError("is a deformation, expected a linear transform: register linearly, and save that")
+    try:
+        numbers = np.array(start.split(), dtype=float)
+    except ValueError:
+        return
+    if numbers.size == 16 and (numbers[12:] == (0, 0, 0, 1)).all():
+        raise UserError(
+            f"is a matrix of FSL, which ITK does not read: convert it (c3d_affine_tool -ref TEMPLATE "
+            f"-src SCAN {path} -fsl2ras -oitk {Path(path).stem}.txt)"
+        )
 
 
 def write_transform(matrix, path):

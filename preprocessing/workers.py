@@ -124,6 +124,7 @@ class ClusterWorkers:
 
     def __init__(self, client):
         self.client = client
+        self.number = sum(client.nthreads().values())
 
     def run(self, function, jobs):
         """Yield (job, result or None) as they come; how often dask tries is for its own settings to say."""
@@ -172,13 +173,42 @@ def open_workers(scheduler, number):
         yield ClusterWorkers(client)
 
 
+@contextlib.contextmanager
+def ticking(bar, seconds):
+    """Draw a progress bar again and again, so that its clock moves while nothing ends."""
+    ended = threading.Event()
+
+    def tick():
+        while not ended.wait(seconds):
+            bar.refresh()
+
+    thread = threading.Thread(target=tick, daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        ended.set()
+        thread.join()
+
+
 def run_all(workers, function, jobs, title):
     """Run an importable function on every job, and yield (job, result) as they come, with a progress bar.
 
     The result is None where the worker was killed, most likely for want of memory.
     """
-    quiet = 0.1 if sys.stderr.isatty() else 30
-    with tqdm(total=len(jobs), desc=title, unit="scan", mininterval=quiet, leave=False) as bar:
+    quiet, tick = (0.1, 1.0) if sys.stderr.isatty() else (30.0, 30.0)  # seconds
+    with (
+        tqdm(total=len(jobs), desc=title, unit="scan", mininterval=quiet, leave=False) as bar,
+        ticking(bar, tick),
+    ):
         for found in workers.run(function, jobs):
             bar.update()
             yield found
+
+
+def in_words(seconds):
+    """A duration for people: 40 seconds, 7 minutes, 2.5 hours."""
+    for unit, length in (("hours", 3600), ("minutes", 60)):
+        if seconds >= 1.5 * length:
+            return f"{seconds / length:.2g} {unit}"
+    return f"{seconds:.0f} seconds"

@@ -8,14 +8,16 @@ import stat
 import subprocess
 import sys
 import time
+from dataclasses import replace
+from pathlib import Path
 
 import nibabel as nib
 import numpy as np
 import pytest
 
 from preprocessing import books, masks, preprocessing
+from preprocessing.carry import TO_NATIVE, TO_REGION, carry
 from preprocessing.images import Grid, grid_of, read_image, to_ants, write_image
-from preprocessing.native import to_native
 from preprocessing.preprocessing import Job, PreprocessConfig, process
 from preprocessing.registration import covered_by, read_transform, write_transform
 from preprocessing.scans import audit_scan
@@ -91,6 +93,11 @@ def job_of(config, path, name="sub-01", source=None):
     )
 
 
+def carried(config, way):
+    """Path of the file that was carried."""
+    return Path(carry(config, way).removeprefix("Written: "))
+
+
 def as_tuples(grid):
     """Shape and affine of a Grid, as a job carries them."""
     return grid.shape, tuple(map(tuple, grid.affine))
@@ -149,7 +156,7 @@ def test_given_masks_are_checked(tmp_path, heads):
     assert masks.brain_mask(source, "sub-01", path, scan).numpy().sum() > 1000
     with pytest.raises(ValueError, match=r"has no mask sub-09\.nii\.gz in --masks"):
         masks.brain_mask(source, "sub-09", path, scan)
-    with pytest.raises(ValueError, match="of another grid"):
+    with pytest.raises(ValueError, match=r"lies 8\.59 mm beside its image"):
         masks.brain_mask(source, "sub-02", path, scan)
     write_image(np.zeros(scan.shape, np.uint8), nib.load(path).affine, tmp_path / "sub-01.nii.gz")
     with pytest.raises(ValueError, match="of 0 ml, expected 50 to 2500"):
@@ -271,8 +278,8 @@ def test_a_landmark_keeps_its_millimetres_to_the_region_and_back(tmp_path, heads
         np.testing.assert_allclose(region, expected, atol=0.01)
         path = tmp_path / f"axis{axis}.nii.gz"
         write_image(places(SIZE, grid.affine)[..., axis].astype(np.float32), grid.affine, path)
-        carry = settings(heads, tmp_path / "out", to_native=str(path), subject="sub-01")
-        back = nib.load(to_native(carry))
+        asked = settings(heads, tmp_path / "out", to_native=str(path), subject="sub-01")
+        back = nib.load(carried(asked, TO_NATIVE))
         assert back.shape == volume.shape
         np.testing.assert_allclose(back.affine, affine, atol=1e-4)
         expected = places(back.shape, np.linalg.inv(matrix) @ affine)  # at the scan's voxels
@@ -281,31 +288,11 @@ def test_a_landmark_keeps_its_millimetres_to_the_region_and_back(tmp_path, heads
         assert inside.sum() > 5000
         np.testing.assert_allclose(np.asarray(back.dataobj)[inside], expected[inside][:, axis], atol=0.01)
     with pytest.raises(ValueError, match="is there already"):
-        to_native(carry)
-
-
-@pytest.mark.parametrize("kind", [np.uint8, np.float32])
-def test_labels_go_back_as_labels_and_strangers_are_refused(tmp_path, heads, kind):
-    folder, _ = heads
-    config = settings(heads, tmp_path / "out")
-    row = process(job_of(config, folder / "raw" / "sub-01.nii.gz"))
-    assert row["step"] == "done", row["reason"]
-    volume = nib.load(tmp_path / "out" / "flagged" / "sub-01.nii.gz")
-    labels = (np.asarray(volume.dataobj) > np.percentile(volume.dataobj, 90)).astype(kind) * 7
-    write_image(labels, volume.affine, tmp_path / "seg.nii.gz")
-    with pytest.raises(ValueError, match="no finished scan 'seg'"):
-        to_native(settings(heads, tmp_path / "out", to_native=str(tmp_path / "seg.nii.gz")))
-    known = {"to_native": str(tmp_path / "seg.nii.gz"), "subject": "sub-01"}
-    back = nib.load(to_native(settings(heads, tmp_path / "out", **known)))
-    assert back.get_data_dtype() == kind and set(np.unique(back.dataobj)) == {0, 7}
-    ratio = np.count_nonzero(back.dataobj) / np.count_nonzero(labels)
-    assert 0.9 < ratio < 1.1
-    write_image(labels, np.eye(4), tmp_path / "seg.nii.gz")
-    with pytest.raises(ValueError, match="of another grid"):
-        to_native(settings(heads, tmp_path / "out", **known))
-    write_image(np.stack([labels, labels], axis=-1), volume.affine, tmp_path / "seg.nii.gz")
-    with pytest.raises(ValueError, match=r"seg.nii.gz is 4D"):
-        to_native(settings(heads, tmp_path / "out", **known))
+        carry(asked, TO_NATIVE)
+    # The scan itself, carried onto its volume, is the volume.
+    asked = replace(asked, to_native=None, to_region=str(tmp_path / "raw.nii.gz"))
+    found = np.asarray(nib.load(carried(asked, TO_REGION)).dataobj)
+    np.testing.assert_array_equal(found, nib.load(tmp_path / "out/flagged/sub-01.nii.gz").dataobj)
 
 
 @pytest.mark.parametrize(
@@ -385,7 +372,7 @@ def test_what_must_not_become_a_volume_gets_a_reason(tmp_path, heads):
     assert not list((tmp_path / "out" / "volumes").iterdir())
     assert "of the region, expected at least 90%" in rows["cut"]["reason"]
     assert "stand out" in rows["noise"]["reason"]
-    (tmp_path / "out" / "accept.txt").write_text("noise  # looked at\n", encoding="utf-8")
+    (tmp_path / "out" / "accept.txt").write_text("noise  # looked at\n", encoding="utf-8-sig")
     preprocessing.judge(config, {name: row | {"step": "done"} for name, row in rows.items()})
     assert [p.name for p in (tmp_path / "out" / "volumes").iterdir()] == ["noise.nii.gz"]
     (tmp_path / "out" / "accept.txt").write_text("nose", encoding="utf-8")
@@ -514,6 +501,8 @@ def test_killed_in_the_middle_and_called_again(tmp_path, heads):
         (("--region_size", "80,0,28"), "--region_size must be above 0"),
         (("--region_center", "1,2"), "--region_center must be three numbers of mm"),
         (("--initial", "nowhere"), "--initial nowhere does not exist"),
+        (("--to_region", "nowhere"), "--to_region nowhere does not exist"),
+        (("--to_region", "docs", "--to_native", "docs"), "--to_region and --to_native are two ways"),
     ],
 )
 def test_wrong_flags_stop_before_any_work(tmp_path, flags, text, capsys):

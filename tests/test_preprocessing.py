@@ -3,13 +3,14 @@
 import itertools
 import re
 import sys
+import time
 
 import nibabel as nib
 import numpy as np
 import pytest
 from scipy import ndimage
 
-from preprocessing import region, registration
+from preprocessing import generate_TOF_template, initial, region, registration, scans, workers
 from preprocessing.dicom import convert_dicom
 from preprocessing.images import Grid, check_bounds, crop_or_pad, fitted, grid_of, read_image, to_ants
 from preprocessing.scans import audit, audit_scan, collect, find_scans
@@ -62,16 +63,13 @@ def spoilt(value, count):
 
 PIXDIM = [-1, 0.5, 0.6, 0.8, 1, 1, 1, 1]
 BAD = {
-    "all zero": ({"array": np.zeros(SHAPE, np.float32)}, "is zero everywhere"),
-    "all nan": ({"array": np.full(SHAPE, np.nan, np.float32)}, "has NaN or Inf in every voxel"),
+    "all zero": ({"array": np.zeros(SHAPE, np.float32)}, "is constant (every voxel 0)"),
+    "all nan": ({"array": np.full(SHAPE, np.nan, np.float32)}, "has NaN or Inf in 5760 of 5760 voxels"),
     "constant": ({"array": np.full(SHAPE, 7, np.int16)}, "is constant (every voxel 7)"),
-    "some nan": (
-        {"array": spoilt(np.nan, 3)},
-        "has NaN or Inf in 3 of 5760 voxels, which ITK silently reads as 0",
-    ),
+    "some nan": ({"array": spoilt(np.nan, 3)}, "has NaN or Inf in 3 of 5760 voxels"),
     "some inf": ({"array": spoilt(np.inf, 1)}, "has NaN or Inf in 1 of 5760 voxels"),
-    "4D, one volume": ({"array": random_array(0, (*SHAPE, 1))}, "is 4D with one volume (20, 18, 16, 1)"),
-    "4D": ({"array": random_array(0, (*SHAPE, 3))}, "is 4D with 3 volumes"),
+    "4D, one volume": ({"array": random_array(0, (*SHAPE, 1))}, "is 4D (20, 18, 16, 1), expected 3D"),
+    "4D": ({"array": random_array(0, (*SHAPE, 3))}, "is 4D (20, 18, 16, 3), expected 3D"),
     "2D": ({"array": random_array(0, SHAPE[:2])}, "is 2D (20, 18), expected 3D"),
     "5D": ({"array": random_array(0, (*SHAPE, 1, 2))}, "is 5D"),
     "one slice": ({"array": random_array(0, (20, 18, 1))}, "has 20 x 18 x 1 voxels, expected at least 16"),
@@ -79,9 +77,19 @@ BAD = {
     "no form": ({"sform_code": 0, "qform_code": 0}, "has neither sform nor qform"),
     "zero pixdim": ({"pixdim": [1, 0, *PIXDIM[2:]]}, "has pixdim 0 x 0.6 x 0.8 mm"),
     "negative pixdim": ({"pixdim": [1, -0.5, *PIXDIM[2:]]}, "has pixdim -0.5 x 0.6 x 0.8 mm"),
-    "singular sform": ({"srow_z": [0, 0, 0, 0], "qform_code": 0}, "has a sform that is singular"),
-    "nan sform": ({"srow_x": [np.nan, 0, 0, 0], "qform_code": 0}, "has a sform that is not finite"),
-    "sheared sform": (sheared(0.01), "has a sform with sheared axes (cosine 0.017)"),
+    "singular sform": (
+        {"srow_z": [0, 0, 0, 0], "qform_code": 0},
+        "has an affine that is singular or not finite",
+    ),
+    "nan sform": (
+        {"srow_x": [np.nan, 0, 0, 0], "qform_code": 0},
+        "has an affine that is singular or not finite",
+    ),
+    "sheared sform": (sheared(0.01), "has a sform with sheared axes (corners off by"),
+    "pixdim against sform": (
+        {"pixdim": [-1, 1, 1.2, 1.6, 1, 1, 1, 1], "qform_code": 0},
+        "has voxels of 1 x 1.2 x 1.6 mm by its pixdim and of 0.5 x 0.6 x 0.8 mm by its sform",
+    ),
     "sform against qform": (turned(0.05), "has a sform and a qform that place it"),
 }
 
@@ -127,9 +135,16 @@ def test_scans_are_found_flat_and_by_subject(tmp_path):
         write_scan(tmp_path / name)
     named, problems = find_scans(tmp_path)
     assert sorted(named) == ["a", "sub-01_tof", "sub-02_tof"] and not problems
+    # Two of one name are told apart by their places, which stay the same; so do the names of the others.
     write_scan(tmp_path / "sub-01_tof.nii")
-    with pytest.raises(ValueError, match="would both be called sub-01_tof"):
-        find_scans(tmp_path)
+    write_scan(tmp_path / "a.nii.gz")
+    again, _ = find_scans(tmp_path)
+    assert again["sub-02_tof"] == named["sub-02_tof"] and len(again) == 5
+    assert {name[:-9] for name in again.keys() - named.keys()} == {"a", "sub-01_tof"}
+    (tmp_path / "moved").mkdir()
+    for path in (tmp_path / "a.nii", tmp_path / "a.nii.gz"):
+        path.rename(tmp_path / "moved" / path.name)
+    assert find_scans(tmp_path / "moved")[0].keys() == {name for name in again if name.startswith("a_")}
     with pytest.raises(ValueError, match="does not exist"):
         find_scans(tmp_path / "nowhere")
 
@@ -204,12 +219,16 @@ def test_copies_are_found_by_content_and_folders_kept_apart(tmp_path):
     write_scan(tmp_path / "raw" / "c.nii", random_array(1, SHAPE))
     named, problems = collect(tmp_path / "raw", tmp_path / "out")
     assert sorted(named) == ["a", "b", "c"] and not problems
-    scans, problems = audit(named)
-    assert [s.name for s in scans] == ["a", "c"]
+    found, problems = audit(named)
+    assert [s.name for s in found] == ["a", "c"]
     assert problems == {"b": "has the same voxels as a: remove one"}
     for output in (tmp_path, tmp_path / "raw", tmp_path / "raw" / "out"):
         with pytest.raises(ValueError, match="lie in each other"):
             collect(tmp_path / "raw", output)
+    write_scan(tmp_path / "out" / "volumes" / "a.nii")
+    (tmp_path / "raw" / "made").symlink_to(tmp_path / "out" / "volumes")
+    with pytest.raises(ValueError, match="holds a link to --output"):
+        collect(tmp_path / "raw", tmp_path / "out")
     (tmp_path / "empty").mkdir()
     with pytest.raises(ValueError, match="and no DICOM series"):
         collect(tmp_path / "empty", tmp_path / "out")
@@ -359,7 +378,7 @@ def test_a_slab_is_judged_by_its_own_size():
 def test_exchanged_sides_fit_better_mirrored():
     (fixed, _), _ = head(0, 0, 0), None
     values = fixed.numpy().copy()
-    values[: values.shape[0] // 3] *= 0.5  # a head whose left side is darker
+    values[: values.shape[0] // 3] *= 0.7  # a head whose left side is darker
     fixed = fixed.new_image_like(values)
     mirror = registration.mirror_of(fixed)
     flipped = to_ants(values, np.diag([-1.0, 1, 1, 1]) @ grid_of(fixed).affine)
@@ -410,7 +429,7 @@ NOT_SCANS = {
         lambda a: np.where(np.arange(a.size).reshape(a.shape) == 77, 1e6, a),
         "has 1 voxels of up to 1e+06",
     ),
-    "float64": (lambda a: a.astype(np.float64) * 1e300, "beyond 32-bit numbers"),
+    "float64": (lambda a: a.astype(np.float64) * 1e300, "numbers beyond 3e38 are Inf: scale them down"),
 }
 
 
@@ -426,9 +445,18 @@ def test_what_is_no_magnitude_image_is_named(tmp_path, kind):
         audit_scan("scan", write_scan(tmp_path / "scan.nii", spoil(inside + noise)))
 
 
-def test_lengths_in_other_units_are_refused(tmp_path):
-    with pytest.raises(ValueError, match="states its lengths in metres, expected millimetres"):
-        audit_scan("scan", write_scan(tmp_path / "scan.nii", xyzt_units=1))
+@pytest.mark.parametrize(("units", "factor"), [(1, 0.001), (3, 1000)], ids=["metres", "micrometres"])
+def test_lengths_in_other_units_are_read_in_millimetres(tmp_path, units, factor):
+    image = nib.Nifti1Image(random_array(0, SHAPE), np.diag([factor, factor, factor, 1]) @ AFFINE)
+    image.header["xyzt_units"] = units
+    nib.save(image, tmp_path / "scan.nii")
+    assert audit_scan("scan", tmp_path / "scan.nii").spacing == (0.5, 0.6, 0.8)
+    np.testing.assert_allclose(grid_of(read_image(tmp_path / "scan.nii", False)).affine, AFFINE, atol=1e-4)
+
+
+def test_an_oblique_sform_of_four_decimals_is_read(tmp_path):
+    fields = {name: np.round(row, 4) for name, row in turned(0.3).items()}
+    assert audit_scan("scan", write_scan(tmp_path / "scan.nii", **fields, qform_code=0)).orientation == "LAS"
 
 
 def test_a_bids_tree_gives_its_angiograms(tmp_path):
@@ -445,12 +473,34 @@ def test_what_stands_in_the_place_of_a_scan_is_named(tmp_path):
     write_scan(folder / "a.nii")
     (folder / "annexed.nii.gz").symlink_to(tmp_path / "nowhere")
     (folder / "linked").symlink_to(tmp_path / "elsewhere")
-    for name in ("old.hdr", "old.img", "brain.mgz"):
+    (folder / "again").symlink_to(folder)
+    for name in ("old.hdr", "old.img", "brain.mgz", "c.mha", "d.nii.bz2"):
         (folder / name).write_bytes(b"")
     named, problems = find_scans(folder)
-    assert list(named) == ["a"] and sorted(problems) == ["annexed", "brain.mgz", "linked", "old.hdr"]
+    assert list(named) == ["a", "linked_b"]  # links to folders are followed
+    others = ["brain.mgz", "c.mha", "d.nii.bz2", "old.hdr", "old.img"]
+    assert sorted(problems) == ["again", "annexed", *others]
     assert "datalad get" in problems["annexed"] and "mri_convert" in problems["brain.mgz"]
-    assert "is a link to a folder" in problems["linked"]
+    assert problems["again"] == "is a link to a folder that is read already"
+    # What lies in a folder of its own goes by that, whatever links to it come before it.
+    (folder / "z").mkdir()
+    (folder / "a.nii").rename(folder / "z" / "a.nii")
+    (folder / "first").symlink_to(folder / "z")
+    assert list(find_scans(folder)[0]) == ["linked_b", "z_a"]
+
+
+def test_names_that_lie_are_told(tmp_path):
+    packed = write_scan(tmp_path / "a.nii")
+    nib.save(nib.load(packed), tmp_path / "b.nii.gz")
+    (tmp_path / "b.nii.gz").rename(tmp_path / "b.nii")
+    packed.rename(tmp_path / "a.nii.gz")
+    (tmp_path / "c.nii.gz").write_text("/annex/objects/SHA256E-s5196--d7a3.nii.gz\n", encoding="utf-8")
+    _, problems = audit(find_scans(tmp_path)[0])
+    assert [problems[name].split(": ")[-1] for name in "abc"] == [
+        "rename it to a.nii",
+        "rename it to b.nii.gz",
+        "fetch it (datalad get)",
+    ]
 
 
 def test_the_same_scan_under_another_header_is_a_copy(tmp_path):
@@ -458,6 +508,85 @@ def test_the_same_scan_under_another_header_is_a_copy(tmp_path):
     write_scan(tmp_path / "raw" / "b.nii", **turned(0.3), qform_code=0)
     _, problems = audit(find_scans(tmp_path / "raw")[0])
     assert problems == {"b": "has the same voxels as a: remove one"}
+
+
+def test_one_scan_along_other_axes_is_a_copy(tmp_path):
+    image = nib.load(write_scan(tmp_path / "raw" / "a.nii"))
+    (tmp_path / "raw" / "more").mkdir()
+    nib.save(image.as_reoriented([[2, 1], [0, -1], [1, 1]]), tmp_path / "raw" / "more" / "b.nii.gz")
+    named, _ = find_scans(tmp_path / "raw")
+    assert list(named) == ["a", "more_b"]
+    (scan,), problems = audit(named)
+    assert scan.name == "a" and problems == {"more_b": "has the same voxels as a: remove one"}
+    assert (scan.shape, scan.spacing) == (SHAPE, (0.5, 0.6, 0.8))
+
+
+def test_series_and_files_of_one_name_are_told_apart():
+    taken = {"a": 1, "a_dicom": 2}
+    assert (scans.beside("a", taken, {}), scans.beside("a", {}, taken)) == ("a_dicom_dicom",) * 2
+    assert scans.beside("b", taken) == "b"
+
+
+def test_what_does_not_look_like_tof_is_said():
+    size = (48, 48, 32)
+    x, y, z = np.meshgrid(*(np.linspace(-1, 1, n) for n in size), indexing="ij")
+    inside, rng = x**2 + y**2 + z**2 < 0.8, np.random.default_rng(0)
+    noise = rng.normal(0, 1, size)
+    tissue = inside * (100 + 30 * np.sign(x * y * z)) + 3 * np.abs(noise)
+    vessel = inside & (np.hypot(x, y) < 0.12)
+    assert scans.unlike_tof(np.where(vessel, 400, tissue).astype(np.float32)) == ""
+    assert scans.unlike_tof(np.where(vessel, 180, tissue).astype(np.float32)) == "T1, or an average"
+    ct = np.where(vessel, 2500, inside * (1060 + 20 * noise)).astype(np.float32)
+    assert scans.unlike_tof(ct) == "CT"
+    head_like = [head(number, 0, 0)[0].numpy() for number in (0, 1)]
+    assert [scans.unlike_tof(array) for array in head_like] == ["", ""]
+    told = [scans.Scan(n, "", "", "", size, (1, 1, 1), "RAS", like) for n, like in (("a", "CT"), ("b", ""))]
+    lines = scans.summary(told)
+    assert lines[-1] == "not like TOF, but like CT (all tissue has nearly one grey value): a"
+    assert len(scans.summary(told[1:])) == 4
+
+
+def test_a_misspelt_setting_of_ants_is_told():
+    with pytest.raises(TypeError, match=r"ants\.registration has no random_seed"):
+        registration.by_ants(None, None, type_of_transform="Rigid", random_seed=1)
+
+
+def test_starts_by_hand_that_are_none_are_named(tmp_path):
+    registration.write_transform(np.eye(4), tmp_path / "a.mat")
+    for name in ("a.txt", "stranger.mat", "b.nii.gz", "c.lta", "notes.odt"):
+        (tmp_path / name).write_bytes(b"")
+    said = []
+    initial.check_starts(tmp_path, ["a", "b", "c"], said.append)
+    told = {line.split()[1].removeprefix(f"{tmp_path}/"): line for line in said}
+    assert sorted(told) == ["a.txt", "b.nii.gz", "c.lta", "notes.odt", "stranger.mat"]
+    assert "is not read: a has another start" in told["a.txt"] and "fits no scan" in told["stranger.mat"]
+    assert "is a deformation field" in told["b.nii.gz"] and "lta_convert" in told["c.lta"]
+    flirt = "1 0 0 12.5\n0 1 0 -3\n0 0 1 4\n0 0 0 1\n"
+    (tmp_path / "b.mat").write_text(flirt, encoding="utf-8")
+    (tmp_path / "c.tfm").write_bytes(
+        b"#Insight Transform File V1.0\nTransform: BSplineTransform_double_3_3\n"
+    )
+    with pytest.raises(ValueError, match="2 starts in --initial cannot be used") as error:
+        initial.check_starts(tmp_path, ["a", "b", "c"], said.append)
+    assert "b.mat is a matrix of FSL" in str(error.value) and "-fsl2ras" in str(error.value)
+    assert "c.tfm is a deformation, expected a linear transform" in str(error.value)
+    initial.check_starts(None, ["a"], said.append)
+
+
+def test_a_bar_moves_while_nothing_ends():
+    class Bar:
+        drawn = 0
+
+        def refresh(self):
+            self.drawn += 1
+
+    bar = Bar()
+    with workers.ticking(bar, 0.01):
+        time.sleep(0.2)
+    assert bar.drawn > 3
+    durations = (40, 420, 9000)
+    assert [workers.in_words(s) for s in durations] == ["40 seconds", "7 minutes", "2.5 hours"]
+    assert "about 4.2 minutes" in generate_TOF_template.forecast(3, 10, 2)
 
 
 def test_a_second_look_at_the_region_mends_what_is_wrong_there():

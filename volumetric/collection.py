@@ -103,6 +103,8 @@ class Found:
 def find(folder, flag="--data", dicom=False, left_out=()):
     """Every file below a folder, links followed; hidden files and folders are passed over.
 
+    What can be reached by its own path and by a link to its folder has its own path.
+
     Args:
         folder: Folder.
         flag: Flag that names it, for messages.
@@ -120,18 +122,20 @@ def find(folder, flag="--data", dicom=False, left_out=()):
         state = "is a file" if folder.exists() else "does not exist"
         raise UserError(f"{flag} {folder} {state}: give the folder that holds the .nii or .nii.gz volumes.")
     found, foreign = Found(), FOREIGN if dicom else FOREIGN | DICOM
-    entered = set()
-    for place, folders, files in os.walk(folder, followlinks=True):
-        place, real = Path(place), os.path.realpath(place)
-        if real in entered:
-            found.passed_over[place] = "a link to a folder that is read already"
-            folders.clear()
-            continue
-        entered.add(real)
-        folders[:] = sorted(name for name in folders if not name.startswith(".") and name not in left_out)
-        for name in (name for name in files if not name.startswith(".")):
-            refuse_odd_name(place / name, flag)
-            sort_in(place / name, found, foreign)
+    entered, starts = set(), [folder]
+    for start in starts:  # it grows by the links to folders that are met
+        for place, folders, files in os.walk(start):
+            place, real = Path(place), os.path.realpath(place)
+            if real in entered:
+                found.passed_over[place] = "a link to a folder that is read already"
+                folders.clear()
+                continue
+            entered.add(real)
+            folders[:] = sorted(name for name in folders if not name.startswith(".") and name not in left_out)
+            starts += [place / name for name in folders if (place / name).is_symlink()]
+            for name in (name for name in files if not name.startswith(".")):
+                refuse_odd_name(place / name, flag)
+                sort_in(place / name, found, foreign)
     found.paths.sort()
     return found
 
@@ -213,11 +217,13 @@ class Volume:
         array: (X, Y, Z) along right, front and up, or the axes that were asked for.
         affine: (4, 4), voxels of `array` to RAS mm.
         stored: Affine of the file, in mm; `as_stored` takes an array back to it.
+        described: Description in its header.
     """
 
     array: np.ndarray
     affine: np.ndarray
     stored: np.ndarray
+    described: str = ""
 
     @property
     def spacing(self):
@@ -239,7 +245,7 @@ class Volume:
         return content_of(scaled(turn(self.array, self.affine)[0]))
 
 
-def read(path, shape=None, axes=CANONICAL, scan=False):
+def read(path, shape=None, axes=CANONICAL, scan=False, constant=False):
     """Read a NIfTI volume, and check that it can be used.
 
     Args:
@@ -247,6 +253,7 @@ def read(path, shape=None, axes=CANONICAL, scan=False):
         shape: Expected shape (X, Y, Z) along `axes`, voxels, or None for any.
         axes: Codes of the wanted axes.
         scan: It is a raw scan; see `geometry.affine_of`.
+        constant: It may be, as an empty mask is.
 
     Returns:
         Volume, float32; a view of what was read where its axes allow it.
@@ -254,16 +261,16 @@ def read(path, shape=None, axes=CANONICAL, scan=False):
     Raises:
         UserError: It cannot be used; the text says what was found, what is expected and what to do.
     """
-    image, header = load_with_header(path, functools.partial(check_array, shape=shape))
+    image, header = load_with_header(path, functools.partial(check_array, shape=shape, scan=scan))
     stored = affine_of(image, header, scan)
     with as_damaged(), np.errstate(all="ignore"):
         array = image.get_fdata(dtype=np.float32, caching="unchanged")
     array = array.reshape(array.shape[:3])
-    check_values(array)
+    check_values(array, constant)
     array, affine = turn(array, stored, axes)
     if shape is not None and array.shape != tuple(shape):
         refuse_shape(array.shape, shape)
-    return Volume(array, affine, stored)
+    return Volume(array, affine, stored, description_of(header))
 
 
 def stored_axes(path):
@@ -287,13 +294,18 @@ def read_whole(path, axes=CANONICAL):
     stored = affine_of(image, header)
     with as_damaged(), np.errstate(all="ignore"):
         array = np.asanyarray(image.dataobj)
-        described = bytes(header["descrip"]).rstrip(b"\0").decode(errors="replace")
     array = array.reshape(array.shape[:3])
     whole = np.rint(array)
     if not np.isfinite(array).all() or (np.abs(array - whole) > WHOLE).any():
         raise UserError(f"has values that are no whole numbers: {why_not_whole(array, header)}")
     array, affine = turn(whole.astype(np.int64), stored, axes)
-    return Volume(array, affine, stored), described
+    volume = Volume(array, affine, stored, description_of(header))
+    return volume, volume.described
+
+
+def description_of(header):
+    """Text of a header's description."""
+    return bytes(header["descrip"]).split(b"\0")[0].decode(errors="replace").strip()
 
 
 def why_not_whole(array, header):
@@ -328,12 +340,15 @@ def scaled(array):
     return volume
 
 
-def check_array(header, shape=None):
-    """Raise a UserError unless a NIfTI header is of one 3D array that can have a shape (X, Y, Z)."""
+def check_array(header, shape=None, scan=False):
+    """Raise a UserError unless a NIfTI header is of one 3D array that can have a shape (X, Y, Z).
+
+    Of a raw scan, which other programs read too, there must be no further axes, of length 1 or not.
+    """
     if not is_grey(header):
         raise UserError(f"holds voxels of type {header.get_data_dtype()}, expected one number per voxel")
     found = tuple(map(int, header.get_data_shape()))
-    if len(found) < 3 or any(n != 1 for n in found[3:]):
+    if len(found) < 3 or any(n != 1 or scan for n in found[3:]):
         raise UserError(f"is {len(found)}D {found}, expected 3D (X, Y, Z): extract one volume")
     if shape is not None and sorted(found[:3]) != sorted(shape):  # before anything of that size is read
         refuse_shape(found[:3], shape)
@@ -351,12 +366,15 @@ def refuse_shape(found, shape):
     )
 
 
-def check_values(array):
-    """Raise a UserError unless all voxels are finite, and not all are equal."""
+def check_values(array, constant=False):
+    """Raise a UserError unless all voxels are finite, and not all are equal if they must not be."""
     bad = array.size - np.count_nonzero(np.isfinite(array))
     if bad:
-        raise UserError(f"has NaN or Inf in {bad} of {array.size} voxels: repair or remove it")
-    if array.min() == array.max():
+        raise UserError(
+            f"has NaN or Inf in {bad} of {array.size} voxels: repair or remove it (numbers beyond 3e38 are "
+            f"Inf: scale them down)"
+        )
+    if not constant and array.min() == array.max():
         raise UserError(f"is constant (every voxel {array.min():g}): remove it")
 
 
@@ -410,10 +428,14 @@ def unique_names(paths):
         number = Counter(names.values())
         growing = [p for p, name in names.items() if number[name] > 1 and depths[p] < len(parts[p])]
         depths |= {path: depths[path] + 1 for path in growing}
-    for path, name in names.items():  # v.nii beside v.nii.gz, or folders whose odd letters are one
-        if number[name] > 1:
-            names[path] = f"{name}_{hashlib.sha256(str(path).encode()).hexdigest()[:8]}"
-    return names
+    return told_apart(names)  # v.nii beside v.nii.gz, or folders whose odd letters are one
+
+
+def told_apart(names):
+    """{path: name}, with a digest of its path behind every name that several have."""
+    number = Counter(names.values())
+    digests = {path: hashlib.sha256(Path(path).as_posix().encode()).hexdigest()[:8] for path in names}
+    return {path: name if number[name] == 1 else f"{name}_{digests[path]}" for path, name in names.items()}
 
 
 def plain(text):
