@@ -220,6 +220,12 @@ def find_pairs(folders, only=None, split=None, parts=("training",)):
     return pair_up(folders, {in_folder(path, folder) for path in stated}), stated
 
 
+def refuse_changed(path, content, stated):
+    """Raise a UserError unless a volume is the one that a split, {path: content} or empty, knows."""
+    if stated and content != stated[path]:
+        raise UserError(f"{path} has other voxels than the split knows: make the split again")
+
+
 def pairs_in(folders, classes, only=None, split=None, parts=("training",)):
     """{case: Pair} of every volume of a folder with its label map; arguments are those of `find_pairs`.
 
@@ -230,12 +236,11 @@ def pairs_in(folders, classes, only=None, split=None, parts=("training",)):
     read, problems = {}, []
     for name, paths in tqdm(pairs.items(), f"Reading --{next(iter(folders))}", leave=False):
         try:
-            read[name] = read_pair(paths, classes)
+            pair = read_pair(paths, classes)
+            refuse_changed(paths[0], pair.identity.volume, stated)
+            read[name] = pair
         except UserError as error:
             problems.append(str(error).rstrip("."))
-            continue
-        if stated and read[name].identity.volume != stated[paths[0]]:
-            problems.append(f"{paths[0]} has other voxels than the split knows: make the split again")
     problems += copies_among([(pair.paths[0], pair.identity.volume) for pair in read.values()])
     refuse_unusable(problems, len(pairs), next(iter(folders.values())))
     return read

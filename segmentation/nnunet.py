@@ -28,7 +28,7 @@ import nibabel as nib
 import numpy as np
 from tqdm import tqdm
 
-from segmentation.cases import Classes, pairs_in, read_pair, read_scan
+from segmentation.cases import Classes, pairs_in, read_pair, read_scan, refuse_changed
 from segmentation.labels import TABLES, read_labels, remap, save_labels
 from volumetric.cli import UserError, check_fields, one_line_errors, option, parse_cli
 from volumetric.collection import (
@@ -296,11 +296,13 @@ def export_test(config):
     Returns:
         The new folder.
     """
-    paths, _ = choose(config.data, split=config.split, parts=("test",))
+    paths, stated = choose(config.data, split=config.split, parts=("test",))
     names, rows, problems = unique_names(paths), [], []
     for path in tqdm(paths, "Checking", leave=False):
         try:
-            rows.append(row_of(names[path], read_scan(path), config.data))
+            scan = read_scan(path)
+            refuse_changed(path, scan.volume.content, stated)
+            rows.append(row_of(names[path], scan, config.data))
         except UserError as error:
             problems.append(str(error).rstrip("."))
     refuse_unusable(problems, len(paths), config.data)
@@ -393,6 +395,8 @@ def import_predictions(config):
         if origins is not None:
             labels, affine = origins[name].turned_back(labels, affine, path), origins[name].affine
             place = origins[name].place
+        if place in found:
+            raise UserError(f"{path} is the second of a file {place}: import real and synthetic ones apart.")
         found[place] = remap(labels, there, config.table), affine
     folder = new_folder(config.output)
     for place, (ids, affine) in found.items():
