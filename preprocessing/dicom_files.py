@@ -15,6 +15,7 @@ import os
 import struct
 import tempfile
 import warnings
+from collections.abc import MutableSequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -22,7 +23,16 @@ import numpy as np
 import pydicom
 from pydicom import config
 from pydicom.dataset import Dataset, FileMetaDataset
-from pydicom.uid import UID, MultiFrameGrayscaleWordSecondaryCaptureImageStorage, RLELossless, generate_uid
+from pydicom.uid import (
+    UID,
+    DeflatedExplicitVRLittleEndian,
+    ExplicitVRBigEndian,
+    ExplicitVRLittleEndian,
+    ImplicitVRLittleEndian,
+    MultiFrameGrayscaleWordSecondaryCaptureImageStorage,
+    RLELossless,
+    generate_uid,
+)
 
 from volumetric.cli import UserError
 from volumetric.files import by, one_line
@@ -211,8 +221,8 @@ def read_header(file, stream):
     """Fill a DicomFile from its open file; raises a UserError with what is wrong."""
     with warnings.catch_warnings(), config.disable_value_validation():
         warnings.simplefilter("ignore")
-        header = pydicom.dcmread(stream, stop_before_pixels=True, force=True, specific_tags=list(ELEMENTS))
-        meta = header.file_meta
+        dataset = pydicom.dcmread(stream, stop_before_pixels=True, force=True, specific_tags=list(ELEMENTS))
+        header, meta = {element.keyword: element.value for element in dataset}, dataset.file_meta
         file.series, file.uid = text(header, "SeriesInstanceUID"), text(header, "SOPInstanceUID")
         file.sort = UID(text(header, "SOPClassUID") or text(meta, "MediaStorageSOPClassUID"))
         file.number, file.instance = whole(header, "SeriesNumber"), whole(header, "InstanceNumber")
@@ -220,10 +230,10 @@ def read_header(file, stream):
         file.modality, file.patient = text(header, "Modality"), text(header, "PatientID")
         file.space = text(header, "FrameOfReferenceUID")
         file.synthetic = text(header, "SyntheticData").upper() == "YES"
-        file.syntax = UID(text(meta, "TransferSyntaxUID") or guessed_syntax(header))
+        file.syntax = UID(text(meta, "TransferSyntaxUID") or guessed_syntax(dataset))
         if whole(header, "Rows") is None:
             if may_hold_images(file):
-                raise UserError(f"is cut off in its header: {COPY_AGAIN}")
+                raise UserError(f"has no image where one is expected (cut off in its header?): {COPY_AGAIN}")
             return
         if "ModalityLUTSequence" in header:
             raise UserError("gives its values by a table (Modality LUT), which is not read: export it again")
@@ -232,14 +242,12 @@ def read_header(file, stream):
         file.frames = frames_of(file, header)
 
 
-def guessed_syntax(header):
+def guessed_syntax(dataset):
     """UID of the transfer syntax of a file that does not state it."""
-    implicit, little = header.original_encoding
-    return (
-        pydicom.uid.ImplicitVRLittleEndian
-        if implicit
-        else (pydicom.uid.ExplicitVRLittleEndian if little else pydicom.uid.ExplicitVRBigEndian)
-    )
+    implicit, little = dataset.original_encoding
+    if implicit:
+        return ImplicitVRLittleEndian
+    return ExplicitVRLittleEndian if little else ExplicitVRBigEndian
 
 
 def may_hold_images(file):
@@ -270,7 +278,7 @@ def frames_of(file, header):
     number = file.shape[0]
     if groups and len(groups) != number:
         raise UserError(f"describes {len(groups)} frames and states {number}: export it again")
-    classic = number == 1 and not groups
+    classic = number == 1 and not groups and not shared
     own = [header] if classic else groups or [Dataset()] * number
     return [frame_of(file, i, Groups(header, shared, own[i], classic)) for i in range(number)]
 
@@ -280,13 +288,13 @@ class Groups:
     """Looks an element of a frame up: in its own functional groups, then in the shared ones.
 
     Args:
-        top: The header.
+        top: The header, {keyword: value}.
         shared: What all frames have, or an empty Dataset.
         own: What the frame has.
         classic: The header itself describes the one frame.
     """
 
-    top: Dataset
+    top: dict
     shared: Dataset
     own: Dataset
     classic: bool
@@ -317,10 +325,8 @@ def frame_of(file, index, groups):
         value = groups.get(name, fall_back=True)
         return otherwise if value is None or value == "" else float(value)
 
-    echo = number("EffectiveEchoTime") if not groups.classic else None
-    echo = next((e for e in (echo, *map(lambda n: real(header, n), ("EchoTime", "EchoNumbers"))) if e), None)
-    kind = groups.get("FrameType") if not groups.classic else None
-    kind = kind or header.get("ImageType") or ()
+    echo = number("EffectiveEchoTime") or real(header, "EchoTime") or real(header, "EchoNumbers")
+    kind = groups.get("FrameType") or header.get("ImageType") or ()
     kind = (kind,) if isinstance(kind, str) else tuple(map(str, kind))
     component = groups.get("ComplexImageComponent", fall_back=True) or ""
     time = header.get("TemporalPositionIdentifier") if groups.classic else groups.get("TemporalPositionIndex")
@@ -341,28 +347,28 @@ def frame_of(file, index, groups):
     )
 
 
-def text(dataset, name):
+def text(header, name):
     """Value of an element as text, "" if there is none."""
-    value = dataset.get(name)
+    value = header.get(name)
     return "" if value is None else str(value).strip("\0 ")
 
 
-def real(dataset, name):
+def real(header, name):
     """Number of an element, the first of several, or None."""
-    value = dataset.get(name)
-    value = value[0] if isinstance(value, list | pydicom.multival.MultiValue) and value else value
+    value = header.get(name)
+    value = value[0] if isinstance(value, MutableSequence) and value else value
     return None if value is None or value == "" or value == [] else float(value)
 
 
-def whole(dataset, name):
+def whole(header, name):
     """Whole number of an element, or None."""
-    value = real(dataset, name)
+    value = real(header, name)
     return None if value is None else int(value)
 
 
-def first(dataset, name):
+def first(header, name):
     """First item of a sequence; an empty Dataset if there is none."""
-    items = dataset.get(name)
+    items = header.get(name)
     return items[0] if items else Dataset()
 
 
@@ -373,14 +379,12 @@ def first(dataset, name):
 
 def find_pixels(file, stream):
     """Note where the pixels of a file start; a UserError unless all of them are there."""
-    if file.syntax == pydicom.uid.DeflatedExplicitVRLittleEndian:
+    if file.syntax == DeflatedExplicitVRLittleEndian:
         return  # nothing lies where it says before it is unpacked
-    order = ">" if file.syntax == pydicom.uid.ExplicitVRBigEndian else "<"
+    order = ">" if file.syntax == ExplicitVRBigEndian else "<"
     head = stream.read(12)
     if len(head) < 8 or tag_of(head, order) != PIXELS:
-        found = (
-            f"is cut off before its pixels: {COPY_AGAIN}" if len(head) < 8 else "has no pixels that are read"
-        )
+        found = f"ends before its pixels: {COPY_AGAIN}" if len(head) < 8 else "has no pixels that are read"
         raise UserError(found)
     if file.syntax.is_implicit_VR:
         stream.seek(-4 if len(head) == 12 else 0, os.SEEK_CUR)
@@ -407,14 +411,14 @@ def tag_of(head, order="<"):
 
 def check_fragments(file, stream, size):
     """Raise a UserError unless all parts of compressed pixels are there, of which the first is a table."""
-    fragments = -1
+    fragments, length = -1, 0
     while len(head := stream.read(8)) == 8 and tag_of(head) == ITEM:
         length = struct.unpack("<I", head[4:])[0]
         if stream.tell() + length > size:
             raise UserError(f"is cut off in its pixels: {COPY_AGAIN}")
         stream.seek(length, os.SEEK_CUR)
         fragments += 1
-    if fragments < file.shape[0]:
+    if fragments < file.shape[0] and not (fragments == 0 and length > 0):  # some leave the table out
         raise UserError(f"is cut off: it has {max(fragments, 0)} of {file.shape[0]} frames: {COPY_AGAIN}")
 
 
@@ -445,7 +449,7 @@ def stored_values(file, content=None):
 
 def decoded(file, content):
     """Pixels as they are in the file, bits that are not of the number included."""
-    if file.syntax in (pydicom.uid.ImplicitVRLittleEndian, pydicom.uid.ExplicitVRLittleEndian):
+    if file.syntax in (ImplicitVRLittleEndian, ExplicitVRLittleEndian):
         kind = np.dtype(f"<{'i' if file.signed else 'u'}{file.bits[0] // 8}")
         return np.frombuffer(content, kind, int(np.prod(file.shape)), file.start).reshape(file.shape)
     dataset = pydicom.dcmread(io.BytesIO(content), force=True)
@@ -464,7 +468,7 @@ def decompressed(dataset, shape):
         generate_uid(),
     )
     bare.Rows, bare.Columns, bare.NumberOfFrames = dataset.Rows, dataset.Columns, shape[0]
-    bare.SamplesPerPixel, bare.PhotometricInterpretation = 1, dataset.PhotometricInterpretation
+    bare.SamplesPerPixel, bare.PhotometricInterpretation = 1, "MONOCHROME2"  # GDCM inverts the other one
     for name in ("BitsAllocated", "BitsStored", "HighBit", "PixelRepresentation"):
         setattr(bare, name, dataset[name].value)
     bare.PixelData = dataset.PixelData

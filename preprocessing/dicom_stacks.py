@@ -64,7 +64,6 @@ class Stack:
 
 def stacks_of(frames):
     """Stacks of all frames of a series, each judged."""
-    parts = {"": frames}
     try:
         parts = told_apart(frames)
     except UserError as error:
@@ -194,6 +193,8 @@ def check_alike(frames):
 
     The text names the files of the slices that are fewer.
     """
+    if any("MOSAIC" in frame.kind for frame in frames):
+        raise UserError("has mosaics of slices (Siemens), expected slices: convert it with dcm2niix")
     if any(frame.position is None or frame.turn is None for frame in frames):
         raise UserError(
             f"has no position or orientation (ImagePositionPatient, ImageOrientationPatient)"
@@ -220,6 +221,8 @@ def check_alike(frames):
         )
     if frames[0].file.photometric != "MONOCHROME2":
         raise UserError("is stored inverted (MONOCHROME1): export it again")
+    if any(not np.isfinite([frame.slope, frame.intercept]).all() or frame.slope == 0 for frame in frames):
+        raise UserError("has a slope of its values (RescaleSlope) that is 0 or no number: export it again")
     if len(frames) < 2:
         raise UserError("has one slice: no volume; export all of them")
     if repeats(frames):
