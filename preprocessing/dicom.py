@@ -25,12 +25,13 @@ from tqdm import tqdm
 from preprocessing.dicom_files import read_file, stored_values
 from preprocessing.dicom_stacks import Stack, stacks_of
 from volumetric.cli import UserError
-from volumetric.files import NIFTI_SUFFIXES, atomic_path, file_digest, read_json
+from volumetric.files import NIFTI_SUFFIXES, SYNTHETIC, atomic_path, file_digest, read_json
 
 RULES = 1  # number of the rules by which series are converted: files made by others are made anew
 DIGITS = 6  # of the digest of a series' UID, in its name
 LONGEST = 120  # characters of a name before those
 PACKED = 1  # level of compression: a third of the time of level 6, a tenth more bytes
+MARKED = "no patient's scan: --allow_synthetic takes what is marked as synthetic"
 REFUSED, PASSED_OVER, CONVERTED, KEPT = "refused", "passed over", "converted", "there already"
 
 
@@ -252,7 +253,7 @@ def judged(series, wanted, allow_synthetic):
     for stack in stacks:
         synthetic = any(frame.file.synthetic for frame in stack.frames)
         if synthetic and not allow_synthetic and not stack.passed_over:
-            stack.reason = "is marked as synthetic (0008,001C), no patient's: --allow_synthetic takes it"
+            stack.reason = f"{MARKED} (0008,001C)"
     return stacks
 
 
@@ -318,7 +319,7 @@ def write_stack(stack, path):
     header.set_sform(stack.affine, code=1)
     header.set_qform(stack.affine, code=1)
     header["scl_slope"], header["scl_inter"] = slope, intercept
-    header["descrip"] = b"SYNTHETIC, from DICOM" if synthetic else b"from DICOM"
+    header["descrip"] = f"{SYNTHETIC}, from DICOM" if synthetic else "from DICOM"
     header["vox_offset"] = header.single_vox_offset
     with (
         atomic_path(path) as part,

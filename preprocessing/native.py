@@ -9,7 +9,16 @@ from preprocessing.images import Grid, to_ants, write_image
 from preprocessing.masks import same_place
 from preprocessing.registration import resample
 from volumetric.cli import UserError
-from volumetric.files import atomic_path, check_array, load_nifti, naming, read_json, reading
+from volumetric.files import (
+    SYNTHETIC,
+    atomic_path,
+    check_array,
+    is_marked_synthetic,
+    load_nifti,
+    naming,
+    read_json,
+    reading,
+)
 
 
 def to_native(config):
@@ -52,11 +61,12 @@ def to_native(config):
     labels = bool((stored == np.rint(stored)).all())
     values = to_ants(stored.astype(np.float32), image.affine)
     array = resample(values, raw.image(), matrix, "nearestNeighbor" if labels else "linear").numpy()
+    mark = f"{SYNTHETIC} " if is_marked_synthetic(image.header) else ""
     target = folder / "native" / f"{subject}_{path.name}"
     target.parent.mkdir(exist_ok=True)
     if target.exists():
         raise UserError(f"{target} is there already: move it away.")
     with atomic_path(target) as part:
         kind = stored.dtype if labels else np.float32
-        write_image(array.astype(kind), raw.affine, part, "from the region to the scanner")
+        write_image(array.astype(kind), raw.affine, part, f"{mark}from the region to the scanner")
     return target

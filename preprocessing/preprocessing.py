@@ -3,6 +3,7 @@
     python preprocessing/preprocessing.py --data raw --output prepared --template template.nii.gz
     python preprocessing/preprocessing.py --data raw --output prepared --region_center 0,-5,-12
     python preprocessing/preprocessing.py --output prepared --to_native segmentation.nii.gz --subject sub-01
+    python preprocessing/preprocessing.py --output prepared --to_dicom volume.nii.gz
 
 or edit the settings below and run it. Without a template, one is built from the scans. Sections of this file:
 
@@ -35,6 +36,7 @@ import numpy as np
 
 from preprocessing import books
 from preprocessing.bids import write_bids
+from preprocessing.dicom_export import to_dicom
 from preprocessing.generate_TOF_template import (
     TemplateConfig,
     build_template,
@@ -76,11 +78,14 @@ from preprocessing.registration import (
 from preprocessing.scans import audit, audit_scan, collect, summary
 from preprocessing.workers import default_workers, open_workers, run_all
 from volumetric.cli import UserError, check_fields, one_line_errors, option, parse_cli
+from volumetric.dicom_writing import KINDS
 from volumetric.files import (
+    SYNTHETIC,
     __version__,
     atomic_path,
     clear_parts,
     file_digest,
+    is_marked_synthetic,
     load_nifti,
     locked,
     read_json,
@@ -118,7 +123,8 @@ INTERPOLATORS = {"linear": "linear", "bspline": "bSpline"}
 ROI_MARGIN_MM = 4.0  # above and below the region, for the second look
 LEAST_COVERED = 0.9  # of the region, by the scan
 NOT_SETTINGS = {"data", "output", "pattern", "n_workers", "scheduler", "to_native", "subject", "nmi_gate"}
-NOT_SETTINGS |= {"distinct", "bids_output", "initial", "deface"}
+NOT_SETTINGS |= {"distinct", "bids_output", "initial", "deface", "allow_synthetic"}
+NOT_SETTINGS |= {"to_dicom", "dicom_format"}
 FILES = ("template", "template_mask", "brain_template", "brain_mask")
 
 
@@ -149,6 +155,7 @@ class PreprocessConfig:
     series: str | None = option(
         None, "Text that the description of a DICOM series must contain; None takes all series."
     )
+    allow_synthetic: bool = option(False, "Take scans that are marked as synthetic: no patient's.")
     template: str | None = option(
         template,
         "Head or brain in TOF contrast that scans are registered to; None builds one from the scans.",
@@ -211,7 +218,11 @@ class PreprocessConfig:
     to_native: str | None = option(
         None, "A volume or label map of the region to carry back to the scanner's space."
     )
-    subject: str | None = option(None, "The scan it belongs to; None takes the name of the file.")
+    to_dicom: str | None = option(None, "A volume, native or synthetic, to write as DICOM, in dicom/.")
+    dicom_format: str = option("enhanced", "Of --to_dicom.", choices=KINDS)
+    subject: str | None = option(
+        None, "The scan that these belong to, and their PatientID; None takes the name of the file."
+    )
 
     def __post_init__(self):
         check_fields(self)
@@ -237,7 +248,7 @@ class PreprocessConfig:
             raise UserError("--template_mask is the mask of --template: give both.")
         if self.initial is not None and not Path(self.initial).is_dir():
             raise UserError(f"--initial {self.initial} does not exist: give the folder of the transforms.")
-        check_registration(self, (*FILES, "to_native"))
+        check_registration(self, (*FILES, "to_native", "to_dicom"))
 
     @property
     def region_voxels(self):
@@ -443,10 +454,11 @@ def write_results(job, result, volume, grid, measured):
     folder, name = job.config.folder, job.name
     with atomic_path(folder / "transforms" / f"{name}.mat") as part:
         write_transform(result.matrix, part)
+    raw = load_nifti(Path(job.path))
+    mark = f"{SYNTHETIC} " if is_marked_synthetic(raw.header) else ""
     path = folder / "flagged" / f"{name}.nii.gz"
     with atomic_path(path) as part:
-        write_image(volume, grid.affine, part, f"TOF MRA region, preprocessing {__version__}")
-    raw = load_nifti(Path(job.path))
+        write_image(volume, grid.affine, part, f"{mark}TOF MRA region, preprocessing {__version__}")
     record = {
         "subject": name,
         "inputs": job.inputs,
@@ -603,7 +615,8 @@ def preprocess(config):
     if config.template is not None and not (folder / "region.json").exists():
         choose_region(config, config.template)
     with locked(folder / ".lock", f"--output {folder}", "give another --output"):
-        named, problems = collect(config.data, config.output, config.series, config.pattern)
+        chosen = config.series, config.pattern, config.allow_synthetic
+        named, problems = collect(config.data, config.output, *chosen)
         scans, wrong = audit(named)
         problems |= wrong
         if config.template is None and config.cropping_bound_slices is not None and scans:
@@ -664,18 +677,6 @@ def run(config, to_do, rows, source, stripped, settings):
             books.write_status(rows, folder)
 
 
-def report(rows, folder):
-    """Print what is not in the training folder, and why. Returns how many scans failed or are flagged."""
-    others = {name: row for name, row in sorted(rows.items()) if row["step"] != "done"}
-    for name, row in others.items():
-        print(f"{row['step']}: {name} {row['reason']}", file=sys.stderr)
-    done = len(list((folder / "volumes").glob("*.nii.gz")))
-    flagged = sum(row["step"] == "flagged" for row in others.values())
-    hint = f"; {flagged} are flagged: look, and name the right ones in accept.txt" if flagged else ""
-    print(f"{done} of {len(rows)} scans are in {folder / 'volumes'}; look at {folder / 'qc.html'}{hint}")
-    return sum(row["step"] not in ("excluded", "withdrawn") for row in others.values())
-
-
 # ╔══════════════════════════════════════════════════════════════════════════════════════════════════════════╗
 # ║ Entry point                                                                                              ║
 # ╚══════════════════════════════════════════════════════════════════════════════════════════════════════════╝
@@ -685,11 +686,12 @@ def main(argv=None):
     """The command line; exits with 1 if any scan failed or is flagged."""
     config = parse_cli(PreprocessConfig, argv)
     with one_line_errors():
-        if config.to_native is not None:
-            print(f"Written: {to_native(config)}")
-            return
+        for given, work in ((config.to_native, to_native), (config.to_dicom, to_dicom)):
+            if given is not None:
+                print(f"Written: {work(config)}")
+                return
         rows = preprocess(config)
-    if report(rows, config.folder):
+    if books.report(rows, config.folder):
         raise SystemExit(1)
 
 

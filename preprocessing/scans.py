@@ -4,6 +4,7 @@ Nothing is repaired. nibabel and ITK repair the same fault in different ways and
 apart; a file that is wrong is named, with the remedy, and left alone.
 """
 
+import contextlib
 import fnmatch
 import gzip
 import hashlib
@@ -18,7 +19,7 @@ import nibabel as nib
 import numpy as np
 from tqdm import tqdm
 
-from preprocessing.dicom import convert_dicom
+from preprocessing.dicom import MARKED, convert_dicom
 from volumetric.cli import UserError
 from volumetric.files import (
     HEADER_BYTES,
@@ -28,6 +29,7 @@ from volumetric.files import (
     duplicates_among,
     file_digest,
     is_grey,
+    is_marked_synthetic,
     load_nifti,
 )
 
@@ -260,7 +262,16 @@ def check_contrast(array):
         raise UserError("is as bright at its border as anywhere: its contrast is inverted")
 
 
-def collect(data, output, series=None, pattern=None):
+def refuse_synthetic(scans, problems):
+    """Move the NIfTI files that are marked as synthetic from {name: path} to {name: what is wrong}."""
+    for name, path in list(scans.items()):
+        with contextlib.suppress(Exception):  # what else is wrong with a header, the audit says
+            if is_marked_synthetic(nib.load(path).header):
+                problems[name] = f"{MARKED} (its description)"
+                del scans[name]
+
+
+def collect(data, output, series=None, pattern=None, allow_synthetic=False):
     """Every scan of a data folder: NIfTI files, and those that DICOM series are converted to.
 
     Args:
@@ -268,6 +279,7 @@ def collect(data, output, series=None, pattern=None):
         output: Folder of the results; converted scans go to converted/ in it.
         series: Text that the description of a DICOM series must contain.
         pattern: Shell pattern of the names of NIfTI files, as of `find_scans`.
+        allow_synthetic: Take what is marked as synthetic.
 
     Returns:
         ({name: path}, {name: what is wrong with a file or a DICOM series}).
@@ -279,7 +291,9 @@ def collect(data, output, series=None, pattern=None):
     if source == folder or source in folder.parents or folder in source.parents:
         raise UserError(f"--output {output} and --data {data} lie in each other: give folders apart.")
     scans, problems = find_scans(data, pattern)
-    converted, wrong = convert_dicom(data, Path(output) / "converted", series)
+    if not allow_synthetic:
+        refuse_synthetic(scans, problems)
+    converted, wrong = convert_dicom(data, Path(output) / "converted", series, allow_synthetic)
     problems |= wrong
     for path in converted:
         name = path.name.removesuffix(".nii.gz")

@@ -12,6 +12,7 @@ from tests.conftest import ROOT
 GROUND = {
     "cli": set(),
     "files": {"cli"},
+    "dicom_writing": {"cli", "files"},
     "pictures": {"files"},
     "pages": {"files"},
     "parallel": {"cli"},
@@ -28,6 +29,7 @@ GROUND = {
 WITHOUT_TORCH = (
     "volumetric/cli.py",
     "volumetric/files.py",
+    "volumetric/dicom_writing.py",
     "volumetric/pictures.py",
     "volumetric/vessels.py",
     "volumetric/pages.py",

@@ -33,6 +33,7 @@ except ModuleNotFoundError:  # Windows has no such locks
 
 __version__ = "0.1.0"
 
+SYNTHETIC = "SYNTHETIC"  # how the description of a made volume begins
 NIFTI_SUFFIXES = (".nii", ".nii.gz")
 MAX_FILES_NAMED = 50  # offending files listed in one message
 MAX_REASON = 300  # characters of an error of a library's
@@ -269,11 +270,16 @@ def save_nifti(volume, affine, path):
     """Write a network volume (1, Z, X, Y) as 3D float32 NIfTI (X, Y, Z), marked as synthetic, atomically."""
     image = nib.Nifti1Image(volume_to_array(np.asarray(volume, dtype=np.float32)), affine)
     image.header.set_xyzt_units("mm")
-    image.header["descrip"] = f"SYNTHETIC 3D StyleGAN2 {__version__}".encode()
+    image.header["descrip"] = f"{SYNTHETIC} 3D StyleGAN2 {__version__}".encode()
     image.set_sform(affine, code=1)
     image.set_qform(affine, code=1)
     with atomic_path(path) as part:
         nib.save(image, part)
+
+
+def is_marked_synthetic(header):
+    """True if the description in a NIfTI header says that the volume was made, not scanned."""
+    return bytes(header["descrip"]).startswith(SYNTHETIC.encode())
 
 
 def refuse_unusable(problems, number, folder):
