@@ -30,7 +30,7 @@ from volumetric.files import NIFTI_SUFFIXES, SYNTHETIC, atomic_path, file_digest
 RULES = 1  # number of the rules by which series are converted: files made by others are made anew
 DIGITS = 6  # of the digest of a series' UID, in its name
 LONGEST = 120  # characters of a name before those
-PACKED = 1  # level of compression: a third of the time of level 6, a tenth more bytes
+PACKED = 1  # level of compression: time counts for more than size
 MARKED = "no patient's scan: --allow_synthetic takes what is marked as synthetic"
 REFUSED, PASSED_OVER, CONVERTED, KEPT = "refused", "passed over", "converted", "there already"
 
@@ -43,8 +43,7 @@ class Outcome:
         name: Name of its NIfTI file; of a file that is in no series, its path.
         verdict: REFUSED, PASSED_OVER, CONVERTED or KEPT.
         reason: Why it is not converted.
-        files: How many.
-        slices: How many.
+        files, slices, copies: How many; copies are files that equal others.
         description: Of the series.
     """
 
@@ -53,13 +52,15 @@ class Outcome:
     reason: str = ""
     files: int = 1
     slices: int = 0
+    copies: int = 0
     description: str = ""
 
     def line(self):
         """For the screen."""
         if self.reason:
             return f"{self.verdict}: {self.name}: {self.reason}"
-        return f"{self.verdict}: {self.name}: {self.slices} slices, files: {self.files}"
+        copies = f", copies left out: {self.copies}" if self.copies else ""
+        return f"{self.verdict}: {self.name}: {self.slices} slices, files: {self.files}{copies}"
 
 
 @dataclass
@@ -69,11 +70,13 @@ class Series:
     Args:
         place: Folder that holds all of them, relative to the folder that was searched.
         files: List of DicomFile.
+        copies: Files that equal one of these, of all series of its UID.
         fault: What is wrong with one of them, or with a file beside them, or "".
     """
 
     place: Path
     files: list
+    copies: int = 0
     fault: str = ""
 
     @property
@@ -122,8 +125,10 @@ def convert_all(folder, output, wanted, allow_synthetic):
             name = reserved(one.name(stack.part), names)
             verdict = REFUSED if stack.reason else PASSED_OVER if stack.passed_over else CONVERTED
             files = len({frame.file.path for frame in stack.frames}) or len(one.files)
-            reason = stack.reason or stack.passed_over
-            outcomes.append(Outcome(name, verdict, reason, files, len(stack.frames), one.description))
+            counts = files, len(stack.frames), one.copies
+            outcomes.append(
+                Outcome(name, verdict, stack.reason or stack.passed_over, *counts, one.description)
+            )
             if verdict == CONVERTED:
                 jobs.append((outcomes[-1], stack, output / f"{name}.nii.gz"))
     if jobs:
@@ -181,32 +186,18 @@ def sorted_out(found, folder):
         if file.series:
             by_uid[file.series].append(file)
     for files in by_uid.values():
-        for members in apart(files):
+        kept = without_copies(files)
+        for members in apart(kept):
             places = [file.path.parent.relative_to(folder) for file in members]
-            series.append(Series(Path(os.path.commonpath(places)), without_copies(members)))
+            series.append(Series(Path(os.path.commonpath(places)), members, len(files) - len(kept)))
     for file in lone:
         if file.shape and not file.fault:
             file.fault = "states no series (SeriesInstanceUID): export it again"
-        name = file.path.relative_to(folder).as_posix()
+        name = re.sub(r"[^\w.-]+", "_", "_".join(file.path.relative_to(folder).parts))
         verdict = REFUSED if file.fault else PASSED_OVER
         outcomes.append(Outcome(name, verdict, file.fault or no_image(file), description=file.description))
     blame(series, lone)
     return sorted(series, key=lambda s: (s.place.parts, s.files[0].number or 0, s.files[0].series)), outcomes
-
-
-def apart(files):
-    """Files of one series, by folder if each folder has slices of the same places; else as one.
-
-    A series may be spread over folders; but anonymisers give one UID to several patients, and folders are
-    copied.
-    """
-    by_folder, taken, twice = defaultdict(list), {}, False
-    for file in files:
-        by_folder[file.path.parent].append(file)
-        places = [(file.instance, frame.position) for frame in file.frames[:1] if file.instance is not None]
-        for mark in [file.uid, *places] if file.uid else places:
-            twice |= taken.setdefault(mark, file.path.parent) != file.path.parent
-    return list(by_folder.values()) if twice else [files]
 
 
 def without_copies(files):
@@ -214,13 +205,27 @@ def without_copies(files):
     uids = Counter(file.uid for file in files)
     kept, digests = [], set()
     for file in files:
-        if uids[file.uid] > 1 and not file.fault:
-            digest = file_digest(file.path)
-            if digest in digests:
-                continue
-            digests.add(digest)
-        kept.append(file)
+        digest = file_digest(file.path) if uids[file.uid] > 1 and not file.fault else None
+        if digest is None or digest not in digests:
+            kept.append(file)
+        digests.add(digest)
     return kept
+
+
+def apart(files):
+    """Files of one series, by folder if each folder has slices of the same places; else as one.
+
+    A series may be spread over folders; but anonymisers give one UID to several patients.
+    """
+    by_folder = defaultdict(list)
+    for file in files:
+        by_folder[file.path.parent].append(file)
+    places = [
+        {(file.instance, file.frames[0].position) for file in members if file.frames}
+        for members in by_folder.values()
+    ]
+    most = max(places, key=len)
+    return list(by_folder.values()) if all(p and p <= most for p in places) else [files]
 
 
 def blame(series, lone):

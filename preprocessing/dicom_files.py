@@ -45,20 +45,14 @@ NO_UID = UID("")
 ITEM = 0xFFFEE000
 # Elements that are read; the others are skipped, which halves the time.
 ELEMENTS = (
-    *(
-        "SOPClassUID",
-        "SOPInstanceUID",
-        "SeriesInstanceUID",
-        "SeriesNumber",
-        "SeriesDescription",
-        "ProtocolName",
-    ),
-    *("InstanceNumber", "ImageType", "Modality", "PatientID", "FrameOfReferenceUID", "SyntheticData"),
-    *("Units", "RescaleType", "RescaleSlope", "RescaleIntercept", "ModalityLUTSequence"),
+    *("SOPClassUID", "SOPInstanceUID", "SeriesInstanceUID", "SeriesNumber", "SeriesDescription"),
+    *("ProtocolName", "InstanceNumber", "ImageType", "Modality", "PatientID", "FrameOfReferenceUID"),
+    *("SyntheticData", "Units", "RescaleType", "RescaleSlope", "RescaleIntercept", "ModalityLUTSequence"),
     *("ImagePositionPatient", "ImageOrientationPatient", "PixelSpacing", "Rows", "Columns", "NumberOfFrames"),
     *("EchoTime", "EchoNumbers", "TemporalPositionIdentifier", "DiffusionBValue", "ComplexImageComponent"),
-    *("SamplesPerPixel", "PhotometricInterpretation", "BitsAllocated", "BitsStored", "HighBit"),
-    *("PixelRepresentation", "SharedFunctionalGroupsSequence", "PerFrameFunctionalGroupsSequence"),
+    *("VolumeBasedCalculationTechnique", "SamplesPerPixel", "PhotometricInterpretation"),
+    *("BitsAllocated", "BitsStored", "HighBit", "PixelRepresentation"),
+    *("SharedFunctionalGroupsSequence", "PerFrameFunctionalGroupsSequence"),
 )
 # Where the functional groups keep what a classic header has at its top.
 GROUPS = {
@@ -71,6 +65,7 @@ GROUPS = {
     "EffectiveEchoTime": "MREchoSequence",
     "FrameType": "MRImageFrameTypeSequence",
     "ComplexImageComponent": "MRImageFrameTypeSequence",
+    "VolumeBasedCalculationTechnique": "MRImageFrameTypeSequence",
     "DiffusionBValue": "MRDiffusionSequence",
     "StackID": "FrameContentSequence",
     "TemporalPositionIndex": "FrameContentSequence",
@@ -201,8 +196,7 @@ def read_file(path):
         return file if named else None
     try:
         with opened(path) as stream:
-            begins = begins_as_dicom(stream.read(132))
-            if not begins:
+            if not begins_as_dicom(stream.read(132)):
                 file.fault = f"is no DICOM file: {COPY_AGAIN}"
                 return file if named else None
             stream.seek(0)
@@ -210,10 +204,9 @@ def read_file(path):
     except UserError as error:
         file.fault = str(error)
     except Exception as error:  # damaged files break pydicom in more ways than it has errors for
-        if not (named or isinstance(error, OSError)):
-            file.fault = f"begins as DICOM and cannot be read ({one_line(error)}): {COPY_AGAIN}"
-        else:
-            file.fault = f"cannot be read ({one_line(error)}): {COPY_AGAIN}"
+        if path.suffix == ".gz" and not named:
+            return None
+        file.fault = f"cannot be read ({one_line(error)}): {COPY_AGAIN}"
     return file
 
 
@@ -328,7 +321,7 @@ def frame_of(file, index, groups):
     echo = number("EffectiveEchoTime") or real(header, "EchoTime") or real(header, "EchoNumbers")
     kind = groups.get("FrameType") or header.get("ImageType") or ()
     kind = (kind,) if isinstance(kind, str) else tuple(map(str, kind))
-    component = groups.get("ComplexImageComponent", fall_back=True) or ""
+    made = (groups.get(name, True) for name in ("ComplexImageComponent", "VolumeBasedCalculationTechnique"))
     time = header.get("TemporalPositionIdentifier") if groups.classic else groups.get("TemporalPositionIndex")
     return Frame(
         file=file,
@@ -339,7 +332,7 @@ def frame_of(file, index, groups):
         slope=number("RescaleSlope", 1.0),
         intercept=number("RescaleIntercept", 0.0),
         units=str(header.get("Units") or groups.get("RescaleType", fall_back=True) or ""),
-        kind=(*kind, component) if component else kind,
+        kind=(*kind, *(str(word) for word in made if word and word != "NONE")),
         echo=echo,
         weighting=number("DiffusionBValue"),
         time=None if time is None or time == "" else int(time),
@@ -442,8 +435,8 @@ def stored_values(file, content=None):
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             raw = decoded(file, content)
-    except Exception as error:
-        raise UserError(f"{file.path.name} cannot be decoded ({one_line(error)}): {COPY_AGAIN}") from None
+    except Exception:
+        raise UserError(f"{file.path.name} cannot be decoded ({file.syntax.name}): {COPY_AGAIN}") from None
     return within_bits(file, raw)
 
 

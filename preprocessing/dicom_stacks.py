@@ -20,22 +20,11 @@ from volumetric.files import by
 PLACE_TOLERANCE = 0.1  # mm, between where a voxel lies and where a grid of right angles puts it
 GAP_TOLERANCE = 0.02  # of the distance between two slices
 LEAST_GAP = 0.025  # mm, what rounded positions may differ by
-SAME_PLACE = 1e-3  # mm
 TURN_TOLERANCE = 2e-4  # of cosines: 0.05 mm at the far end of a slice
 PLANES = 3  # directions of a localiser
 FILES_NAMED = 3
 LOCALISERS = ("LOCALIZER", "LOCALISER", "SCOUT", "SURVEY")
-PROJECTIONS = (
-    "MIP",
-    "MINIP",
-    "MNIP",
-    "PROJECTION",
-    "PROJECTION IMAGE",
-    "MAX_IP",
-    "MIN_IP",
-    "RADIAL",
-    "CSA MIP",
-)
+PROJECTIONS = ("MIP", "MINIP", "MNIP", "CSA MIP", "PROJECTION", "PROJECTION IMAGE", "MAX_IP", "MIN_IP")
 # What tells volumes of one series apart, in this order, and what a volume of it is called.
 TELLING = {"kind": "", "echo": "echo", "stack": "stack", "weighting": "b", "time": "time"}
 SERIES_OF_VOLUMES = {"weighting": "diffusion weightings", "time": "points of time"}
@@ -207,7 +196,7 @@ def check_alike(frames):
         ("spacings", " mm", lambda f: by(np.round(f.spacing[::-1], 4))),
         ("kinds of grey", "", lambda f: f.file.photometric),
         ("units", "", lambda f: f.units or "none"),
-        ("patients", "", lambda f: "" if f.file.patient is None else f.file.patient),
+        ("patients", "", lambda f: f.file.patient),
         ("frames of reference", "", lambda f: f.file.space),
         ("echo times", " ms", lambda f: value_of(f, "echo") or "none"),
         ("b-values", "", lambda f: f.weighting if f.weighting is not None else "none"),
