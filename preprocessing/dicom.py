@@ -7,12 +7,14 @@ already, passed over (what is no scan: localisers, projections, screenshots), or
 file is read in dicom_files.py; what belongs together, and where it lies, is decided in dicom_stacks.py.
 """
 
+import contextlib
 import csv
 import gzip
 import hashlib
 import json
 import os
 import re
+import warnings
 from collections import Counter, defaultdict
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
@@ -20,6 +22,7 @@ from pathlib import Path
 
 import nibabel as nib
 import numpy as np
+from pydicom import config
 from tqdm import tqdm
 
 from preprocessing.dicom_files import read_file, stored_values
@@ -88,7 +91,7 @@ class Series:
         """Folder, description, number, and a digest of the UID: the same at every call."""
         first = self.files[0]
         words = [*self.place.parts, first.description or "series", *([part] if part else [])]
-        text = re.sub(r"[^\w.-]+", "_", "_".join(words)).strip("_")[:LONGEST]
+        text = sanitised(words)[:LONGEST]
         number = "" if first.number is None else f"{first.number}-"
         return f"{text}_{number}{hashlib.sha256(first.series.encode()).hexdigest()[:DIGITS]}"
 
@@ -118,10 +121,14 @@ def convert_dicom(folder, output, wanted=None, allow_synthetic=False):
 
 def convert_all(folder, output, wanted, allow_synthetic):
     """Outcome of every series, and of every file that is in none."""
-    series, outcomes = sorted_out(survey(folder), folder)
-    jobs, names = [], set()
+    series, lone = sorted_out(survey(folder), folder)
+    outcomes, jobs, names = [], [], set()
+    for file in lone:
+        name = reserved(sanitised(file.path.relative_to(folder).parts), names)
+        verdict, reason = REFUSED if file.fault else PASSED_OVER, file.fault or no_image(file)
+        outcomes.append(Outcome(name, verdict, reason, description=file.description))
     for one in series:
-        for stack in judged(one, wanted, allow_synthetic):
+        for stack in stacks_in(one, wanted, allow_synthetic):
             name = reserved(one.name(stack.part), names)
             verdict = REFUSED if stack.reason else PASSED_OVER if stack.passed_over else CONVERTED
             files = len({frame.file.path for frame in stack.frames}) or len(one.files)
@@ -133,10 +140,23 @@ def convert_all(folder, output, wanted, allow_synthetic):
                 jobs.append((outcomes[-1], stack, output / f"{name}.nii.gz"))
     if jobs:
         output.mkdir(parents=True, exist_ok=True)
-        with ThreadPoolExecutor(min(4, os.cpu_count() or 1)) as pool:
+        with quiet(), ThreadPoolExecutor(min(4, os.cpu_count() or 1)) as pool:
             done = pool.map(lambda job: convert(*job), jobs)
             list(tqdm(done, "Converting DICOM", len(jobs), leave=False))
     return outcomes
+
+
+@contextlib.contextmanager
+def quiet():
+    """pydicom warns of every value that breaks the rules: what matters is told as a fault of its file."""
+    with warnings.catch_warnings(), config.disable_value_validation():
+        warnings.simplefilter("ignore")
+        yield
+
+
+def sanitised(words):
+    """Some words as a name of a file."""
+    return re.sub(r"[^\w.-]+", "_", "_".join(words)).strip("_")
 
 
 def reserved(name, names):
@@ -171,16 +191,17 @@ def survey(folder):
         names = sorted(f for f in files if not f.startswith(".") and not f.lower().endswith(NIFTI_SUFFIXES))
         paths += [Path(place) / name for name in names]
     bar = tqdm(paths, "Reading DICOM headers", leave=False, disable=len(paths) < 1000)
-    return [file for file in map(read_file, bar) if file is not None]
+    with quiet():
+        return [file for file in map(read_file, bar) if file is not None]
 
 
 def sorted_out(found, folder):
     """Files by series.
 
     Returns:
-        ([Series], [Outcome of files that are in none]).
+        ([Series], [DicomFile that is in none]).
     """
-    by_uid, series, outcomes = defaultdict(list), [], []
+    by_uid, series = defaultdict(list), []
     lone = [file for file in found if not file.series]
     for file in found:
         if file.series:
@@ -193,11 +214,8 @@ def sorted_out(found, folder):
     for file in lone:
         if file.shape and not file.fault:
             file.fault = "states no series (SeriesInstanceUID): export it again"
-        name = re.sub(r"[^\w.-]+", "_", "_".join(file.path.relative_to(folder).parts))
-        verdict = REFUSED if file.fault else PASSED_OVER
-        outcomes.append(Outcome(name, verdict, file.fault or no_image(file), description=file.description))
     blame(series, lone)
-    return sorted(series, key=lambda s: (s.place.parts, s.files[0].number or 0, s.files[0].series)), outcomes
+    return sorted(series, key=lambda s: (s.place.parts, s.files[0].number or 0, s.files[0].series)), lone
 
 
 def without_copies(files):
@@ -233,11 +251,11 @@ def blame(series, lone):
     for one in series:
         for file in one.files:
             if file.fault:
-                one.fault = f"its file {file.path.name} {file.fault}"
+                one.fault = f"its file {file.name} {file.fault}"
         folders = {file.path.parent for file in one.files}
         for file in lone:
             if file.fault and file.path.parent in folders and not one.fault:
-                one.fault = f"{file.path.name} beside it {file.fault}"
+                one.fault = f"{file.name} beside it {file.fault}"
 
 
 def no_image(file):
@@ -245,7 +263,7 @@ def no_image(file):
     return f"no image ({file.sort.name})" if file.sort else "no image"
 
 
-def judged(series, wanted, allow_synthetic):
+def stacks_in(series, wanted, allow_synthetic):
     """Stacks of a series, each with what it is or what is wrong with it."""
     frames = [frame for file in series.files for frame in file.frames]
     if wanted is not None and wanted.lower() not in series.description.lower():

@@ -14,14 +14,12 @@ import io
 import os
 import struct
 import tempfile
-import warnings
 from collections.abc import MutableSequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
 import pydicom
-from pydicom import config
 from pydicom.dataset import Dataset, FileMetaDataset
 from pydicom.uid import (
     UID,
@@ -153,6 +151,11 @@ class DicomFile:
     start: int = 0
     frames: list = field(default_factory=list, repr=False)
 
+    @property
+    def name(self):
+        """Of the file, as it can be printed."""
+        return self.path.name.encode(errors="replace").decode()
+
 
 # ╔══════════════════════════════════════════════════════════════════════════════════════════════════════════╗
 # ║ Headers                                                                                                  ║
@@ -212,27 +215,25 @@ def read_file(path):
 
 def read_header(file, stream):
     """Fill a DicomFile from its open file; raises a UserError with what is wrong."""
-    with warnings.catch_warnings(), config.disable_value_validation():
-        warnings.simplefilter("ignore")
-        dataset = pydicom.dcmread(stream, stop_before_pixels=True, force=True, specific_tags=list(ELEMENTS))
-        header, meta = {element.keyword: element.value for element in dataset}, dataset.file_meta
-        file.series, file.uid = text(header, "SeriesInstanceUID"), text(header, "SOPInstanceUID")
-        file.sort = UID(text(header, "SOPClassUID") or text(meta, "MediaStorageSOPClassUID"))
-        file.number, file.instance = whole(header, "SeriesNumber"), whole(header, "InstanceNumber")
-        file.description = text(header, "SeriesDescription") or text(header, "ProtocolName")
-        file.modality, file.patient = text(header, "Modality"), text(header, "PatientID")
-        file.space = text(header, "FrameOfReferenceUID")
-        file.synthetic = text(header, "SyntheticData").upper() == "YES"
-        file.syntax = UID(text(meta, "TransferSyntaxUID") or guessed_syntax(dataset))
-        if whole(header, "Rows") is None:
-            if may_hold_images(file):
-                raise UserError(f"has no image where one is expected (cut off in its header?): {COPY_AGAIN}")
-            return
-        if "ModalityLUTSequence" in header:
-            raise UserError("gives its values by a table (Modality LUT), which is not read: export it again")
-        read_pixel_header(file, header)
-        find_pixels(file, stream)
-        file.frames = frames_of(file, header)
+    dataset = pydicom.dcmread(stream, stop_before_pixels=True, force=True, specific_tags=list(ELEMENTS))
+    header, meta = {element.keyword: element.value for element in dataset}, dataset.file_meta
+    file.series, file.uid = text(header, "SeriesInstanceUID"), text(header, "SOPInstanceUID")
+    file.sort = UID(text(header, "SOPClassUID") or text(meta, "MediaStorageSOPClassUID"))
+    file.number, file.instance = whole(header, "SeriesNumber"), whole(header, "InstanceNumber")
+    file.description = text(header, "SeriesDescription") or text(header, "ProtocolName")
+    file.modality, file.patient = text(header, "Modality"), text(header, "PatientID")
+    file.space = text(header, "FrameOfReferenceUID")
+    file.synthetic = text(header, "SyntheticData").upper() == "YES"
+    file.syntax = UID(text(meta, "TransferSyntaxUID") or guessed_syntax(dataset))
+    if whole(header, "Rows") is None:
+        if may_hold_images(file):
+            raise UserError(f"has no image where one is expected (cut off in its header?): {COPY_AGAIN}")
+        return
+    if "ModalityLUTSequence" in header:
+        raise UserError("gives its values by a table (Modality LUT), which is not read: export it again")
+    read_pixel_header(file, header)
+    find_pixels(file, stream)
+    file.frames = frames_of(file, header)
 
 
 def guessed_syntax(dataset):
@@ -432,11 +433,9 @@ def stored_values(file, content=None):
         with opened(file.path) as stream:
             content = stream.read()
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            raw = decoded(file, content)
+        raw = decoded(file, content)
     except Exception:
-        raise UserError(f"{file.path.name} cannot be decoded ({file.syntax.name}): {COPY_AGAIN}") from None
+        raise UserError(f"{file.name} cannot be decoded ({file.syntax.name}): {COPY_AGAIN}") from None
     return within_bits(file, raw)
 
 
@@ -490,13 +489,13 @@ def within_bits(file, raw):
         return raw
     shift = high + 1 - stored
     if shift:
-        raise UserError(f"{file.path.name} stores its numbers in bits {shift} to {high}: export it again")
+        raise UserError(f"{file.name} stores its numbers in bits {shift} to {high}: export it again")
     low, top = (-(1 << high), (1 << high) - 1) if file.signed else (0, (1 << stored) - 1)
     if raw.min() >= low and raw.max() <= top:
         return raw
     if not file.signed or raw.max() > 2 * top + 1 or raw.min() < low:
         raise UserError(
-            f"{file.path.name} has values from {raw.min()} to {raw.max()}, and states {stored} bits, which "
+            f"{file.name} has values from {raw.min()} to {raw.max()}, and states {stored} bits, which "
             f"hold {low} to {top}: export it again"
         )
     return np.where(raw > top, raw - raw.dtype.type(2 * top + 2), raw)  # the sign was not carried upwards

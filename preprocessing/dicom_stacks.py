@@ -99,8 +99,8 @@ def told_apart(frames):
                     f"holds {len(values)} volumes, of {len(values)} {SERIES_OF_VOLUMES[name]}, expected one: "
                     f"convert it with dcm2niix and extract one volume"
                 )
-            for number, value in enumerate(values, start=1):
-                word = words_of(value, values) if name == "kind" else f"{title}{number}"
+            for value in values:
+                word = words_of(value, values) if name == "kind" else f"{title}{value}"
                 key = "_".join(w for w in (part, word) if w)
                 finer[key] = [frame for frame in members if value_of(frame, name) == value]
         parts = finer
@@ -129,7 +129,7 @@ def is_one(frames):
     return (
         len({frame.file.shape[1:] for frame in frames}) == 1
         and not repeats(frames)
-        and not odd(frames, "turn")
+        and not turned_otherwise(frames)
     )
 
 
@@ -151,10 +151,10 @@ def repeats(frames):
 def no_scan(frames):
     """What frames are in place of a scan: a localiser, a projection, a picture; "" for a scan."""
     file = frames[0].file
-    words = {word.upper() for frame in frames for word in frame.kind}
+    words = set.intersection(*({word.upper() for word in frame.kind} for frame in frames))
     turns = {tuple(np.round(frame.turn, 2) + 0.0) for frame in frames if frame.turn is not None}
     placed = all(frame.position is not None and frame.turn is not None for frame in frames)
-    if any(f.file.samples > 1 or not f.file.photometric.startswith("MONOCHROME") for f in frames):
+    if all(f.file.samples > 1 or not f.file.photometric.startswith("MONOCHROME") for f in frames):
         return f"in colour ({file.photometric})"
     if any(word in file.sort.name for word in NO_SCANS) or (not placed and not is_scan(file)):
         return f"no scan ({file.sort.name or file.modality})"
@@ -184,10 +184,12 @@ def check_alike(frames):
     """
     if any("MOSAIC" in frame.kind for frame in frames):
         raise UserError("has mosaics of slices (Siemens), expected slices: convert it with dcm2niix")
-    if any(frame.position is None or frame.turn is None for frame in frames):
+    nowhere = [frame for frame in frames if frame.position is None or frame.turn is None]
+    if nowhere:
+        some = f" in {len(nowhere)} slices{named(nowhere)}" if len(nowhere) < len(frames) else ""
         raise UserError(
-            f"has no position or orientation (ImagePositionPatient, ImageOrientationPatient)"
-            f"{where(frames, bad)}: where it lies is unknown; export it again"
+            f"has no position or orientation (ImagePositionPatient, ImageOrientationPatient){some}: where it "
+            f"lies is unknown; export it again"
         )
     if any(frame.spacing is None or min(frame.spacing) <= 0 for frame in frames):
         raise UserError("has no spacing of its voxels (PixelSpacing): export it again")
@@ -202,7 +204,7 @@ def check_alike(frames):
         ("b-values", "", lambda f: f.weighting if f.weighting is not None else "none"),
     ):
         check_one(frames, what, unit, value)
-    others = odd(frames, "turn")
+    others = turned_otherwise(frames)
     if others:
         raise UserError(
             f"has {len(others)} of {len(frames)} slices turned otherwise than the others{named(others)}: "
@@ -220,17 +222,6 @@ def check_alike(frames):
         )
 
 
-def bad(frame):
-    """True for a frame without a place."""
-    return frame.position is None or frame.turn is None
-
-
-def where(frames, wrong):
-    """The files of wrong frames, named, if they are not all of them."""
-    others = [frame for frame in frames if wrong(frame)]
-    return "" if len(others) == len(frames) else f" in {len(others)} slices{named(others)}"
-
-
 def check_one(frames, what, unit, value):
     """Raise a UserError if a value is not the same for all frames."""
     values = Counter(map(value, frames))
@@ -245,20 +236,20 @@ def check_one(frames, what, unit, value):
     raise UserError(f"has slices of {count} {what}, {found}{named(others)}: export it again")
 
 
-def odd(frames, name):
-    """Frames whose orientation is not that of most."""
-    known = [frame for frame in frames if getattr(frame, name) is not None]
+def turned_otherwise(frames):
+    """Frames whose orientation is not that of most, of those that have one."""
+    known = [frame for frame in frames if frame.turn is not None]
     if not known:
         return []
-    values = np.array([getattr(frame, name) for frame in known])
-    (usual, _), *_ = Counter(map(tuple, values.round(3) + 0.0)).most_common(1)
-    usual = next(v for v in values if tuple(v.round(3) + 0.0) == usual)
-    return [f for f, v in zip(known, values, strict=True) if np.abs(v - usual).max() > TURN_TOLERANCE]
+    turns = np.array([frame.turn for frame in known])
+    rounded = list(map(tuple, turns.round(3) + 0.0))
+    usual = turns[rounded.index(Counter(rounded).most_common(1)[0][0])]
+    return [f for f, turn in zip(known, turns, strict=True) if np.abs(turn - usual).max() > TURN_TOLERANCE]
 
 
 def named(frames):
     """' (a.dcm, b.dcm, ...)': files of some frames, or their numbers where all are in one file."""
-    files = sorted({frame.file.path.name for frame in frames})
+    files = sorted({frame.file.name for frame in frames})
     if len(files) == 1 and frames[0].file.shape[0] > 1:
         files = [f"frame {frame.index + 1}" for frame in frames]
     return f" ({', '.join(files[:FILES_NAMED])}{', ...' if len(files) > FILES_NAMED else ''})"

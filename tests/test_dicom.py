@@ -283,7 +283,7 @@ def test_times_and_weightings_are_no_scan_but_echoes_are_told_apart(tmp_path):
         write_series(tmp_path / name / "raw", twice, where=places() * 2, change=change)
     assert "holds 2 volumes, of 2 points of time" in refused(tmp_path / "TemporalPositionIdentifier")
     assert "holds 2 volumes, of 2 diffusion weightings" in refused(tmp_path / "DiffusionBValue")
-    for name, parts in (("EchoTime", ("echo1", "echo2")), ("ImageType", ("M", "P"))):
+    for name, parts in (("EchoTime", ("echo3.0", "echo7.0")), ("ImageType", ("M", "P"))):
         paths, problems = convert_dicom(tmp_path / name / "raw", tmp_path / name)
         assert not problems and [p.name.split("_5-")[0].split("_")[-1] for p in paths] == [*parts]
         check_peak(paths[0])
@@ -367,7 +367,7 @@ def test_echoes_slabs_and_gaps_of_an_enhanced_file(tmp_path):
     twice = np.concatenate([stack(), stack(2000)])
     write_enhanced(tmp_path / "a" / "x.dcm", twice, places() * 2, echoes)
     paths, problems = convert_dicom(tmp_path / "a", tmp_path / "a")
-    assert not problems and ["echo1" in paths[0].name, "echo2" in paths[1].name] == [True, True]
+    assert not problems and ["echo3.4" in paths[0].name, "echo7.0" in paths[1].name] == [True, True]
     check_peak(paths[0])
     check_peak(paths[1], 2000)
     write_enhanced(tmp_path / "b" / "raw" / "x.dcm", stack(), places(), slabs)  # slabs of one volume are one

@@ -15,6 +15,7 @@ archive: that many series of that many slices of 256 x 256 voxels, headers of 50
 turn: seconds and memory.
 """
 
+import contextlib
 import gzip
 import os
 import resource
@@ -255,6 +256,19 @@ def write_archive(folder, series, slices):
             data.save_as(place / f"IM{k + 1:04d}.dcm", enforce_file_format=True)
 
 
+@contextlib.contextmanager
+def measured(name, seconds, who):
+    """Print seconds, seconds of processors, and memory of what is done meanwhile."""
+    start, before = time.perf_counter(), resource.getrusage(who)
+    yield
+    seconds[name] = time.perf_counter() - start
+    after = resource.getrusage(who)
+    cpu = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
+    print(
+        f"{name}: {seconds[name]:.1f} s, {cpu:.1f} s of processors, {after.ru_maxrss // 1024} MiB", flush=True
+    )
+
+
 def archive(settings):
     """Seconds and memory of both; returns 0 if ours took at most twice the seconds of dcm2niix."""
     folder = Path(settings.output)
@@ -267,18 +281,12 @@ def archive(settings):
     subprocess.run(["sh", "-c", f"find '{source}' -type f -exec cat {{}} + > /dev/null"])  # one start for all
     seconds = {}
     for name, flags in (("dcm2niix -z y", ["-z", "y"]), ("dcm2niix -z y -1", ["-z", "y", "-1"])):
-        start = time.perf_counter()
-        written = dcm2niix(source, folder / "archive-dcm2niix", *flags)
-        seconds[name] = time.perf_counter() - start
-        memory = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss // 1024
-        print(f"{name}: {seconds[name]:.1f} s, {memory} MiB, {len(written)} volumes")
+        with measured(name, seconds, resource.RUSAGE_CHILDREN):
+            dcm2niix(source, folder / "archive-dcm2niix", *flags)
         shutil.rmtree(folder / "archive-dcm2niix")
     for name in ("survey and conversion", "again, nothing to do"):
-        start = time.perf_counter()
-        outcomes = convert_all(source, folder / "archive-ours", None, False)
-        seconds[name] = time.perf_counter() - start
-        memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024
-        print(f"{name}: {seconds[name]:.1f} s, {memory} MiB, {sum(not o.reason for o in outcomes)} volumes")
+        with measured(name, seconds, resource.RUSAGE_SELF):
+            convert_all(source, folder / "archive-ours", None, False)
     shutil.rmtree(folder / "archive-ours")
     return seconds["survey and conversion"] > 2 * seconds["dcm2niix -z y"]
 
