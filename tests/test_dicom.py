@@ -23,6 +23,7 @@ from pydicom.uid import (
     generate_uid,
 )
 
+import CoW_generator as cow
 from preprocessing import preprocessing
 from preprocessing.dicom import convert_dicom
 from preprocessing.scans import collect
@@ -597,3 +598,18 @@ def test_the_command_writes_volumes_and_no_label_maps(tmp_path):
     scans, problems = collect(tmp_path / "raw", tmp_path / "new")
     assert list(scans) == ["scan"] and "--allow_synthetic takes what is marked" in problems["made"]
     assert len(collect(tmp_path / "raw", tmp_path / "new", allow_synthetic=True)[0]) == 2
+
+
+def test_the_generator_writes_what_it_makes(tmp_path):
+    flags = ["--num_generate", 1, "--save_directory", tmp_path, "--device", "cpu", "--picture_format", "none"]
+    for kind in KINDS:
+        cow.main([*map(str, flags), "--dicom", kind])
+    folder = tmp_path / "normal"
+    right = nib.as_closest_canonical(nib.load(folder / "seed000042.nii.gz"))
+    assert dcmread(folder / "dicom" / "seed000042.dcm").PatientName == "SYNTHETIC^NOBODY"
+    paths, problems = convert_dicom(folder / "dicom", tmp_path / "read", allow_synthetic=True)
+    assert len(paths) == 2 and not problems
+    for path in paths:
+        found = nib.as_closest_canonical(nib.load(path))
+        np.testing.assert_allclose(found.get_fdata(), right.get_fdata(), atol=0.51 / 65535)
+        np.testing.assert_allclose(found.affine, right.affine, atol=1e-4)

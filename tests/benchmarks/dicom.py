@@ -66,9 +66,9 @@ def dcm2niix(source, target, *flags):
     if program is None:
         raise UserError("dcm2niix is not on PATH: pip install dcm2niix.")
     target.mkdir(parents=True, exist_ok=True)
-    command = [program, "-b", "n", "-f", "%f_%s_%d_%r", *flags, "-o", target, source]
+    command = [program, "-b", "n", "-f", "%s_%j", *flags, "-o", target, source]
     try:
-        subprocess.run(command, capture_output=True, timeout=600)
+        subprocess.run(command, capture_output=True, timeout=3600)
     except subprocess.TimeoutExpired:
         print(f"dcm2niix took too long: {source}")
     return sorted(target.glob("*.nii*"))
@@ -256,6 +256,12 @@ def write_archive(folder, series, slices):
             data.save_as(place / f"IM{k + 1:04d}.dcm", enforce_file_format=True)
 
 
+def check_number(written, series):
+    """Raise a UserError unless there is a volume of every series: else its time says nothing."""
+    if written != series:
+        raise UserError(f"{written} volumes of {series} series.")
+
+
 @contextlib.contextmanager
 def measured(name, seconds, who):
     """Print seconds, seconds of processors, and memory of what is done meanwhile."""
@@ -282,11 +288,13 @@ def archive(settings):
     seconds = {}
     for name, flags in (("dcm2niix -z y", ["-z", "y"]), ("dcm2niix -z y -1", ["-z", "y", "-1"])):
         with measured(name, seconds, resource.RUSAGE_CHILDREN):
-            dcm2niix(source, folder / "archive-dcm2niix", *flags)
+            written = len(dcm2niix(source, folder / "archive-dcm2niix", *flags))
+        check_number(written, settings.series)
         shutil.rmtree(folder / "archive-dcm2niix")
     for name in ("survey and conversion", "again, nothing to do"):
         with measured(name, seconds, resource.RUSAGE_SELF):
-            convert_all(source, folder / "archive-ours", None, False)
+            outcomes = convert_all(source, folder / "archive-ours", None, False)
+        check_number(sum(not outcome.reason for outcome in outcomes), settings.series)
     shutil.rmtree(folder / "archive-ours")
     return seconds["survey and conversion"] > 2 * seconds["dcm2niix -z y"]
 
