@@ -197,6 +197,8 @@ def read_file(path):
     if path.is_symlink() and not path.exists():
         file.fault = "is a link to a file that is not here: fetch it (datalad get)"
         return file if named else None
+    if not path.is_file():  # a pipe would be waited for
+        return None
     try:
         with opened(path) as stream:
             if not begins_as_dicom(stream.read(132)):
