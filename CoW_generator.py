@@ -41,6 +41,7 @@ from volumetric.cli import (
     parse_cli,
 )
 from volumetric.collection import check_array, read_volume
+from volumetric.dicom_writing import KINDS, Origin, write_dicom
 from volumetric.files import (
     __version__,
     array_to_volume,
@@ -55,6 +56,7 @@ from volumetric.files import (
     read_json,
     reading,
     save_nifti,
+    volume_to_array,
 )
 from volumetric.geometry import affine_of, same_spacing, spacing_of, turn
 from volumetric.parallel import device_random, latent_of, process_group, volume_inputs
@@ -182,6 +184,7 @@ class GenerateConfig:
     load_from_style: bool = option(load_from_style, "Vary the style in style_npy_path.")
     style_npy_path: str | None = option(style_npy_path, "A *_style.npy file.", file=True)
     volume_format: str = option("nii.gz", "Of the volumes.", choices=("nii.gz", "nii"))
+    dicom: str | None = option(None, "Write every volume as DICOM too.", choices=KINDS)
     picture_format: str = option("png", "Of the pictures; none makes none.", choices=("png", "jpg", "none"))
     batch_size: int | None = option(
         None, "Volumes at a time, None for 8 on a GPU and 2 on a CPU; halves itself when memory is short."
@@ -569,6 +572,11 @@ class Writer:
         """Path of one of a recipe's files."""
         return self.config.folder / f"{recipe.name}.{suffix}"
 
+    def dicom_path(self, recipe):
+        """Path of a recipe's DICOM file, or of the folder of its slices."""
+        ending = ".dcm" if self.config.dicom == "enhanced" else ""
+        return self.config.folder / "dicom" / f"{recipe.name}{ending}"
+
     def is_complete(self, recipe):
         """True if the volume is there, rendered from the same recipe by the same checkpoint.
 
@@ -593,6 +601,8 @@ class Writer:
             raise UserError(
                 f"{sidecar} was made with another {' and '.join(different)}: choose another --save_directory."
             )
+        if self.config.dicom is not None and not self.dicom_path(recipe).exists():
+            return False
         volume = self.path(recipe, self.config.volume_format)
         try:
             load_nifti(volume)
@@ -612,6 +622,10 @@ class Writer:
             low, high = config.intensity_range
             scaled = low + volume * (high - low)
         save_nifti(scaled, self.affine, self.path(recipe, config.volume_format))
+        if config.dicom is not None and not self.dicom_path(recipe).exists():
+            origin = Origin(recipe.name, "CoW_generator", synthetic=True)
+            array = volume_to_array(scaled)
+            write_dicom(array, self.affine, self.dicom_path(recipe), origin, config.dicom)
         if config.picture_format != "none":
             save_picture(six_views(volume, self.affine), self.path(recipe, config.picture_format), smallest=1)
         details = {

@@ -8,6 +8,7 @@ import csv
 import itertools
 import json
 import os
+import sys
 from pathlib import Path
 
 from volumetric.cli import UserError
@@ -181,3 +182,15 @@ def without_scan(folder, names):
     for where in ("volumes", "flagged"):
         made |= {path.name.removesuffix(".nii.gz") for path in (folder / where).glob("*.nii.gz")}
     return sorted(made - set(names))
+
+
+def report(rows, folder):
+    """Print what is not in the training folder, and why. Returns how many scans failed or are flagged."""
+    others = {name: row for name, row in sorted(rows.items()) if row["step"] != "done"}
+    for name, row in others.items():
+        print(f"{row['step']}: {name} {row['reason']}", file=sys.stderr)
+    done = len(list((folder / "volumes").glob("*.nii.gz")))
+    flagged = sum(row["step"] == "flagged" for row in others.values())
+    hint = f"; {flagged} are flagged: look, and name the right ones in accept.txt" if flagged else ""
+    print(f"{done} of {len(rows)} scans are in {folder / 'volumes'}; look at {folder / 'qc.html'}{hint}")
+    return sum(row["step"] not in ("excluded", "withdrawn") for row in others.values())

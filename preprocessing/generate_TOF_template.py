@@ -371,7 +371,7 @@ def main(argv=None):
         folder = Path(config.output)
         if (folder / "template.nii.gz").exists():
             raise UserError(f"--output {folder} holds a template: give a new folder.")
-        named, problems = collect(config.data, config.output, config.series, config.pattern)
+        named, problems = collect(config.data, config.output, config.series, config.pattern, True)
         scans, wrong = audit(named)
         problems |= wrong
         for name, reason in sorted(problems.items()):

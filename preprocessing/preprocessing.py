@@ -4,6 +4,7 @@
     python preprocessing/preprocessing.py --data raw --output prepared --region_center 0,-5,-12
     python preprocessing/preprocessing.py --output prepared --to_region labels
     python preprocessing/preprocessing.py --output prepared --to_native segmentation.nii.gz --subject sub-01
+    python preprocessing/preprocessing.py --output prepared --to_dicom volume.nii.gz
 
 or edit the settings below and run it. Without a template, one is built from the scans. Sections of this file:
 
@@ -38,6 +39,7 @@ import numpy as np
 from preprocessing import books
 from preprocessing.bids import write_bids
 from preprocessing.carry import TO_NATIVE, TO_REGION, carry
+from preprocessing.dicom_export import to_dicom
 from preprocessing.generate_TOF_template import (
     TemplateConfig,
     build_template,
@@ -86,11 +88,14 @@ from preprocessing.scans import audit, audit_scan, collect, summary
 from preprocessing.workers import default_workers, open_workers, run_all
 from volumetric.cli import UserError, check_fields, one_line_errors, option, parse_cli
 from volumetric.collection import read
+from volumetric.dicom_writing import KINDS
 from volumetric.files import (
+    SYNTHETIC,
     __version__,
     atomic_path,
     clear_parts,
     file_digest,
+    is_marked_synthetic,
     load_nifti,
     locked,
     naming,
@@ -127,7 +132,8 @@ scheduler = None
 INTERPOLATORS = {"linear": "linear", "bspline": "bSpline"}
 ROI_MARGIN_MM = 4.0  # above and below the region, for the second look
 NOT_SETTINGS = {"data", "output", "pattern", "n_workers", "scheduler", "subject", "nmi_gate", "distinct"}
-NOT_SETTINGS |= {"bids_output", "initial", "deface", "to_native", "to_region"}
+NOT_SETTINGS |= {"bids_output", "initial", "deface", "to_native", "to_region", "allow_synthetic"}
+NOT_SETTINGS |= {"to_dicom", "dicom_format"}
 FILES = ("template", "template_mask", "brain_template", "brain_mask")
 
 
@@ -164,6 +170,7 @@ class PreprocessConfig:
     series: str | None = option(
         None, "Text that the description of a DICOM series must contain; None takes all series."
     )
+    allow_synthetic: bool = option(False, "Take scans that are marked as synthetic: no patient's.")
     template: str | None = option(
         template,
         "Head or brain in TOF contrast that scans are registered to; None builds one from the scans.",
@@ -235,7 +242,13 @@ class PreprocessConfig:
         "of label maps named as the volumes.",
         check=check_there,
     )
-    subject: str | None = option(None, "The scan that the file belongs to; None takes the file's name.")
+    to_dicom: str | None = option(
+        None, "A volume, native or synthetic, to write as DICOM, in dicom/.", file=True
+    )
+    dicom_format: str = option("enhanced", "Of --to_dicom.", choices=KINDS)
+    subject: str | None = option(
+        None, "The scan that the file belongs to, and its PatientID; None takes the file's name."
+    )
 
     def __post_init__(self):
         check_fields(self)
@@ -257,8 +270,8 @@ class PreprocessConfig:
             raise UserError("--template_mask is the mask of --template: give both.")
         if self.initial is not None and not Path(self.initial).is_dir():
             raise UserError(f"--initial {self.initial} does not exist: give the folder of the transforms.")
-        if self.to_region is not None and self.to_native is not None:
-            raise UserError("--to_region and --to_native are two ways: give one of them.")
+        if sum(way is not None for way in (self.to_region, self.to_native, self.to_dicom)) > 1:
+            raise UserError("--to_region, --to_native and --to_dicom are three ways: give one of them.")
         check_registration(self, FILES)
 
     @property
@@ -467,9 +480,11 @@ def write_results(job, result, raw, volume, grid, measured):
     folder, name = job.config.folder, job.name
     with atomic_path(folder / "transforms" / f"{name}.mat") as part:
         write_transform(result.matrix, part)
+    raw = load_nifti(Path(job.path))
+    mark = f"{SYNTHETIC} " if is_marked_synthetic(raw.header) else ""
     path = folder / "flagged" / f"{name}.nii.gz"
     with atomic_path(path) as part:
-        write_image(volume, grid.affine, part, f"TOF MRA region, preprocessing {__version__}")
+        write_image(volume, grid.affine, part, f"{mark}TOF MRA region, preprocessing {__version__}")
     record = {
         "subject": name,
         "inputs": job.inputs,
@@ -589,7 +604,8 @@ def preprocess(config):
     if config.template is not None and not (folder / "region.json").exists():
         choose_region(config, config.template)
     with locked(folder / ".lock", f"--output {folder}", "give another --output"):
-        named, problems = collect(config.data, config.output, config.series, config.pattern)
+        chosen = config.series, config.pattern, config.allow_synthetic
+        named, problems = collect(config.data, config.output, *chosen)
         scans, wrong = audit(named)
         problems |= wrong
         check_starts(config.initial, [*(scan.name for scan in scans), *problems], warn)
@@ -656,18 +672,6 @@ def warn(text):
     print(f"Warning: {text}", file=sys.stderr)
 
 
-def report(rows, folder):
-    """Print what is not in the training folder, and why. Returns how many scans failed or are flagged."""
-    others = {name: row for name, row in sorted(rows.items()) if row["step"] != "done"}
-    for name, row in others.items():
-        print(f"{row['step']}: {name} {row['reason']}", file=sys.stderr)
-    done = len(list((folder / "volumes").glob("*.nii.gz")))
-    flagged = sum(row["step"] == "flagged" for row in others.values())
-    hint = f"; {flagged} are flagged: look, and name the right ones in accept.txt" if flagged else ""
-    print(f"{done} of {len(rows)} scans are in {folder / 'volumes'}; look at {folder / 'qc.html'}{hint}")
-    return sum(row["step"] not in ("excluded", "withdrawn") for row in others.values())
-
-
 # ╔══════════════════════════════════════════════════════════════════════════════════════════════════════════╗
 # ║ Entry point                                                                                              ║
 # ╚══════════════════════════════════════════════════════════════════════════════════════════════════════════╝
@@ -681,8 +685,11 @@ def main(argv=None):
             if getattr(config, way.flag) is not None:
                 print(carry(config, way))
                 return
+        if config.to_dicom is not None:
+            print(f"Written: {to_dicom(config)}")
+            return
         rows = preprocess(config)
-    if report(rows, config.folder):
+    if books.report(rows, config.folder):
         raise SystemExit(1)
 
 

@@ -4,6 +4,7 @@ Nothing is repaired: a file that is wrong is named, with the remedy, and left al
 volume is asked by volumetric.collection and volumetric.geometry; here is what only a raw scan must be.
 """
 
+import contextlib
 import fnmatch
 import os
 import re
@@ -15,7 +16,7 @@ from pathlib import Path
 import numpy as np
 from tqdm import tqdm
 
-from preprocessing.dicom import convert_dicom
+from preprocessing.dicom import MARKED, convert_dicom
 from volumetric.cli import UserError
 from volumetric.collection import (
     FEW_NAMED,
@@ -27,7 +28,7 @@ from volumetric.collection import (
     read,
     told_apart,
 )
-from volumetric.files import array_to_volume, by, file_digest
+from volumetric.files import array_to_volume, by, file_digest, is_marked_synthetic, read_header
 
 SMALLEST_EDGE = 16  # voxels; a registration of less succeeds and means nothing
 BIDS_PATTERNS = ("*_angio.nii*", "*TOF*.nii*")
@@ -174,7 +175,16 @@ def unlike_tof(array):
     return "T1, or an average" if np.percentile(tissue, 99.9) < LEAST_BRIGHT * median else ""
 
 
-def collect(data, output, series=None, pattern=None):
+def refuse_synthetic(scans, problems):
+    """Move the NIfTI files that are marked as synthetic from {name: path} to {name: what is wrong}."""
+    for name, path in list(scans.items()):
+        with contextlib.suppress(UserError):  # what else is wrong with a file, the audit says
+            if is_marked_synthetic(read_header(path)):
+                problems[name] = f"{MARKED} (its description)"
+                del scans[name]
+
+
+def collect(data, output, series=None, pattern=None, allow_synthetic=False):
     """Every scan of a data folder: NIfTI files, and those that DICOM series are converted to.
 
     Args:
@@ -182,6 +192,7 @@ def collect(data, output, series=None, pattern=None):
         output: Folder of the results; converted scans go to converted/ in it.
         series: Text that the description of a DICOM series must contain.
         pattern: Shell pattern of the names of NIfTI files, as of `find_scans`.
+        allow_synthetic: Take what is marked as synthetic.
 
     Returns:
         ({name: path}, {name: what is wrong with a file or a DICOM series}).
@@ -195,7 +206,9 @@ def collect(data, output, series=None, pattern=None):
     scans, problems = find_scans(data, pattern)
     if any(folder in path.resolve().parents for path in scans.values()):
         raise UserError(f"--data {data} holds a link to --output {output}: remove it.")
-    converted, wrong = convert_dicom(data, Path(output) / "converted", series)
+    if not allow_synthetic:
+        refuse_synthetic(scans, problems)
+    converted, wrong = convert_dicom(data, Path(output) / "converted", series, allow_synthetic)
     for path in converted:
         scans[beside(path.name.removesuffix(".nii.gz"), scans, problems)] = path
     for name, reason in wrong.items():

@@ -1,4 +1,4 @@
-"""Preprocessing, its parts: what is wrong with a raw scan, DICOM, geometry, registration."""
+"""Preprocessing, its parts: what is wrong with a raw scan, geometry, registration."""
 
 import itertools
 import re
@@ -11,7 +11,6 @@ import pytest
 from scipy import ndimage
 
 from preprocessing import generate_TOF_template, initial, region, registration, scans, workers
-from preprocessing.dicom import convert_dicom
 from preprocessing.images import Grid, check_bounds, crop_or_pad, fitted, grid_of, read_image, to_ants
 from preprocessing.scans import audit, audit_scan, collect, find_scans
 from tests.conftest import ROOT, random_array
@@ -147,70 +146,6 @@ def test_scans_are_found_flat_and_by_subject(tmp_path):
     assert find_scans(tmp_path / "moved")[0].keys() == {name for name in again if name.startswith("a_")}
     with pytest.raises(ValueError, match="does not exist"):
         find_scans(tmp_path / "nowhere")
-
-
-def write_series(folder, array, turns=None):
-    """Write a DICOM series of array (Z, Y, X), its files in reverse order; turns: {slice: cosines}."""
-    sitk = pytest.importorskip("SimpleITK")
-    folder.mkdir(parents=True, exist_ok=True)
-    for z in range(len(array)):
-        image = sitk.GetImageFromArray(array[z : z + 1])
-        image.SetSpacing((0.5, 0.6, 0.8))
-        cosines = (turns or {}).get(z, "1\\0\\0\\0\\1\\0")
-        values = {
-            "0020|000e": "1.2.3.4",
-            "0020|000d": "1.2.3",
-            "0008|103e": "TOF 3D multi-slab",
-            "0008|0060": "MR",
-        }
-        values |= {"0020|0032": f"-10\\-20\\{30 + 0.8 * z}", "0020|0037": cosines}
-        values |= {"0020|0013": str(z), "0008|0018": f"1.2.3.4.{z}", "0018|0050": "0.8"}
-        for key, value in values.items():
-            image.SetMetaData(key, value)
-        writer = sitk.ImageFileWriter()
-        writer.KeepOriginalImageUIDOn()
-        writer.SetFileName(str(folder / f"{len(array) + 5 - z}.dcm"))
-        writer.Execute(image)
-
-
-def test_a_dicom_series_keeps_place_values_and_description(tmp_path):
-    array = np.arange(4 * 6 * 5, dtype=np.int16).reshape(4, 6, 5)  # (Z, Y, X)
-    write_series(tmp_path / "dicom" / "sub-01", array)
-    ((path,), problems) = convert_dicom(tmp_path / "dicom", tmp_path / "raw")
-    assert not problems
-    assert convert_dicom(tmp_path / "dicom", tmp_path / "raw", "tof") == ([path], {})
-    assert convert_dicom(tmp_path / "dicom", tmp_path / "raw", "T2") == ([], {})
-    assert path.name == "sub-01_TOF_3D_multi-slab.nii.gz"
-    scan = nib.load(path)
-    np.testing.assert_array_equal(np.asarray(scan.dataobj), array.transpose(2, 1, 0))
-    np.testing.assert_allclose(scan.affine @ [0, 0, 0, 1], [10, 20, 30, 1], atol=1e-4)  # LPS to RAS
-    np.testing.assert_allclose(nib.affines.voxel_sizes(scan.affine), [0.5, 0.6, 0.8], atol=1e-4)
-    (tmp_path / "dicom" / "sub-01" / "8.dcm").unlink()
-    found, problems = convert_dicom(tmp_path / "dicom", tmp_path / "again")
-    assert not found and not list(tmp_path.glob("again/*"))
-    assert "has slices 0.8 to 1.6 mm apart" in problems["sub-01_TOF_3D_multi-slab"]
-
-
-def test_a_replaced_dicom_series_is_converted_anew(tmp_path):
-    array = np.arange(4 * 6 * 5, dtype=np.int16).reshape(4, 6, 5)
-    write_series(tmp_path / "dicom" / "sub-01", array)
-    ((path,), _) = convert_dicom(tmp_path / "dicom", tmp_path / "raw")
-    before = path.stat().st_mtime_ns
-    convert_dicom(tmp_path / "dicom", tmp_path / "raw")
-    assert path.stat().st_mtime_ns == before
-    write_series(tmp_path / "dicom" / "sub-01", array + 1)  # another patient in the same place
-    convert_dicom(tmp_path / "dicom", tmp_path / "raw")
-    np.testing.assert_array_equal(np.asarray(nib.load(path).dataobj), (array + 1).transpose(2, 1, 0))
-
-
-def test_slices_turned_otherwise_are_refused(tmp_path):
-    array = np.arange(4 * 6 * 5, dtype=np.int16).reshape(4, 6, 5)
-    write_series(tmp_path / "dicom" / "sub-01", array, {2: "0\\1\\0\\0\\0\\1"})
-    found, problems = convert_dicom(tmp_path / "dicom", tmp_path / "raw")
-    told = "has 1 of 4 slices turned otherwise than its first"
-    assert (not found and told in str(problems)) or len(found) + len(
-        problems
-    ) > 1  # GDCM may part them itself
 
 
 def test_copies_are_found_by_content_and_folders_kept_apart(tmp_path):

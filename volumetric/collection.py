@@ -10,7 +10,6 @@ their own range, wherever its header places them. A label map is known by its id
 """
 
 import functools
-import gzip
 import hashlib
 import os
 import re
@@ -24,15 +23,13 @@ from tqdm import tqdm
 
 from volumetric.cli import UserError, trainable_shape
 from volumetric.files import (
-    HEADER_BYTES,
     NIFTI_SUFFIXES,
     array_to_volume,
     as_damaged,
     by,
-    is_packed,
     load_with_header,
     naming,
-    stated_size,
+    read_header,
     volume_to_array,
 )
 from volumetric.geometry import (
@@ -276,9 +273,7 @@ def read(path, shape=None, axes=CANONICAL, scan=False, constant=False):
 def stored_axes(path):
     """Codes of the axes along which a volume is stored, read off its header; text."""
     with naming(path), as_damaged():
-        with gzip.open(path) if is_packed(Path(path)) else open(path, "rb") as file:
-            _, header, _ = stated_size(file.read(HEADER_BYTES))
-        return axes_of(header.get_best_affine())
+        return axes_of(read_header(path).get_best_affine())
 
 
 def read_whole(path, axes=CANONICAL):

@@ -32,6 +32,7 @@ except ModuleNotFoundError:  # Windows has no such locks
 
 __version__ = "0.1.0"
 
+SYNTHETIC = "SYNTHETIC"  # how the description of a made volume begins
 NIFTI_SUFFIXES = (".nii", ".nii.gz")
 MAX_REASON = 300  # characters of an error of a library's
 
@@ -93,6 +94,12 @@ def load_with_header(path, check=None):
             if len(file.read(MAX_BEHIND)) == MAX_BEHIND:
                 raise UserError("holds more than its header states: export it again")
         return kind.from_bytes(raw), header
+
+
+def read_header(path):
+    """Header of a NIfTI file as it was written; a UserError if it is damaged."""
+    with as_damaged(), gzip.open(path) if is_packed(Path(path)) else open(path, "rb") as file:
+        return stated_size(file.read(HEADER_BYTES))[1]
 
 
 def is_packed(path):
@@ -202,11 +209,16 @@ def save_nifti(volume, affine, path):
     """Write a network volume (1, Z, X, Y) as 3D float32 NIfTI (X, Y, Z), marked as synthetic, atomically."""
     image = nib.Nifti1Image(volume_to_array(np.asarray(volume, dtype=np.float32)), affine)
     image.header.set_xyzt_units("mm")
-    image.header["descrip"] = f"SYNTHETIC 3D StyleGAN2 {__version__}".encode()
+    image.header["descrip"] = f"{SYNTHETIC} 3D StyleGAN2 {__version__}".encode()
     image.set_sform(affine, code=1)
     image.set_qform(affine, code=1)
     with atomic_path(path) as part:
         nib.save(image, part)
+
+
+def is_marked_synthetic(header):
+    """True if the description in a NIfTI header says that the volume was made, not scanned."""
+    return bytes(header["descrip"]).startswith(SYNTHETIC.encode())
 
 
 @contextlib.contextmanager
