@@ -1,14 +1,11 @@
 """Volumes of the scanner's space, and those that a model made, as DICOM."""
 
-import re
 from pathlib import Path
 
-import numpy as np
-
-from preprocessing.scans import MOST_LABELS
 from volumetric.cli import UserError
+from volumetric.collection import is_label_map, name_of, read
 from volumetric.dicom_writing import Origin, write_dicom
-from volumetric.files import check_array, is_marked_synthetic, load_nifti, naming
+from volumetric.files import SYNTHETIC, naming
 
 
 def to_dicom(config):
@@ -26,14 +23,13 @@ def to_dicom(config):
         UserError: It is a label map, or cannot be written, or is there already.
     """
     path = Path(config.to_dicom)
-    name = re.sub(r"\.nii(\.gz)?$", "", path.name, flags=re.IGNORECASE)
+    name = name_of(path)
     target = config.folder / "dicom" / (f"{name}.dcm" if config.dicom_format == "enhanced" else name)
     with naming(f"--to_dicom {path}"):
-        image = load_nifti(path, check_array)
-        array = np.asarray(image.dataobj).reshape(image.shape[:3])
-        values = np.unique(array[:: max(len(array) // 16, 1)])
-        if len(values) <= MOST_LABELS and (values == np.rint(values)).all() and not np.ptp(values) == 0:
+        volume = read(path)
+        if is_label_map(volume.array):
             raise UserError("is a label map, which DICOM keeps as a segmentation: give a volume")
-        synthetic = is_marked_synthetic(image.header)
+        synthetic = volume.described.startswith(SYNTHETIC)
         origin = Origin(name, "preprocessing", synthetic, config.subject or name)
-        return write_dicom(array, image.affine, target, origin, config.dicom_format)
+        array = volume.as_stored(volume.array)
+        return write_dicom(array, volume.stored, target, origin, config.dicom_format)
