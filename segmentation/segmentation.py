@@ -246,7 +246,7 @@ class Segmenter:
 
     def autocast(self):
         """Mixed precision, if the run uses it."""
-        return torch.autocast(self.device.type, self.amp_dtype, enabled=self.config.fp16)
+        return parallel.autocast(self.device, self.amp_dtype, self.config.fp16)
 
     def rate(self):
         """Learning rate of this step: up in WARM_UP of the steps, then down to 0 as a cosine."""
@@ -486,7 +486,7 @@ def read_model(path, device="auto"):
         network = build_network(classes, state["patch"], state["width"]).to(device)
         runs.load_networks(network, state["network"])
     dtype = parallel.choose_amp_dtype(state["amp_dtype"], device)
-    autocast = functools.partial(torch.autocast, device.type, dtype, enabled=state["fp16"])
+    autocast = functools.partial(parallel.autocast, device, dtype, state["fp16"])
     about = (state["patch"], state["spacing"], state["mirror"], autocast)
     return Predictor(network, classes, *about), state
 

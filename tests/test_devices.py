@@ -15,6 +15,7 @@ from volumetric.cli import UserError
 def test_a_wrong_convolution_in_half_precision_is_refused(make_config, monkeypatch):
     cpu = torch.device("cpu")
     parallel.check_half_precision(torch.bfloat16, cpu)
+    parallel.check_half_precision(torch.float32, cpu)
     right = torch.autograd.grad
 
     def wrong(y, inputs, gradient):
@@ -113,3 +114,14 @@ def test_rehearsals_of_several_processes_send_no_messages(make_config, recipe):
     gathered.sum().backward()
     assert gathered.tolist() == 4 * [1.0] and values.grad.tolist() == [1.0, 1.0]
     assert second.collect(3) is None and parallel.Rehearsal(0, 2).collect(3) == [3, 3]
+
+
+def test_a_processor_without_bfloat16_trains_in_float32(monkeypatch):
+    cpu, chosen = torch.device("cpu"), parallel.choose_amp_dtype
+    monkeypatch.setattr(parallel, "cpu_has_bfloat16", lambda: False)
+    assert chosen("auto", cpu) == torch.float32 and chosen("bfloat16", cpu) == torch.bfloat16
+    monkeypatch.setattr(parallel, "cpu_has_bfloat16", lambda: True)
+    assert chosen("auto", cpu) == torch.bfloat16 and chosen("auto", torch.device("cuda")) == torch.float16
+    for dtype, enabled, half in ((torch.float32, True, False), (torch.bfloat16, True, True)):
+        with parallel.autocast(cpu, dtype, enabled):
+            assert torch.is_autocast_enabled("cpu") == half

@@ -341,6 +341,8 @@ def check_half_precision(dtype, device):
 
     PyTorch and cuDNN had versions where they were (PyTorch issues 166122, 163539).
     """
+    if dtype == torch.float32:
+        return
     generator = torch.Generator().manual_seed(0)
     draw = functools.partial(torch.randn, generator=generator)
     x, weight, gradient = draw(2, 16, 4, 8, 8), draw(16, 16, 3, 3, 3) / 20, draw(2, 16, 4, 8, 8)
@@ -364,10 +366,27 @@ def check_half_precision(dtype, device):
 
 
 def choose_amp_dtype(name, device):
-    """torch.dtype of mixed precision for `--amp_dtype`: float16 on a GPU, as published, bfloat16 on a CPU."""
-    if name == "auto":
-        return torch.float16 if device.type == "cuda" else torch.bfloat16
-    return getattr(torch, name)
+    """torch.dtype of mixed precision for `--amp_dtype`: float16 on a GPU, as published, bfloat16 on a CPU.
+
+    On a CPU without AVX-512 oneDNN has no bfloat16, and what takes its place is several times as slow as
+    float32: there "auto" is float32.
+    """
+    if name != "auto":
+        return getattr(torch, name)
+    if device.type == "cuda":
+        return torch.float16
+    return torch.bfloat16 if cpu_has_bfloat16() else torch.float32
+
+
+def cpu_has_bfloat16():
+    """True if this processor computes convolutions in bfloat16."""
+    return torch.backends.mkldnn.is_available() and torch.ops.mkldnn._is_mkldnn_bf16_supported()
+
+
+def autocast(device, dtype, enabled):
+    """Mixed precision in a dtype of `choose_amp_dtype`, if it is enabled and the dtype is a half one."""
+    half = enabled and dtype != torch.float32
+    return torch.autocast(device.type, dtype if half else None, enabled=half)
 
 
 def host_random(*key):

@@ -115,7 +115,7 @@ class VolumeTrainer:
 
     def autocast(self):
         """Mixed precision, if the run uses it."""
-        return torch.autocast(self.device.type, self.amp_dtype, enabled=self.config.fp16)
+        return parallel.autocast(self.device, self.amp_dtype, self.config.fp16)
 
     def random(self, stream, micro):
         """Host and device generators of one micro-batch."""
