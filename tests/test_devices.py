@@ -24,7 +24,7 @@ def test_a_wrong_convolution_in_half_precision_is_refused(make_config, monkeypat
 
     monkeypatch.setattr(torch.autograd, "grad", wrong)
     with pytest.raises(UserError, match=r"A convolution gradient in w in bfloat16 is wrong on cpu by 10%"):
-        sg.train_from_folder(make_config(fp16=True))
+        sg.train_from_folder(make_config(fp16=True, amp_dtype="bfloat16"))
     parallel.open_device(make_config(fp16=False))  # asks for none
 
 

@@ -63,7 +63,7 @@ class Audit:
     digest: str
     summary: list
     shape: tuple
-    contents: list
+    contents: list = ()
     classes: "Classes | None" = None
 
     @property
