@@ -54,7 +54,7 @@ from segmentation.maps import (
 )
 from volumetric import dataset, parallel, runs, training
 from volumetric.cli import RunConfig, UserError, one_line_errors, option, options_of, parse_cli
-from volumetric.collection import content_of_labels, find_volumes, names_in, refuse_unusable, stored_axes
+from volumetric.collection import choose, content_of_labels, names_in, refuse_unusable, stored_axes
 from volumetric.files import as_damaged, by, file_digest, naming, read_json, save_nifti
 from volumetric.geometry import axes_of, same_spacing, spacing_of, turn
 from volumetric.layers import (
@@ -960,8 +960,8 @@ def record_of(model, path, config, to_draw):
 
 
 def maps_to_draw(config, model):
-    """{path: MapToDraw} of the label maps of --generate; a UserError with one line for every wrong one."""
-    paths, maps, problems = find_volumes(config.generate, "--generate"), {}, []
+    """{path: MapToDraw} of --generate, with --split of training subjects; an error lists the wrong ones."""
+    (paths, _), maps, problems = choose(config.generate, "--generate", config.split), {}, []
     for path in paths:
         try:
             maps[path] = model.read_map(path, config.fit, config.edits)
