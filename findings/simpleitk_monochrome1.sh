@@ -1,11 +1,13 @@
 #!/bin/sh
 # SimpleITK (GDCM) inverts the numbers of an image that is MONOCHROME1, compressed or not; pydicom and dcm2niix do
 # not. A guess would be that MONOCHROME1 says how to show numbers, and leaves them alone (PS3.3 C.7.6.3.1.2).
-# Seen with SimpleITK 2.5.7. Exit status 0 while it is so. Needs pydicom 3 and SimpleITK; PYTHON names the Python.
+# Seen with SimpleITK 2.5.7. Exit status 0 while it is so. It installs what it needs in a temporary folder.
 set -eu
 folder=$(mktemp -d)
 trap 'rm -r "$folder"' EXIT
-"${PYTHON:-python3}" - "$folder" <<'PYTHON'
+python3 -m venv "$folder/env"
+"$folder/env/bin/pip" install --quiet --disable-pip-version-check pydicom==3.0.2 simpleitk==2.5.7 numpy==2.3.5
+"$folder/env/bin/python" - "$folder" <<'PYTHON'
 import sys
 
 import numpy as np

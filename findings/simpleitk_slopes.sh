@@ -2,11 +2,13 @@
 # SimpleITK (GDCM) reads a DICOM series whose slices have rescale slopes of their own into the pixel type of the
 # first slice: values that do not fit wrap around, fractions are cut off, and nothing is said.
 # A guess would be that values are right, or an error.
-# Seen with SimpleITK 2.5.7. Exit status 0 while it is so. Needs pydicom 3 and SimpleITK; PYTHON names the Python.
+# Seen with SimpleITK 2.5.7. Exit status 0 while it is so. It installs what it needs in a temporary folder.
 set -eu
 folder=$(mktemp -d)
 trap 'rm -r "$folder"' EXIT
-"${PYTHON:-python3}" - "$folder" <<'PYTHON'
+python3 -m venv "$folder/env"
+"$folder/env/bin/pip" install --quiet --disable-pip-version-check pydicom==3.0.2 simpleitk==2.5.7 numpy==2.3.5
+"$folder/env/bin/python" - "$folder" <<'PYTHON'
 import sys
 
 import numpy as np
