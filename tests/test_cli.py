@@ -152,10 +152,7 @@ def test_misspelt_flag_stops_before_training():
 def test_errors_have_no_traceback_and_a_non_zero_exit(tmp_path):
     run = run_script("stylegan2_pytorch.py", "--data", tmp_path)
     assert run.returncode == 1
-    assert (
-        run.stderr.splitlines()[-1]
-        == f"Error: --data {tmp_path} holds no .nii or .nii.gz file (0 other files)."
-    )
+    assert run.stderr.splitlines()[-1] == f"Error: --data {tmp_path} holds no .nii or .nii.gz file."
     assert "Traceback" not in run.stderr
 
 

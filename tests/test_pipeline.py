@@ -502,7 +502,10 @@ def test_killed_in_the_middle_and_called_again(tmp_path, heads):
         (("--region_center", "1,2"), "--region_center must be three numbers of mm"),
         (("--initial", "nowhere"), "--initial nowhere does not exist"),
         (("--to_region", "nowhere"), "--to_region nowhere does not exist"),
-        (("--to_region", "docs", "--to_native", "docs"), "--to_region and --to_native are two ways"),
+        (
+            ("--to_region", "docs", "--to_native", "docs"),
+            "--to_native and --to_dicom are three ways",
+        ),
     ],
 )
 def test_wrong_flags_stop_before_any_work(tmp_path, flags, text, capsys):

@@ -19,7 +19,7 @@ from torch._subclasses.fake_tensor import FakeTensor
 
 import stylegan2_pytorch as sg
 from tests.conftest import ROOT, random_array, run_script, tiny_flags, write_volume
-from volumetric import collection, dataset, layers, memory, parallel, runs, training
+from volumetric import collection, dataset, layers, memory, parallel, runs, sidecars, training
 from volumetric.cli import UserError
 
 NEW_AUGMENTATIONS = ("rotation", "scaling", "bias_field", "noise", "blur")
@@ -260,7 +260,9 @@ def test_checkpoint_holds_everything_and_fits_the_original(make_config):
     state = torch.load(path, weights_only=True)
     wanted = {"GAN", "G_opt", "D_opt", "scaler", "step", "reverts", "pl_mean", "random", "config", "affine"}
     wanted |= {"best", "ada", "class_names", "class_shares", "command"}
-    assert wanted | {"format_version", "version", "truncation_center", "data_digest"} == set(state)
+    assert wanted | {"format_version", "version", "truncation_center", "data_digest", "trained_on"} == set(
+        state
+    )
     original = sg.StyleGAN2(**trainer.config.network())
     original.load_state_dict(state["GAN"], strict=True)
     config = json.loads((trainer.config.models / ".config.json").read_text(encoding="utf-8"))
@@ -660,7 +662,8 @@ def test_generate_writes_volumes_with_the_training_sets_affine(make_config):
     sg.train_from_folder(make_config(num_train_steps=1))
     config = make_config(num_generate=5, image_size=128, image_depth=32, num_image_tiles=2, seed=7)
     folder = sg.generate_volumes(config)
-    names = sorted(p.name for p in folder.iterdir())
+    names = sorted(p.name for p in folder.iterdir() if not p.name.startswith("trained_on-"))
+    assert len(sidecars.trained_on(folder)) == 6
     assert names == [
         "contact_sheet.png",
         *(f"seed{n:06d}.{e}" for n in range(7, 12) for e in ("nii.gz", "png")),
@@ -677,7 +680,7 @@ def test_generate_writes_volumes_with_the_training_sets_affine(make_config):
 def test_generate_interpolation_writes_every_frame_and_a_gif(make_config):
     sg.train_from_folder(make_config(num_train_steps=1))
     folder = sg.generate_interpolation(make_config(interpolation_num_steps=4, save_frames=True))
-    names = sorted(p.name for p in folder.iterdir())
+    names = sorted(p.name for p in folder.iterdir() if not p.name.startswith("trained_on-"))
     assert names == [*(f"frame{n:04d}.{e}" for n in range(4) for e in ("nii.gz", "png")), "interpolation.gif"]
     assert Image.open(folder / "interpolation.gif").n_frames == 4
     first, last = (collection.read_volume(folder / f"frame000{n}.nii.gz")[0] for n in (0, 3))

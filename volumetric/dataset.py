@@ -158,6 +158,8 @@ def read_classes(labels, folder, balanced=False, split=None, parts=("training",)
         of = [name[0] if len(name) > 1 else "" for name in names]
         remedy = "put it into a folder named after its class"
     else:
+        if not Path(labels).is_file():
+            raise UserError(f"--labels {labels} is no file: give folders, or a CSV file of file and label.")
         rows = read_table(labels, "file", "label", flag="--labels")
         found, _ = rows_of(rows, paths, f"--labels {labels}")
         of = [row["label"] if row else "" for row in found]

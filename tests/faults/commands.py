@@ -120,6 +120,7 @@ def judge(ended):
         return "done" if ended.seconds < JOB else "slow"
     if ended.status == 1 and ended.seconds > SECONDS:
         return "refused too late"
-    if ended.refused or (ended.status == 1 and "failed: " in ended.text):
+    of_scans = any(step in ended.text for step in ("failed: ", "audit: "))  # each scan has a line of its own
+    if ended.refused or (ended.status == 1 and of_scans):
         return "refused"
     return f"ended with {ended.status}"
