@@ -622,10 +622,11 @@ class Writer:
             low, high = config.intensity_range
             scaled = low + volume * (high - low)
         save_nifti(scaled, self.affine, self.path(recipe, config.volume_format))
-        if config.dicom is not None and not self.dicom_path(recipe).exists():
-            origin = Origin(recipe.name, "CoW_generator", synthetic=True)
-            array = volume_to_array(scaled)
-            write_dicom(array, self.affine, self.dicom_path(recipe), origin, config.dicom)
+        if config.dicom is not None:
+            target, origin = self.dicom_path(recipe), Origin(recipe.name, "CoW_generator", synthetic=True)
+            shutil.rmtree(target, ignore_errors=True)  # what stands there is of no complete volume
+            target.unlink(missing_ok=True)
+            write_dicom(volume_to_array(scaled), self.affine, target, origin, config.dicom)
         if config.picture_format != "none":
             save_picture(six_views(volume, self.affine), self.path(recipe, config.picture_format), smallest=1)
         details = {
@@ -693,6 +694,7 @@ def generate_recipes(config, model, recipes):
     for folder in (config.folder, config.folder / "style_and_noise"):
         folder.mkdir(parents=True, exist_ok=True)
         clear_parts(folder)
+    clear_parts(config.folder / "dicom")
     sidecars.write_trained_on(config.folder, model.trained_on, model.path)
     writer = Writer(config, model, affine)
     mine = recipes[rank::ranks]  # shared out before looking at files that another process may be writing

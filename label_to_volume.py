@@ -830,7 +830,8 @@ class Trainer(training.VolumeTrainer):
     @property
     def trained_on(self):
         """Contents of the volumes and of the label maps that the weights have been trained on."""
-        return super().trained_on.union(self.pairs.contents[i] for i in self.members)
+        volumes = super().trained_on
+        return volumes.union(self.pairs.contents[i] for i in self.members) if volumes else volumes
 
     def train(self):
         """Train, with split.csv beside the previews: which pairs are held out."""

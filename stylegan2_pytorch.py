@@ -1454,6 +1454,7 @@ class Trainer(training.VolumeTrainer):
         runs.load_networks(self.GAN, self.networks_in(state))
         self.step, self.loader = state["step"], None
         if "G_opt" not in state:
+            self.inherit(state)
             return
         self.take_up(state)
         self.pl_mean = state["pl_mean"]

@@ -15,7 +15,7 @@ GROUND = {
     "geometry": {"cli", "files"},
     "tables": {"cli", "files"},
     "collection": {"cli", "files", "geometry", "tables"},
-    "dicom_writing": {"cli", "files"},
+    "dicom_writing": {"cli", "files", "geometry"},
     "pictures": {"files"},
     "pages": {"files"},
     "parallel": {"cli"},
@@ -27,7 +27,7 @@ GROUND = {
     "memory": {"cli"},
     "replay": {"cli"},
     "runs": {"cli", "files", "parallel", "pictures"},
-    "training": {"cli", "dataset", "files", "geometry", "layers", "memory", "parallel", "runs"},
+    "training": {"cli", "dataset", "files", "geometry", "layers", "memory", "parallel", "runs", "tables"},
 }
 WITHOUT_TORCH = (
     "volumetric/cli.py",

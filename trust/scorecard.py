@@ -19,7 +19,7 @@ from pathlib import Path
 from trust.reading import told_of_training
 from trust.sets import told_by
 from volumetric.cli import UserError, check_fields, one_line_errors, option, parse_cli
-from volumetric.collection import find_volumes, refuse_overlap, volumes_in
+from volumetric.collection import LABELS, find_volumes, refuse_overlap, volumes_in
 from volumetric.files import __version__, as_damaged, atomic_path, file_digest, finite, read_json
 from volumetric.pages import rows_of, three, write_page
 from volumetric.sidecars import trained_on
@@ -144,7 +144,7 @@ def of_privacy(found):
         state = {"passed": "good", "failed": "bad"}.get(replicas["verdict"], "")
         count = f"{len(replicas['flagged'])} of {replicas['n']['generated']} flagged"
         told.append((state, f"replica gate {replicas['verdict']}, {count}"))
-        known = found["trained_on"].keys()
+        known = {content for content in found["trained_on"] if not content.startswith(LABELS)}
         if left := len(known - set(replicas["contents"]["training"])):
             told.append(("bad", f"the gate searched all but {left} of the {len(known)} training volumes"))
     if membership := found.get("membership"):

@@ -333,7 +333,7 @@ def check_networks(image_size, image_depth):
 WORKERS = {"least": 0, "most": 64}
 LONGEST_NAME = 150  # bytes; a file system takes 255, and the program adds to it
 PACKED = "packed"
-AMP_DTYPES = {"auto": "by device", "float16": "auto on a GPU", "bfloat16": "auto on a CPU"}
+AMP_DTYPES = {"auto": "by device", "float16": "auto on a GPU", "bfloat16": "auto on a CPU that has it"}
 CACHES = {
     "ram": "decoded",
     "gpu": "on the GPU",
@@ -351,7 +351,7 @@ class RunConfig:
 
     data: str = option("./data", "Folder of NIfTI volumes of (image_size, image_size, image_depth) voxels.")
     split: str | None = option(
-        None, "Table of preprocessing/split.py: its part `training` is trained on.", file=True
+        None, "Table of preprocessing/split.py: what is trained on, and what is not.", file=True
     )
     results_dir: str = option(
         "./results", "Folder for previews and logs, in a sub-folder `name`.", folder=True

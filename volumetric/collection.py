@@ -58,6 +58,7 @@ DICOM = dict.fromkeys((".dcm", ".dcm.gz", ".ima"), "preprocessing/preprocessing.
 # What lies beside volumes and is none.
 BESIDE = (".json", ".csv", ".tsv", ".txt", ".md", ".pdf", ".html", ".png", ".jpg", ".gif", ".svg", ".log")
 BESIDE += (".mat", ".bval", ".bvec", ".yaml", ".yml", ".npy", ".npz", ".xml", ".xlsx", ".py", ".sh", ".pt")
+LABELS = "labels-"  # begins what a label map is known by: in a list of contents it is no volume
 NNUNET_CHANNEL = re.compile(r"_\d{4}$")  # at the end of a name, of nnU-Net's volumes
 
 
@@ -120,8 +121,12 @@ def find(folder, flag="--data", dicom=False, left_out=()):
         raise UserError(f"{flag} {folder} {state}: give the folder that holds the .nii or .nii.gz volumes.")
     found, foreign = Found(), FOREIGN if dicom else FOREIGN | DICOM
     entered, starts = set(), [folder]
+
+    def closed(error):
+        found.lost[Path(error.filename)] = f"cannot be looked into ({error.strerror}): change its permissions"
+
     for start in starts:  # it grows by the links to folders that are met
-        for place, folders, files in os.walk(start):
+        for place, folders, files in os.walk(start, onerror=closed):
             place, real = Path(place), os.path.realpath(place)
             if real in entered:
                 found.passed_over[place] = "a link to a folder that is read already"
@@ -273,7 +278,8 @@ def read(path, shape=None, axes=CANONICAL, scan=False, constant=False):
 def stored_axes(path):
     """Codes of the axes along which a volume is stored, read off its header; text."""
     with naming(path), as_damaged():
-        return axes_of(read_header(path).get_best_affine())
+        header = read_header(path)
+        return axes_of(type(header)(header.binaryblock).get_best_affine())  # as nibabel repairs it
 
 
 def read_whole(path, axes=CANONICAL):
@@ -401,9 +407,12 @@ def content_of(volume):
 
 
 def content_of_labels(labels):
-    """SHA-256 of a label map along R, A, S, its shape included. Shapes: (X, Y, Z) whole numbers -> text"""
+    """What a label map is known by: LABELS and the SHA-256 of its ids along R, A, S, and of its shape.
+
+    Shapes: (X, Y, Z) whole numbers -> text
+    """
     ids = np.ascontiguousarray(labels, dtype=np.int16)
-    return hashlib.sha256(repr(ids.shape).encode() + ids.tobytes()).hexdigest()
+    return LABELS + hashlib.sha256(repr(ids.shape).encode() + ids.tobytes()).hexdigest()
 
 
 def name_of(path):
@@ -483,8 +492,10 @@ def refuse_alone(paths, others, flag, other):
     if not alone:
         return
     hint = "the names must be the same"
-    if any(NNUNET_CHANNEL.sub("", name) in others for name in alone):
-        hint = f"{NNUNET_CHANNEL.search(alone[0])[0]} is nnU-Net's number of a channel; give files without it"
+    channel = [name for name in alone if NNUNET_CHANNEL.sub("", name) in others]
+    if channel:
+        number = NNUNET_CHANNEL.search(channel[0])[0]
+        hint = f"{number} is nnU-Net's number of a channel; give files without it"
     raise UserError(f"{paths[alone[0]]} has no partner in {other}, as {len(alone)} of {len(paths)}: {hint}.")
 
 
@@ -557,9 +568,7 @@ def read_all(paths, work, title, folder, stated=None, readers=READERS):
             found = work(path)
         except (UserError, OSError) as error:
             return f"{path} {error}".rstrip(".")
-        if stated and found.content != stated[path]:
-            return f"{path} has other voxels than the split knows: make the split again"
-        return found
+        return unlike_split(path, found.content, stated) or found
 
     with ThreadPoolExecutor(readers) as pool:
         found = list(tqdm(pool.map(guarded, paths), title, len(paths), leave=False))
@@ -571,6 +580,13 @@ def read_all(paths, work, title, folder, stated=None, readers=READERS):
             f"{maps[0]}: keep them in a folder of their own."
         )
     return found
+
+
+def unlike_split(path, content, stated):
+    """What is wrong with a volume that its split knows otherwise, or ""; `stated` is of `choose`."""
+    if stated and content != stated[path]:
+        return f"{path} has other voxels than the split knows: make the split again"
+    return ""
 
 
 def volumes_in(folder, flag, fewest=1, split=None, parts=("training",), examine=examined):

@@ -11,7 +11,7 @@ import signal
 import zlib
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -31,6 +31,7 @@ from volumetric.collection import (
     read_volume,
     refuse_unusable,
     stored_axes,
+    unlike_split,
 )
 from volumetric.files import by, clear_parts, file_digest, part_of
 from volumetric.geometry import CANONICAL, axes_of, left_right_axis, spacing_of
@@ -382,13 +383,17 @@ def pack_volumes(folder, shape, batch_size, packs, **chosen):
         UserError: The volumes cannot be used, the pack is damaged, or the disk is full.
     """
     which = {name: value for name, value in chosen.items() if name != "axes"}
-    packs, (paths, _) = Path(packs), choose(folder, say=ignore, **which)
+    notes = []
+    packs, (paths, stated) = Path(packs), choose(folder, say=notes.append, **which)
     check_number(len(paths), batch_size, folder)
     final = packs / pack_name(folder, paths, shape, chosen.get("axes", CANONICAL))
     if final.exists():
         pack = Pack(final)
         pack.check()
-        return pack.audit(folder)
+        audit = pack.audit(folder)
+        unlike = [unlike_split(p, c, stated) for p, c in zip(paths, audit.contents, strict=True)]
+        refuse_unusable([line for line in unlike if line], len(paths), folder)
+        return replace(audit, summary=audit.summary + notes)
     packs.mkdir(parents=True, exist_ok=True)
     clear_parts(packs)
     part = part_of(final)
@@ -405,14 +410,16 @@ def pack_volumes(folder, shape, batch_size, packs, **chosen):
         voxels.flush()
         names = [path.relative_to(folder).as_posix() for path in paths]
         index = {"shape": list(shape), "digest": audit.digest, "affine": audit.affine.tolist()}
-        index |= {"summary": audit.summary, "contents": audit.contents}
+        summary = [line for line in audit.summary if line not in notes]  # which are of this run
+        index |= {"summary": summary, "contents": audit.contents}
         index |= {"files": list(zip(names, sums, strict=True))}
         (part / "index.json").write_text(json.dumps(index), encoding="utf-8")
         if not final.exists():  # another run may have packed the same
             part.rename(final)
     finally:
         shutil.rmtree(part, ignore_errors=True)
-    return Pack(final).audit(folder)
+    audit = Pack(final).audit(folder)
+    return replace(audit, summary=audit.summary + notes)
 
 
 def allocate(path, shape):

@@ -23,6 +23,7 @@ import numpy as np
 
 from volumetric.cli import UserError
 from volumetric.files import __version__, atomic_path, part_of, to_disk
+from volumetric.geometry import OFF_MM
 
 KINDS = {"enhanced": "one Enhanced MR file a volume", "classic": "a folder of MR slices a volume"}
 SYNTHESIZING = ("109100", "DCM", "Synthesizing Equipment")
@@ -30,7 +31,6 @@ PROCESSING = ("109102", "DCM", "Processing Equipment")
 REGION, PART = ("69536005", "SCT", "Head"), "HEAD"  # Enhanced MR asks for the anatomy of its frames
 ORDER = ("StackID", "InStackPositionNumber")
 MAKER = "stylegan2-pytorch-3d"
-PLACE_TOLERANCE = 0.01  # mm, between a voxel and where the header can say that it lies
 LEVELS = 65535
 LONGEST_TEXT = 64  # characters of a description (VR LO)
 
@@ -128,7 +128,7 @@ class Place:
         spacing = np.linalg.norm(lps[:3, :3], axis=0)
         u, _, v = np.linalg.svd(lps[:3, :3] / spacing)
         off = np.linalg.norm((lps[:3, :3] - u @ v * spacing) * np.array(array.shape), axis=0).sum()
-        if not off < PLACE_TOLERANCE:
+        if not off < OFF_MM:
             raise UserError(
                 f"has sheared axes, which DICOM cannot say ({off:.2g} mm at the far corner): resample it"
             )

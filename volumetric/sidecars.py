@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 
 from volumetric.cli import UserError
-from volumetric.collection import content_of_set, find, known_by_content, refuse_overlap
+from volumetric.collection import LABELS, content_of_set, find, known_by_content, refuse_overlap
 from volumetric.files import (
     __version__,
     atomic_path,
@@ -69,12 +69,18 @@ def write_trained_on(folder, contents, checkpoint):
             part.write_text(json.dumps(record, indent=0), encoding="utf-8")
 
 
-def trained_on(folder, flag="--generated"):
-    """{content: text for a person} of all that the models of the volumes in a folder were trained on."""
-    places, known = {Path(folder)}, {}
+def beside_volumes(folder, flag, pattern):
+    """Sorted paths of the files of a pattern that lie beside the volumes of a folder, or above them in it."""
+    places = {Path(folder)}
     for path in find(folder, flag).paths:  # also behind links to folders
         places.update(place for place in path.parents if place.is_relative_to(folder))
-    for path in sorted(path for place in places for path in place.glob(f"{TRAINED_ON}*.json")):
+    return sorted(path for place in places for path in place.glob(pattern))
+
+
+def trained_on(folder, flag="--generated"):
+    """{content: text for a person} of all that the models of the volumes in a folder were trained on."""
+    known = {}
+    for path in beside_volumes(folder, flag, f"{TRAINED_ON}*.json"):
         record = read_json(path)
         with reading(path, "it is damaged; generate the volumes again"):
             told = f"trained on by {record['checkpoint']}, says {path}"
@@ -88,7 +94,7 @@ def drawn_for(folder):
     They are told as they were before edits; see `content_of_labels` in collection.py.
     """
     known = {}
-    for path in sorted(Path(folder).rglob("*.json")):
+    for path in beside_volumes(folder, "--synthetic", "*.json"):
         with contextlib.suppress(UserError):  # other programs leave files of their own beside volumes
             label_map = read_json(path).get("label_map")
             if isinstance(label_map, dict) and "content" in label_map:
@@ -132,7 +138,8 @@ def left_of_training(volumes, flag, known):
             f"on, the first {strangers[0].path} (others were {told}): give its training volumes alone, for "
             f"example by --split."
         )
-    return len(known.keys() - {volume.content for volume in volumes}) if known else None
+    others = known.keys() - {volume.content for volume in volumes}
+    return sum(not content.startswith(LABELS) for content in others) if known else None
 
 
 def is_complete(path, record):

@@ -19,6 +19,7 @@ from volumetric.cli import UserError, options_of
 from volumetric.files import __version__, as_damaged, locked, naming
 from volumetric.geometry import CANONICAL, axes_of
 from volumetric.layers import count_parameters, trained_by
+from volumetric.tables import Split
 
 FORMAT_VERSION = 1  # of our checkpoints
 # A ramped average: its half-life, as a share of the volumes seen, and in volumes, at most.
@@ -68,7 +69,8 @@ class VolumeTrainer:
     entry = "networks"  # and its name in a checkpoint
     optimizers = None  # {name in a checkpoint: optimiser}
     members = None  # indices of the volumes that are trained on; None is all
-    inherited = frozenset()  # contents of the volumes that the weights were trained on before this run
+    inherited = frozenset()  # contents of the volumes that the weights were trained on before this run;
+    history_known = True  # False if some are not known
     replay = None  # of steps that are all alike
     reals_per_batch = 1  # batches of real volumes that a micro-batch of a step takes
 
@@ -232,9 +234,22 @@ class VolumeTrainer:
 
     @property
     def trained_on(self):
-        """Contents of all volumes that the weights have been trained on, a set; see collection.py."""
+        """Contents of all volumes that the weights were trained on, a set; empty if some are not known."""
+        if not self.history_known:
+            return frozenset()
         contents = self.audit.contents
         return self.inherited.union(contents if self.members is None else (contents[i] for i in self.members))
+
+    def inherit(self, state, known=False):
+        """Remember what the weights of a checkpoint were trained on.
+
+        Args:
+            state: The checkpoint; an empty list, or none as of an earlier version, says nothing.
+            known: They were trained on this run's volumes, though the checkpoint has no list.
+        """
+        former = state.get("trained_on")
+        self.inherited = self.inherited.union(former or ())
+        self.history_known = bool(former) or known
 
     def networks_in(self, state):
         """State dict of the networks in a checkpoint; a UserError if it is of another program."""
@@ -256,7 +271,7 @@ class VolumeTrainer:
                 group["full"] = group["lr"] = rate  # the flag's, also when it was changed
         if self.scaler.is_enabled() and state["scaler"]:
             self.scaler.load_state_dict(state["scaler"])
-        self.inherited = self.inherited.union(state.get("trained_on", ()))
+        self.inherit(state, known="trained_on" not in state and state["data_digest"] == self.audit.digest)
         self.reverts, self.best = state["reverts"], self.best or state.get("best")
         torch.set_rng_state(state["random"]["cpu"])
         if self.device.type == "cuda" and "cuda" in state["random"]:
@@ -317,6 +332,8 @@ def open_audit(config, device, group, batch_size, source=None, parts=("training"
         source: Checkpoint that the run continues or starts from, if any: its axes are those of the run.
         parts: Of the split.
     """
+    if source is not None and config.split is not None:
+        refuse_seen(source, config.split)
     cache = "none" if config.dry_run and device.type != "cuda" else config.cache
     chosen = {"split": config.split, "parts": parts}
     axes = CANONICAL if source is None else axes_of_run(source, config.data, **chosen)
@@ -324,6 +341,18 @@ def open_audit(config, device, group, batch_size, source=None, parts=("training"
     audit = dataset.open_data(config.data, config.array_shape, batch_size, *where, axes=axes, **chosen)
     audit.move(cache, device)
     return audit
+
+
+def refuse_seen(source, split):
+    """Raise a UserError if a split sets volumes aside that a checkpoint was trained on."""
+    known = runs.read_state(source, check=False).get("trained_on") or ()
+    aside = [row for row in Split.read(split).rows if row["part"] != "training"]
+    seen = [row["file"] for row in aside if row["content"] in set(known)]
+    if seen:
+        raise UserError(
+            f"--split {split} sets aside {len(seen)} volumes that {source} was trained on, the first "
+            f"{seen[0]}: start a new run, or give the split that it was trained with."
+        )
 
 
 def axes_of_run(source, data, **chosen):
@@ -383,7 +412,7 @@ def start(make, config, audit, device, group):
         if config.init_from:
             with naming(config.init_from):
                 state = runs.read_state(config.init_from)
-                trainer.inherited = frozenset(state.get("trained_on", ()))
+                trainer.inherit(state)
                 runs.load_networks(trainer.networks, trainer.networks_in(state))
         trainer.train()
     print(f"Checkpoints are in {config.models}, previews and metrics.csv in {config.results}.")
