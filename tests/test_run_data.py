@@ -73,9 +73,7 @@ def test_a_split_cannot_set_aside_what_a_checkpoint_was_trained_on(make_config, 
     contents = [collection.content_of(collection.scaled(random_array(n))) for n in range(6)]
     rows = [f"v{n}.nii.gz,{contents[n]},s{n},{'test' if n == 3 else 'training'}" for n in range(6)]
     (tmp_path / "split.csv").write_text("\n".join(["file,content,subject,part", *rows]), encoding="utf-8")
-    with pytest.raises(
-        UserError, match=r"aside 1 volumes that .* was trained on, the first v3\.nii\.gz"
-    ):
+    with pytest.raises(UserError, match=r"aside 1 volumes that .* was trained on, the first v3\.nii\.gz"):
         sg.train_from_folder(make_config(num_train_steps=2, split=str(tmp_path / "split.csv")))
 
 
