@@ -28,6 +28,7 @@ from tqdm import tqdm
 from preprocessing.dicom_files import read_file, stored_values
 from preprocessing.dicom_stacks import Stack, stacks_of
 from volumetric.cli import UserError
+from volumetric.collection import walk
 from volumetric.files import NIFTI_SUFFIXES, SYNTHETIC, atomic_path, file_digest, read_json
 
 RULES = 1  # number of the rules by which series are converted: files made by others are made anew
@@ -185,11 +186,7 @@ def write_table(outcomes, path):
 
 def survey(folder):
     """DicomFile of every file below a folder that begins as DICOM or is named so, but for hidden ones."""
-    paths = []
-    for place, folders, files in os.walk(folder):
-        folders[:] = sorted(f for f in folders if not f.startswith("."))
-        names = sorted(f for f in files if not f.startswith(".") and not f.lower().endswith(NIFTI_SUFFIXES))
-        paths += [Path(place) / name for name in names]
+    paths = [path for path in walk(folder) if not path.name.lower().endswith(NIFTI_SUFFIXES)]
     bar = tqdm(paths, "Reading DICOM headers", leave=False, disable=len(paths) < 1000)
     with quiet():
         return [file for file in map(read_file, bar) if file is not None]

@@ -175,6 +175,18 @@ def test_everything_in_a_folder_is_taken_or_named(tmp_path, capsys):
         collection.find_volumes(data)
 
 
+def test_a_folder_that_cannot_be_looked_into_is_named(tmp_path, monkeypatch):
+    data = write_data(tmp_path)
+
+    def walk(start, onerror):
+        onerror(PermissionError(13, "Permission denied", str(data / "closed")))
+        yield str(start), [], ["v0.nii.gz"]
+
+    monkeypatch.setattr(collection.os, "walk", walk)
+    with pytest.raises(UserError, match=r"closed cannot be looked into \(Permission denied\)"):
+        collection.find_volumes(data)
+
+
 WRONG_BYTES = {
     "pointer": (
         b"/annex/objects/SHA256E-s5196--d7a3.nii.gz\n",

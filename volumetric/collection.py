@@ -99,7 +99,7 @@ class Found:
 
 
 def find(folder, flag="--data", dicom=False, left_out=()):
-    """Every file below a folder, links followed; hidden files and folders are passed over.
+    """Found: every file below a folder, links followed; hidden files and folders are passed over.
 
     What can be reached by its own path and by a link to its folder has its own path.
 
@@ -109,9 +109,6 @@ def find(folder, flag="--data", dicom=False, left_out=()):
         dicom: DICOM files are read elsewhere: they are not named.
         left_out: Names of folders that are not entered.
 
-    Returns:
-        Found.
-
     Raises:
         UserError: There is no such folder, or a name in it is no text.
     """
@@ -120,7 +117,21 @@ def find(folder, flag="--data", dicom=False, left_out=()):
         state = "is a file" if folder.exists() else "does not exist"
         raise UserError(f"{flag} {folder} {state}: give the folder that holds the .nii or .nii.gz volumes.")
     found, foreign = Found(), FOREIGN if dicom else FOREIGN | DICOM
-    entered, starts = set(), [folder]
+    for path in walk(folder, left_out, found):
+        refuse_odd_name(path, flag)
+        sort_in(path, found, foreign)
+    found.paths.sort()
+    return found
+
+
+def walk(folder, left_out=(), found=None):
+    """Yield every file below a folder, links followed, each folder once; hidden ones are passed over.
+
+    Args:
+        folder, left_out: As for `find`.
+        found: Found, which is told of the folders that are not entered for another reason.
+    """
+    entered, starts, found = set(), [Path(folder)], found or Found()
 
     def closed(error):
         found.lost[Path(error.filename)] = f"cannot be looked into ({error.strerror}): change its permissions"
@@ -135,11 +146,7 @@ def find(folder, flag="--data", dicom=False, left_out=()):
             entered.add(real)
             folders[:] = sorted(name for name in folders if not name.startswith(".") and name not in left_out)
             starts += [place / name for name in folders if (place / name).is_symlink()]
-            for name in (name for name in files if not name.startswith(".")):
-                refuse_odd_name(place / name, flag)
-                sort_in(place / name, found, foreign)
-    found.paths.sort()
-    return found
+            yield from (place / name for name in sorted(files) if not name.startswith("."))
 
 
 def sort_in(path, found, foreign):
