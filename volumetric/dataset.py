@@ -203,6 +203,14 @@ class Checked:
     affine: np.ndarray
     labels: bool
 
+    @classmethod
+    def of(cls, voxels, volume):
+        """Of what `read_volume` gave."""
+        digest, labels = content_of(voxels), is_label_map(volume.array)
+        content = digest if axes_of(volume.affine) == CANONICAL else volume.content
+        spacing = tuple(map(float, volume.spacing.round(3)))
+        return cls(digest, content, spacing, volume.axes, volume.affine, labels)
+
 
 def audit_volumes(
     folder,
@@ -248,10 +256,7 @@ def audit_volumes(
             volumes[index_of[path]] = torch.from_numpy(voxels)
         if store is not None:
             store(index_of[path], voxels)
-        digest = content_of(voxels)
-        content = digest if axes == CANONICAL else volume.content
-        spacing = tuple(map(float, volume.spacing.round(3)))
-        return Checked(digest, content, spacing, volume.axes, volume.affine, is_label_map(volume.array))
+        return Checked.of(voxels, volume)
 
     found = read_all(paths, check, "Checking volumes", folder, stated)
     contents = [one.content for one in found]
