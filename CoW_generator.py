@@ -11,27 +11,21 @@ A volume is a function of its recipe (which style, which noise, which truncation
 mode is a list of recipes; one loop renders them, in batches of any size, on any number of processes.
 """
 
-import errno
 import itertools
 import json
 import math
-import os
-import platform
 import re
-import shutil
 import sys
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
-import nibabel as nib
 import numpy as np
 import torch
 import torch.nn.functional as F
 from tqdm import tqdm
 
 import stylegan2_pytorch as sg
-from volumetric import sidecars
+from volumetric import generation
 from volumetric.cli import (
     UserError,
     check_device_name,
@@ -41,30 +35,25 @@ from volumetric.cli import (
     parse_cli,
 )
 from volumetric.collection import check_array, read_volume
-from volumetric.dicom_writing import KINDS, Origin, write_dicom
+from volumetric.dicom_writing import KINDS
 from volumetric.files import (
-    __version__,
-    array_to_volume,
-    as_damaged,
     atomic_path,
     by,
     clear_parts,
     file_digest,
-    load_nifti,
     load_with_header,
     naming,
     read_json,
     reading,
     save_nifti,
-    volume_to_array,
 )
+from volumetric.generation import SHOWN, Drawn, Item, Writer, full_name
 from volumetric.geometry import affine_of, same_spacing, spacing_of, turn
 from volumetric.parallel import device_random, latent_of, process_group, volume_inputs
 from volumetric.pictures import (
-    captioned,
+    annotated,
     enlarged,
     factor_to,
-    labelled_sheet,
     plane_views,
     save_curve,
     save_gif,
@@ -72,6 +61,7 @@ from volumetric.pictures import (
     six_views,
 )
 from volumetric.runs import find_checkpoint
+from volumetric.sidecars import write_trained_on
 
 # ╔══════════════════════════════════════════════════════════════════════════════════════════════════════════╗
 # ║ Settings                                                                                                 ║
@@ -81,8 +71,12 @@ from volumetric.runs import find_checkpoint
 mode = "normal"
 # volumes (normal), styles to vary or truncate, pairs to interpolate, edge of the mixing grid
 num_generate = 4
+# first seed
+seed = 0
 # folder that holds models/<model_folder_name>/model_<n>.pt
 top_dir = "."
+# folder that holds <model_folder_name>/model_<n>.pt, as --models_dir of the training; None is top_dir/models
+models_dir = None
 # name of the run; None takes the model that comes with this program, which knows phantoms
 model_folder_name = None
 # number n of the checkpoint, -1 for the newest
@@ -139,9 +133,12 @@ class GenerateConfig:
         least=1,
         most=MOST_VOLUMES,
     )
-    seed: int = option(42, "First seed; the following are seed + 1, seed + 2, ...", least=0)
+    seed: int = option(seed, "First seed; the following are seed + 1, seed + 2, ...", least=0)
     seeds: str | None = option(None, "Seeds in place of seed and num_generate, for example 0-99,205.")
     top_dir: str = option(top_dir, "Folder that holds models/<model_folder_name>/model_<n>.pt.")
+    models_dir: str | None = option(
+        models_dir, "Folder that holds <model_folder_name>/model_<n>.pt; None is top_dir/models."
+    )
     model_folder_name: str | None = option(
         model_folder_name, "Name of the run; None takes the phantom model that comes with this program."
     )
@@ -215,6 +212,8 @@ class GenerateConfig:
                 or low_high[0] >= low_high[1]
             ):
                 raise UserError(f"--intensity_range must be two numbers, low before high, got {low_high}.")
+        if self.models_dir is not None and self.model_folder_name is None:
+            raise UserError("--models_dir needs --model_folder_name, the name of a run in it.")
         if self.load_from_style and (self.mode != "stochastic_variation" or self.style_npy_path is None):
             raise UserError("--load_from_style needs --mode stochastic_variation and --style_npy_path FILE.")
         if (self.mode == "projection") != (self.target is not None):
@@ -279,36 +278,57 @@ class Recipe:
     truncation_psi: float
     position: dict
 
+    @property
+    def caption(self):
+        """What a picture says of the volume: its seeds, and what varies."""
+        style, psi = self.style, f" psi {self.truncation_psi:.2f}" if self.truncation_psi != 1 else ""
+        if "mix" in style:
+            return f"coarse {style['mix'][0]} fine {style['mix'][1]}{psi}"
+        if "t" in style:
+            return f"t {style['t']:.2f}{psi}"
+        varied = f" noise {self.noise['variation']}" if self.noise.get("variation") else ""
+        return f"seed {self.noise.get('seed')}{varied}{psi}"
 
-def style_of(recipe, model):
-    """w of every block, on the CPU. Shapes: -> (L, latent_dim)"""
-    kind, layers = recipe.style, model.G.num_layers
-    first, last = (kind.get("labels", [None])[i] for i in (0, -1))
+    def style_for(self, model):
+        """w of every block, on the CPU. Shapes: -> (L, latent_dim)"""
+        kind, layers = self.style, model.G.num_layers
+        first, last = (kind.get("labels", [None])[i] for i in (0, -1))
 
-    def w_of(z, label):
-        labels = None if label is None else model.labels_of([0], label)
-        return model.noise_to_styles(z[None], recipe.truncation_psi, labels).cpu()
+        def w_of(z, label):
+            labels = None if label is None else model.labels_of([0], label)
+            return model.noise_to_styles(z[None], self.truncation_psi, labels).cpu()
 
-    def z_of(seed):
-        return latent_of(seed, model.latent_dim)
+        def z_of(seed):
+            return latent_of(seed, model.latent_dim)
 
-    if "file" in kind:
-        return read_style(kind["file"], model)
-    if "seed" in kind:
-        w = w_of(z_of(kind["seed"]), first)
-    elif "slerp" in kind:
-        low, high = map(z_of, kind["slerp"])
-        z = sg.slerp(low, high, torch.tensor(kind["t"]))
-        w = w_of(z, first)
-        if last != first:
-            w = torch.lerp(w, w_of(z, last), kind["t"])
-    elif "lerp" in kind:
-        low, high = (w_of(z_of(s), label) for s, label in zip(kind["lerp"], (first, last), strict=True))
-        w = torch.lerp(low, high, kind["t"])
-    else:
-        coarse, fine = (w_of(z_of(s), label) for s, label in zip(kind["mix"], (first, last), strict=True))
-        return sg.mix_styles(coarse, fine, layers, kind["crossover"])[0]
-    return sg.same_style(w, layers)[0]
+        if "file" in kind:
+            return read_style(kind["file"], model)
+        if "seed" in kind:
+            w = w_of(z_of(kind["seed"]), first)
+        elif "slerp" in kind:
+            low, high = map(z_of, kind["slerp"])
+            z = sg.slerp(low, high, torch.tensor(kind["t"]))
+            w = w_of(z, first)
+            if last != first:
+                w = torch.lerp(w, w_of(z, last), kind["t"])
+        elif "lerp" in kind:
+            low, high = (w_of(z_of(s), label) for s, label in zip(kind["lerp"], (first, last), strict=True))
+            w = torch.lerp(low, high, kind["t"])
+        else:
+            coarse, fine = (w_of(z_of(s), label) for s, label in zip(kind["mix"], (first, last), strict=True))
+            return sg.mix_styles(coarse, fine, layers, kind["crossover"])[0]
+        return sg.same_style(w, layers)[0]
+
+    def noise_for(self, model):
+        """The noise, on the CPU. Shapes: -> (Z, S, S, 1)"""
+        if "file" in self.noise:
+            with reading(self.noise["file"]):
+                noise = torch.from_numpy(np.load(self.noise["file"], allow_pickle=False))
+                return noise[0].view(*model.shape, 1)
+        seed, variation = self.noise["seed"], self.noise["variation"]
+        if variation == 0:
+            return volume_inputs(seed, model.latent_dim, model.shape)[1]
+        return torch.rand(*model.shape, 1, generator=device_random("cpu", seed, variation))
 
 
 def read_style(path, model):
@@ -328,27 +348,71 @@ def read_style(path, model):
     )
 
 
-def file_source(path):
-    """Style or noise from a file, in a recipe: the file and its content."""
-    return {"file": str(Path(path).resolve()), "sha256": file_digest(path)}
+class RecipeWriter(Writer):
+    """Draws and writes the volumes of recipes, with their styles and noise in the folder style_and_noise.
+
+    Args:
+        model: ModelLoader.
+        folder: Folder of the volumes.
+        amp: Draw with mixed precision (bfloat16).
+        settings: Of `generation.Writer`.
+    """
+
+    program, bytes_per_voxel = "CoW_generator", 8.8
+
+    def __init__(self, model, folder, amp=False, **settings):
+        super().__init__(
+            model, folder, "--save_directory", precision="bfloat16" if amp else "float32", **settings
+        )
+        self.amp = amp
+
+    def draw(self, items):
+        """The volumes of some items, with their styles (L, latent_dim) and noise (Z, S, S, 1)."""
+        styles = torch.stack([item.source.style_for(self.model) for item in items])
+        noise = torch.stack([item.source.noise_for(self.model) for item in items])
+        with torch.autocast(self.model.device.type, torch.bfloat16, enabled=self.amp):
+            return map(Drawn, self.model.render(styles, noise), zip(styles, noise, strict=True))
+
+    def write_more(self, item, drawn):
+        """Style and noise, for people and for --style_npy_path."""
+        style, noise = (array.numpy() for array in drawn.more)
+        same, names = bool((style == style[0]).all()), {}
+        for kind, array in {"style": style[:1] if same else style[None], "noise": noise[None]}.items():
+            names[kind] = f"style_and_noise/{item.name}_{kind}.npy"
+            with atomic_path(self.folder / names[kind]) as part:
+                np.save(part, array)
+        return names
+
+    def make(self, recipes, batch_size=None, group=None):
+        """Draw and write the volumes of recipes that are not there yet; returns the items of all."""
+        arrays, items = self.folder / "style_and_noise", list(map(item_of, recipes))
+        arrays.mkdir(parents=True, exist_ok=True)
+        clear_parts(arrays)
+        self.write_all(items, self.draw, batch_size, group)
+        return items
 
 
-def noise_of(recipe, model):
-    """Noise of a recipe, on the CPU. Shapes: -> (Z, S, S, 1)"""
-    if "file" in recipe.noise:
-        with reading(recipe.noise["file"]):
-            return torch.from_numpy(np.load(recipe.noise["file"], allow_pickle=False))[0].view(
-                *model.shape, 1
-            )
-    seed, variation = recipe.noise["seed"], recipe.noise["variation"]
-    if variation == 0:
-        return volume_inputs(seed, model.latent_dim, model.shape)[1]
-    return torch.rand(*model.shape, 1, generator=device_random("cpu", seed, variation))
+def item_of(recipe):
+    """Item of a Recipe."""
+    about = {"truncation_psi": recipe.truncation_psi, "position": recipe.position}
+    record = {"recipe": asdict(recipe)}
+    return Item(
+        recipe.name,
+        recipe,
+        recipe.caption,
+        record,
+        {"seed": recipe.noise.get("seed"), **about},
+    )
 
 
 # ╔══════════════════════════════════════════════════════════════════════════════════════════════════════════╗
 # ║ Modes                                                                                                    ║
 # ╚══════════════════════════════════════════════════════════════════════════════════════════════════════════╝
+
+
+def file_source(path):
+    """Style or noise from a file, in a recipe: the file and its content."""
+    return {"file": str(Path(path).resolve()), "sha256": file_digest(path)}
 
 
 def classes_of(config, model, *seeds):
@@ -385,7 +449,7 @@ def plan_normal(config, model):
     seeds = config.seed_list(config.num_generate)
     return [
         Recipe(
-            name=full_name(f"seed{seed:06d}", config),
+            name=full_name(f"seed{seed:06d}", config.truncation_psi, config.label),
             style={"seed": seed, **classes_of(config, model, seed)},
             noise={"seed": seed, "variation": 0},
             truncation_psi=config.truncation_psi,
@@ -393,17 +457,6 @@ def plan_normal(config, model):
         )
         for i, seed in enumerate(seeds)
     ]
-
-
-def full_name(name, config):
-    """A file name that says the truncation, if there is any, and the class, if one was asked for."""
-    name = name if config.truncation_psi == 1 else f"{name}_psi{config.truncation_psi:.2f}"
-    return labelled_name(name, config)
-
-
-def labelled_name(name, config):
-    """A file name that says the class, if one was asked for."""
-    return name if config.label is None else f"{name}_{re.sub('[^A-Za-z0-9.]+', '-', config.label)}"
 
 
 def plan_stochastic_variation(config, model):
@@ -415,7 +468,11 @@ def plan_stochastic_variation(config, model):
     else:
         seeds = config.seed_list(config.num_generate)
         sources = [
-            (full_name(f"seed{seed:06d}", config), {"seed": seed, **classes_of(config, model, seed)}, seed)
+            (
+                full_name(f"seed{seed:06d}", config.truncation_psi, config.label),
+                {"seed": seed, **classes_of(config, model, seed)},
+                seed,
+            )
             for seed in seeds
         ]
     return [
@@ -441,7 +498,7 @@ def plan_interpolation(config, model):
         raise UserError("--mode interpolation needs two seeds, or one and two classes, and --steps 2.")
     recipes = []
     for a, b in itertools.pairwise(seeds):
-        series = full_name(f"{kind}{a:06d}-{b:06d}", config)
+        series = full_name(f"{kind}{a:06d}-{b:06d}", config.truncation_psi, config.label)
         classes = classes_of(config, model, a, b)
         for i, t in enumerate(np.linspace(0, 1, config.steps)):
             recipes.append(
@@ -462,7 +519,7 @@ def plan_style_mixing(config, model):
     crossover = model.G.num_layers // 2
     return [
         Recipe(
-            name=full_name(f"coarse{row:06d}_fine{column:06d}", config),
+            name=full_name(f"coarse{row:06d}_fine{column:06d}", config.truncation_psi, config.label),
             style={"mix": [row, column], "crossover": crossover, **classes_of(config, model, row, column)},
             noise={"seed": row, "variation": 0},
             truncation_psi=config.truncation_psi,
@@ -478,11 +535,15 @@ def plan_truncation(config, model):
     values = np.linspace(0, 1, config.steps) if config.steps > 1 else [config.truncation_psi]
     return [
         Recipe(
-            name=labelled_name(f"seed{seed:06d}_psi{psi:.3f}", config),
+            name=full_name(f"seed{seed:06d}_psi{psi:.3f}", label=config.label),
             style={"seed": seed, **classes_of(config, model, seed)},
             noise={"seed": seed, "variation": 0},
             truncation_psi=float(psi),
-            position={"series": labelled_name(f"seed{seed:06d}", config), "index": i, "of": len(values)},
+            position={
+                "series": full_name(f"seed{seed:06d}", label=config.label),
+                "index": i,
+                "of": len(values),
+            },
         )
         for seed in config.seed_list(config.num_generate)
         for i, psi in enumerate(values)
@@ -498,166 +559,19 @@ def open_model(config):
     """ModelLoader of the checkpoint, on this process's device."""
     path = config.checkpoint or SHIPPED
     if config.checkpoint is None and config.model_folder_name is not None:
-        path = find_checkpoint(
-            Path(config.top_dir) / "models" / config.model_folder_name, config.model_from_epoch
-        )
+        models = Path(config.models_dir or Path(config.top_dir) / "models")
+        path = find_checkpoint(models / config.model_folder_name, config.model_from_epoch)
     if path == SHIPPED:
         print("The model that comes with this program: circles of Willis of phantoms, no patients.")
-    device = config.device
-    if device == "auto" and torch.cuda.is_available():
-        device = f"cuda:{os.environ.get('LOCAL_RANK', 0)}"
-    depth = config.image_depth
-    return sg.ModelLoader(checkpoint=path, device=device, use_average=config.use_average, image_depth=depth)
+    names = ("device", "use_average", "image_depth")
+    return sg.ModelLoader(checkpoint=path, **{name: getattr(config, name) for name in names})
 
 
-def inputs_of(recipes, model):
-    """Styles and noise of some recipes, on the CPU. Shapes: -> (B, L, latent_dim), (B, Z, S, S, 1)"""
-    styles = torch.stack([style_of(recipe, model) for recipe in recipes])
-    return styles, torch.stack([noise_of(recipe, model) for recipe in recipes])
-
-
-@torch.no_grad()
-def render(styles, noise, model, amp=False):
-    """Volumes of styles and noise, on the CPU.
-
-    Shapes: (B, L, latent_dim), (B, Z, S, S, 1) -> (B, 1, Z, S, S) in [0, 1]
-    """
-    with torch.autocast(model.device.type, torch.bfloat16, enabled=amp):
-        return model.render(styles, noise)
-
-
-def render_all(recipes, model, batch_size, amp=False):
-    """Yield (recipe, volume, style, noise) for all recipes; batches halve when the memory is too small."""
-    done = 0
-    while done < len(recipes):
-        batch = recipes[done : done + batch_size]
-        styles, noise = inputs_of(batch, model)
-        try:
-            volumes = render(styles, noise, model, amp)
-        except RuntimeError as error:  # torch.OutOfMemoryError is one; the CPU's allocator raises a plain one
-            if "memory" not in str(error) or batch_size == 1:
-                raise
-            batch_size //= 2
-            tqdm.write(f"Out of memory: going on with --batch_size {batch_size}.", file=sys.stderr)
-            continue
-        yield from zip(batch, volumes, styles, noise, strict=True)
-        done += len(batch)
-
-
-class Writer:
-    """Writes each volume with its sidecar, arrays and picture, or finds that they are there already.
-
-    Args:
-        config: GenerateConfig.
-        model: ModelLoader.
-        affine: Affine of the volumes, (4, 4), mm.
-    """
-
-    def __init__(self, config, model, affine):
-        self.config, self.affine = config, affine
-        self.arrays = config.folder / "style_and_noise"
-        self.common = {
-            "synthetic": True,
-            "mode": config.mode,
-            "checkpoint": sidecars.checkpoint_record(
-                model.path, model.step, "SE, GE" if config.use_average else "S, G"
-            ),
-            "model": model.settings,
-            "intensity_range": config.intensity_range and list(config.intensity_range),
-            "affine": np.asarray(affine, dtype=float).tolist(),
-            "precision": "bfloat16" if config.amp else "float32",
-        }
-
-    def path(self, recipe, suffix):
-        """Path of one of a recipe's files."""
-        return self.config.folder / f"{recipe.name}.{suffix}"
-
-    def dicom_path(self, recipe):
-        """Path of a recipe's DICOM file, or of the folder of its slices."""
-        ending = ".dcm" if self.config.dicom == "enhanced" else ""
-        return self.config.folder / "dicom" / f"{recipe.name}{ending}"
-
-    def is_complete(self, recipe):
-        """True if the volume is there, rendered from the same recipe by the same checkpoint.
-
-        Raises:
-            UserError: A volume of this name was made otherwise.
-        """
-        sidecar = self.path(recipe, "json")
-        if not sidecar.exists():
-            return False
-        found = read_json(sidecar)
-        with reading(sidecar, "remove it; the volume is then made again"):
-            there, wanted = (
-                {
-                    "checkpoint": [details["checkpoint"][key] for key in ("sha256", "networks")],
-                    "recipe": [details["recipe"][key] for key in ("style", "noise", "truncation_psi")],
-                    **{key: details[key] for key in ("affine", "intensity_range", "precision")},
-                }
-                for details in (found, self.common | {"recipe": recipe.__dict__})
-            )
-        different = [key for key in wanted if there[key] != wanted[key]]
-        if different:
-            raise UserError(
-                f"{sidecar} was made with another {' and '.join(different)}: choose another --save_directory."
-            )
-        if self.config.dicom is not None and not self.dicom_path(recipe).exists():
-            return False
-        volume = self.path(recipe, self.config.volume_format)
-        try:
-            load_nifti(volume)
-        except UserError:
-            return False  # it is not there, or damaged
-        return True
-
-    def write(self, recipe, volume, style, noise):
-        """Write all files of one volume, the sidecar last: where it is, the volume is complete."""
-        config = self.config
-        same = bool((style == style[0]).all())
-        self.save_array(recipe, "style", (style[:1] if same else style[None]).numpy())
-        self.save_array(recipe, "noise", noise[None].numpy())
-        volume = volume.numpy()
-        scaled = volume
-        if config.intensity_range is not None:
-            low, high = config.intensity_range
-            scaled = low + volume * (high - low)
-        save_nifti(scaled, self.affine, self.path(recipe, config.volume_format))
-        if config.dicom is not None:
-            target, origin = self.dicom_path(recipe), Origin(recipe.name, "CoW_generator", synthetic=True)
-            shutil.rmtree(target, ignore_errors=True)  # what stands there is of no complete volume
-            target.unlink(missing_ok=True)
-            write_dicom(volume_to_array(scaled), self.affine, target, origin, config.dicom)
-        if config.picture_format != "none":
-            save_picture(six_views(volume, self.affine), self.path(recipe, config.picture_format), smallest=1)
-        details = {
-            "file": self.path(recipe, config.volume_format).name,
-            "seed": recipe.noise.get("seed"),
-            "truncation_psi": recipe.truncation_psi,
-            "position": recipe.position,
-            "recipe": recipe.__dict__,
-            "volume_sha256": sidecars.digest_of(volume),
-            "style": f"style_and_noise/{recipe.name}_style.npy",
-            "noise": f"style_and_noise/{recipe.name}_noise.npy",
-            "versions": versions(),
-        }
-        with atomic_path(self.path(recipe, "json")) as part:
-            part.write_text(json.dumps(self.common | details, indent=1), encoding="utf-8")
-
-    def save_array(self, recipe, kind, array):
-        """Write a style or noise array."""
-        with atomic_path(self.arrays / f"{recipe.name}_{kind}.npy") as part:
-            np.save(part, array)
-
-
-def versions():
-    """Versions of what rendered a volume."""
-    return {
-        "stylegan2_pytorch": __version__,
-        "torch": torch.__version__,
-        "numpy": np.__version__,
-        "nibabel": nib.__version__,
-        "python": platform.python_version(),
-    }
+def writer_of(config, model, affine):
+    """RecipeWriter of the mode's folder."""
+    names = ("volume_format", "picture_format", "intensity_range", "dicom", "amp")
+    settings = {name: getattr(config, name) for name in names}
+    return RecipeWriter(model, config.folder, affine=affine, about={"mode": config.mode}, **settings)
 
 
 def choose_affine(config, model):
@@ -676,125 +590,56 @@ def choose_affine(config, model):
     return affine
 
 
-def check_space(config, model, count):
-    """Raise a UserError if the disk cannot hold `count` volumes with their noise."""
-    needed = 2.2 * 4 * math.prod(model.shape) * count
-    free = shutil.disk_usage(config.folder).free
-    if needed > free:
-        raise UserError(
-            f"{count} volumes need about {needed / 2**30:.1f} GiB, and the disk of {config.folder} has "
-            f"{free / 2**30:.1f} free: choose another --save_directory."
-        )
-
-
-def generate_recipes(config, model, recipes):
-    """Render all recipes that are not there yet, and write them while the next are rendered."""
-    rank, ranks = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
-    affine = choose_affine(config, model)
-    for folder in (config.folder, config.folder / "style_and_noise"):
-        folder.mkdir(parents=True, exist_ok=True)
-        clear_parts(folder)
-    clear_parts(config.folder / "dicom")
-    sidecars.write_trained_on(config.folder, model.trained_on, model.path)
-    writer = Writer(config, model, affine)
-    mine = recipes[rank::ranks]  # shared out before looking at files that another process may be writing
-    missing = [recipe for recipe in mine if not writer.is_complete(recipe)]
-    if len(missing) < len(mine):
-        print(f"{len(mine) - len(missing)} volumes are there already.")
-    check_space(config, model, ranks * len(missing))
-    batch_size = config.batch_size or (2 if model.device.type == "cpu" else 8)
-    with ThreadPoolExecutor(2) as pool, tqdm(total=len(missing), unit="volume", disable=rank > 0) as bar:
-        pending = []
-        try:
-            for item in render_all(missing, model, batch_size, config.amp):
-                pending.append(pool.submit(writer.write, *item))
-                bar.update(1)
-                while len(pending) > 2 * batch_size:
-                    pending.pop(0).result()
-            for task in pending:
-                task.result()
-        except OSError as error:
-            pool.shutdown(cancel_futures=True)
-            if error.errno == errno.ENOSPC:
-                raise UserError(
-                    f"The disk of {config.folder} is full: the volumes so far are complete."
-                ) from None
-            raise
-    return affine
-
-
 # ╔══════════════════════════════════════════════════════════════════════════════════════════════════════════╗
 # ║ Pictures                                                                                                 ║
 # ╚══════════════════════════════════════════════════════════════════════════════════════════════════════════╝
 
 
-def read_series(config, recipes):
-    """Volumes of some recipes, from their files. Shapes: -> (N, 1, Z, X, Y) in [0, 1]"""
-    low, high = config.intensity_range or (0, 1)
-    volumes = []
-    for recipe in recipes:
-        array = load_nifti(config.folder / f"{recipe.name}.{config.volume_format}").get_fdata(
-            dtype=np.float32
-        )
-        volumes.append(array_to_volume((array - low) / (high - low)))
-    return np.stack(volumes)
-
-
-def by_series(recipes):
-    """{series: recipes in their order}."""
+def by_series(items):
+    """{series: items in their order}."""
     groups = {}
-    for recipe in recipes:
-        groups.setdefault(recipe.position.get("series", "all"), []).append(recipe)
+    for item in items:
+        groups.setdefault(item.source.position.get("series", "all"), []).append(item)
     return groups
 
 
-def picture_sheet(config, recipes, affine):
-    """normal and style_mixing: a contact sheet of axial slices and projections (at most 64 volumes)."""
-    grid = config.mode == "style_mixing"
-    shown = recipes if grid else recipes[:64]
-    columns = recipes[0].position["of"] if grid else math.ceil(math.sqrt(len(shown)))
-    sheet = labelled_sheet(read_series(config, shown), affine, list(map(label_of, shown)), columns)
-    save_picture(sheet, config.folder / f"contact_sheet.{config.picture_format}")
+def picture_sheet(writer, items):
+    """normal and style_mixing: a contact sheet."""
+    grid = "row" in items[0].source.position
+    writer.sheet(items if grid else items[:SHOWN], items[0].source.position["of"] if grid else None)
 
 
-def label_of(recipe):
-    """What a picture says of a volume: its seeds, and what varies."""
-    style, psi = recipe.style, f" psi {recipe.truncation_psi:.2f}" if recipe.truncation_psi != 1 else ""
-    if "mix" in style:
-        return f"coarse {style['mix'][0]} fine {style['mix'][1]}{psi}"
-    if "t" in style:
-        return f"t {style['t']:.2f}{psi}"
-    varied = f" noise {recipe.noise['variation']}" if recipe.noise.get("variation") else ""
-    return f"seed {recipe.noise.get('seed')}{varied}{psi}"
-
-
-def picture_series(config, recipes, affine):
+def picture_series(writer, items):
     """Sequences: a GIF of the axial middle slice, one of the projection, and what else the mode shows."""
-    for series, members in by_series(recipes).items():
-        volumes = read_series(config, members)
-        views = [plane_views(volume, affine) for volume in volumes]
+    for series, members in by_series(items).items():
+        volumes = np.stack([writer.read(item) for item in members])
+        views = [plane_views(volume, writer.affine) for volume in volumes]
         for name, index in (("axial", 0), ("axial_mip", 3)):
             frames = [enlarged(v[index], factor_to(256, v[index])) for v in views]
-            save_gif(frames, config.folder / f"{series}_{name}.gif", 0.3 if len(frames) < 10 else 0.1)
-        sheet = labelled_sheet(volumes, affine, list(map(label_of, members)), min(len(volumes), 5))
-        save_picture(sheet, config.folder / f"{series}_sheet.{config.picture_format}")
-        if config.mode == "stochastic_variation":
-            picture_deviation(config, series, volumes, affine)
-        if config.mode == "interpolation":
-            largest, mean = smoothness(volumes)
-            print(f"{series}: smoothness {largest / mean:.2f} (largest step / mean step)")
-            figures = {"largest_step": largest, "mean_step": mean, "smoothness": largest / mean}
-            with atomic_path(config.folder / f"{series}_smoothness.json") as part:
-                part.write_text(json.dumps(figures, indent=1), encoding="utf-8")
+            save_gif(frames, writer.folder / f"{series}_{name}.gif", 0.3 if len(frames) < 10 else 0.1)
+        writer.sheet(members, 5, f"{series}_sheet")
+        if "variation" in members[-1].source.noise and members[-1].source.noise["variation"]:
+            picture_deviation(writer, series, volumes)
+        if "t" in members[0].source.style:
+            write_smoothness(writer.folder, series, volumes)
 
 
-def picture_deviation(config, series, volumes, affine):
+def picture_deviation(writer, series, volumes):
     """Voxel-wise standard deviation over the noises: a NIfTI, and a picture scaled to its stated maximum."""
     deviation = volumes.std(axis=0)
-    save_nifti(deviation, affine, config.folder / f"{series}_deviation.{config.volume_format}")
+    save_nifti(deviation, writer.affine, writer.folder / f"{series}_deviation.{writer.volume_format}")
     most = max(float(deviation.max()), 1e-12)
-    picture = captioned(six_views(deviation / most, affine), f"black 0, white {most:.3f} of the range")
-    save_picture(picture, config.folder / f"{series}_deviation.{config.picture_format}", 1)
+    picture = annotated(deviation / most, writer.affine, f"black 0, white {most:.3f} of the range", edge=256)
+    save_picture(picture, writer.folder / f"{series}_deviation.{writer.picture_format}", 1)
+
+
+def write_smoothness(folder, series, volumes):
+    """How even the steps of a sequence are, printed and in a JSON file."""
+    largest, mean = smoothness(volumes)
+    print(f"{series}: smoothness {largest / mean:.2f} (largest step / mean step)")
+    figures = {"largest_step": largest, "mean_step": mean, "smoothness": largest / mean}
+    with atomic_path(folder / f"{series}_smoothness.json") as part:
+        part.write_text(json.dumps(figures, indent=1), encoding="utf-8")
 
 
 def smoothness(volumes):
@@ -964,7 +809,6 @@ def project(config, model):
     name = f"{Path(config.target).name.removesuffix('.gz').removesuffix('.nii')}_projection"
     arrays = config.folder / "style_and_noise"
     arrays.mkdir(parents=True, exist_ok=True)
-    sidecars.write_trained_on(config.folder, model.trained_on, model.path)
     if (config.folder / f"{name}.json").exists():
         raise UserError(f"{config.folder / name}.json is there already: choose another --save_directory.")
     goal = torch.from_numpy(target)[None].to(model.device)
@@ -984,13 +828,16 @@ def project(config, model):
         position={},
     )
     other = replace(recipe, noise={"seed": config.seed, "variation": 1})
-    volume, with_other_noise = render(*inputs_of([recipe, other], model), model)
-    l1, l1_other = (F.l1_loss(v, torch.from_numpy(target)).item() for v in (volume, with_other_noise))
+    writer = writer_of(
+        config, model, affine if config.template_path is None else choose_affine(config, model)
+    )
+    drawn, with_other_noise = writer.draw([item_of(recipe), item_of(other)])
+    volume = drawn.volume
+    l1, l1_other = (F.l1_loss(v.volume, torch.from_numpy(target)).item() for v in (drawn, with_other_noise))
     source = {"target": str(config.target), "target_sha256": file_digest(config.target)}
     recipe = replace(recipe, position={**source, "l1": l1, "l1_with_other_noise": l1_other})
-    if config.template_path is not None:
-        affine = choose_affine(config, model)
-    Writer(config, model, affine).write(recipe, volume, styles, noise)
+    write_trained_on(config.folder, model.trained_on, model.path)
+    writer.write(item_of(recipe), drawn)
     with atomic_path(config.folder / f"{name}_curve.csv") as part:
         part.write_text(
             "step,l1,loss\n" + "".join(f"{s},{a:.6g},{b:.6g}\n" for s, a, b in curve), encoding="utf-8"
@@ -1025,31 +872,23 @@ def recreate(config):
     Raises:
         UserError: The checkpoint is another, or the volume differs by more than rounding.
     """
-    sidecar = Path(config.recreate)
-    details = read_json(sidecar)
-    with as_damaged("give the .json beside a generated volume", sidecar):
-        recipe, wanted = Recipe(**details["recipe"]), details["checkpoint"]
-        path, digest, step = Path(config.checkpoint or wanted["path"]), wanted["sha256"], wanted["step"]
-        average, depth = wanted["networks"] == "SE, GE", details["model"]["image_depth"]
-        amp, file, volume_digest = (details[key] for key in ("precision", "file", "volume_sha256"))
-        scale = tuple(map(float, details["intensity_range"] or (0, 1)))
-    if not path.is_file():
-        raise UserError(f"{path} does not exist: give the checkpoint of {sidecar} with --checkpoint.")
-    if file_digest(path) != digest:
-        raise UserError(
-            f"{path} is not the checkpoint that {sidecar} was made with (SHA-256 {digest[:12]}..., "
-            f"step {step}): give that with --checkpoint."
-        )
-    model = sg.ModelLoader(checkpoint=path, device=config.device, use_average=average, image_depth=depth)
-    with as_damaged("give the .json beside a generated volume", sidecar):
-        if "file" in recipe.style:  # the sidecar's own copy, wherever the folder is now
-            recipe = replace(recipe, style={"file": str(sidecar.parent / details["style"])})
-        if "file" in recipe.noise:
-            recipe = replace(recipe, noise={"file": str(sidecar.parent / details["noise"])})
-        inputs = inputs_of([recipe], model)
-    (volume,) = render(*inputs, model, amp == "bfloat16")
-    rounding = 1e-2 if amp == "bfloat16" else sidecars.ROUNDING
-    return sidecars.compare(volume, sidecar.parent / file, volume_digest, scale, rounding)
+    folder = Path(config.recreate).parent
+
+    if "recipe" not in read_json(config.recreate):  # the trainer's --generate wrote it
+        settings = {name: getattr(config, name) for name in ("recreate", "checkpoint", "device")}
+        return generation.recreate_volume(sg.TrainConfig(**settings), sg.open_generator)
+
+    def draw(record, path):
+        recipe, average = Recipe(**record["recipe"]), record["checkpoint"]["networks"] == "SE, GE"
+        for kind in ("style", "noise"):
+            if "file" in getattr(recipe, kind):  # the sidecar's own copy, wherever the folder is now
+                recipe = replace(recipe, **{kind: {"file": str(folder / record[kind])}})
+        settings = {"use_average": average, "image_depth": record["model"]["image_depth"]}
+        model = sg.ModelLoader(checkpoint=path, device=config.device, **settings)
+        writer = RecipeWriter(model, folder, amp=record["precision"] == "bfloat16")
+        return next(writer.draw([item_of(recipe)])).volume
+
+    return generation.recreate(config.recreate, RecipeWriter.program, draw, config.checkpoint)
 
 
 def generate(config):
@@ -1068,12 +907,12 @@ def generate(config):
     with process_group() as group:
         model = open_model(config)
         recipes = plan(config, model)
-        affine = generate_recipes(config, model, recipes)
-        group.wait()
-        if group.rank == 0 and config.picture_format != "none":
-            picture(config, recipes, affine)
-        if group.rank == 0:
-            print(f"{len(recipes)} volumes are in {config.folder}")
+        writer = writer_of(config, model, choose_affine(config, model))
+        items = writer.make(recipes, config.batch_size, group)
+        if group.first and config.picture_format != "none":
+            picture(writer, items)
+        if group.first:
+            print(f"{len(items)} volumes are in {config.folder}")
     return config.folder
 
 

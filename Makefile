@@ -40,7 +40,7 @@ demo: install
 		--image_depth 8
 	$(BIN)/python stylegan2_pytorch.py --data $(DEMO)/phantoms $(DEMO_RUN) $(DEMO_MODEL) $(DEMO_TRAINING)
 	$(BIN)/python stylegan2_pytorch.py $(DEMO_RUN) --generate --num_generate 128
-	$(EVALUATE) --real $(DEMO)/phantoms --generated $(DEMO)/results/demo/generated-model_2 \
+	$(EVALUATE) --real $(DEMO)/phantoms --generated $(DEMO)/results/demo/generated/model_2 \
 		--output $(DEMO)/evaluation
 	@echo "Pictures of the training are in $(DEMO)/results/demo/previews"
 

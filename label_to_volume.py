@@ -34,28 +34,34 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 from torch.nn.utils.parametrizations import spectral_norm
-from tqdm import tqdm
 
 from segmentation.cases import Classes
-from segmentation.labels import TABLES, read_labels, save_labels
+from segmentation.labels import TABLES, read_labels
 from segmentation.maps import (
     UNKNOWN,
     Known,
     MapToDraw,
+    PairWriter,
     class_numbers,
     edited,
     fitted,
-    ids_of,
     read_edit,
     read_pairs,
     row_of,
-    save_sheet,
     write_split,
 )
-from volumetric import dataset, parallel, runs, training
-from volumetric.cli import RunConfig, UserError, one_line_errors, option, options_of, parse_cli
+from volumetric import dataset, generation, parallel, runs, training
+from volumetric.cli import (
+    GenerationOptions,
+    RunConfig,
+    UserError,
+    one_line_errors,
+    option,
+    options_of,
+    parse_cli,
+)
 from volumetric.collection import choose, content_of_labels, names_in, refuse_unusable, stored_axes
-from volumetric.files import as_damaged, by, file_digest, naming, read_json, save_nifti
+from volumetric.files import array_to_volume, as_damaged, by, naming
 from volumetric.geometry import axes_of, same_spacing, spacing_of, turn
 from volumetric.layers import (
     Conv3d,
@@ -70,15 +76,6 @@ from volumetric.layers import (
     run_block,
     set_rates,
     zero_centered_penalty,
-)
-from volumetric.pictures import save_picture
-from volumetric.sidecars import (
-    check_sources,
-    checkpoint_record,
-    compare,
-    is_complete,
-    write_sidecar,
-    write_trained_on,
 )
 
 LOCAL_CELLS = 4  # along each axis, of a z drawn locally
@@ -104,7 +101,7 @@ SHARE = {"least": 0, "most": 1}
 
 
 @dataclass(kw_only=True)
-class LabelToVolumeConfig(RunConfig):
+class LabelToVolumeConfig(GenerationOptions, RunConfig):
     """Train a generator of volumes for label maps, or generate with one.
 
     The same command given again continues the run. In a flag's name - and _ are the same.
@@ -155,12 +152,9 @@ class LabelToVolumeConfig(RunConfig):
     num_previews: int = option(4, "Pairs in a preview.", most=64)
     # generation
     generate: str | None = option(None, "Folder of label maps to draw volumes for, instead of training.")
-    output: str = option("made", "Folder for them; their label maps go to the folder <output>_labels.")
     num_per_map: int = option(1, "Volumes for each map, of seeds that follow from --seed.", most=10**6)
     edit: tuple = option((), "drop:NAME, thin:NAME:MM, thicken:NAME:MM or swap_sides, in this order.")
     fit: bool = option(False, "Bring maps of another grid onto the model's, by nearest neighbour.")
-    use_average: bool = option(True, "Generate from the averaged generator; False takes the current one.")
-    recreate: str | None = option(None, "Sidecar .json of a volume to draw again and compare.", file=True)
 
     def __post_init__(self):
         super().__post_init__()
@@ -812,7 +806,8 @@ class Trainer(training.VolumeTrainer):
         rows = []
         for index in map(int, chosen):
             numbers = self.pairs.maps[index, 0].numpy()
-            made = [painter.draw(numbers, len(self.pairs.table), self.config.seed + n) for n in range(2)]
+            seeds = [self.config.seed + n for n in range(2)]
+            made = painter.draw(np.stack(2 * [numbers]), len(self.pairs.table), seeds)
             real, _ = dataset.VolumeDataset(self.audit)[index, False]
             rows.append(row_of(numbers, [real.float().cpu(), *made], self.audit.affine))
         return {"map-real-made-made": np.concatenate(rows)}
@@ -852,7 +847,7 @@ class Trainer(training.VolumeTrainer):
 
 
 class Painter:
-    """A generator that draws the volume of a label map and a seed, one at a time: none depends on others.
+    """A generator that draws volumes of label maps and seeds; none depends on what else is in the batch.
 
     Args:
         G: SpadeGenerator or UNetGenerator.
@@ -866,23 +861,30 @@ class Painter:
         self.autocast = autocast or functools.partial(torch.autocast, device.type, enabled=False)
 
     @torch.no_grad()
-    def draw(self, numbers, classes, seed):
-        """A volume. Shapes: numbers (Z, X, Y) uint8 -> (1, Z, X, Y) float32 in [0, 1], on the CPU"""
+    def draw(self, numbers, classes, seeds):
+        """Volumes of label maps and of as many seeds.
+
+        Shapes: numbers (B, Z, X, Y) uint8 -> (B, 1, Z, X, Y) float32 in [0, 1], on the CPU
+        """
         regions = latent_regions(self.noise, classes)
-        z = torch.randn(regions, self.z_dim, generator=torch.Generator().manual_seed(seed))
-        shares = one_hot(torch.from_numpy(np.ascontiguousarray(numbers))[None].to(self.device), classes)
-        layout = Layout(shares, z[None].to(self.device), self.noise)
+        generators = [torch.Generator().manual_seed(seed) for seed in seeds]
+        z = torch.stack([torch.randn(regions, self.z_dim, generator=one) for one in generators])
+        numbers = torch.from_numpy(np.ascontiguousarray(numbers)).to(self.device)
+
+        def made(numbers, z):
+            return self.G(Layout(one_hot(numbers, classes), z, self.noise))
+
         training_before = self.G.training
         self.G.eval()  # spectral normalisation then changes nothing
         try:
             with self.autocast(), parallel.tf32(False):
-                return self.G(layout)[0].float().cpu()
+                return generation.alone_as_two(made, numbers, z.to(self.device)).float().cpu()
         finally:
             self.G.train(training_before)
 
 
 class LabelModel(Painter):
-    """A trained generator, read from a checkpoint.
+    """A trained generator, read from a checkpoint; see `generation.Model`.
 
     Args:
         path: The checkpoint.
@@ -910,11 +912,20 @@ class LabelModel(Painter):
             own = {n.removeprefix(prefix): t for n, t in state[Trainer.entry].items() if n.startswith(prefix)}
             with naming(path):
                 runs.load_networks(G, own)
-        self.networks, self.classes = prefix.rstrip("."), Classes(self.table)
+        self.networks, self.classes, self.class_names = prefix.rstrip("."), Classes(self.table), []
         size, depth = self.settings["image_size"], self.settings["image_depth"]
         self.array_shape = (size, size, depth)
         G = channels_last(G).requires_grad_(False).eval().to(device)
         super().__init__(G, self.settings["noise"], self.settings["z_dim"], device)
+
+    def volumes_of(self, seeds, *, numbers, batch_size=8):
+        """Yield the volumes of one label map and of every seed, (1, Z, X, Y) in [0, 1] on the CPU.
+
+        Shapes: numbers (Z, X, Y) uint8
+        """
+        for start in range(0, len(seeds), batch_size):
+            chosen = seeds[start : start + batch_size]
+            yield from self.draw(np.stack(len(chosen) * [numbers]), len(self.table), chosen)
 
     def read_map(self, path, fit, edits):
         """A label map on the model's grid.
@@ -946,20 +957,6 @@ class LabelModel(Painter):
         )
 
 
-def record_of(model, path, config, to_draw):
-    """What the sidecars say of how the volumes of a label map are drawn, without the checkpoint."""
-    drawn = hashlib.sha256(to_draw.numbers.tobytes()).hexdigest()
-    label_map = {"path": str(path), "sha256": file_digest(path), "content": to_draw.content}
-    return {
-        "synthetic": True,
-        "label_map": label_map | {"drawn_sha256": drawn},
-        "recipe": {"edit": list(config.edit), "fit": config.fit, "noise": model.noise},
-        "model": model.settings,
-        "table": {str(n): name for n, name in model.table.items()},
-        "affine": to_draw.stored.tolist(),
-    }
-
-
 def maps_to_draw(config, model):
     """{path: MapToDraw} of --generate, with --split of training subjects; an error lists the wrong ones."""
     (paths, _), maps, problems = choose(config.generate, "--generate", config.split), {}, []
@@ -987,63 +984,38 @@ def generate_volumes(config):
     The label maps, as drawn, are written to the folder <output>_labels, under the volumes' names.
 
     Returns:
-        The folder of the volumes.
+        The folder of the volumes; what is there already is kept.
     """
-    checkpoint = runs.find_checkpoint(config.models, config.load_from)
-    model = LabelModel(checkpoint, config.device, config.use_average)
-    folder, maps, plan = Path(config.output), maps_to_draw(config, model), []
-    labels, names = folder.with_name(f"{folder.name}_labels"), names_in(config.generate, maps, "--generate")
-    about = {"checkpoint": checkpoint_record(model.path, model.step, model.networks)}
-    for path, to_draw in maps.items():
-        record = record_of(model, path, config, to_draw) | about
-        for seed in seeds_of(config, to_draw.content):
-            name = f"{names[path]}_seed{seed:06d}"
-            of_seed = record | {"file": f"{Path(name).name}.nii.gz", "seed": seed}
-            plan.append((path, name, of_seed, is_complete(folder / f"{name}.json", of_seed)))
-    if any(done for *_, done in plan):
-        print(f"{sum(done for *_, done in plan)} volumes are there already.")
-    for one in (folder, labels):
-        one.mkdir(parents=True, exist_ok=True)
-    write_trained_on(folder, model.trained_on, model.path)
-    rows = defaultdict(list)
-    for path, name, record, done in tqdm(plan, "Drawing", unit="volume"):
-        if done:
-            continue
-        to_draw = maps[path]
-        volume = to_draw.drawn_by(model, record["seed"])
-        ids = ids_of(to_draw.numbers, model.classes, model.ignore)
-        save_labels(to_draw.as_stored(ids), to_draw.stored, labels / f"{name}.nii.gz", model.known_as)
-        (folder / name).parent.mkdir(parents=True, exist_ok=True)
-        save_picture(to_draw.shown_with([volume]), folder / f"{name}.png")
-        written = to_draw.as_written(volume)
-        save_nifti(written, to_draw.stored, folder / f"{name}.nii.gz")
-        write_sidecar(folder / f"{name}.json", record, written, torch=torch.__version__)
-        if (len(rows) < SHOWN_MAPS or path in rows) and len(rows[path]) < SHOWN_SEEDS:
-            rows[path].append(volume)
-    save_sheet(rows, maps, folder)
-    print(f"{len(plan)} volumes are in {folder}, their label maps in {labels}.")
-    return folder
+    with parallel.process_group() as group:
+        checkpoint = config.checkpoint or runs.find_checkpoint(config.models, config.load_from)
+        model = LabelModel(checkpoint, config.device, config.use_average)
+        writer, maps = PairWriter(model, config.generated_folder(checkpoint)), maps_to_draw(config, model)
+        names, of_maps = names_in(config.generate, maps, "--generate"), []
+        for path, to_draw in maps.items():
+            seeds = seeds_of(config, to_draw.content)
+            of_maps.append([writer.item_of(path, to_draw, names[path], seed, config) for seed in seeds])
+        items = list(itertools.chain(*of_maps))
+        writer.write_all(items, writer.draw, group=group)
+        if group.first:
+            shown = [items[:SHOWN_SEEDS] for items in of_maps[:SHOWN_MAPS]]
+            writer.sheet(list(itertools.chain(*shown)), len(shown[0]) if len(shown[0]) > 1 else None)
+            print(f"{len(items)} volumes are in {writer.folder}, their label maps in {writer.labels}.")
+    return writer.folder
 
 
 def recreate(config):
-    """`--recreate`: draw a volume again from its sidecar, and say whether it is identical.
+    """`--recreate`: draw a volume again from its sidecar; returns the largest difference of a voxel."""
 
-    Returns:
-        Largest difference of a voxel, in [0, 1].
+    def draw(record, checkpoint, label_map):
+        model = LabelModel(checkpoint, config.device, record["checkpoint"]["networks"] == "GE")
+        edits, axes = list(map(read_edit, record["recipe"]["edit"])), axes_of(np.array(record["affine"]))
+        to_draw = replace(model.read_map(label_map, record["recipe"]["fit"], edits), axes=axes)
+        numbers = array_to_volume(to_draw.numbers)[0]
+        (volume,) = model.volumes_of([record["seed"]], numbers=numbers)
+        return to_draw.as_written(volume)
 
-    Raises:
-        UserError: The checkpoint or the label map is another, or the volume differs by more than rounding.
-    """
-    sidecar = Path(config.recreate)
-    record = read_json(sidecar)
-    with as_damaged("give the .json beside a volume that label_to_volume.py drew", sidecar):
-        checkpoint, label_map = check_sources(sidecar, record, "checkpoint", "label_map")
-        average, seed, file = record["checkpoint"]["networks"] == "GE", record["seed"], record["file"]
-        edits, fit = list(map(read_edit, record["recipe"]["edit"])), record["recipe"]["fit"]
-        digest, axes = record["volume_sha256"], axes_of(np.array(record["affine"], dtype=float))
-    model = LabelModel(checkpoint, config.device, average)
-    to_draw = replace(model.read_map(label_map, fit, edits), axes=axes)
-    return compare(to_draw.as_written(to_draw.drawn_by(model, seed)), sidecar.parent / file, digest)
+    sources = ("checkpoint", "label_map")
+    return generation.recreate(config.recreate, "label_to_volume.py", draw, config.checkpoint, sources)
 
 
 # ╔══════════════════════════════════════════════════════════════════════════════════════════════════════════╗

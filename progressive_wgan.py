@@ -33,11 +33,18 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import nn
-from tqdm import tqdm
 
-from volumetric import dataset, parallel, runs, training
-from volumetric.cli import RunConfig, UserError, one_line_errors, option, options_of, parse_cli
-from volumetric.files import as_damaged, naming, new_folder, read_json, save_nifti
+from volumetric import dataset, generation, parallel, runs, training
+from volumetric.cli import (
+    GenerationOptions,
+    RunConfig,
+    UserError,
+    one_line_errors,
+    option,
+    options_of,
+    parse_cli,
+)
+from volumetric.files import as_damaged, naming, new_folder
 from volumetric.layers import (
     SLOPE,
     channels_last,
@@ -48,8 +55,7 @@ from volumetric.layers import (
     growth_schedule,
     zero_centered_penalty,
 )
-from volumetric.pictures import contact_sheet, save_gif, save_picture
-from volumetric.sidecars import check_sources, checkpoint_record, compare, write_sidecar, write_trained_on
+from volumetric.pictures import contact_sheet, save_picture
 
 STATISTICS_OF = 4  # volumes whose standard deviation D sees, as published
 LARGER_BATCHES = (1, 2, 4)  # times batch_size, at the full size, half of it, and all smaller ones
@@ -69,7 +75,7 @@ PENALTIES = {
 
 
 @dataclass(kw_only=True)
-class ProgressiveConfig(RunConfig):
+class ProgressiveConfig(GenerationOptions, RunConfig):
     """Grow a 3D Wasserstein GAN on a folder of NIfTI volumes, or generate with one.
 
     The same command given again continues the run. In a flag's name - and _ are the same.
@@ -106,8 +112,6 @@ class ProgressiveConfig(RunConfig):
     label: str | None = option(None, "Class of the volumes; for an interpolation also two: a,b.")
     generate_interpolation: bool = option(False, "Generate the way from seed to seed + 1.")
     interpolation_num_steps: int = option(20, "Volumes of an interpolation.", least=2, most=10**6)
-    use_average: bool = option(True, "Generate from the averaged generator; False takes the current one.")
-    recreate: str | None = option(None, "Sidecar .json of a volume to make again and compare.", file=True)
 
     def __post_init__(self):
         super().__post_init__()
@@ -520,12 +524,12 @@ class Trainer(training.VolumeTrainer):
         painter = Painter(self.networks, self.classes and self.classes.names, self.config.latent_dim)
         stage, alpha = phase.stage, phase.alpha(max(self.step - 1, 0))
         columns = self.config.num_image_tiles
-        shown = [
-            painter.draw(self.config.seed + n, label, stage, alpha)
+        seeds = range(self.config.seed, self.config.seed + columns)
+        rows = [
+            painter.draw(seeds, None if label is None else torch.full((columns,), label), stage, alpha)
             for label in (range(len(self.classes.names)) if self.classes else (None,))
-            for n in range(columns)
         ]
-        return {"GE": contact_sheet(torch.stack(shown), self.audit.affine, columns)}
+        return {"GE": contact_sheet(torch.cat(rows), self.audit.affine, columns)}
 
     def state(self):
         """All that the run needs to continue exactly."""
@@ -570,7 +574,7 @@ def shrunk(volumes, factors, stage, alpha=1.0):
 
 
 class Painter:
-    """A generator that makes the volume of a seed, one at a time, so that none depends on others.
+    """A generator that makes the volumes of seeds; none depends on what else is in the batch.
 
     Args:
         networks: Networks.
@@ -580,29 +584,32 @@ class Painter:
     """
 
     def __init__(self, networks, class_names, latent_dim, average=True):
-        self.networks, self.class_names, self.latent_dim = networks, class_names, latent_dim
+        self.class_names, self.latent_dim = class_names or [], latent_dim
         self.G = networks.GE if average else networks.G
         self.classes = networks.GE_classes if average else networks.G_classes
         self.device = next(self.G.parameters()).device
 
-    def class_vector(self, label):
-        """What G sees of a class. Shapes: number or None -> (latent,) or None"""
-        return None if label is None else self.classes.weight[label].detach()
+    def vectors_of(self, labels):
+        """What G sees of classes. Shapes: (B,) or None -> (B, latent) or None"""
+        return None if labels is None else self.classes.weight[labels].detach()
 
     @torch.no_grad()
-    def make(self, z, vector, stage, alpha=1.0):
-        """A volume. Shapes: (latent,), (latent,) or None -> (1, d, h, w) float32 in [0, 1], on the CPU"""
+    def make(self, z, vectors, stage, alpha=1.0):
+        """Volumes in [0, 1], on the CPU. Shapes: (B, latent), the same or None -> (B, 1, d, h, w) float32"""
         with torch.autocast(self.device.type, enabled=False), parallel.tf32(False):
-            vector = None if vector is None else vector[None]
-            return self.G(z[None].to(self.device), vector, stage, alpha)[0].clamp(0, 1).float().cpu()
+            volumes = generation.alone_as_two(
+                lambda z, vectors: self.G(z, vectors, stage, alpha), z.to(self.device), vectors
+            )
+        return volumes.clamp(0, 1).float().cpu()
 
-    def draw(self, seed, label, stage, alpha=1.0):
-        """The volume of a seed and the number of a class. Shapes: -> (1, d, h, w)"""
-        return self.make(parallel.latent_of(seed, self.latent_dim), self.class_vector(label), stage, alpha)
+    def draw(self, seeds, labels, stage, alpha=1.0):
+        """The volumes of seeds, and of numbers of classes. Shapes: (B,), (B,) or None -> (B, 1, d, h, w)"""
+        z = torch.stack([parallel.latent_of(seed, self.latent_dim) for seed in seeds])
+        return self.make(z, self.vectors_of(labels), stage, alpha)
 
 
 class ModelLoader(Painter):
-    """A trained generator, read from a checkpoint.
+    """A trained generator, read from a checkpoint; see `generation.Model`.
 
     Args:
         path: The checkpoint.
@@ -614,7 +621,7 @@ class ModelLoader(Painter):
     """
 
     def __init__(self, path, device="auto", average=True):
-        self.path, self.average, state = Path(path), average, runs.read_state(path)
+        self.path, self.networks, state = Path(path), "GE" if average else "G", runs.read_state(path)
         with as_damaged("it is damaged or of another program", path):
             if Trainer.entry not in state:
                 raise UserError(f"{path} is no checkpoint of progressive_wgan.py.")
@@ -625,104 +632,56 @@ class ModelLoader(Painter):
                 runs.load_networks(networks, state[Trainer.entry])
             self.step, self.affine = state["step"], np.array(state["affine"], dtype=float).reshape(4, 4)
             self.shares, self.trained_on = state["class_shares"], frozenset(state.get("trained_on", ()))
-        plan = phases(config)
+        plan, self.array_shape = phases(config), config.array_shape
         phase = phase_of(plan, max(self.step - 1, 0))
         self.stage, self.alpha, self.last = phase.stage, phase.alpha(max(self.step - 1, 0)), plan[-1].stage
         channels_last(networks).requires_grad_(False).to(parallel.choose_device(device))
         super().__init__(networks, names, config.latent_dim, average)
 
-    def full_size(self, volume):
-        """A volume of an unfinished run at the full size. Shapes: (1, d, h, w) -> (1, D, H, W)"""
+    def full_size(self, volumes):
+        """Volumes of an unfinished run at the full size. Shapes: (B, 1, d, h, w) -> (B, 1, D, H, W)"""
         for factors in self.G.factors[self.stage + 1 :]:
-            volume = grown(volume[None], factors)[0]
-        return volume
+            volumes = grown(volumes, factors)
+        return volumes
 
-    def number_of(self, name):
-        """Number of a class; a UserError if there is none of the name."""
-        if name not in (self.class_names or ()):
-            there = f"it has {', '.join(self.class_names)}" if self.class_names else "it was trained without"
-            raise UserError(f"--label {name} is no class of this model: {there}.")
-        return self.class_names.index(name)
+    def labels_of(self, seeds, name=None):
+        """Classes of the volumes of some seeds; see `dataset.labels_of_seeds`."""
+        return dataset.labels_of_seeds(seeds, self.class_names, self.shares, name)
 
-    def label_of(self, seed, name=None):
-        """Number of the class of a seed: the named one, or drawn as often as shown in training."""
-        if name is not None:
-            return self.number_of(name)
-        drawn = dataset.seeded_classes([seed], self.shares)
-        return None if drawn is None else int(drawn[0])
+    def volumes_of(self, seeds, *, batch_size=8, label=None):
+        """Yield the volume of every seed, (1, Z, X, Y) in [0, 1] on the CPU, a batch at a time."""
+        for start in range(0, len(seeds), batch_size):
+            chosen = seeds[start : start + batch_size]
+            labels = self.labels_of(chosen, label)
+            yield from self.full_size(self.draw(chosen, labels, self.stage, self.alpha))
+
+    def between(self, ends, positions, labels=None):
+        """Volumes on the way from one seed to another, and from one class to another.
+
+        Args:
+            ends: The two seeds.
+            positions: B numbers from 0 at the first to 1 at the second.
+            labels: Names of the classes at both ends; None for a model without.
+
+        Shapes: -> (B, 1, Z, X, Y) in [0, 1], on the CPU
+        """
+        # the latent is normalised by G: a straight line between two is an arc of their sphere
+        z = [parallel.latent_of(seed, self.latent_dim) for seed in ends]
+        z, vectors = torch.stack([torch.lerp(*z, t) for t in positions]), None
+        if labels is not None:
+            of = [self.vectors_of(self.labels_of([0], name))[0] for name in labels]
+            vectors = torch.stack([torch.lerp(*of, t) for t in positions])
+        return self.full_size(self.make(z, vectors, self.stage, self.alpha))
 
 
 def open_model(config):
     """ModelLoader of the run's checkpoint; says if it has not grown to its end."""
-    path = runs.find_checkpoint(config.models, config.load_from)
+    path = config.checkpoint or runs.find_checkpoint(config.models, config.load_from)
     model = ModelLoader(path, config.device, config.use_average)
     if model.stage < model.last or model.alpha < 1:
-        size = np.prod(model.G.factors[1 : model.stage + 1], axis=0, initial=4).astype(int)
+        size = np.prod([(4, 4, 4), *model.G.factors[1 : model.stage + 1]], axis=0).tolist()
         print(f"{path} is still growing, at {' x '.join(map(str, size))} voxels: volumes are enlarged.")
     return model
-
-
-def generate_volumes(config):
-    """`--generate`: volumes of seeds seed, seed + 1, ..., each with its sidecar, and a contact sheet.
-
-    Returns:
-        The new folder with the files.
-    """
-    model = open_model(config)
-    seeds = range(config.seed, config.seed + config.num_generate)
-    model.label_of(config.seed, config.label)  # before anything is written
-    folder, shown = new_folder(config.results / f"generated-{model.path.stem}"), []
-    write_trained_on(folder, model.trained_on, model.path)
-    about = {"checkpoint": checkpoint_record(model.path, model.step, "GE" if model.average else "G")}
-    for seed in tqdm(seeds, "Generating", unit="volume"):
-        label, name = model.label_of(seed, config.label), f"seed{seed:06d}"
-        volume = model.full_size(model.draw(seed, label, model.stage, model.alpha))
-        save_nifti(volume, model.affine, folder / f"{name}.nii.gz")
-        record = {"synthetic": True, "file": f"{name}.nii.gz", "seed": seed, **about}
-        record |= {"label": None if label is None else model.class_names[label], "model": model.settings}
-        write_sidecar(folder / f"{name}.json", record, volume, torch=torch.__version__)
-        shown += [volume] if len(shown) < 64 else []
-    sheet = contact_sheet(torch.stack(shown), model.affine, math.ceil(math.sqrt(len(shown))))
-    save_picture(sheet, folder / "contact_sheet.png")
-    print(f"{len(seeds)} volumes, their sidecars and a contact sheet are in {folder}")
-    return folder
-
-
-def generate_interpolation(config):
-    """`--generate_interpolation`: from the latent of seed to that of seed + 1, and from class to class.
-
-    Returns:
-        The new folder with the volumes and a GIF.
-    """
-    model = open_model(config)
-    names = config.label.split(",") if config.label else [None]
-    if len(names) > 2:
-        raise UserError(f"--label must be one class or two, a,b, got {config.label}.")
-    ends = [model.class_vector(model.label_of(config.seed, name)) for name in (names[0], names[-1])]
-    z = [parallel.latent_of(config.seed + n, model.latent_dim) for n in range(2)]
-    folder, pictures = new_folder(config.results / f"interpolation-{model.path.stem}"), []
-    for frame, t in enumerate(np.linspace(0, 1, config.interpolation_num_steps).tolist()):
-        vector = None if ends[0] is None else torch.lerp(*ends, t)
-        # the latent is normalised by G: a straight line between two is an arc of their sphere
-        volume = model.full_size(model.make(torch.lerp(*z, t), vector, model.stage, model.alpha))
-        save_nifti(volume, model.affine, folder / f"frame{frame:04d}.nii.gz")
-        pictures.append(contact_sheet(volume[None], model.affine, 1))
-    save_gif([np.kron(p, np.ones((4, 4), np.uint8)) for p in pictures], folder / "interpolation.gif")
-    print(f"{config.interpolation_num_steps} volumes and a GIF are in {folder}")
-    return folder
-
-
-def recreate(config):
-    """`--recreate`: make a volume again from its sidecar; returns the largest difference of a voxel."""
-    sidecar = Path(config.recreate)
-    record = read_json(sidecar)
-    with as_damaged("give the .json beside a volume that progressive_wgan.py made", sidecar):
-        (path,) = check_sources(sidecar, record, "checkpoint")
-        model = ModelLoader(path, config.device, record["checkpoint"]["networks"] == "GE")
-        label = None if record["label"] is None else model.number_of(record["label"])
-        volume = model.full_size(model.draw(record["seed"], label, model.stage, model.alpha))
-        file, digest = sidecar.parent / record["file"], record["volume_sha256"]
-    return compare(volume, file, digest)
 
 
 def show_data(config):
@@ -783,13 +742,13 @@ def main(argv=None):
     config = parse_cli(ProgressiveConfig, argv)
     with one_line_errors():
         if config.recreate is not None:
-            recreate(config)
+            generation.recreate_volume(config, open_model)
         elif config.show:
             show_data(config)
         elif config.generate_interpolation:
-            generate_interpolation(config)
+            generation.generate_interpolation(config, open_model)
         elif config.generate:
-            generate_volumes(config)
+            generation.generate(config, open_model)
         else:
             training.run_from_command_line(config, train_from_folder)
 

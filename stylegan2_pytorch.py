@@ -40,12 +40,20 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import nn
-from tqdm import tqdm
 
-from volumetric import dataset, memory, parallel, runs, training
-from volumetric.cli import RunConfig, UserError, one_line_errors, option, options_of, parse_cli, with_recipes
+from volumetric import dataset, generation, memory, parallel, runs, training
+from volumetric.cli import (
+    GenerationOptions,
+    RunConfig,
+    UserError,
+    one_line_errors,
+    option,
+    options_of,
+    parse_cli,
+    with_recipes,
+)
 from volumetric.diff_augment import AUGMENTATIONS, UNSTEADY, AdaptiveAugmentation, augment, augment_each
-from volumetric.files import as_damaged, naming, next_free, read_json, reading, save_nifti
+from volumetric.files import as_damaged, naming, read_json, reading, save_nifti
 from volumetric.geometry import axes_of, check_affine
 from volumetric.layers import (
     Conv3d,
@@ -75,9 +83,8 @@ from volumetric.layers import (
     voxels_first,
     zero_centered_penalty,
 )
-from volumetric.pictures import contact_sheet, save_gif, save_picture
+from volumetric.pictures import contact_sheet
 from volumetric.replay import Replay
-from volumetric.sidecars import write_trained_on
 
 LATENT_DIM = 512  # of z and w, as published
 STYLE_DEPTH = 8  # layers of the mapping network, as published
@@ -112,7 +119,7 @@ SHARE, FEWEST = {"least": 0, "most": 1}, dataset.FEWEST_EVALUATED  # range of a 
 
 @with_recipes
 @dataclass(kw_only=True)
-class TrainConfig(RunConfig):
+class TrainConfig(GenerationOptions, RunConfig):
     """Train a 3D StyleGAN2 on a folder of NIfTI volumes, or generate from a trained one.
 
     The same command given again continues the run. In a flag's name - and _ are the same.
@@ -183,7 +190,6 @@ class TrainConfig(RunConfig):
     interpolation_num_steps: int = option(100, "Volumes of an interpolation.", most=10**6)
     save_frames: bool = option(False, "Save every frame of an interpolation also as PNG.")
     label: str | None = option(None, "Class of generated volumes; None draws as in training.")
-    use_average: bool = option(True, "Generate from the averages SE and GE; False takes S and G.")
 
     def __post_init__(self):
         super().__post_init__()
@@ -797,19 +803,8 @@ class Synthesizer:
         self.shape = (G.image_depth, G.image_size, G.image_size)
 
     def labels_of(self, seeds, name=None):
-        """Classes of the volumes of some seeds: the named one, or drawn as often as shown in training.
-
-        Shapes: (B,) -> (B,) int64, or None for a model without classes
-
-        Raises:
-            UserError: There is no such class.
-        """
-        if name is None:
-            return dataset.seeded_classes(seeds, self.class_shares)
-        if name not in self.class_names:
-            there = f"it has {', '.join(self.class_names)}" if self.class_names else "it was trained without"
-            raise UserError(f"--label {name} is no class of this model: {there}.")
-        return torch.full((len(seeds),), self.class_names.index(name))
+        """Classes of the volumes of some seeds; see `dataset.labels_of_seeds`."""
+        return dataset.labels_of_seeds(seeds, self.class_names, self.class_shares, name)
 
     @torch.no_grad()
     def noise_to_styles(self, z, trunc_psi=None, labels=None):
@@ -839,13 +834,8 @@ class Synthesizer:
             return self.G(styles, noise.to(self.device)).clamp(0, 1)
 
     def render(self, w, noise):
-        """Volumes that do not depend on what else is in the batch, float32 on the CPU; shapes as above.
-
-        A batch of one has kernels of its own, which round differently: it is computed twice over.
-        """
-        twice = 2 if len(w) == 1 else 1
-        volumes = self.styles_to_images_ext_noise(torch.cat(twice * [w]), torch.cat(twice * [noise]))
-        return volumes[: len(w)].float().cpu()
+        """Volumes that do not depend on what else is in the batch, float32 on the CPU; shapes as above."""
+        return generation.alone_as_two(self.styles_to_images_ext_noise, w, noise).float().cpu()
 
     def styles_of(self, seeds, trunc_psi=1.0, label=None):
         """w of seeds, each alone, so that the others do not change it. Shapes: (B,) -> (B, latent)"""
@@ -865,6 +855,26 @@ class Synthesizer:
             _, noise = parallel.batch_inputs(seeds[chosen], self.latent_dim, self.shape)
             w = self.styles_of(seeds[chosen], trunc_psi, label) if styles is None else styles[chosen]
             yield from self.render(w, noise)
+
+    def between(self, ends, positions, labels=None, trunc_psi=1.0):
+        """Volumes on the way from seed to seed, by spherical interpolation, with the first one's noise.
+
+        Args:
+            ends: The two seeds.
+            positions: B numbers from 0 at the first to 1 at the second.
+            labels: Names of the classes at both ends; None for a model without.
+            trunc_psi: Truncation psi.
+
+        Shapes: -> (B, 1, Z, S, S) in [0, 1], on the CPU
+        """
+        z, noise = parallel.batch_inputs(ends, self.latent_dim, self.shape)
+        of = [None] if labels is None else [self.labels_of([0], name) for name in dict.fromkeys(labels)]
+        styles = []
+        for t in positions:
+            at = slerp(*z, torch.tensor(t))[None]
+            w = [self.noise_to_styles(at, trunc_psi, one) for one in of]
+            styles.append(w[0] if len(w) == 1 else torch.lerp(*w, t))
+        return self.render(torch.cat(styles), noise[:1].expand(len(styles), *noise.shape[1:]))
 
 
 # ╔══════════════════════════════════════════════════════════════════════════════════════════════════════════╗
@@ -1480,6 +1490,7 @@ class ModelLoader(Synthesizer):
         checkpoint: Path of a checkpoint file, in place of base_dir, name and load_from.
         use_average: Take the averaged networks SE and GE; False takes S and G.
         image_depth: Axial slices, for a checkpoint of the original that does not state them.
+        models_dir: Folder that holds <name>/model_<n>.pt, as of --models_dir; None is base_dir/models.
 
     Raises:
         UserError: There is no such checkpoint, or it cannot be used.
@@ -1494,8 +1505,10 @@ class ModelLoader(Synthesizer):
         checkpoint=None,
         use_average=True,
         image_depth=None,
+        models_dir=None,
     ):
-        self.path = Path(checkpoint or runs.find_checkpoint(Path(base_dir) / "models" / name, load_from))
+        run = Path(base_dir) / "models" / name if models_dir is None else Path(models_dir) / name
+        self.path = Path(checkpoint or runs.find_checkpoint(run, load_from))
         state, device = read_checkpoint(self.path), parallel.choose_device(device)
         with as_damaged("it is damaged or of another program", self.path):
             self.read(state, device, use_average, image_depth)
@@ -1503,6 +1516,7 @@ class ModelLoader(Synthesizer):
     def read(self, state, device, use_average, image_depth):
         """Build the networks of a checkpoint, and take what generation needs from it."""
         self.settings = settings = network_settings(state, self.path, image_depth)
+        self.networks = "SE, GE" if use_average else "S, G"
         self.step, self.average = state.get("step"), state.get("config", {}).get("average")
         self.has_affine = "affine" in state  # an original does not state one
         self.affine = np.array(state.get("affine", np.eye(4)), dtype=float).reshape(4, 4)
@@ -1538,7 +1552,7 @@ class ModelLoader(Synthesizer):
 
 def open_generator(config):
     """ModelLoader of the run's checkpoint; says how old its average is."""
-    path = runs.find_checkpoint(config.models, config.load_from)
+    path = config.checkpoint or runs.find_checkpoint(config.models, config.load_from)
     settings = {"use_average": config.use_average, "image_depth": config.chosen_depth}
     model = ModelLoader(checkpoint=path, device=config.device, **settings)
     copied = model.average != "ramped" and model.step is not None and model.step < AVERAGE_AFTER
@@ -1551,54 +1565,15 @@ def open_generator(config):
 
 
 def generate_volumes(config):
-    """`--generate`: volumes of seeds seed, seed + 1, ..., each as NIfTI and PNG, and a contact sheet.
-
-    Returns:
-        The new folder with the files.
-    """
-    model = open_generator(config)
-    seeds = range(config.seed, config.seed + config.num_generate)
-    model.labels_of(seeds[:1], config.label)  # before anything is written
-    folder, shown = next_free(config.results / f"generated-{model.path.stem}"), []
-    folder.mkdir(parents=True)
-    write_trained_on(folder, model.trained_on, model.path)
-    volumes = model.volumes_of(seeds, config.trunc_psi, config.batch_size, config.label)
-    for seed, volume in zip(seeds, tqdm(volumes, "Generating", len(seeds), unit="volume"), strict=True):
-        save_nifti(volume, model.affine, folder / f"seed{seed:06d}.nii.gz")
-        save_picture(contact_sheet(volume[None], model.affine, 1), folder / f"seed{seed:06d}.png")
-        if len(shown) < config.num_image_tiles**2:
-            shown.append(volume)
-    columns = min(config.num_image_tiles, math.ceil(math.sqrt(len(shown))))
-    save_picture(contact_sheet(torch.stack(shown), model.affine, columns), folder / "contact_sheet.png")
-    print(f"{len(seeds)} volumes and their pictures are in {folder}")
-    return folder
+    """`--generate`: volumes of seeds seed, seed + 1, ...; returns their folder, see `generation.generate`."""
+    tiles, how = config.num_image_tiles, {"trunc_psi": config.trunc_psi}
+    return generation.generate(config, open_generator, config.batch_size, tiles, **how)
 
 
 def generate_interpolation(config):
-    """`--generate_interpolation`: from the latent of seed to that of seed + 1, with the noise of seed.
-
-    Every frame is a NIfTI volume, and a PNG too with --save_frames; one GIF shows axial slice and projection.
-
-    Returns:
-        The new folder with the files.
-    """
-    model = open_generator(config)
-    labels = model.labels_of([config.seed], config.label)
-    folder = next_free(config.results / f"interpolation-{model.path.stem}")
-    folder.mkdir(parents=True)
-    write_trained_on(folder, model.trained_on, model.path)
-    z, noise = parallel.batch_inputs((config.seed, config.seed + 1), model.latent_dim, model.shape)
-    positions, pictures = torch.linspace(0, 1, config.interpolation_num_steps), []
-    for frame, t in enumerate(tqdm(positions, "Interpolating", unit="volume")):
-        w = model.noise_to_styles(slerp(z[0], z[1], t)[None], config.trunc_psi, labels)
-        volume = model.render(w, noise[:1])
-        save_nifti(volume[0], model.affine, folder / f"frame{frame:04d}.nii.gz")
-        pictures.append(contact_sheet(volume, model.affine, 1))
-        if config.save_frames:
-            save_picture(pictures[-1], folder / f"frame{frame:04d}.png")
-    save_gif(pictures, folder / "interpolation.gif")
-    print(f"{len(positions)} volumes and a GIF are in {folder}")
-    return folder
+    """`--generate_interpolation`: the way from seed to seed + 1; returns its folder."""
+    pictures = "png" if config.save_frames else "none"
+    return generation.generate_interpolation(config, open_generator, pictures, trunc_psi=config.trunc_psi)
 
 
 # ╔══════════════════════════════════════════════════════════════════════════════════════════════════════════╗
@@ -1693,7 +1668,9 @@ def main(argv=None):
     """The command line: train, evaluate, or generate from a trained model."""
     config = parse_cli(TrainConfig, argv)
     with one_line_errors():
-        if config.generate_interpolation:
+        if config.recreate is not None:
+            generation.recreate_volume(config, open_generator)
+        elif config.generate_interpolation:
             generate_interpolation(config)
         elif config.generate:
             generate_volumes(config)

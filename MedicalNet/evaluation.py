@@ -53,7 +53,7 @@ __all__ = ["EvaluateConfig", "evaluate", "frechet_distance", "prd_area", "prd_cu
 # folder of real volumes
 real = "demo/phantoms"
 # folder of generated volumes
-generated = "demo/results/demo/generated-model_2"
+generated = "demo/results/demo/generated/model_2"
 # new folder for the results
 output = "evaluation"
 

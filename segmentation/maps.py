@@ -7,6 +7,7 @@ both by content, of volume and of label map. Pairs that it does not know are tra
 subject, or with a label map, that it holds out.
 """
 
+import hashlib
 import math
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,7 +19,7 @@ from scipy import ndimage
 from tqdm import tqdm
 
 from segmentation.cases import Classes
-from segmentation.labels import TABLES, read_labels
+from segmentation.labels import TABLES, read_labels, save_labels
 from volumetric import dataset, parallel, runs
 from volumetric.cli import UserError
 from volumetric.collection import (
@@ -30,10 +31,11 @@ from volumetric.collection import (
     refuse_other_grid,
     refuse_unusable,
 )
-from volumetric.files import array_to_volume, as_damaged, naming, read_json, volume_to_array
+from volumetric.files import array_to_volume, as_damaged, file_digest, naming, read_json, volume_to_array
+from volumetric.generation import Drawn, Item, Writer
 from volumetric.geometry import axes_of, left_right_axis, turn
 from volumetric.pages import write_table
-from volumetric.pictures import axial_pictures, save_picture
+from volumetric.pictures import axial_pictures, labelled_views
 from volumetric.tables import Split, rows_of, subjects_of
 
 UNKNOWN = 255  # class number of voxels that nobody has labelled
@@ -357,17 +359,9 @@ class MapToDraw:
         """Along the axes of what is written. Shapes: (X, Y, Z) -> (X', Y', Z')"""
         return turn(array, self.affine, self.axes)[0]
 
-    def drawn_by(self, model, seed):
-        """The volume that a LabelModel draws, along the model's axes. Shapes: -> (1, Z, X, Y), [0, 1]"""
-        return model.draw(array_to_volume(self.numbers)[0], len(model.table), seed)
-
     def as_written(self, volume):
-        """A volume of `drawn_by` along the axes of what is written. Shapes: (1, Z, X, Y) -> the same"""
+        """A volume along the axes of what is written. Shapes: (1, Z, X, Y) -> (1, Z', X', Y')"""
         return array_to_volume(self.as_stored(volume_to_array(volume)))
-
-    def shown_with(self, volumes):
-        """Picture of the map and of volumes of `drawn_by`. Shapes: -> (H, W, 3) uint8"""
-        return row_of(array_to_volume(self.numbers)[0], volumes, self.affine)
 
 
 def read_edit(text):
@@ -440,13 +434,18 @@ def fitted(numbers, affine, wanted, shape, center):
 # ╚══════════════════════════════════════════════════════════════════════════════════════════════════════════╝
 
 
-def row_of(numbers, volumes, affine):
-    """A label map and volumes side by side, from above. Shapes: (Z, X, Y), (1, Z, X, Y) -> (H, W, 3) uint8"""
+def shown_map(numbers, affine):
+    """A label map from above in colours, without its unknown voxels. Shapes: (Z, X, Y) -> (H, W, 3) uint8"""
     from segmentation.report import COLOURS, coloured
 
     shown = np.where(numbers == UNKNOWN, 0, numbers)
     shown = np.where(shown > 0, (shown.astype(int) - 1) % len(COLOURS) + 1, 0)
-    tiles = [coloured(volume_to_array(shown[None]), affine)]
+    return coloured(volume_to_array(shown[None]), affine)
+
+
+def row_of(numbers, volumes, affine):
+    """A label map and volumes side by side, from above. Shapes: (Z, X, Y), (1, Z, X, Y) -> (H, W, 3) uint8"""
+    tiles = [shown_map(numbers, affine)]
     for volume in volumes:
         _, (projection,) = axial_pictures(np.asarray(volume)[None], affine)
         image = nearest(projection, tiles[0].shape[:2])
@@ -461,14 +460,63 @@ def nearest(picture, shape):
     return picture[rows][:, columns]
 
 
-def save_sheet(rows, maps, folder):
-    """sheet.png: label map and volumes of every map, {path: volumes}, in columns."""
-    pictures = [maps[path].shown_with(volumes) for path, volumes in rows.items()]
-    if not pictures:
-        return
-    high, wide = (max(picture.shape[axis] for picture in pictures) for axis in (0, 1))
-    pictures = [np.pad(p, ((0, high + 2 - p.shape[0]), (0, wide + 2 - p.shape[1]), (0, 0))) for p in pictures]
-    columns = max(1, round(math.sqrt(len(pictures) * high / wide)))
-    pictures += [np.zeros_like(pictures[0])] * (-len(pictures) % columns)
-    lines = [np.concatenate(pictures[n : n + columns], axis=1) for n in range(0, len(pictures), columns)]
-    save_picture(np.concatenate(lines), folder / "sheet.png")
+# ╔══════════════════════════════════════════════════════════════════════════════════════════════════════════╗
+# ║ Writing                                                                                                  ║
+# ╚══════════════════════════════════════════════════════════════════════════════════════════════════════════╝
+
+
+class PairWriter(Writer):
+    """Draws and writes volumes of label maps, and the maps as drawn, under the volumes' names.
+
+    Args:
+        model: LabelModel.
+        folder: Folder of the volumes; the label maps go to the folder <folder>_labels.
+    """
+
+    def __init__(self, model, folder):
+        about = {"table": {str(n): name for n, name in model.table.items()}}
+        super().__init__(model, folder, about=about)
+        self.labels = self.folder.with_name(f"{self.folder.name}_labels")
+
+    def item_of(self, path, to_draw, name, seed, config):
+        """Item of a label map, of which the path is `path`, and of a seed."""
+        drawn = hashlib.sha256(to_draw.numbers.tobytes()).hexdigest()
+        label_map = {"path": str(path), "sha256": file_digest(path), "content": to_draw.content}
+        record = {
+            "label_map": label_map | {"drawn_sha256": drawn},
+            "recipe": {"edit": list(config.edit), "fit": config.fit, "noise": self.model.noise},
+            "seed": seed,
+        }
+        name = f"{name}_seed{seed:06d}"
+        return Item(name, to_draw, name, record, affine=to_draw.stored)
+
+    def draw(self, items):
+        """The volumes of some items, along the axes of their label maps."""
+        numbers = np.stack([array_to_volume(item.source.numbers)[0] for item in items])
+        volumes = self.model.draw(numbers, len(self.model.table), [item.record["seed"] for item in items])
+        return [Drawn(i.source.as_written(v)) for i, v in zip(items, volumes, strict=True)]
+
+    def labels_path(self, item):
+        """Path of the label map of an item."""
+        return self.labels / f"{item.name}.nii.gz"
+
+    def is_complete(self, item):
+        """True if volume, sidecar and label map are there."""
+        return super().is_complete(item) and self.labels_path(item).is_file()
+
+    def write_more(self, item, drawn):
+        """The label map as drawn; what is unknown stays unknown."""
+        to_draw = item.source
+        ids = to_draw.as_stored(ids_of(to_draw.numbers, self.model.classes, self.model.ignore))
+        save_labels(ids, to_draw.stored, self.labels_path(item), self.model.known_as)
+        return {}
+
+    def beside(self, item):
+        """The label map in colours."""
+        return shown_map(array_to_volume(item.source.numbers)[0], item.source.affine)
+
+    def picture_of(self, item, volume):
+        """Label map, slice and projection. Shapes: -> (H, W, 3) uint8"""
+        return labelled_views(
+            volume, self.affine_of(item), f"SYNTHETIC {item.caption}", 256, self.beside(item)
+        )

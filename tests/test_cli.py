@@ -227,8 +227,8 @@ def test_train_and_generate_by_command_line(data, tmp_path):
     flags = tiny_flags(data, tmp_path, num_train_steps=2)
     assert run_script("stylegan2_pytorch.py", *flags).returncode == 0
     run = run_script("stylegan2_pytorch.py", *flags, "--generate", "--num_generate", 2)
-    folder = tmp_path / "results" / "t" / "generated-model_0"
-    assert run.returncode == 0 and f"2 volumes and their pictures are in {folder}" in run.stdout
+    folder = tmp_path / "results" / "t" / "generated" / "model_0"
+    assert run.returncode == 0 and f"2 volumes with pictures and sidecars are in {folder}" in run.stdout
     assert len(list(folder.glob("*.nii.gz"))) == 2
 
 
@@ -322,7 +322,7 @@ def test_the_first_commands_run(tmp_path):
             "stylegan2_pytorch.py", *("2" if part == "100" else part for part in command), cwd=tmp_path
         )
         assert run.returncode == 0, run.stderr
-    assert len(list((tmp_path / "results" / "first" / "generated-model_0").glob("*.nii.gz"))) == 4
+    assert len(list((tmp_path / "results" / "first" / "generated" / "model_0").glob("*.nii.gz"))) == 4
 
 
 def test_set_up_files_agree():

@@ -1,5 +1,6 @@
 """CoW_generator.py: every mode's files, one seed one volume, re-creation, geometry, messages."""
 
+import errno
 import json
 import os
 import re
@@ -19,7 +20,7 @@ import CoW_generator as cow
 import stylegan2_pytorch as sg
 from sample_data import release
 from tests.conftest import ROOT, SMALL, random_array, run_script, tiny_flags, write_volume
-from volumetric import cli, collection, geometry, sidecars
+from volumetric import cli, collection, generation, geometry, sidecars
 from volumetric.cli import UserError
 
 # A rotation by 30 degrees about z and a flip of x, voxels of 0.5 x 0.5 x 0.8 mm.
@@ -54,7 +55,9 @@ def make(home, tmp_path, monkeypatch):
 
     def run(**settings):
         return cow.generate(
-            cow.GenerateConfig(**{"save_directory": str(tmp_path), "device": "cpu", **OF_RUN, **settings})
+            cow.GenerateConfig(
+                **{"save_directory": str(tmp_path), "device": "cpu", "seed": 42, **OF_RUN, **settings}
+            )
         )
 
     return run
@@ -302,31 +305,31 @@ def test_intensity_range_takes_two_words():
 
 
 def test_memory_error_halves_the_batch(make, monkeypatch, capsys):
-    render, sizes = cow.render, []
+    render, sizes = sg.ModelLoader.render, []
 
-    def limited(styles, noise, model, amp):
+    def limited(model, styles, noise):
         sizes.append(len(styles))
         if len(styles) > 2:
             raise torch.OutOfMemoryError("CUDA out of memory")
-        return render(styles, noise, model, amp)
+        return render(model, styles, noise)
 
-    monkeypatch.setattr(cow, "render", limited)
+    monkeypatch.setattr(sg.ModelLoader, "render", limited)
     folder = make(num_generate=5, batch_size=8)
     assert sizes == [5, 4, 2, 2, 1] or sizes == [5, 5, 2, 2, 1]
     assert len(names(folder, ".nii.gz")) == 5
-    assert "going on with --batch_size 2" in capsys.readouterr().err
+    assert "going on with 2 volumes at a time" in capsys.readouterr().err
 
 
 def test_full_disk_is_said(make, monkeypatch):
     with monkeypatch.context() as patch:
-        patch.setattr(cow.shutil, "disk_usage", lambda p: shutil._ntuple_diskusage(10, 10, 0))
+        patch.setattr(generation.shutil, "disk_usage", lambda p: shutil._ntuple_diskusage(10, 10, 0))
         with pytest.raises(ValueError, match=r"2 volumes need about .* has 0\.0 free"):
             make(num_generate=2)
 
     def full(volume, affine, path):
-        raise OSError(cow.errno.ENOSPC, "No space left on device")
+        raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr(cow, "save_nifti", full)
+    monkeypatch.setattr(generation, "save_nifti", full)
     with pytest.raises(ValueError, match=r"is full: the volumes so far are complete"):
         make(num_generate=2)
 
@@ -496,16 +499,27 @@ def test_edited_mode_works_and_a_flag_wins(home, tmp_path):
         run = subprocess.run(command, cwd=home, capture_output=True, encoding="utf-8", timeout=1800)
         assert run.returncode == 0, run.stderr
     assert names(tmp_path / "out" / "truncation", ".nii.gz") == [
-        "seed000042_psi0.000.nii.gz",
-        "seed000042_psi1.000.nii.gz",
+        "seed000000_psi0.000.nii.gz",
+        "seed000000_psi1.000.nii.gz",
     ]
-    assert names(tmp_path / "out" / "normal", ".nii.gz") == ["seed000042.nii.gz"]
+    assert names(tmp_path / "out" / "normal", ".nii.gz") == ["seed000000.nii.gz"]
 
 
 def test_two_processes_write_the_same_files_as_one(home, make, tmp_path):
     one = make(mode="interpolation", num_generate=1, steps=5)
     command = [Path(sys.executable).parent / "torchrun", "--nproc_per_node", "2", ROOT / "CoW_generator.py"]
-    flags = ["--mode", "interpolation", "--num_generate", "1", "--steps", "5", "--device", "cpu"]
+    flags = [
+        "--mode",
+        "interpolation",
+        "--num_generate",
+        "1",
+        "--seed",
+        "42",
+        "--steps",
+        "5",
+        "--device",
+        "cpu",
+    ]
     flags += ["--save_directory", str(tmp_path / "two"), "--top_dir", "demo", "--model_folder_name", "demo"]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     run = subprocess.run(
@@ -526,8 +540,8 @@ def test_out_of_the_box_with_the_model_that_comes_along(tmp_path):
     assert "The model that comes with this program" in run.stdout
     made = tmp_path / "generated" / "normal"
     assert len(names(made, ".nii.gz")) == 4
-    assert nib.load(made / "seed000042.nii.gz").shape == (64, 64, 16)
-    assert voxels(made / "seed000042.nii.gz").std() > 0.02
+    assert nib.load(made / "seed000000.nii.gz").shape == (64, 64, 16)
+    assert voxels(made / "seed000000.nii.gz").std() > 0.02
     misspelt = run_script("CoW_generator.py", "--steeps", "3", cwd=tmp_path)
     assert misspelt.returncode != 0 and "steeps" in misspelt.stderr
 

@@ -22,6 +22,7 @@ GROUND = {
     "dataset": {"cli", "collection", "files", "geometry", "parallel", "tables"},
     "vessels": set(),
     "sidecars": {"cli", "collection", "files"},
+    "generation": {"cli", "dicom_writing", "files", "parallel", "pictures", "sidecars"},
     "diff_augment": {"files", "parallel"},
     "layers": {"cli"},
     "memory": {"cli"},

@@ -480,7 +480,7 @@ def test_volumes_are_drawn_and_drawn_again(trained, capsys):
     config = config_of(trained, generate=str(trained / "labels"), output=str(out), num_per_map=2, seed=5)
     l2v.generate_volumes(config)
     volumes = sorted(out.glob("*.nii.gz"))
-    assert len(volumes) == 12 and (out / "sheet.png").is_file()
+    assert len(volumes) == 12 and (out / "contact_sheet.png").is_file()
     sidecars = [path.with_name(f"{path.name[:-7]}.json") for path in volumes]
     records = [json.loads(path.read_text(encoding="utf-8")) for path in sidecars]
     seeds = [record["seed"] for record in records]
@@ -488,7 +488,7 @@ def test_volumes_are_drawn_and_drawn_again(trained, capsys):
     assert [p.name for p in volumes][:2] == [f"v0_seed{seed:06d}.nii.gz" for seed in seeds[:2]]
     record = records[0]
     assert record["synthetic"] is True
-    assert record["label_map"]["sha256"] == l2v.file_digest(trained / "labels" / "v0.nii.gz")
+    assert record["label_map"]["sha256"] == maps.file_digest(trained / "labels" / "v0.nii.gz")
     image = nib.load(volumes[0])
     assert np.allclose(image.affine, AFFINE) and image.shape == SHAPE
     for path in volumes:  # the labels of every volume, under its name

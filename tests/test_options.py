@@ -394,7 +394,9 @@ def test_generate_with_a_label(conditional):
         sg.generate_volumes(replace(conditional.config, label=label, num_generate=2, use_average=False))
         for label in ("whole", "missing", None)
     ]
-    volumes = [(folder / "seed000042.nii.gz").read_bytes() for folder in folders]
+    names = ("seed000042_whole", "seed000042_missing", "seed000042")
+    volumes = [(folders[0] / f"{name}.nii.gz").read_bytes() for name in names]
+    assert len({*folders}) == 1
     assert volumes[0] != volumes[1] and volumes[2] in volumes[:2]
     sg.generate_interpolation(replace(conditional.config, label="whole", interpolation_num_steps=2))
     with pytest.raises(ValueError, match="--label half is no class"):
@@ -477,9 +479,9 @@ def test_interpolation_between_classes_ends_at_both(conditional, tmp_path):
     z = parallel.latent_of(7, model.latent_dim)[None]
     for recipe, name in ((recipes[0], "whole"), (recipes[-1], "missing")):
         expected = model.noise_to_styles(z, 1.0, model.labels_of([7], name))[0]
-        torch.testing.assert_close(generator.style_of(recipe, model)[0], expected)
-    middle = generator.style_of(recipes[1], model)[0]
-    ends = [generator.style_of(recipes[i], model)[0] for i in (0, -1)]
+        torch.testing.assert_close(recipe.style_for(model)[0], expected)
+    middle = recipes[1].style_for(model)[0]
+    ends = [recipes[i].style_for(model)[0] for i in (0, -1)]
     torch.testing.assert_close(middle, (ends[0] + ends[1]) / 2)
 
 

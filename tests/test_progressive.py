@@ -16,7 +16,7 @@ from sample_data import nodules
 from tests.conftest import interrupted_at, random_array, run_script, write_volume
 from tests.test_distributed import run_two
 from tests.test_training import assert_same_state
-from volumetric import cli, dataset, parallel, runs
+from volumetric import cli, dataset, generation, parallel, runs
 from volumetric.cli import UserError
 from volumetric.layers import gradient_penalty, growth_schedule
 
@@ -269,34 +269,34 @@ def test_volumes_of_a_class_are_made_and_made_again(trained, capsys):
     flags = flags_of(trained, num_generate=3, seed=7, label="dark")
     run = run_script("progressive_wgan.py", *flags, "--generate")
     assert run.returncode == 0, run.stderr
-    made = trained / "results" / "t" / "generated-model_0"
-    assert sorted(p.name for p in made.glob("*.nii.gz")) == [f"seed{n:06d}.nii.gz" for n in (7, 8, 9)]
-    record = json.loads((made / "seed000008.json").read_text(encoding="utf-8"))
+    made = trained / "results" / "t" / "generated" / "model_0"
+    assert sorted(p.name for p in made.glob("*.nii.gz")) == [f"seed{n:06d}_dark.nii.gz" for n in (7, 8, 9)]
+    record = json.loads((made / "seed000008_dark.json").read_text(encoding="utf-8"))
     assert record["synthetic"] is True and (record["seed"], record["label"]) == (8, "dark")
-    assert nib.load(made / "seed000008.nii.gz").shape == (16, 16, 8)
+    assert nib.load(made / "seed000008_dark.nii.gz").shape == (16, 16, 8)
     assert (made / "contact_sheet.png").is_file()
-    pw.recreate(config_of(trained, recreate=str(made / "seed000008.json")))
-    assert "seed000008.nii.gz: identical" in capsys.readouterr().out
+    generation.recreate_volume(config_of(trained, recreate=str(made / "seed000008_dark.json")), pw.open_model)
+    assert "seed000008_dark.nii.gz: identical" in capsys.readouterr().out
     with pytest.raises(UserError, match="--label grey is no class of this model: it has bright, dark"):
-        pw.generate_volumes(config_of(trained, label="grey"))
+        generation.generate(config_of(trained, label="grey"), pw.open_model)
 
 
 def test_the_way_from_class_to_class(trained):
     config = config_of(trained, label="bright,dark", interpolation_num_steps=3, seed=2)
-    folder = pw.generate_interpolation(config)
+    folder = generation.generate_interpolation(config, pw.open_model)
     frames = [nib.load(p).get_fdata() for p in sorted(folder.glob("*.nii.gz"))]
     assert len(frames) == 3 and (folder / "interpolation.gif").is_file()
     model = pw.open_model(config)
     for frame, seed, name in ((0, 2, "bright"), (2, 3, "dark")):
-        alone = model.draw(seed, model.number_of(name), model.stage)
+        (alone,) = model.volumes_of([seed], label=name)
         assert np.allclose(frames[frame], alone[0].permute(1, 2, 0).numpy(), atol=1e-6)
     with pytest.raises(UserError, match="one class or two"):
-        pw.generate_interpolation(config_of(trained, label="bright,dark,bright"))
+        generation.generate_interpolation(config_of(trained, label="bright,dark,bright"), pw.open_model)
 
 
 def test_an_unfinished_run_says_so(folder, capsys):
     pw.train_from_folder(config_of(folder, num_train_steps=3))
-    made = pw.generate_volumes(config_of(folder, num_train_steps=3))
+    made = generation.generate(config_of(folder, num_train_steps=3), pw.open_model)
     assert "is still growing, at 8 x 8 x 8 voxels: volumes are enlarged" in capsys.readouterr().out
     assert nib.load(made / "seed000042.nii.gz").shape == (16, 16, 8)
 

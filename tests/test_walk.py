@@ -85,7 +85,7 @@ def test_the_walk_hands_on_what_is_known(walked):
     }
     model = read_state(walked / "models" / "walk" / "model_0.pt")
     assert set(model["trained_on"]) == of["training"] and len(of["training"]) == 7
-    assert set(sidecars.trained_on(walked / "results" / "walk" / "generated-model_0")) == of["training"]
+    assert set(sidecars.trained_on(walked / "results" / "walk" / "generated" / "model_0")) == of["training"]
     pairs = read_state(walked / "models" / "pairs" / "model_0.pt")
     assert of["training"] <= set(pairs["trained_on"]) and not of["held_out"] & set(pairs["trained_on"])
 

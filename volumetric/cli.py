@@ -413,3 +413,26 @@ class RunConfig:
     def models(self):
         """Folder of this run's checkpoints."""
         return Path(self.models_dir) / self.name
+
+
+@dataclass(kw_only=True)
+class GenerationOptions:
+    """Options of a trainer that also generates; a mixin of RunConfig."""
+
+    checkpoint: str | None = option(
+        None, "Checkpoint to generate from; None is the run's, by --load_from.", file=True
+    )
+    use_average: bool = option(True, "Generate from averaged networks; False takes the current ones.")
+    output: str | None = option(
+        None, "Folder of generated volumes; None: results_dir/name/generated/model_<n>.", folder=True
+    )
+    recreate: str | None = option(
+        None, "Sidecar .json of a generated volume, to make it again and compare.", file=True
+    )
+
+    def generated_folder(self, checkpoint, kind=""):
+        """Folder of the volumes of a checkpoint, a Path; `kind` tells interpolations from others."""
+        if self.output is not None:
+            return Path(self.output)
+        name = Path(checkpoint).stem
+        return self.results / "generated" / (f"{name}-{kind}" if kind else name)

@@ -140,6 +140,28 @@ def seeded_classes(seeds, shares):
     return torch.from_numpy(draw_classes(shares, uniform))
 
 
+def labels_of_seeds(seeds, names, shares, name=None):
+    """Classes of the volumes of some seeds: the named one, or drawn as often as shown in training.
+
+    Args:
+        seeds: B integers.
+        names: Of the model's classes; empty for a model without.
+        shares: How often each was shown in training, or None.
+        name: Of the class that is asked for.
+
+    Shapes: -> (B,) int64, or None for a model without classes
+
+    Raises:
+        UserError: There is no such class.
+    """
+    if name is None:
+        return seeded_classes(seeds, shares)
+    if name not in names:
+        there = f"it has {', '.join(names)}" if names else "it was trained without"
+        raise UserError(f"--label {name} is no class of this model: {there}.")
+    return torch.full((len(seeds),), names.index(name))
+
+
 def read_classes(labels, folder, balanced=False, split=None, parts=("training",)):
     """The class of every volume, in the order of the audit.
 

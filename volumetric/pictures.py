@@ -123,39 +123,66 @@ def annotated(volume, affine, caption, edge=128):
 
 
 def captioned(picture, caption):
-    """A picture with a line of text below. Shapes: (H, W) -> (H + 14, W)"""
+    """A picture with a line of text below. Shapes: (H, W) or (H, W, 3) -> (H + 14, W), or with 3 colours"""
     strip = Image.new("L", (picture.shape[1], 14), 0)
     ImageDraw.Draw(strip).text((4, 1), caption.encode("ascii", "replace").decode(), fill=EDGE)
-    return np.concatenate([picture, np.asarray(strip)], axis=0)
+    return np.concatenate(alike([picture, np.asarray(strip)]), axis=0)
 
 
-def labelled_sheet(volumes, affine, labels, columns, edge=128):
-    """Axial slice and projection of every volume with its sides and its label, in rows of `columns`.
+def alike(pictures):
+    """Pictures of which all have colours, or none. Shapes: [(H, W) or (H, W, 3)] -> the same of one kind"""
+    if len({picture.ndim for picture in pictures}) == 1:
+        return pictures
+    return [np.repeat(p[..., None], 3, axis=2) if p.ndim == 2 else p for p in pictures]
 
-    Shapes: (N, 1, Z, X, Y) in [0, 1] -> (H, W) uint8
+
+def labelled_views(volume, affine, label, edge=128, beside=None):
+    """Axial slice and projection of a volume with its sides and a line of text.
+
+    Args:
+        volume: (1, Z, X, Y) in [0, 1].
+        affine: (4, 4), mm.
+        label: The text.
+        edge: Pixels of a view.
+        beside: Picture (H, W) or (H, W, 3) of what lies where the volume does, shown on its left.
+
+    Returns:
+        (rows, columns) uint8, or (rows, columns, 3) with a picture that has colours.
     """
+    views = plane_views(volume, affine)
+    views, scale = [views[0], views[3]], edge / max(views[0].shape)
+    if beside is not None:
+        size = views[0].shape[::-1]
+        views.insert(0, np.asarray(Image.fromarray(beside).resize(size, Image.Resampling.NEAREST)))
+    height = round(views[1].shape[0] * scale)
+    shown = [marked(view, scale, (edge, height), "RL") for view in views]
+    return captioned(np.concatenate(alike(shown), axis=1), label)
+
+
+def sheet_of(pictures, columns, caption):
+    """Pictures in rows of `columns`, in tiles of the largest one's size, and a line of text below all."""
+    pictures = alike(pictures)
+    high, wide = (max(picture.shape[axis] for picture in pictures) for axis in (0, 1))
     tiles = []
-    for volume, label in zip(volumes, labels, strict=True):
-        views = plane_views(volume, affine)
-        views, scale = (views[0], views[3]), edge / max(views[0].shape)
-        height = round(views[0].shape[0] * scale)
-        tiles.append(
-            captioned(np.concatenate([marked(v, scale, (edge, height), "RL") for v in views], 1), label)
-        )
-    return tile(np.stack(tiles), columns)
+    for picture in pictures:
+        missing = [(0, high - picture.shape[0]), (0, wide - picture.shape[1])]
+        tiles.append(np.pad(picture, [*missing, *([(0, 0)] if picture.ndim == 3 else [])]))
+    return captioned(tile(np.stack(tiles), columns), caption)
 
 
 def marked(view, scale, size, sides, bar=0):
     """A view in the middle of a picture of (columns, rows) pixels, with its sides and a bar below."""
-    shape = [max(1, round(n * scale)) for n in view.shape[::-1]]
-    canvas = Image.new("L", size, MARGIN)
-    shown = Image.fromarray(view).resize(shape, Image.Resampling.BILINEAR)
-    canvas.paste(shown, tuple((a - b) // 2 for a, b in zip(size, shape, strict=True)))
+    shape = [max(1, round(n * scale)) for n in view.shape[1::-1]]
+    shown = Image.fromarray(view)
+    canvas = Image.new(shown.mode, size, (MARGIN,) * len(shown.getbands()))
+    how = Image.Resampling.BILINEAR if view.ndim == 2 else Image.Resampling.NEAREST  # colours are labels
+    place = tuple((a - b) // 2 for a, b in zip(size, shape, strict=True))
+    canvas.paste(shown.resize(shape, how), place)
     draw = ImageDraw.Draw(canvas)
     for side, left in zip(sides, (3, size[0] - 9), strict=True):
-        draw.text((left, size[1] // 2 - 6), side, fill=EDGE)
+        draw.text((left, size[1] // 2 - 6), side, fill="white")
     if bar:
-        draw.rectangle((4, size[1] - 5, 4 + bar, size[1] - 4), fill=EDGE)
+        draw.rectangle((4, size[1] - 5, 4 + bar, size[1] - 4), fill="white")
     return np.asarray(canvas)
 
 
@@ -171,12 +198,13 @@ def on_canvas(picture, height):
 
 
 def tile(pictures, columns):
-    """Pictures in rows of `columns`, a one-pixel gap between them. Shapes: (N, h, w) -> (H, W)"""
-    number, height, width = pictures.shape
+    """Pictures in rows of `columns`, a one-pixel gap between them. Shapes: (N, h, w, ...) -> (H, W, ...)"""
+    number, height, width, *colours = pictures.shape
     rows = -(-number // columns)
-    padded = np.pad(pictures, ((0, rows * columns - number), (0, 1), (0, 1)), constant_values=GAP)
-    grid = padded.reshape(rows, columns, height + 1, width + 1)
-    return grid.swapaxes(1, 2).reshape(rows * (height + 1), columns * (width + 1))
+    gaps = [(0, rows * columns - number), (0, 1), (0, 1), *((0, 0) for _ in colours)]
+    padded = np.pad(pictures, gaps, constant_values=GAP)
+    grid = padded.reshape(rows, columns, height + 1, width + 1, *colours)
+    return grid.swapaxes(1, 2).reshape(rows * (height + 1), columns * (width + 1), *colours)
 
 
 def contact_sheet(volumes, affine, columns):

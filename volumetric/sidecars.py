@@ -6,8 +6,10 @@ import contextlib
 import hashlib
 import json
 import platform
+from importlib.metadata import version
 from pathlib import Path
 
+import nibabel as nib
 import numpy as np
 
 from volumetric.cli import UserError
@@ -24,8 +26,9 @@ from volumetric.files import (
 )
 
 SAME = 1e-5  # between a volume and its file, in [0, 1], for equal
-ROUNDING = 1e-4  # between two machines
+ROUNDING, HALF_ROUNDING = 1e-4, 1e-2  # between two machines; in half precision
 TRAINED_ON = "trained_on-"  # begins the name of a list of contents
+PLACES = ("path", "name", "position")  # in a record: what a person calls a thing, not what it is
 
 
 def digest_of(volume):
@@ -33,22 +36,82 @@ def digest_of(volume):
     return hashlib.sha256(np.ascontiguousarray(volume).tobytes()).hexdigest()
 
 
-def checkpoint_record(path, step, networks):
-    """What a sidecar says of the checkpoint."""
-    return {"path": str(path), "sha256": file_digest(path), "step": step, "networks": networks}
-
-
-def write_sidecar(path, record, volume, **versions):
-    """Write a sidecar, the last of a volume's files: where it is, the volume is complete."""
-    made_by = {
-        "version": __version__,
+def versions() -> dict[str, str]:
+    """Versions of what draws and writes a volume."""
+    return {
+        "stylegan2_pytorch": __version__,
+        "torch": version("torch"),
         "numpy": np.__version__,
+        "nibabel": nib.__version__,
         "python": platform.python_version(),
-        **versions,
     }
-    record = record | {"volume_sha256": digest_of(volume), "versions": made_by}
-    with atomic_path(path) as part:
-        part.write_text(json.dumps(record, indent=1), encoding="utf-8")
+
+
+def different(found, wanted):
+    """Names of what a sidecar says otherwise than a record, without the places and names of files.
+
+    Args:
+        found: The sidecar's.
+        wanted: {name: value} in JSON's types.
+    """
+    return [key for key, value in wanted.items() if essence(found[key]) != essence(value)]
+
+
+def essence(value):
+    """A part of a record as JSON has it, without places and names."""
+    value = json.loads(json.dumps(value))
+    return {k: v for k, v in value.items() if k not in PLACES} if isinstance(value, dict) else value
+
+
+def check_sources(sidecar, record, *names, given=None):
+    """Paths of what a volume was made of; a UserError unless all are there and the same.
+
+    Args:
+        sidecar: Its path.
+        record: Its content.
+        names: Of the sources in it.
+        given: Path of the first in place of the recorded one.
+    """
+    paths = []
+    for name in names:
+        path, digest = Path(record[name]["path"]), record[name]["sha256"]
+        remedy = "give it with --checkpoint" if name == "checkpoint" else "bring it back"
+        path, given = Path(given or path), None
+        if not path.is_file():
+            raise UserError(f"{path}, of which {sidecar} was made, does not exist: {remedy}.")
+        if file_digest(path) != digest:
+            raise UserError(
+                f"{path} is not the {name.replace('_', ' ')} that {sidecar} was made with (SHA-256 "
+                f"{digest[:12]}...): {remedy}."
+            )
+        paths.append(path)
+    return paths
+
+
+def compare(volume, file, digest, scale=(0, 1), rounding=ROUNDING):
+    """Say whether a volume that was made again is the one in its file; returns the largest difference.
+
+    Args:
+        volume: (1, Z, X, Y) float32 in [0, 1].
+        file: NIfTI file.
+        digest: SHA-256 of the voxels that were made first.
+        scale: Grey values in the file of 0 and 1.
+        rounding: Largest difference that counts as rounding.
+
+    Raises:
+        UserError: It is another.
+    """
+    volume, (low, high) = np.asarray(volume), scale
+    with naming(file):
+        stored = load_nifti(file).get_fdata(dtype=np.float32)
+    difference = float(np.abs(volume_to_array(volume) - (stored - low) / (high - low)).max())
+    if digest_of(volume) == digest and difference < SAME:
+        print(f"{file.name}: identical")
+    elif difference < rounding:
+        print(f"{file.name}: equal up to rounding, largest difference {difference:.1e}")
+    else:
+        raise UserError(f"{file.name} differs from what its sidecar describes, by up to {difference:.3g}.")
+    return difference
 
 
 def write_trained_on(folder, contents, checkpoint):
@@ -140,66 +203,3 @@ def left_of_training(volumes, flag, known):
         )
     others = known.keys() - {volume.content for volume in volumes}
     return sum(not content.startswith(LABELS) for content in others) if known else None
-
-
-def is_complete(path, record):
-    """True if the volume of a sidecar is there, made of the same; paths of what it was made of may differ.
-
-    Raises:
-        UserError: A volume of this name was made of something else.
-    """
-    path = Path(path)
-    if not path.exists():
-        return False
-    found = read_json(path)
-    with reading(path, "remove it; the volume is then made again"):
-        different = [key for key, wanted in record.items() if essence(found[key]) != essence(wanted)]
-        file = path.with_name(found["file"])
-    if different:
-        raise UserError(f"{path} was made with another {' and '.join(different)}: choose another --output.")
-    return file.is_file()
-
-
-def essence(value):
-    """A part of a record as JSON has it, without the places of files."""
-    value = json.loads(json.dumps(value))
-    return {k: v for k, v in value.items() if k != "path"} if isinstance(value, dict) else value
-
-
-def check_sources(sidecar, record, *names):
-    """Paths of what a volume was made of; a UserError unless all are there and the same."""
-    paths = []
-    for name in names:
-        path, digest = Path(record[name]["path"]), record[name]["sha256"]
-        if not path.is_file():
-            raise UserError(f"{path}, of which {sidecar} was made, does not exist: bring it back.")
-        if file_digest(path) != digest:
-            raise UserError(f"{path} is not what {sidecar} was made of (SHA-256 {digest[:12]}...).")
-        paths.append(path)
-    return paths
-
-
-def compare(volume, file, digest, scale=(0, 1), rounding=ROUNDING):
-    """Say whether a volume that was made again is the one in its file; returns the largest difference.
-
-    Args:
-        volume: (1, Z, X, Y) float32 in [0, 1].
-        file: NIfTI file.
-        digest: SHA-256 of the voxels that were made first.
-        scale: Grey values in the file of 0 and 1.
-        rounding: Largest difference that counts as rounding.
-
-    Raises:
-        UserError: It is another.
-    """
-    volume, (low, high) = np.asarray(volume), scale
-    with naming(file):
-        stored = load_nifti(file).get_fdata(dtype=np.float32)
-    difference = float(np.abs(volume_to_array(volume) - (stored - low) / (high - low)).max())
-    if digest_of(volume) == digest and difference < SAME:
-        print(f"{file.name}: identical")
-    elif difference < rounding:
-        print(f"{file.name}: equal up to rounding, largest difference {difference:.1e}")
-    else:
-        raise UserError(f"{file.name} differs from what its sidecar describes, by up to {difference:.3g}.")
-    return difference

@@ -179,7 +179,9 @@ def compare(config, folder):
 
     def evaluated(name):
         short = name.split()[0]
-        generated = folder / "results" / short / "generated-model_1" if name in OPTIONS else folder / "other"
+        generated = (
+            folder / "results" / short / "generated" / "model_1" if name in OPTIONS else folder / "other"
+        )
         report = folder / "reports" / short
         flags = {"real": folder / "unseen", "generated": generated, "output": report, "embedding": "random"}
         flags |= {"bootstrap": 200, "metrics": "md,anatomy", "device": "cpu"}

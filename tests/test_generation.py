@@ -1,0 +1,216 @@
+"""volumetric/generation.py: what all programs that generate have in common."""
+
+import json
+import os
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import nibabel as nib
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+import CoW_generator as cow
+import label_to_volume as l2v
+import progressive_wgan as pw
+import stylegan2_pytorch as sg
+from MedicalNet.anatomy import measure_anatomy
+from tests.conftest import ROOT, SMALL, random_array, write_volume
+from volumetric import generation, runs, sidecars
+from volumetric.cli import UserError
+from volumetric.files import volume_to_array
+
+SHAPE = (8, 8, 4)
+TINY = {
+    "image_size": 8,
+    "image_depth": 4,
+    "batch_size": 2,
+    "num_train_steps": 1,
+    "device": "cpu",
+    "fp16": False,
+}
+PROGRAMS = {
+    "stylegan2": (sg.TrainConfig, SMALL, sg.train_from_folder, sg.open_generator),
+    "progressive": (
+        pw.ProgressiveConfig,
+        {"fmap_base": 8, "fmap_max": 4, "latent_dim": 4, "volumes_per_phase": 4, "volumes_at_start": 4},
+        pw.train_from_folder,
+        pw.open_model,
+    ),
+    "label_to_volume": (
+        l2v.LabelToVolumeConfig,
+        {"width": 2, "disc_width": 2, "fmap_max": 4, "spade_width": 2, "z_dim": 4, "held_out": 0.0},
+        l2v.train_from_folder,
+        None,
+    ),
+}
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+    """{program: configuration of a trained tiny run}."""
+    folder, configs = tmp_path_factory.mktemp("three"), {}
+    for n in range(8):
+        write_volume(folder / "data" / f"v{n}.nii.gz", random_array(n, SHAPE))
+        ids = (random_array(n, SHAPE) > 0.8).astype(np.uint8) + 1
+        write_volume(folder / "labels" / f"v{n}.nii.gz", ids)
+    for name, (kind, settings, train, _) in PROGRAMS.items():
+        where = {"data": str(folder / "data"), "results_dir": str(folder / name), "name": name}
+        labels = {"labels": str(folder / "labels")} if name == "label_to_volume" else {}
+        config = kind(models_dir=str(folder / "models"), **TINY | settings | where | labels)
+        train(config)
+        configs[name] = config
+    return configs
+
+
+def generate(config, number, **settings):
+    """Folder of volumes of a program, two of each of two label maps where it draws for maps."""
+    if isinstance(config, l2v.LabelToVolumeConfig):
+        maps = Path(config.labels).with_name("two")
+        for n in range(2):
+            source = Path(config.labels) / f"v{n}.nii.gz"
+            maps.mkdir(exist_ok=True)
+            (maps / source.name).write_bytes(source.read_bytes())
+        return l2v.generate_volumes(replace(config, generate=str(maps), num_per_map=number // 2, **settings))
+    if isinstance(config, sg.TrainConfig):
+        return sg.generate_volumes(replace(config, num_generate=number, **settings))
+    return generation.generate(replace(config, num_generate=number, **settings), pw.open_model)
+
+
+def model_of(config):
+    path = runs.find_checkpoint(config.models)
+    if isinstance(config, l2v.LabelToVolumeConfig):
+        return l2v.LabelModel(path, "cpu")
+    return sg.open_generator(config) if isinstance(config, sg.TrainConfig) else pw.open_model(config)
+
+
+def draw(model, config, seeds, batch_size):
+    """Volumes (B, Z, X, Y) of a model."""
+    how = {}
+    if isinstance(config, l2v.LabelToVolumeConfig):
+        how["numbers"] = np.arange(np.prod(SHAPE)).reshape(4, 8, 8).astype(np.uint8) % 3
+    return torch.cat(list(model.volumes_of(seeds, batch_size=batch_size, **how)))
+
+
+@pytest.mark.parametrize("name", PROGRAMS)
+def test_every_model_offers_the_same(trained, name):
+    model = model_of(trained[name])
+    assert model.array_shape == SHAPE and model.step == 1 and model.device.type == "cpu"
+    assert model.class_names == [] and np.allclose(model.affine, np.diag([0.6, 0.6, 0.8, 1]))
+    assert len(model.trained_on) == (16 if name == "label_to_volume" else 8)
+    assert model.networks == ("SE, GE" if name == "stylegan2" else "GE")
+    alone = [draw(model, trained[name], [seed], 8)[0] for seed in (5, 3)]
+    for batch in (1, 2, 3):
+        many = draw(model, trained[name], [3, 4, 5], batch)
+        torch.testing.assert_close(many[2], alone[0], atol=2e-6, rtol=0)
+        torch.testing.assert_close(many[0], alone[1], atol=2e-6, rtol=0)
+    assert not torch.equal(*alone)
+
+
+@pytest.mark.parametrize("name", PROGRAMS)
+def test_every_program_writes_resumes_and_makes_again(trained, name, tmp_path, capsys):
+    config = trained[name]
+    folder = generate(config, 4)
+    assert folder == Path(config.results_dir) / name / "generated" / "model_0"
+    volumes = sorted(folder.glob("*.nii.gz"))
+    assert len(volumes) == 4 and Image.open(folder / "contact_sheet.png").height > 100
+    assert len(sidecars.trained_on(folder)) == (16 if name == "label_to_volume" else 8)
+    for path in volumes:
+        record = json.loads(path.with_name(f"{path.name[:-7]}.json").read_text(encoding="utf-8"))
+        assert record["synthetic"] is True and record["checkpoint"]["step"] == 1 and record["seed"] >= 0
+        assert np.allclose(record["affine"], nib.load(path).affine, atol=1e-6)
+        assert nib.load(path).header["descrip"].item().startswith(b"SYNTHETIC")
+        assert path.with_name(f"{path.name[:-7]}.png").is_file()
+    before = {p: (p.stat().st_mtime_ns, p.read_bytes()) for p in volumes}
+    volumes[1].with_name(f"{volumes[1].name[:-7]}.json").unlink()  # as if it had been killed before that
+    volumes[2].write_bytes(b"damaged")
+    generate(config, 4)
+    assert "2 volumes are there already" in capsys.readouterr().out
+    assert [p.stat().st_mtime_ns == before[p][0] for p in volumes] == [True, False, False, True]
+    assert all(p.read_bytes() == before[p][1] for p in volumes)
+    again = replace(config, recreate=str(volumes[3].with_name(f"{volumes[3].name[:-7]}.json")))
+    open_model = PROGRAMS[name][3]
+    (l2v.recreate(again) if open_model is None else generation.recreate_volume(again, open_model))
+    assert f"{volumes[3].name}: identical" in capsys.readouterr().out
+    with pytest.raises(UserError, match="was made with another checkpoint: choose another --output"):
+        generate(config, 4, use_average=False)
+    other = generate(config, 4, use_average=False, output=str(tmp_path / "other"))
+    assert other == tmp_path / "other" and len(list(other.glob("*.nii.gz"))) == 4
+
+
+@pytest.mark.parametrize("name", PROGRAMS)
+def test_full_disk_is_said_and_the_rest_is_kept(trained, name, tmp_path, monkeypatch):
+    settings = {"output": str(tmp_path / "made")}
+    save = generation.save_nifti
+
+    def full(volume, affine, path):
+        if len(list(path.parent.glob("*.json"))) >= 2:
+            raise OSError(28, "No space left on device")
+        save(volume, affine, path)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(generation, "save_nifti", full)
+        with pytest.raises(UserError, match=r"is full: the volumes so far are complete"):
+            generate(trained[name], 8, **settings)
+    complete = {p.stem for p in (tmp_path / "made").glob("*seed*.json")}
+    assert 0 < len(complete) < 8
+    folder = generate(trained[name], 8, **settings)
+    assert len(list(folder.glob("*.nii.gz"))) == 8
+
+
+@pytest.mark.parametrize("name", ["label_to_volume"])
+def test_processes_share_the_work(trained, name, tmp_path):
+    config, script = trained[name], {"progressive": "progressive_wgan.py"}.get(name, f"{name}.py")
+    one = generate(config, 4)
+    command = [Path(sys.executable).parent / "torchrun", "--nproc_per_node", "2", ROOT / script]
+    flags = {
+        "image_size": 8,
+        "image_depth": 4,
+        "models_dir": config.models_dir,
+        "name": name,
+        "device": "cpu",
+    }
+    flags |= {"output": tmp_path / "two", "results_dir": tmp_path / "results"}
+    if name == "progressive":
+        flags |= {"generate": "True", "num_generate": 4}
+    else:
+        flags |= {"generate": Path(config.labels).with_name("two"), "num_per_map": 2}
+    command += [str(word) for flag, value in flags.items() for word in (f"--{flag}", value)]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
+    run = subprocess.run(command, capture_output=True, encoding="utf-8", timeout=1800, env=environment)
+    assert run.returncode == 0, run.stderr
+    paths = sorted(one.glob("*.nii.gz"))
+    assert sorted(p.name for p in (tmp_path / "two").glob("*.nii.gz")) == [p.name for p in paths]
+    for path in paths:
+        both = [nib.load(p).get_fdata() for p in (path, tmp_path / "two" / path.name)]
+        np.testing.assert_allclose(*both, atol=1e-5)
+
+
+def test_a_run_is_found_where_models_dir_says(trained):
+    config = trained["stylegan2"]
+    model = sg.ModelLoader(models_dir=config.models_dir, name="stylegan2", device="cpu")
+    assert model.path == Path(config.models_dir) / "stylegan2" / "model_0.pt"
+    of_generator = cow.GenerateConfig(
+        models_dir=config.models_dir, model_folder_name="stylegan2", device="cpu"
+    )
+    assert cow.open_model(of_generator).path == model.path
+    with pytest.raises(UserError, match="--models_dir needs --model_folder_name"):
+        cow.GenerateConfig(models_dir=config.models_dir)
+
+
+def test_the_generator_makes_a_trainers_volume_again(trained, capsys):
+    folder = generate(trained["stylegan2"], 4)
+    cow.recreate(cow.GenerateConfig(recreate=str(folder / "seed000043.json"), device="cpu"))
+    assert "seed000043.nii.gz: identical" in capsys.readouterr().out
+
+
+def test_first_volumes_of_the_model_that_comes_along_have_vessels():
+    """What a newcomer sees first: the default seeds of every mode, none washed out."""
+    model = sg.ModelLoader(checkpoint=cow.SHIPPED, device="cpu")
+    seeds = cow.GenerateConfig().seed_list(5)
+    for volume in model.volumes_of(seeds, batch_size=2):
+        found = measure_anatomy(volume_to_array(volume.numpy()), model.affine)
+        assert 0.5 < found["vessel-volume-ml"][0] < 3 and found["centreline-mm"][0] > 100

@@ -1,0 +1,523 @@
+"""Generated volumes, whichever program makes them: models, the file beside every volume, the one writer.
+
+A program lists what it makes, an `Item` for every volume, and says how some of them are drawn; the `Writer`
+does the rest: what is there already is kept, what is missing is shared out among processes and written with
+its picture and its sidecar, a JSON file that says what the volume was made of, so that it can be made again,
+bit for bit; see sidecars.py. Sections: models, writing, what every trainer can generate.
+"""
+
+import errno
+import json
+import math
+import re
+import shutil
+import sys
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+from tqdm import tqdm
+
+from volumetric.cli import UserError
+from volumetric.dicom_writing import Origin, write_dicom
+from volumetric.files import (
+    array_to_volume,
+    as_damaged,
+    atomic_path,
+    clear_parts,
+    file_digest,
+    load_nifti,
+    read_json,
+    reading,
+    save_nifti,
+    volume_to_array,
+)
+from volumetric.pictures import annotated, labelled_views, save_gif, save_picture, sheet_of
+from volumetric.sidecars import (
+    HALF_ROUNDING,
+    ROUNDING,
+    check_sources,
+    compare,
+    different,
+    digest_of,
+    versions,
+    write_trained_on,
+)
+
+SHOWN = 64  # volumes on a contact sheet, at most
+AT_ONCE_ON_CPU, AT_ONCE_ON_GPU = 2, 8  # volumes
+
+
+# ╔══════════════════════════════════════════════════════════════════════════════════════════════════════════╗
+# ║ Models                                                                                                   ║
+# ╚══════════════════════════════════════════════════════════════════════════════════════════════════════════╝
+
+
+class Model(Protocol):
+    """A trained generator, whatever trained it.
+
+    Attributes:
+        path: Its checkpoint.
+        step: Training steps in it; None if it does not say.
+        networks: Names of those that generate: averages, or the current ones.
+        settings: {name: value} that the networks' shape follows from.
+        array_shape: (X, Y, Z) of a volume, voxels.
+        affine: (4, 4), mm.
+        class_names: Names of the classes; empty without.
+        trained_on: What the training volumes are known by, see collection.py; empty if that is not known.
+        device: torch.device.
+
+    One that also interpolates has `between(ends, positions, labels, ...)`, the volumes on the way from one
+    seed to another, (B, 1, Z, X, Y).
+    """
+
+    path: Path
+    step: int | None
+    networks: str
+    settings: dict[str, Any]
+    array_shape: tuple[int, int, int]
+    affine: np.ndarray
+    class_names: list[str]
+    trained_on: frozenset[str]
+    device: Any
+
+    def labels_of(self, seeds: Sequence[int], name: str | None = None):
+        """Numbers of the classes of seeds, (B,), see `dataset.labels_of_seeds`; None without classes."""
+
+    def volumes_of(self, seeds: Sequence[int], *, batch_size: int = 8, label: str | None = None) -> Iterator:
+        """Yield the volume of every seed, (1, Z, X, Y) in [0, 1] on the CPU, the same in any batch."""
+
+
+def alone_as_two(make, *inputs):
+    """make(*inputs) of a batch, where one volume alone is made twice over.
+
+    A batch of one has kernels of its own: they round differently, so that a volume would depend on what else
+    is made; and on a CPU a convolution of one small volume in float32 is not oneDNN's, and twice as slow.
+
+    Args:
+        make: Function of the inputs.
+        inputs: Tensors (B, ...), or None.
+    """
+    if len(next(x for x in inputs if x is not None)) > 1:
+        return make(*inputs)
+    return make(*(x if x is None else x.repeat_interleave(2, 0) for x in inputs))[:1]
+
+
+# ╔══════════════════════════════════════════════════════════════════════════════════════════════════════════╗
+# ║ Writing                                                                                                  ║
+# ╚══════════════════════════════════════════════════════════════════════════════════════════════════════════╝
+
+
+@dataclass(frozen=True)
+class Item:
+    """A volume to be made.
+
+    Args:
+        name: Of its files, without suffix; folders may come before it.
+        source: What the program draws it from.
+        caption: What pictures say of it.
+        record: What it is made of beside the checkpoint, in JSON's types: another volume has another.
+        about: What else its sidecar says.
+        affine: (4, 4), mm; None is the writer's.
+    """
+
+    name: str
+    source: Any
+    caption: str
+    record: dict[str, Any]
+    about: dict[str, Any] = field(default_factory=dict)
+    affine: np.ndarray | None = None
+
+
+@dataclass(frozen=True)
+class Drawn:
+    """A volume that was made, along the axes of its file.
+
+    Args:
+        volume: (1, Z, X, Y) float32 in [0, 1], on the CPU.
+        more: What else the program keeps of it.
+    """
+
+    volume: Any
+    more: Any = None
+
+
+class Writer:
+    """Writes the volumes of a model, each with its picture and its sidecar, or finds that they are there.
+
+    A program that keeps more of a volume has a subclass with `write_more` and `beside`.
+
+    Args:
+        model: Model.
+        folder: Folder of the volumes.
+        flag: The option that gives another folder, for messages.
+        affine: Affine of the volumes, (4, 4) mm; None is the model's.
+        volume_format: nii.gz or nii.
+        picture_format: png, jpg, or none for no pictures.
+        intensity_range: Grey values that 0 and 1 become; None keeps them.
+        dicom: Kind of DICOM that is written too, see dicom_writing.py; None writes none.
+        precision: Of the networks.
+        record: What all sidecars say, and what all volumes are made of.
+        about: What else all sidecars say.
+    """
+
+    program = "this program"  # for messages, and for DICOM
+    bytes_per_voxel = 4.4  # of all files of a volume, at most
+
+    def __init__(
+        self,
+        model: Model,
+        folder,
+        flag="--output",
+        affine=None,
+        volume_format="nii.gz",
+        picture_format="png",
+        intensity_range=None,
+        dicom=None,
+        precision="float32",
+        record=None,
+        about=None,
+    ):
+        self.model, self.folder, self.flag = model, Path(folder), flag
+        self.affine = model.affine if affine is None else affine
+        self.volume_format, self.picture_format, self.dicom = volume_format, picture_format, dicom
+        self.intensity_range = intensity_range and list(intensity_range)
+        checkpoint = {"path": str(model.path), "sha256": file_digest(model.path), "step": model.step}
+        self.record = {
+            "checkpoint": checkpoint | {"networks": model.networks},
+            "intensity_range": self.intensity_range,
+            "precision": precision,
+            **(record or {}),
+        }
+        self.about = {"synthetic": True, "model": model.settings, **(about or {})}
+
+    # ---- one volume
+
+    def path(self, item: Item, suffix: str) -> Path:
+        """Path of one of an item's files."""
+        return self.folder / f"{item.name}.{suffix}"
+
+    def affine_of(self, item: Item) -> np.ndarray:
+        """Affine of an item's volume, (4, 4), mm."""
+        return np.asarray(self.affine if item.affine is None else item.affine, dtype=float)
+
+    def dicom_path(self, item: Item) -> Path:
+        """Path of an item's DICOM file, or of the folder of its slices."""
+        return self.folder / "dicom" / f"{item.name}{'.dcm' if self.dicom == 'enhanced' else ''}"
+
+    def made_of(self, item: Item) -> dict[str, Any]:
+        """What an item's sidecar says that another volume's does not."""
+        return self.record | {"affine": self.affine_of(item).tolist()} | item.record
+
+    def is_complete(self, item: Item) -> bool:
+        """True if all files of an item are there, made of the same.
+
+        Raises:
+            UserError: A volume of this name was made of something else.
+        """
+        sidecar = self.path(item, "json")
+        if not sidecar.exists():
+            return False
+        found = read_json(sidecar)
+        with reading(sidecar, "remove it; the volume is then made again"):
+            defaults = {"intensity_range": None, "precision": "float32"}  # of earlier versions
+            other = different(defaults | found, self.made_of(item))
+        if other:
+            raise UserError(
+                f"{sidecar} was made with another {' and '.join(other)}: choose another {self.flag}."
+            )
+        if self.dicom is not None and not self.dicom_path(item).exists():
+            return False
+        try:
+            load_nifti(self.path(item, self.volume_format))
+        except UserError:
+            return False  # it is not there, or damaged
+        return True
+
+    def write(self, item: Item, drawn: Drawn) -> None:
+        """Write all files of one volume, the sidecar last: where it is, the volume is complete."""
+        volume, affine = np.asarray(drawn.volume), self.affine_of(item)
+        low, high = self.intensity_range or (0, 1)
+        scaled = volume if self.intensity_range is None else low + volume * (high - low)
+        details = item.about | self.write_more(item, drawn)
+        save_nifti(scaled, affine, self.path(item, self.volume_format))
+        if self.dicom is not None:
+            target, origin = self.dicom_path(item), Origin(Path(item.name).name, self.program, synthetic=True)
+            shutil.rmtree(target, ignore_errors=True)  # what stands there is of no complete volume
+            target.unlink(missing_ok=True)
+            write_dicom(volume_to_array(scaled), affine, target, origin, self.dicom)
+        if self.picture_format != "none":
+            save_picture(self.picture_of(item, volume), self.path(item, self.picture_format), smallest=1)
+        file = self.path(item, self.volume_format).name
+        record = self.about | self.made_of(item) | {"file": file} | details
+        record |= {"volume_sha256": digest_of(volume), "versions": versions()}
+        with atomic_path(self.path(item, "json")) as part:
+            part.write_text(json.dumps(record, indent=1), encoding="utf-8")
+
+    def write_more(self, item: Item, drawn: Drawn) -> dict[str, Any]:
+        """Write what else a program keeps of a volume; returns what its sidecar says of that."""
+        return {}
+
+    # ---- pictures
+
+    def beside(self, item: Item):
+        """Picture of what a volume was drawn for, (H, W, 3) uint8; None without."""
+        return None
+
+    def picture_of(self, item: Item, volume) -> np.ndarray:
+        """Planes and projections of a volume, which say that it is synthetic. Shapes: -> (H, W) uint8"""
+        return annotated(volume, self.affine_of(item), f"SYNTHETIC {item.caption}", edge=256)
+
+    def read(self, item: Item) -> np.ndarray:
+        """A volume that was written. Shapes: -> (1, Z, X, Y) in [0, 1]"""
+        low, high = self.intensity_range or (0, 1)
+        array = load_nifti(self.path(item, self.volume_format)).get_fdata(dtype=np.float32)
+        return array_to_volume((array - low) / (high - low))
+
+    def sheet(self, items: Sequence[Item], columns: int | None = None, name="contact_sheet") -> None:
+        """Write a picture of some volumes, slice and projection of each, in rows of `columns`."""
+        if self.picture_format == "none" or not items:
+            return
+        tiles = [
+            labelled_views(self.read(item), self.affine_of(item), item.caption, beside=self.beside(item))
+            for item in items
+        ]
+        columns = columns or math.ceil(math.sqrt(len(tiles)))
+        shown = f"{'label map | ' if tiles[0].ndim == 3 else ''}axial slice | projection"
+        sheet = sheet_of(tiles, min(columns, len(tiles)), f"SYNTHETIC: {shown}, R is right")
+        save_picture(sheet, self.folder / f"{name}.{self.picture_format}")
+
+    def animate(self, items: Sequence[Item], name: str, seconds_per_frame=0.08) -> None:
+        """Write a GIF of slice and projection of a sequence of volumes."""
+        frames = (labelled_views(self.read(i), self.affine_of(i), f"SYNTHETIC {i.caption}") for i in items)
+        save_gif(list(frames), self.folder / f"{name}.gif", seconds_per_frame)
+
+    # ---- all volumes
+
+    def write_all(self, items: Sequence[Item], draw: Callable, batch_size: int | None = None, group=None):
+        """Make all volumes that are not there yet; the next are drawn while some are written.
+
+        Args:
+            items: All volumes of the command.
+            draw: Function of some items that gives their Drawn.
+            batch_size: Volumes at a time; None is as many as suit the device.
+            group: parallel.Group of the processes that share the items out; None is this one alone.
+
+        Raises:
+            UserError: Volumes of these names were made of something else, or the disk is full.
+        """
+        rank, world = (group.rank, group.world) if group else (0, 1)
+        mine = items[rank::world]  # shared out before looking at files that another process may be writing
+        missing = [item for item in mine if not self.is_complete(item)]
+        if len(missing) < len(mine):
+            print(f"{len(mine) - len(missing)} volumes are there already.")
+        folders = {self.folder, self.folder / "dicom"} | {self.path(item, "json").parent for item in items}
+        for folder in folders - (set() if self.dicom else {self.folder / "dicom"}):
+            folder.mkdir(parents=True, exist_ok=True)
+            clear_parts(folder)
+        self.check_space(world * len(missing))
+        write_trained_on(self.folder, self.model.trained_on, self.model.path)
+        on_cpu = self.model.device.type == "cpu"
+        batch_size = batch_size or (AT_ONCE_ON_CPU if on_cpu else AT_ONCE_ON_GPU)
+        with tqdm(total=len(missing), desc="Generating", unit="volume", disable=rank > 0) as bar:
+            self.write_drawn(drawn_in_batches(missing, draw, batch_size), 2 * batch_size, bar)
+        if group:
+            group.wait()
+
+    def write_drawn(self, drawn: Iterable, waiting: int, bar) -> None:
+        """Write (item, Drawn) as they come, while `waiting` more are drawn."""
+        with ThreadPoolExecutor(2) as pool:
+            pending = []
+            try:
+                for one in drawn:
+                    pending.append(pool.submit(self.write, *one))
+                    bar.update(1)
+                    while len(pending) > waiting:
+                        pending.pop(0).result()
+                for task in pending:
+                    task.result()
+            except OSError as error:
+                pool.shutdown(cancel_futures=True)
+                if error.errno == errno.ENOSPC:
+                    raise UserError(
+                        f"The disk of {self.folder} is full: the volumes so far are complete."
+                    ) from None
+                raise
+
+    def check_space(self, count: int) -> None:
+        """Raise a UserError if the disk cannot hold `count` volumes."""
+        needed = self.bytes_per_voxel * math.prod(self.model.array_shape) * count
+        free = shutil.disk_usage(self.folder).free
+        if needed > free:
+            raise UserError(
+                f"{count} volumes need about {needed / 2**30:.1f} GiB, and the disk of {self.folder} has "
+                f"{free / 2**30:.1f} free: choose another {self.flag}."
+            )
+
+
+def drawn_in_batches(items: Sequence[Item], draw: Callable, batch_size: int) -> Iterator:
+    """Yield (item, Drawn) for all items; batches halve when the memory is too small."""
+    done = 0
+    while done < len(items):
+        batch = items[done : done + batch_size]
+        try:
+            volumes = draw(batch)
+        except RuntimeError as error:  # torch.OutOfMemoryError is one; the CPU's allocator raises a plain one
+            if "memory" not in str(error) or batch_size == 1:
+                raise
+            batch_size //= 2
+            tqdm.write(f"Out of memory: going on with {batch_size} volumes at a time.", file=sys.stderr)
+            continue
+        yield from zip(batch, volumes, strict=True)
+        done += len(batch)
+
+
+# ╔══════════════════════════════════════════════════════════════════════════════════════════════════════════╗
+# ║ What every trainer can generate                                                                          ║
+# ╚══════════════════════════════════════════════════════════════════════════════════════════════════════════╝
+
+
+def recreate(sidecar, program: str, draw: Callable, checkpoint=None, sources=("checkpoint",)) -> float:
+    """Make a volume again from its sidecar, and say whether it is the one in its file.
+
+    Args:
+        sidecar: Path of the JSON file.
+        program: Name of the one that made it, for messages.
+        draw: Function of the sidecar's content and the paths of `sources` that gives the volume as it was
+            written, (1, Z, X, Y) in [0, 1].
+        checkpoint: Path of the checkpoint; None is where it was.
+        sources: Names of what it was made of, the checkpoint first.
+
+    Returns:
+        Largest difference of a voxel, in [0, 1].
+
+    Raises:
+        UserError: A source is missing or another, or the volume differs by more than rounding.
+    """
+    sidecar = Path(sidecar)
+    record, remedy = read_json(sidecar), f"give the .json beside a volume that {program} made"
+    with as_damaged(remedy, sidecar):
+        paths = check_sources(sidecar, record, *sources, given=checkpoint)
+        volume = draw(record, *paths)
+        file, digest = sidecar.parent / record["file"], record["volume_sha256"]
+        scale = tuple(map(float, record.get("intensity_range") or (0, 1)))
+        half = record.get("precision", "float32") != "float32"
+    return compare(volume, file, digest, scale, HALF_ROUNDING if half else ROUNDING)
+
+
+def full_name(name: str, psi: float = 1.0, label: str | None = None) -> str:
+    """A file name that says the truncation, if there is any, and the class, if one was asked for."""
+    name = name if psi == 1 else f"{name}_psi{psi:.2f}"
+    return name if label is None else f"{name}_{re.sub('[^A-Za-z0-9.]+', '-', label)}"
+
+
+def name_of_class(model: Model, seed: int, label: str | None = None) -> str | None:
+    """Name of the class of a seed's volume, the one that is asked for or drawn; None without classes."""
+    labels = model.labels_of([seed], label)
+    return None if labels is None else model.class_names[int(labels[0])]
+
+
+def told_of(seed_or_t: str, label: str | None, how: dict) -> str:
+    """Caption of a volume: seed or place on a way, class, and truncation if there is any."""
+    psi = how.get("trunc_psi", 1)
+    return " ".join([seed_or_t, *([label] if label else []), *([f"psi {psi:.2f}"] if psi != 1 else [])])
+
+
+def generate(config, open_model: Callable, batch_size: int | None = None, tiles: int = 8, **how) -> Path:
+    """`--generate` of a trainer: volumes of seeds seed, seed + 1, ..., and a contact sheet.
+
+    Args:
+        config: RunConfig with GenerationOptions, num_generate and label.
+        open_model: Function of the configuration that gives the Model.
+        batch_size: Volumes at a time; None is as many as suit the device.
+        tiles: Columns of the contact sheet, which has no more rows.
+        how: What `volumes_of` takes beside; it is written into the sidecars.
+
+    Returns:
+        The folder with the files; what is there already is kept.
+    """
+    from volumetric.parallel import process_group
+
+    with process_group() as group:
+        model, items = open_model(config), []
+        for seed in range(config.seed, config.seed + config.num_generate):
+            label = name_of_class(model, seed, config.label)
+            record = {"seed": seed, "label": label, **how}
+            name = full_name(f"seed{seed:06d}", how.get("trunc_psi", 1), config.label)
+            items.append(Item(name, seed, told_of(f"seed {seed}", label, how), record))
+
+        def draw(batch):
+            seeds = [item.source for item in batch]
+            return map(Drawn, model.volumes_of(seeds, batch_size=len(seeds), label=config.label, **how))
+
+        writer = Writer(model, config.generated_folder(model.path))
+        writer.write_all(items, draw, batch_size, group)
+        if group.first:
+            shown = items[: tiles**2]
+            writer.sheet(shown, min(tiles, math.ceil(math.sqrt(len(shown)))))
+            print(f"{len(items)} volumes with pictures and sidecars are in {writer.folder}")
+    return writer.folder
+
+
+def generate_interpolation(config, open_model: Callable, picture_format="none", **how) -> Path:
+    """`--generate_interpolation` of a trainer: the way from seed to seed + 1, and from class to class.
+
+    Args:
+        config: RunConfig with GenerationOptions, interpolation_num_steps and label.
+        open_model: Function of the configuration that gives a Model with `between`.
+        picture_format: Of the frames.
+        how: What `between` takes beside; it is written into the sidecars.
+
+    Returns:
+        The folder with a volume and a sidecar for every frame, and a GIF.
+    """
+    from volumetric.parallel import process_group
+
+    with process_group() as group:
+        model, ends, labels = open_model(config), [config.seed, config.seed + 1], None
+        if model.class_names:
+            asked = [config.label] if config.label in (None, *model.class_names) else config.label.split(",")
+            if len(asked) > 2:
+                raise UserError(f"--label must be one class or two, a,b, got {config.label}.")
+            labels = [name_of_class(model, ends[0], name) for name in (asked[0], asked[-1])]
+        elif config.label is not None:
+            name_of_class(model, ends[0], config.label)  # an error: it has none
+        psi, items = how.get("trunc_psi", 1), []
+        for frame, t in enumerate(
+            np.linspace(0, 1, config.interpolation_num_steps, dtype=np.float32).tolist()
+        ):
+            name = full_name(f"seed{ends[0]:06d}_frame{frame:04d}", psi, config.label)
+            record = {"seeds": ends, "t": t, "labels": labels, **how}
+            items.append(Item(name, t, told_of(f"t {t:.2f}", None, how), record))
+
+        def draw(batch):
+            return map(Drawn, model.between(ends, [item.source for item in batch], labels, **how))
+
+        folder = config.generated_folder(model.path, "interpolation")
+        writer = Writer(model, folder, picture_format=picture_format)
+        writer.write_all(items, draw, group=group)
+        if group.first:
+            writer.animate(items, "interpolation")
+            print(f"{len(items)} volumes and a GIF are in {writer.folder}")
+    return writer.folder
+
+
+def recreate_volume(config, open_model: Callable) -> float:
+    """`--recreate` of a trainer: a volume of `generate` or `generate_interpolation` again; see `recreate`."""
+
+    def draw(record, path):
+        average = record["checkpoint"]["networks"].endswith("E")  # SE, GE are averages of S and G
+        depth = record["model"]["image_depth"]
+        settings = {"checkpoint": str(path), "use_average": average, "image_depth": depth}
+        model = open_model(replace(config, **settings))
+        how = {name: record[name] for name in ("trunc_psi",) if name in record}
+        if "t" in record:
+            (volume,) = model.between(record["seeds"], [record["t"]], record["labels"], **how)
+        else:
+            (volume,) = model.volumes_of([record["seed"]], batch_size=1, label=record["label"], **how)
+        return volume
+
+    return recreate(config.recreate, "this program", draw, config.checkpoint)
