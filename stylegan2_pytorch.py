@@ -1625,10 +1625,11 @@ def evaluate_checkpoints(config):
     scores = open_scores(config, parallel.Group(), bootstrap=200)
     models = {}
     for number in runs.checkpoint_numbers(config.models):
-        of_number = replace(config, load_from=number)
+        of_number = replace(config, load_from=number, checkpoint=None)
         models[config.models / f"model_{number}.pt"] = functools.partial(open_generator, of_number)
     seeds = range(config.seed, config.seed + config.calculate_fid_num_images)
-    folder = scores.sweep(models, seeds, config.trunc_psi, config.batch_size, config.results / "sweep")
+    settings = {"batch_size": config.batch_size, "trunc_psi": config.trunc_psi}
+    folder = scores.sweep(models, seeds, folder=config.results / "sweep", **settings)
     print(f"{folder / 'sweep.png'} shows the curves; the numbers are in {folder / 'sweep.csv'}.")
     return folder
 

@@ -119,17 +119,18 @@ class TrainingScores:
         for extractor in self.evaluator.extractors:
             extractor(ramp, np.eye(4))
 
-    def sweep(self, models, seeds, trunc_psi, batch_size, folder):
+    def sweep(self, models, seeds, batch_size, folder, **how):
         """Evaluate volumes of several models, and write a table and a picture of the curves.
 
         Every row is written as it is there; the same command goes on with the checkpoints that have none.
 
         Args:
-            models: {path of a checkpoint: function that gives its ModelLoader}.
+            models: {path of a checkpoint: function that gives its generation.Model}.
             seeds: Of the volumes of each.
-            trunc_psi, batch_size: Of the generation.
+            batch_size: Volumes at a time.
             folder: For sweep.csv, sweep.json and sweep.png; one made with other settings is kept, and the
                 next free name taken.
+            how: What `volumes_of` takes beside.
 
         Returns:
             The folder.
@@ -137,7 +138,7 @@ class TrainingScores:
         Raises:
             UserError: No model can be evaluated, or one is of another size.
         """
-        about = {"seeds": [seeds[0], len(seeds)], "trunc_psi": trunc_psi, **describe(self.evaluator)}
+        about = {"seeds": [seeds[0], len(seeds)], **how, **describe(self.evaluator)}
         about = json.loads(json.dumps(finite({"n_generated": len(seeds), **about})))
         folder, rows = earlier_rows(Path(folder), about)
         for path, load in models.items():
@@ -146,7 +147,8 @@ class TrainingScores:
                 continue
             model = load()
             self.check_shape(model)
-            volumes = zip(seeds, model.volumes_of(seeds, trunc_psi, batch_size), strict=True)
+            made = model.volumes_of(seeds, batch_size=batch_size, **how)
+            volumes = zip(seeds, made, strict=True)
             try:
                 results = self.compare_parts([self.measure_part(volumes, len(seeds), model.affine)])
             except UserError as error:
@@ -165,11 +167,10 @@ class TrainingScores:
 
     def check_shape(self, model):
         """Raise a UserError unless a model generates volumes of the real ones' shape."""
-        depth, *plane = model.shape
         real = self.evaluator.real_files[0].shape
-        if (*plane, depth) != real:
+        if model.array_shape != real:
             raise UserError(
-                f"{model.path} generates {by((*plane, depth))} voxels, the real volumes have {by(real)}."
+                f"{model.path} generates {by(model.array_shape)} voxels, the real volumes have {by(real)}."
             )
 
     def write_sweep(self, rows, about, folder):

@@ -18,6 +18,7 @@ import label_to_volume as l2v
 import progressive_wgan as pw
 import stylegan2_pytorch as sg
 from MedicalNet.anatomy import measure_anatomy
+from segmentation.labels import read_labels
 from tests.conftest import ROOT, SMALL, random_array, write_volume
 from volumetric import generation, runs, sidecars
 from volumetric.cli import UserError
@@ -131,6 +132,9 @@ def test_every_program_writes_resumes_and_makes_again(trained, name, tmp_path, c
     assert "2 volumes are there already" in capsys.readouterr().out
     assert [p.stat().st_mtime_ns == before[p][0] for p in volumes] == [True, False, False, True]
     assert all(p.read_bytes() == before[p][1] for p in volumes)
+    if name == "label_to_volume":  # without --table, too, the segmentation can read what was drawn
+        array, _ = read_labels(folder.with_name("model_0_labels") / volumes[0].name, "topcow2024")
+        assert set(np.unique(array)) <= {0, 1, 2}
     again = replace(config, recreate=str(volumes[3].with_name(f"{volumes[3].name[:-7]}.json")))
     open_model = PROGRAMS[name][3]
     (l2v.recreate(again) if open_model is None else generation.recreate_volume(again, open_model))
