@@ -39,7 +39,6 @@ from volumetric.dicom_writing import KINDS
 from volumetric.files import (
     atomic_path,
     by,
-    clear_parts,
     file_digest,
     load_with_header,
     naming,
@@ -366,6 +365,10 @@ class RecipeWriter(Writer):
         )
         self.amp = amp
 
+    def folders(self, items):
+        """Those of volumes, and that of styles and noise."""
+        return super().folders(items) | {self.folder / "style_and_noise"}
+
     def draw(self, items):
         """The volumes of some items, with their styles (L, latent_dim) and noise (Z, S, S, 1)."""
         styles = torch.stack([item.source.style_for(self.model) for item in items])
@@ -385,9 +388,7 @@ class RecipeWriter(Writer):
 
     def make(self, recipes, batch_size=None, group=None):
         """Draw and write the volumes of recipes that are not there yet; returns the items of all."""
-        arrays, items = self.folder / "style_and_noise", list(map(item_of, recipes))
-        arrays.mkdir(parents=True, exist_ok=True)
-        clear_parts(arrays)
+        items = list(map(item_of, recipes))
         self.write_all(items, self.draw, batch_size, group)
         return items
 

@@ -490,6 +490,10 @@ class PairWriter(Writer):
         name = f"{name}_seed{seed:06d}"
         return Item(name, to_draw, name, record, affine=to_draw.stored)
 
+    def folders(self, items):
+        """Those of volumes, and of label maps."""
+        return super().folders(items) | {self.labels, *(self.labels_path(item).parent for item in items)}
+
     def draw(self, items):
         """The volumes of some items, along the axes of their label maps."""
         numbers = np.stack([array_to_volume(item.source.numbers)[0] for item in items])

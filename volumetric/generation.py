@@ -200,6 +200,11 @@ class Writer:
         """Path of one of an item's files."""
         return self.folder / f"{item.name}.{suffix}"
 
+    def folders(self, items: Sequence[Item]) -> set[Path]:
+        """All folders that files of some items are written to."""
+        dicom = {self.folder / "dicom"} if self.dicom else set()
+        return {self.folder, *(self.path(item, "json").parent for item in items)} | dicom
+
     def affine_of(self, item: Item) -> np.ndarray:
         """Affine of an item's volume, (4, 4), mm."""
         return np.asarray(self.affine if item.affine is None else item.affine, dtype=float)
@@ -314,8 +319,7 @@ class Writer:
         missing = [item for item in mine if not self.is_complete(item)]
         if len(missing) < len(mine):
             print(f"{len(mine) - len(missing)} volumes are there already.")
-        folders = {self.folder, self.folder / "dicom"} | {self.path(item, "json").parent for item in items}
-        for folder in folders - (set() if self.dicom else {self.folder / "dicom"}):
+        for folder in self.folders(items):
             folder.mkdir(parents=True, exist_ok=True)
             clear_parts(folder)
         self.check_space(world * len(missing))

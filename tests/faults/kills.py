@@ -6,8 +6,13 @@ import signal
 import time
 from pathlib import Path
 
+import numpy as np
+
 import CoW_generator
+import label_to_volume
+import progressive_wgan
 import stylegan2_pytorch as sg
+from tests.conftest import write_volume
 from tests.faults.children import run, start, wait
 from tests.faults.jobs import difference, finished, table, training, whole
 from volumetric.files import file_digest
@@ -39,9 +44,9 @@ def check(folder, number, seed):
         name = f"round{rounds}"
         rounds += 1
         faults += one_round(folder, name, truth, usual, rng, counts)
-    faults += [
-        f"{fault} (seed {seed})" for fault in kill_generation(folder, truth, rng, counts, max(1, number // 8))
-    ]
+    for program, generate in generators(folder, truth).items():
+        found = kill_generation(folder, program, generate, rng, counts, max(1, number // 20))
+        faults += [f"{fault} (seed {seed})" for fault in found]
     return counts, faults
 
 
@@ -73,35 +78,73 @@ def one_round(folder, name, truth, usual, rng, counts):
     return []
 
 
-def kill_generation(folder, models, rng, counts, number):
+def generators(folder, models):
+    """{program: function that generates into the folder of a name}, of tiny models that it trains."""
+    maps = folder / "labels"
+    for n in range(6):
+        ids = (np.random.default_rng(n).random((16, 16, 4)) > 0.7).astype(np.uint8) + 1
+        write_volume(maps / f"{n}.nii.gz", ids, np.eye(4))
+    size = {"image_size": 16, "image_depth": 4, "device": "cpu"}
+    run_of = {"results_dir": folder / "results", "models_dir": folder / "models", "data": folder / "volumes"}
+    progressive = {"name": "progressive", "fmap_base": 8, "fmap_max": 4, "latent_dim": 4, "batch_size": 1}
+    progressive |= {"volumes_per_phase": 2, "volumes_at_start": 2}
+    drawing = {
+        "name": "drawing",
+        "width": 2,
+        "disc_width": 2,
+        "fmap_max": 4,
+        "spade_width": 2,
+        "batch_size": 2,
+    }
+    drawing |= {"num_train_steps": 1, "labels": maps}
+    checkpoint = {"checkpoint": models / f"model_{STEPS // 2}.pt", "device": "cpu", "num_generate": 24}
+    commands = {
+        CoW_generator: checkpoint | {"batch_size": 1},
+        sg: checkpoint | {"batch_size": 1, "generate": True},
+        progressive_wgan: size | run_of | progressive | {"generate": True, "num_generate": 24},
+        label_to_volume: size | run_of | drawing | {"generate": maps, "num_per_map": 4},
+    }
+    for module, settings in ((progressive_wgan, progressive), (label_to_volume, drawing)):
+        ended = run(lambda m=module, s=settings: m.main(words(size | run_of | s)), folder / "log")
+        assert ended.status == 0, ended.text
+
+    def generator(module, settings):
+        flag = "save_directory" if module is CoW_generator else "output"
+        return lambda name: module.main(words(settings | {flag: folder / module.__name__ / name}))
+
+    return {module.__name__: generator(module, settings) for module, settings in commands.items()}
+
+
+def words(settings):
+    """Command line of {flag: value}."""
+    return [f"--{flag}={value}" for flag, value in settings.items()]
+
+
+def files_in(folder):
+    """{place: digest} of volumes, label maps and arrays in the folders that begin with a folder's name."""
+    found = {}
+    for place in folder.parent.glob(f"{folder.name}*"):
+        files = (p for p in place.rglob("*") if p.suffix in (".gz", ".npy", ".json"))
+        for path in files:
+            digest = file_digest(path) if path.suffix != ".json" else None  # it says where the model lies
+            found[str(path.relative_to(folder.parent)).removeprefix(folder.name)] = digest
+    return found
+
+
+def kill_generation(folder, program, generate, rng, counts, number):
     """Kill a generation so often, and let it end. Returns what went wrong."""
-
-    def flags(name):
-        given = ["--checkpoint", models / f"model_{STEPS // 2}.pt", "--save_directory", folder / name]
-        return list(map(str, [*given, "--num_generate", 24, "--batch_size", 1, "--device", "cpu"]))
-
     began = time.monotonic()
-    ended = run(lambda: CoW_generator.main(flags("made")), folder / "log")
+    ended = run(lambda: generate("made"), folder / "log")
     usual = time.monotonic() - began
     if ended.status:
-        return [f"generation: {ended.text}"]
+        return [f"{program}: {ended.text}"]
     for _ in range(number):
         seconds = rng.uniform(0.1, 0.9) * usual
-        interrupted(lambda: CoW_generator.main(flags("killed")), folder / "log", [signal.SIGKILL], seconds)
-        counts["generations killed"] = counts.get("generations killed", 0) + 1
-    ended = run(lambda: CoW_generator.main(flags("killed")), folder / "log")
-    there, wanted = (
-        {
-            p.relative_to(folder / n): file_digest(p)
-            for p in (folder / n).rglob("*")
-            if p.suffix in (".gz", ".npy")
-        }
-        for n in ("killed", "made")
-    )
-    hidden = [p.name for p in (folder / "killed").rglob(".part-*")]
-    right = ended.status == 0 and {str(k): v for k, v in there.items()} == {
-        str(k): v for k, v in wanted.items()
-    }
-    return (
-        [] if right and not hidden else [f"generation: not as undisturbed, {len(hidden)} parts\n{ended.text}"]
-    )
+        interrupted(lambda: generate("killed"), folder / "log", [signal.SIGKILL], seconds)
+        counts[f"{program} killed"] = counts.get(f"{program} killed", 0) + 1
+    ended = run(lambda: generate("killed"), folder / "log")
+    there, wanted = (files_in(folder / program / name) for name in ("killed", "made"))
+    hidden = [p.name for p in (folder / program).rglob(".part-*")]
+    if ended.status == 0 and there == wanted and not hidden:
+        return []
+    return [f"{program}: not as undisturbed, {len(hidden)} parts\n{ended.text}"]
