@@ -112,10 +112,12 @@ class LabelToVolumeConfig(RunConfig):
 
     # data
     labels: str | None = option(None, "Folder of label maps, files of the volumes' names.")
-    table: str | None = option(None, "Names of the ids: topcow2024, ..., a JSON file {id: name}, or none.")
+    table: str | None = option(
+        None, "Names of the ids: topcow2024, ..., a JSON file {id: name}, or none.", resumed=True
+    )
     ignore: int | None = option(None, "Id of voxels whose class is unknown.", most=255, resumed=True)
     mirror: bool = option(True, "Exchange left and right, in half of the pairs.", resumed=True)
-    held_out: float = option(0.1, "Share of the subjects not trained on.", **SHARE, resumed=True)
+    held_out: float = option(0.1, "Share of the subjects not trained on.", **SHARE, kept=True)
     subjects: str | None = option(None, "CSV of file and subject; without, each file is one.", file=True)
     # networks
     image_size: int = option(128, "In-plane edge in voxels, a power of two.", most=1024, network=True)
@@ -178,9 +180,13 @@ class LabelToVolumeConfig(RunConfig):
         training.check_betas(self.adam_betas)
         if self.held_out == 1:
             raise UserError("--held_out 1 leaves nothing to train on: give less.")
-        if self.l1_weight is None:
-            self.l1_weight = 100.0 if "patch" in known else 10.0
+        self.derive("l1_weight", 100.0 if "patch" in known else 10.0)
         self.edits = [read_edit(text) for text in self.edit]
+
+    @property
+    def scheduled(self):
+        """Something changes in the course of num_train_steps."""
+        return self.final_rate < 1
 
     def plan(self):
         """Plan of the run."""
@@ -822,10 +828,14 @@ class Trainer(training.VolumeTrainer):
         pairs = self.pairs
         return self.run_state() | {
             self.entry: self.networks.state_dict(),
-            "table": {str(n): name for n, name in pairs.table.items()},
+            "table": self.table(),
             "held_out": [row for row in pairs.rows if row.get("part") != "training"],
             "center": pairs.center.tolist(),
         }
+
+    def table(self):
+        """Names of the classes as a checkpoint has them, {id: name}."""
+        return {str(n): name for n, name in self.pairs.table.items()}
 
     @property
     def trained_on(self):
@@ -841,7 +851,11 @@ class Trainer(training.VolumeTrainer):
 
     def load(self, state):
         """Take up the state of a checkpoint."""
-        runs.load_networks(self.networks, self.networks_in(state))
+        weights, table = self.networks_in(state), self.table()
+        if state["table"] != table:
+            there, own = (", ".join(one.values()) for one in (state["table"], table))
+            raise UserError(f"has the classes {there}, --table gives {own}: give the same, or another --name")
+        runs.load_networks(self.networks, weights)
         self.step, self.loader = state["step"], None
         self.take_up(state)
 
@@ -1068,7 +1082,8 @@ def train_from_folder(config, group=None):
     config, command, source = runs.begin(config)
     begun, parts = source or config.init_from, ("training", "held_out")
     if begun:
-        config = training.adopt_settings(config, begun, NETWORK_SETTINGS)
+        former = Trainer.former_settings(config, begun)
+        config = training.adopt_settings(config, former, begun, goes_on=source is not None)
     device = parallel.open_device(config)
     audit = training.open_audit(config, device, group, config.batch_size, begun, parts)
     pairs = read_pairs(config, audit, begun and Known.read(begun, goes_on=source is not None))

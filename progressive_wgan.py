@@ -83,10 +83,10 @@ class ProgressiveConfig(RunConfig):
     latent_dim: int = option(128, "Numbers in a latent z.", most=16384, network=True)
     # training
     num_train_steps: int | None = option(None, "Steps in the whole run; None ends with the last phase.")
-    volumes_per_phase: int = option(20000, "Volumes of a fade, and of a phase without.", resumed=True)
-    volumes_at_start: int = option(50000, "Volumes of the first phase, of 4 x 4 x 4 voxels.", resumed=True)
-    batch_size: int = option(8, "Volumes in a micro-batch at the full size; more before.", resumed=True)
-    gradient_accumulate_every: int = option(1, "Micro-batches in a training step.", resumed=True)
+    volumes_per_phase: int = option(20000, "Volumes of a fade, and of a phase without.", kept=True)
+    volumes_at_start: int = option(50000, "Volumes of the first phase, of 4 x 4 x 4 voxels.", kept=True)
+    batch_size: int = option(8, "Volumes in a micro-batch at the full size; more before.", kept=True)
+    gradient_accumulate_every: int = option(1, "Micro-batches in a training step.", kept=True)
     learning_rate: float = option(3e-3, "Adam's rate.", most=10, resumed=True)
     adam_betas: tuple = option((0.0, 0.99), "Adam's two betas.", resumed=True)
     loss: str = option("wgan", "Loss of G and D.", choices=LOSSES, resumed=True)
@@ -96,7 +96,9 @@ class ProgressiveConfig(RunConfig):
         1e-3, "Weight of the squared output for real volumes (wgan).", least=0, resumed=True
     )
     dataset_aug_prob: float = option(0.5, "Probability of a flip.", least=0, most=1, resumed=True)
-    labels: str | None = option(None, "Train for classes: `folders` of data, or a CSV of file and label.")
+    labels: str | None = option(
+        None, "Train for classes: `folders` of data, or a CSV of file and label.", resumed=True
+    )
     balance_classes: bool = option(False, "Show every class equally often.", resumed=True)
     num_image_tiles: int = option(4, "Previews show num_image_tiles volumes of each class.", most=64)
     # generation, and looking at the data
@@ -117,8 +119,7 @@ class ProgressiveConfig(RunConfig):
             raise UserError("--balance_classes needs classes: give --labels.")
         if min(stage_widths(self)) < 1:
             raise UserError(f"--fmap_base {self.fmap_base} leaves no channel at the full size: give more.")
-        if self.num_train_steps is None:
-            self.num_train_steps = phases(self)[-1].end
+        self.derive("num_train_steps", phases(self)[-1].end)
 
     def plan(self):
         """Plan of the run."""
@@ -132,8 +133,7 @@ class ProgressiveConfig(RunConfig):
 
 
 NETWORK_SETTINGS = options_of(ProgressiveConfig, network=True)
-# What the phases follow from.
-PACE = ("volumes_per_phase", "volumes_at_start", "batch_size", "gradient_accumulate_every")
+PACE = options_of(ProgressiveConfig, kept=True)  # what the phases follow from
 
 
 # ╔══════════════════════════════════════════════════════════════════════════════════════════════════════════╗
@@ -531,20 +531,12 @@ class Trainer(training.VolumeTrainer):
         """All that the run needs to continue exactly."""
         return self.run_state() | {
             self.entry: self.networks.state_dict(),
-            "class_names": self.classes and self.classes.names,
-            "class_shares": self.classes and self.classes.shares().tolist(),
+            **self.class_state(),
         }
 
     def load(self, state):
         """Take up the state of a checkpoint."""
-        weights = self.networks_in(state)
-        there, names = state["class_names"] or [], self.classes.names if self.classes else []
-        if there != names:
-            raise UserError(
-                f"has the classes {', '.join(there) or 'none'}, --labels gives {', '.join(names) or 'none'}: "
-                f"give the same, another --name, or --new"
-            )
-        runs.load_networks(self.networks, weights)
+        runs.load_networks(self.networks, self.networks_in(state))
         self.step = state["step"]
         self.take_up(state)
         self.phase = None
@@ -765,11 +757,13 @@ def train_from_folder(config, group=None):
     classes = None
     if config.labels is not None:
         classes = dataset.read_classes(config.labels, config.data, config.balance_classes, config.split)
-    if source or config.init_from:
-        config = training.adopt_settings(config, source or config.init_from, NETWORK_SETTINGS)
+    if begun := source or config.init_from:
+        former = Trainer.former_settings(config, begun)
+        config = training.adopt_settings(config, former, begun, goes_on=source is not None)
+        training.compare_classes(classes, begun, goes_on=source is not None)
     device = parallel.open_device(config)
     most = config.batch_size * max(LARGER_BATCHES)
-    audit = training.open_audit(config, device, group, most, source or config.init_from)
+    audit = training.open_audit(config, device, group, most, begun)
     audit.classes = classes
 
     def make(config, audit, group):

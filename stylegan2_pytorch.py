@@ -162,7 +162,9 @@ class TrainConfig(RunConfig):
     ada_target: float | None = option(None, "Overfitting that aug_prob adapts to.", **SHARE, resumed=True)
     ada_volumes: int = option(500000, "Real volumes in which aug_prob can adapt from 0 to 1.", resumed=True)
     dataset_aug_prob: float = option(0.5, "Probability of a left-right flip.", **SHARE, resumed=True)
-    labels: str | None = option(None, "Train for classes: `folders` of data, or a CSV of file and label.")
+    labels: str | None = option(
+        None, "Train for classes: `folders` of data, or a CSV of file and label.", resumed=True
+    )
     balance_classes: bool = option(False, "Show every class equally often.", resumed=True)
     checkpoint_activations: bool = option(False, "Compute blocks again going backward: saves memory.")
     cuda_graphs: bool = option(True, "On a GPU, replay small steps that are all alike as CUDA graphs.")
@@ -208,6 +210,11 @@ class TrainConfig(RunConfig):
     def chosen_depth(self):
         """The depth if another than the default was asked for, else None."""
         return None if self.image_depth == TrainConfig.image_depth else self.image_depth
+
+    @property
+    def scheduled(self):
+        """Something changes in the course of num_train_steps."""
+        return self.final_rate < 1 or self.final_gamma is not None
 
     def plan(self, scores=()):
         """Plan of the run, with columns in its table for the options and the given scores."""
@@ -1431,6 +1438,13 @@ class Trainer(training.VolumeTrainer):
 
     # ---- state
 
+    @staticmethod
+    def former_settings(config, source):
+        """As `VolumeTrainer`'s; what an original's checkpoint does not state follows from its tensors."""
+        with as_damaged("it is damaged or of another program", source):
+            state = read_checkpoint(source)
+            return dict(state.get("config", {})) | network_settings(state, source, config.chosen_depth)
+
     def state(self):
         """All that the run needs to continue exactly."""
         state = self.run_state()
@@ -1439,8 +1453,7 @@ class Trainer(training.VolumeTrainer):
             "GAN": self.GAN.state_dict(),
             "pl_mean": None if self.pl_mean is None else float(self.pl_mean),
             "ada": self.ada and self.ada.state(),
-            "class_names": self.classes and self.classes.names,
-            "class_shares": self.classes and self.classes.shares().tolist(),
+            **self.class_state(),
             "truncation_center": {
                 name: truncation_center(
                     getattr(self.GAN, name), LATENT_DIM, self.device, self.config.seed
@@ -1606,32 +1619,6 @@ def generate_interpolation(config):
 # ╚══════════════════════════════════════════════════════════════════════════════════════════════════════════╝
 
 
-def adopt_settings(config, checkpoint, classes=None):
-    """The configuration with a checkpoint's network sizes in place of defaults; others are refused."""
-    with as_damaged("it is damaged or of another program", checkpoint):
-        state = read_checkpoint(checkpoint)
-        stored = network_settings(state, checkpoint, config.chosen_depth)
-        there, former = list(map(str, state.get("class_names") or [])), dict(state.get("config", {}))
-    adopted, names = {}, classes.names if classes else []
-    if there != names:
-        raise UserError(
-            f"{checkpoint} has the classes {', '.join(there) or 'none'}, --labels gives "
-            f"{', '.join(names) or 'none'}: give the same, another --name, or --new."
-        )
-    for name in NETWORK_SETTINGS:
-        asked, there = getattr(config, name), stored[name]
-        if asked != there and asked != getattr(TrainConfig, name):
-            raise UserError(
-                f"--{name} is {asked}, but {checkpoint} has {there}: give the same, another --name, or --new."
-            )
-        if asked != there:
-            adopted[name] = there
-    if adopted:
-        print(f"Taken from {checkpoint}: " + ", ".join(f"{name} {value}" for name, value in adopted.items()))
-    training.tell_changes(config, former, checkpoint)
-    return replace(config, **adopted)
-
-
 def open_scores(config, group, bootstrap=0):
     """TrainingScores of the run's data; weights are looked for, and downloaded, now and not later."""
     if config.calculate_fid_num_images < group.world:
@@ -1676,10 +1663,12 @@ def train_from_folder(config, group=None):
     classes = None
     if config.labels is not None:
         classes = dataset.read_classes(config.labels, config.data, config.balance_classes, config.split)
-    if source or config.init_from:
-        config = adopt_settings(config, source or config.init_from, classes)
+    if begun := source or config.init_from:
+        former = Trainer.former_settings(config, begun)
+        config = training.adopt_settings(config, former, begun, goes_on=source is not None)
+        training.compare_classes(classes, begun, goes_on=source is not None)
     device = parallel.open_device(config, UNSTEADY & {*config.aug_types})
-    audit = training.open_audit(config, device, group, config.batch_size, source or config.init_from)
+    audit = training.open_audit(config, device, group, config.batch_size, begun)
     audit.classes = classes
     scores = None if config.calculate_fid_every is None else open_scores(config, group)
 

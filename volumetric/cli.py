@@ -25,7 +25,7 @@ import math
 import os
 import re
 import sys
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 
 import fire
@@ -55,8 +55,9 @@ class Option:
         check: Function of (flag, value) that raises a UserError.
         file: Path of a file that must be there.
         folder: Path of a folder that must be there, or can be made, and can be written to.
-        resumed: A continued run computes something else with another value.
-        network: Part of the networks' shape, which a checkpoint decides.
+        resumed: A continued run computes something else with another value, which is told.
+        kept: A continued run keeps it; its checkpoint decides, and another value is refused.
+        network: Part of the networks' shape, which a checkpoint decides for any run that starts from it.
         robust: Default under `--recipe robust`, if it is another.
     """
 
@@ -68,6 +69,7 @@ class Option:
     file: bool = False
     folder: bool = False
     resumed: bool = False
+    kept: bool = False
     network: bool = False
     robust: object = UNSET
 
@@ -342,8 +344,25 @@ CACHES = {
 }
 
 
+class Continued:
+    """What a configuration of a training says beside its options."""
+
+    derived = frozenset()  # names of the options that were left out and follow from others
+    scheduled = False  # something changes in the course of num_train_steps
+
+    def derive(self, name, value):
+        """Give an option the value that follows from others, if it was left out."""
+        if getattr(self, name) is None:
+            setattr(self, name, value)
+            self.derived |= {name}
+
+    def adopting(self, settings):
+        """The configuration with other settings; what was left out follows from these anew."""
+        return replace(self, **{**dict.fromkeys(self.derived), **settings})
+
+
 @dataclass(kw_only=True)
-class RunConfig:
+class RunConfig(Continued):
     """Options of any training: its folders, how far it goes, and on what machine.
 
     A subclass adds image_size, image_depth and batch_size.
@@ -362,12 +381,12 @@ class RunConfig:
     load_from: int = option(-1, "Number n of the checkpoint to go back to; -1: newest.", least=-1)
     init_from: str | None = option(None, "Checkpoint whose weights a new run starts from.", file=True)
     num_train_steps: int = option(100000, "Steps in the whole run, those of earlier sessions included.")
-    device: str = option("auto", "auto, cpu, cuda or cuda:<n>.", check=check_device_name)
+    device: str = option("auto", "auto, cpu, cuda or cuda:<n>.", check=check_device_name, resumed=True)
     multi_gpus: bool = option(False, "Train on all GPUs of this machine; the batch is shared out.")
     fp16: bool = option(True, "Mixed precision; penalties are always computed in float32.", resumed=True)
     amp_dtype: str = option("auto", "Of mixed precision.", choices=AMP_DTYPES, resumed=True)
     deterministic: bool = option(False, "Bit-exact resuming on a GPU too, slower; a CPU always does it.")
-    cache: str = option("ram", "Where the training volumes are kept.", choices=CACHES)
+    cache: str = option("ram", "Where the training volumes are kept.", choices=CACHES, resumed=True)
     num_workers: int | None = option(
         None, "Processes that read; None: 0 with a cache, else up to 4.", **WORKERS
     )

@@ -121,6 +121,10 @@ class Classes:
         counts = np.bincount(self.of_volumes, minlength=len(self.names))
         return np.full(len(self.names), 1 / len(self.names)) if self.balanced else counts / counts.sum()
 
+    def digest(self):
+        """SHA-256 over the classes of all volumes."""
+        return hashlib.sha256(self.of_volumes.astype("<i8").tobytes()).hexdigest()
+
     def summary(self):
         """Line for a person to read."""
         counts = np.bincount(self.of_volumes, minlength=len(self.names))

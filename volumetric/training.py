@@ -211,6 +211,21 @@ class VolumeTrainer:
 
     # ---- state
 
+    @staticmethod
+    def former_settings(config, source):
+        """{name: value} of the options that a checkpoint was written with."""
+        with as_damaged("it is damaged or of another program", source):
+            return dict(runs.read_state(source, check=False)["config"])
+
+    def class_state(self):
+        """What a trainer with classes remembers of them."""
+        classes = self.classes
+        return {
+            "class_names": classes and classes.names,
+            "class_shares": classes and classes.shares().tolist(),
+            "class_digest": classes and classes.digest(),
+        }
+
     def run_state(self):
         """What every trainer needs to continue exactly, beside its networks."""
         state = {
@@ -285,42 +300,51 @@ class VolumeTrainer:
 # ╚══════════════════════════════════════════════════════════════════════════════════════════════════════════╝
 
 
-def adopt_settings(config, checkpoint, names):
-    """The configuration with a checkpoint's network settings in place of defaults; others are refused.
+def adopt_settings(config, former, source, goes_on=True, otherwise="another --name, or --new"):
+    """The configuration with what a checkpoint decides in place of defaults; what else is asked is refused.
 
-    What else has changed since, and changes what is computed, is told.
-
-    Args:
-        config: RunConfig.
-        checkpoint: Path.
-        names: Of the settings.
-    """
-    with as_damaged("it is damaged or of another program", checkpoint):
-        former = dict(runs.read_state(checkpoint, check=False)["config"])
-        stored = {name: former[name] for name in names}
-    for name, there in stored.items():
-        asked, default = getattr(config, name), getattr(type(config), name)
-        if asked not in (there, default):
-            raise UserError(
-                f"--{name} is {asked}, but {checkpoint} has {there}: give the same, another --name, or --new."
-            )
-    tell_changes(config, former, checkpoint)
-    return replace(config, **stored)
-
-
-def tell_changes(config, former, checkpoint):
-    """Print old and new value of every setting that a continued run computes something else with.
+    It decides on its networks' shape, and in a continued run on what that keeps. Whatever else has changed,
+    and changes what is computed, is told.
 
     Args:
-        config: RunConfig.
-        former: {name: value} in the checkpoint.
-        checkpoint: Its path.
+        config: Of options; see `cli.Option`.
+        former: {name: value} that the checkpoint was written with.
+        source: Its path.
+        goes_on: The run is continued; False if a new one starts from its weights.
+        otherwise: What a run of other settings is given.
     """
-    scheduled = getattr(config, "final_rate", 1) < 1 or getattr(config, "final_gamma", None)
-    for name in [*options_of(type(config), resumed=True), *(["num_train_steps"] if scheduled else [])]:
+    kind, adopted = type(config), {}
+    kept = options_of(kind, kept=True) if goes_on else []
+    for name in [*options_of(kind, network=True), *kept]:
+        asked, there = getattr(config, name), former[name]
+        if asked not in (there, getattr(kind, name)):
+            remedy = f"give the same, {otherwise}" if goes_on else "give the same"
+            raise UserError(f"--{name} is {asked}, but {source} has {there}: {remedy}.")
+        if asked != there:
+            adopted[name] = there
+    if adopted:
+        print(f"Taken from {source}: " + ", ".join(f"{name} {value}" for name, value in adopted.items()))
+    config = config.adopting(adopted)
+    for name in [*options_of(kind, resumed=True), *(["num_train_steps"] if config.scheduled else [])]:
         now = getattr(config, name)
         if name in former and former[name] != now:
-            print(f"--{name} was {former[name]} when {checkpoint} was written and is {now} now.")
+            print(f"--{name} was {former[name]} when {source} was written and is {now} now.")
+    return config
+
+
+def compare_classes(classes, source, goes_on=True):
+    """Raise a UserError unless a checkpoint has these Classes; tell if its volumes had others of them."""
+    with as_damaged("it is damaged or of another program", source):
+        state = runs.read_state(source, check=False)
+        there, former = list(map(str, state.get("class_names") or [])), state.get("class_digest")
+    names = classes.names if classes else []
+    if there != names:
+        raise UserError(
+            f"{source} has the classes {', '.join(there) or 'none'}, --labels gives "
+            f"{', '.join(names) or 'none'}: give the same{', another --name, or --new' if goes_on else ''}."
+        )
+    if goes_on and classes and former not in (None, classes.digest()):
+        print(f"Volumes have other classes by --labels than when {source} was written.")
 
 
 def open_audit(config, device, group, batch_size, source=None, parts=("training",)):
