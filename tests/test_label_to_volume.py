@@ -376,6 +376,21 @@ def test_held_out_pairs_of_an_earlier_version(pairs, tmp_path):
     assert held_out_by(pairs, known)[0] == {"v1", "v4"}
 
 
+def test_activations_computed_again_give_the_same_gradients(pairs):
+    """The vectors of a spectral norm move once a pass, and sigma is that of the pass."""
+    found = []
+    for again in (False, True):
+        trainer = build_trainer(pairs, checkpoint_activations=again, fp16=False)
+        G = trainer.networks.G
+        for _ in range(2):
+            trainer.accumulate_generator(1)
+        weights = {name: p.grad for name, p in G.named_parameters()}
+        found.append((weights, dict(G.named_buffers())))
+    for one, other in zip(*found, strict=True):
+        assert one.keys() == other.keys() and len(one) > 10
+        assert all(torch.equal(one[name], other[name]) for name in one)
+
+
 def test_memory_is_predicted_and_saved_by_computing_again(pairs):
     config = config_of(pairs, dry_run=True, discriminator=("oasis",), image_size=16)
     audit = l2v.dataset.audit_volumes(config.data, config.array_shape, keep=False)
