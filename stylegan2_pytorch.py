@@ -1414,18 +1414,16 @@ class Trainer(training.VolumeTrainer):
         return torch.cat(parts) if self.group.first else None
 
     def preview(self):
-        """Sheets of axial slices and projections (G, GE, mixed styles by GE); a NIfTI of GE is written."""
-        sheets = {}
+        """Sheets of axial slices and projections (G, GE, mixed styles by GE), and a volume of GE."""
+        shown = {}
         for name, which in {"G": (False,), "GE": (True,), "mixed": (True, True)}.items():
             volumes = self.preview_volumes(*which)
             if volumes is None:
                 continue
-            sheets[name] = contact_sheet(volumes, self.audit.affine, self.config.num_image_tiles)
+            shown[name] = contact_sheet(volumes, self.audit.affine, self.config.num_image_tiles)
             if name == "GE":
-                path = self.config.results / "previews" / f"{self.step:06d}-GE.nii.gz"
-                path.parent.mkdir(parents=True, exist_ok=True)
-                save_nifti(volumes[0], self.audit.affine, path)
-        return sheets
+                shown["GE.nii.gz"] = (volumes[0], self.audit.affine)
+        return shown
 
     def evaluate(self, received):
         """{metric: value} of volumes of the averaged networks, which the processes share out."""

@@ -1,6 +1,7 @@
 """Training runs: exact resuming, accumulation, averages, checkpoints, interruptions, NaN."""
 
 import csv
+import errno
 import json
 import os
 import signal
@@ -133,6 +134,17 @@ def test_metrics_and_previews(make_config, short_schedule):
     each = ("GE.nii.gz", "GE.png", "G.png", "mixed.png")
     assert names == sorted(f"{step:06d}-{name}" for step in (0, 2, 4) for name in each)
     assert list((results / "tensorboard").glob("events*"))
+
+
+def test_a_full_disk_costs_the_volume_of_a_preview_alone(make_config, monkeypatch, capsys):
+    def full(*_):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(nib, "save", full)
+    trainer = sg.train_from_folder(make_config(num_train_steps=1))
+    assert "Warning: The preview GE.nii.gz of step 0 was left out" in capsys.readouterr().err
+    previews = sorted(p.name for p in (trainer.config.results / "previews").iterdir())
+    assert trainer.step == 1 and previews == ["000000-G.png", "000000-GE.png", "000000-mixed.png"]
 
 
 def test_mixed_preview_takes_coarse_style_from_its_row_and_fine_from_its_column(make_config):

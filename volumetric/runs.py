@@ -10,7 +10,8 @@
     train_step(log)    one update; hands the losses to `log.add` without waiting for the device
     state()            all that the run needs to continue exactly, with step, reverts and best
     load(state)        take it up
-    preview()          {name: picture (H, W) uint8}, of the first process; {} of the others
+    preview()          {name: picture (H, W) or (H, W, 3) uint8, or (volume, affine) for a name ending in
+                       .nii.gz}, of the first process; {} of the others
     evaluate(received) {metric: number}, of the first process; may give up when a signal was received
 
 and, for memory.py, `rehearsals()`: [(phase, function that runs its heaviest work once)].
@@ -39,7 +40,7 @@ from torch.utils._pytree import tree_leaves
 from tqdm import tqdm
 
 from volumetric.cli import UserError
-from volumetric.files import as_damaged, atomic_path, clear_parts, next_free, one_line, reading
+from volumetric.files import as_damaged, atomic_path, clear_parts, next_free, one_line, reading, save_nifti
 from volumetric.pictures import save_picture
 
 CHECKPOINT = r"model_(0|[1-9][0-9]{0,11})\.pt"  # its file's name
@@ -206,13 +207,16 @@ def agree_on_end(trainer, received):
 
 
 def preview(trainer, log):
-    """Write the trainer's pictures, previews/<step>-<name>.png, and to TensorBoard."""
+    """Write the trainer's previews, <step>-<name>.png, to TensorBoard too, and volumes, <step>-<name>."""
     folder = trainer.plan.results / "previews"
-    for name, picture in trainer.preview().items():
+    for name, shown in trainer.preview().items():
         with dispensable(f"The preview {name} of step {trainer.step}"):
             folder.mkdir(parents=True, exist_ok=True)
-            save_picture(picture, folder / f"{trainer.step:06d}-{name}.png")
-            log.show_picture(f"previews/{name}", picture)
+            if name.endswith(".nii.gz"):
+                save_nifti(*shown, folder / f"{trainer.step:06d}-{name}")
+            else:
+                save_picture(shown, folder / f"{trainer.step:06d}-{name}.png")
+                log.show_picture(f"previews/{name}", shown)
 
 
 def lacks_preview(trainer):
@@ -426,7 +430,7 @@ def save(trainer):
     if not trainer.group.first:
         return
     save_checkpoint(state, plan.models / f"model_{number_for(plan, trainer.step)}.pt")
-    with atomic_path(plan.models / ".config.json") as part:
+    with dispensable(".config.json"), atomic_path(plan.models / ".config.json") as part:
         part.write_text(json.dumps(state.get("config", {}), indent=1), encoding="utf-8")
     if plan.keep_checkpoints is not None:
         for number in checkpoint_numbers(plan.models)[: -plan.keep_checkpoints]:
