@@ -53,7 +53,7 @@ from segmentation.maps import (
     write_split,
 )
 from volumetric import dataset, parallel, runs, training
-from volumetric.cli import RunConfig, UserError, one_line_errors, option, options_of, parse_cli
+from volumetric.cli import LARGEST_EDGE, RunConfig, UserError, one_line_errors, option, options_of, parse_cli
 from volumetric.collection import choose, content_of_labels, names_in, refuse_unusable, stored_axes
 from volumetric.files import as_damaged, by, file_digest, naming, read_json, save_nifti
 from volumetric.geometry import axes_of, same_spacing, spacing_of, turn
@@ -107,7 +107,8 @@ SHARE = {"least": 0, "most": 1}
 class LabelToVolumeConfig(RunConfig):
     """Train a generator of volumes for label maps, or generate with one.
 
-    The same command given again continues the run. In a flag's name - and _ are the same.
+    The same command given again continues the run. Ctrl-C and SIGTERM save first, and end it with exit status
+    130 or 143. In a flag's name - and _ are the same.
     """
 
     # data
@@ -120,7 +121,7 @@ class LabelToVolumeConfig(RunConfig):
     held_out: float = option(0.1, "Share of the subjects not trained on.", **SHARE, kept=True)
     subjects: str | None = option(None, "CSV of file and subject; without, each file is one.", file=True)
     # networks
-    image_size: int = option(128, "In-plane edge in voxels, a power of two.", most=1024, network=True)
+    image_size: int = option(128, "In-plane edge in voxels, a power of two.", most=LARGEST_EDGE, network=True)
     image_depth: int = option(32, "Axial slices, a power of two, 4 <= depth <= image_size.", network=True)
     generator: str = option("spade", "Network.", choices=GENERATORS, network=True)
     discriminator: tuple = option(
@@ -1085,8 +1086,9 @@ def train_from_folder(config, group=None):
         former = Trainer.former_settings(config, begun)
         config = training.adopt_settings(config, former, begun, goes_on=source is not None)
     device = parallel.open_device(config)
-    audit = training.open_audit(config, device, group, config.batch_size, begun, parts)
+    audit = training.open_audit(config, device, group, begun, parts)
     pairs = read_pairs(config, audit, begun and Known.read(begun, goes_on=source is not None))
+    training.check_number(len(pairs.trained), config, group, f"{config.data} without what is held out")
     audit.digest = hashlib.sha256(audit.digest.encode() + pairs.maps.numpy().tobytes()).hexdigest()
     audit.summary += pairs.summary()
     if config.mirror and Classes(pairs.table).other_side == list(range(1 + len(pairs.table))):

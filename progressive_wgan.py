@@ -36,7 +36,7 @@ from torch import nn
 from tqdm import tqdm
 
 from volumetric import dataset, parallel, runs, training
-from volumetric.cli import RunConfig, UserError, one_line_errors, option, options_of, parse_cli
+from volumetric.cli import LARGEST_EDGE, RunConfig, UserError, one_line_errors, option, options_of, parse_cli
 from volumetric.files import as_damaged, naming, new_folder, read_json, save_nifti
 from volumetric.layers import (
     SLOPE,
@@ -72,11 +72,12 @@ PENALTIES = {
 class ProgressiveConfig(RunConfig):
     """Grow a 3D Wasserstein GAN on a folder of NIfTI volumes, or generate with one.
 
-    The same command given again continues the run. In a flag's name - and _ are the same.
+    The same command given again continues the run. Ctrl-C and SIGTERM save first, and end it with exit status
+    130 or 143. In a flag's name - and _ are the same.
     """
 
     # networks
-    image_size: int = option(32, "In-plane edge in voxels, a power of two.", most=1024, network=True)
+    image_size: int = option(32, "In-plane edge in voxels, a power of two.", most=LARGEST_EDGE, network=True)
     image_depth: int = option(32, "Axial slices, a power of two, 4 <= depth <= image_size.", network=True)
     fmap_base: int = option(2048, "Channels are fmap_base / 2^n of block n.", most=10**6, network=True)
     fmap_max: int = option(128, "Largest number of channels.", most=16384, network=True)
@@ -762,8 +763,8 @@ def train_from_folder(config, group=None):
         config = training.adopt_settings(config, former, begun, goes_on=source is not None)
         training.compare_classes(classes, begun, goes_on=source is not None)
     device = parallel.open_device(config)
-    most = config.batch_size * max(LARGER_BATCHES)
-    audit = training.open_audit(config, device, group, most, begun)
+    times = max(phase.batch for phase in phases(config)) // config.batch_size
+    audit = training.open_audit(config, device, group, begun, times=times)
     audit.classes = classes
 
     def make(config, audit, group):

@@ -43,7 +43,16 @@ from torch import nn
 from tqdm import tqdm
 
 from volumetric import dataset, memory, parallel, runs, training
-from volumetric.cli import RunConfig, UserError, one_line_errors, option, options_of, parse_cli, with_recipes
+from volumetric.cli import (
+    LARGEST_EDGE,
+    RunConfig,
+    UserError,
+    one_line_errors,
+    option,
+    options_of,
+    parse_cli,
+    with_recipes,
+)
 from volumetric.diff_augment import AUGMENTATIONS, UNSTEADY, AdaptiveAugmentation, augment, augment_each
 from volumetric.files import as_damaged, naming, next_free, read_json, reading, save_nifti
 from volumetric.geometry import axes_of, check_affine
@@ -115,11 +124,12 @@ SHARE, FEWEST = {"least": 0, "most": 1}, dataset.FEWEST_EVALUATED  # range of a 
 class TrainConfig(RunConfig):
     """Train a 3D StyleGAN2 on a folder of NIfTI volumes, or generate from a trained one.
 
-    The same command given again continues the run. In a flag's name - and _ are the same.
+    The same command given again continues the run. Ctrl-C and SIGTERM save first, and end it with exit status
+    130 or 143. In a flag's name - and _ are the same.
     """
 
     # networks; folders, steps, device, precision and seed, as every training has them, are in RunConfig
-    image_size: int = option(128, "In-plane edge in voxels, a power of two.", most=1024, network=True)
+    image_size: int = option(128, "In-plane edge in voxels, a power of two.", most=LARGEST_EDGE, network=True)
     image_depth: int = option(32, "Axial slices, a power of two, 4 <= depth <= image_size.", network=True)
     network_capacity: int = option(8, "Half the channels of G's last block.", most=1024, network=True)
     fmap_max: int = option(512, "Largest number of channels of any layer.", most=16384, network=True)
@@ -210,6 +220,11 @@ class TrainConfig(RunConfig):
     def chosen_depth(self):
         """The depth if another than the default was asked for, else None."""
         return None if self.image_depth == TrainConfig.image_depth else self.image_depth
+
+    @property
+    def batch_divisor(self):
+        """Of a process's part of a batch."""
+        return self.pl_batch_shrink
 
     @property
     def scheduled(self):
@@ -968,7 +983,6 @@ class Trainer(training.VolumeTrainer):
 
     def __init__(self, config, audit=None, group=None, scores=None, command=None):
         super().__init__(config, audit, group, command)
-        self.group.own(config.batch_size, config.pl_batch_shrink)
         self.scores = scores
         self.plan = config.plan(scores.names() if scores else ())
         self.GAN = self.networks = self.build_networks()
@@ -1666,7 +1680,7 @@ def train_from_folder(config, group=None):
         config = training.adopt_settings(config, former, begun, goes_on=source is not None)
         training.compare_classes(classes, begun, goes_on=source is not None)
     device = parallel.open_device(config, UNSTEADY & {*config.aug_types})
-    audit = training.open_audit(config, device, group, config.batch_size, begun)
+    audit = training.open_audit(config, device, group, begun)
     audit.classes = classes
     scores = None if config.calculate_fid_every is None else open_scores(config, group)
 

@@ -81,7 +81,11 @@ STREAM_CASES, STREAM_LOOK = range(2)
 
 @dataclass(kw_only=True)
 class SegmentationConfig(Continued):
-    """Train a segmentation network, or predict with one. The same training command continues its run."""
+    """Train a segmentation network, or predict with one.
+
+    The same training command continues its run. Ctrl-C and SIGTERM save first, and end it with exit status
+    130 or 143.
+    """
 
     mode: str = option(mode, "What to do.", choices=MODES)
     data: str = option(data, "Folder of NIfTI volumes.")
@@ -254,6 +258,7 @@ class Segmenter:
             volumes_per_step=config.batch_size,
             columns=("loss", "Dice"),
             shown=("loss", "Dice"),
+            is_fixed=True,
         )
         self.step, self.reverts, self.best = 0, 0, None
 
@@ -559,7 +564,10 @@ def main(argv=None):
     """The command line."""
     config = parse_cli(SegmentationConfig, argv)
     with one_line_errors():
-        (train if config.mode == "train" else predict)(config)
+        if config.mode == "train":
+            runs.end_by_signal(train(config))
+        else:
+            predict(config)
 
 
 if __name__ == "__main__":

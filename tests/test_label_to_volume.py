@@ -328,9 +328,12 @@ def test_what_a_run_holds_out_stays_so(trained, pairs, capsys):
     known = maps.Known.read(checkpoint, goes_on=True)
     for settings in ({"seed": 7}, {"held_out": 0.6}, {"held_out": 0.0}):
         assert held_out_by(pairs, known, **settings) == former
-    training.adopt_settings(config_of(pairs, seed=7, held_out=0.6), checkpoint, l2v.NETWORK_SETTINGS)
+    settings = l2v.Trainer.former_settings(config_of(pairs), checkpoint)
+    training.adopt_settings(config_of(pairs, seed=7), settings, checkpoint)
     told = capsys.readouterr().out
-    assert "--seed was 42 when" in told and "and is 7 now" in told and "--held_out was 0.2 when" in told
+    assert "--seed was 42 when" in told and "and is 7 now" in told
+    with pytest.raises(UserError, match=r"--held_out is 0\.6, but .*model_0\.pt has 0\.2"):
+        training.adopt_settings(config_of(pairs, held_out=0.6), settings, checkpoint)
     write_pairs(pairs, 8)
     assert held_out_by(pairs, known) == (held, seen | {"v6", "v7"})  # what is new is trained on
     other, one = sorted(held)[0], sorted(seen)[0]

@@ -7,8 +7,11 @@ import pytest
 import label_to_volume as lv
 import progressive_wgan as pw
 import stylegan2_pytorch as sg
+from segmentation import segmentation
 from segmentation.segmentation import SegmentationConfig
-from tests.conftest import write_labels
+from tests import test_label_to_volume, test_progressive, test_segmenter
+from tests.conftest import interrupted_at, write_labels
+from tests.test_label_to_volume import write_pairs
 from tests.test_progressive import config_of, write_classes
 from volumetric import runs
 from volumetric.cli import UserError
@@ -107,6 +110,33 @@ def test_other_classes_are_refused_and_other_members_told(make_config, label_tab
     with pytest.raises(UserError, match="give the same, another --name, or --new"):
         sg.train_from_folder(make_config())
     assert write_labels(data.parent, data) == label_table
+
+
+def test_a_signal_ends_every_trainer_with_its_status(tmp_path):
+    maps, classes = write_pairs(tmp_path / "pairs"), write_classes(tmp_path / "classes")
+    for trainer, main, flags in (
+        (lv.Trainer, lv.main, test_label_to_volume.flags_of(maps, num_train_steps=9)),
+        (pw.Trainer, pw.main, test_progressive.flags_of(classes)),
+    ):
+        with interrupted_at(trainer, 1), pytest.raises(SystemExit) as ended:
+            main(list(map(str, flags)))
+        assert ended.value.code == 143
+    volumes, labels = test_segmenter.write_pairs(tmp_path, 2)
+    flags = [
+        "--data",
+        volumes,
+        "--labels",
+        labels,
+        "--width",
+        4,
+        "--patch_size",
+        "16,16,16",
+        "--device",
+        "cpu",
+    ]
+    with interrupted_at(segmentation.Segmenter, 1), pytest.raises(SystemExit) as ended:
+        segmentation.main([*map(str, [*flags, "--model", tmp_path / "net.pt"])])
+    assert ended.value.code == 143
 
 
 @pytest.mark.parametrize(("name", "value"), [("seed", 7), ("cache", "none"), ("loss", "hinge")])

@@ -203,7 +203,7 @@ def test_micro_batches_in_one_pass_are_those_one_after_the_other(
     settings = {"gradient_accumulate_every": 3, "batch_size": 2, "seed": 3, **OPTIONS[name], "fp16": False}
     settings |= {"labels": str(label_table)} if "labels" in settings else {}
     config, found = make_config(**settings), []
-    audit = training.open_audit(config, torch.device("cpu"), parallel.Group(), config.batch_size)
+    audit = training.open_audit(config, torch.device("cpu"), parallel.Group())
     audit.classes = config.labels and dataset.read_classes(config.labels, config.data, config.balance_classes)
     for at_once in (1, 2):
         trainer = sg.Trainer(config, audit)
@@ -608,7 +608,7 @@ def wait_for_steps(table, process):
     ],
     ids=["SIGTERM", "SIGINT", "SIGTERM to workers too", "SIGTERM to a worker too"],
 )
-def test_signals_save_and_exit_cleanly(data, tmp_path, number, settings):
+def test_signals_save_and_exit_as_a_shell_expects(data, tmp_path, number, settings):
     """The signal goes to all processes of the job, as Slurm and Kubernetes send it."""
     flags = tiny_flags(data, tmp_path, num_train_steps=100000, save_every=100000, **settings)
     run = subprocess.Popen(
@@ -623,7 +623,7 @@ def test_signals_save_and_exit_cleanly(data, tmp_path, number, settings):
     wait_for_steps(table, run)
     os.killpg(run.pid, number)
     text, _ = run.communicate(timeout=60)
-    assert run.returncode == 0 and "The same command continues the run" in text
+    assert run.returncode == 128 + number and "The same command continues the run" in text
     step = sg.read_checkpoint(tmp_path / "models" / "t" / "model_0.pt")["step"]
     assert step == len(table.read_text(encoding="utf-8").splitlines()) - 1
 

@@ -42,6 +42,7 @@ UNSET = object()
 LARGEST = 2**53  # of numbers; beyond it, whole ones are not exact as floats
 NO_MEMORY = ("out of memory", "not enough memory", "allocate memory")  # in an error of PyTorch's
 LONGEST = 4096  # characters of a value
+LARGEST_EDGE = 1024  # voxels, of a volume that is trained on
 
 
 @dataclass(frozen=True)
@@ -311,7 +312,7 @@ def trainable_shape(shape):
 
     Shapes: (X, Y, Z) -> (X', X', Z'), voxels
     """
-    edges = [2 ** max(2, round(math.log2(max(n, 1)))) for n in shape]
+    edges = [min(LARGEST_EDGE, 2 ** max(2, round(math.log2(max(n, 1))))) for n in shape]
     size = max(edges[:2])
     return size, size, min(edges[2], size)
 
@@ -349,6 +350,7 @@ class Continued:
 
     derived = frozenset()  # names of the options that were left out and follow from others
     scheduled = False  # something changes in the course of num_train_steps
+    batch_divisor = 1  # of a process's part of a batch
 
     def derive(self, name, value):
         """Give an option the value that follows from others, if it was left out."""

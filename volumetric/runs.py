@@ -48,6 +48,7 @@ NAN_REVERTS = 3  # returns to the last checkpoint before training gives up
 # Steps between readings of the losses, for which a GPU must be waited for.
 READ_EVERY = {"cpu": 1, "cuda": 10}
 MOST_STEPS = 2**53
+SIGNALS = (signal.SIGINT, signal.SIGTERM)  # that end a run after its step
 
 
 class NanException(UserError):
@@ -73,6 +74,7 @@ class Plan:
         shown: Losses in the progress bar.
         lowest_is_best: Metrics, of which the first that there is decides on model_best.pt.
         tensorboard: Write TensorBoard files too.
+        is_fixed: A run keeps num_train_steps.
     """
 
     models: Path
@@ -90,6 +92,7 @@ class Plan:
     shown: tuple = ()
     lowest_is_best: tuple = ()
     tensorboard: bool = False
+    is_fixed: bool = False
 
     @classmethod
     def of(cls, config, **more):
@@ -125,19 +128,20 @@ def run(trainer):
     """Continue from the newest checkpoint, if any, to num_train_steps, a signal or too many NaN.
 
     Returns:
-        The trainer, at its last step.
+        The trainer, at its last step; `ended_by` is the signal that ended it before num_train_steps, or None.
 
     Raises:
         NanException: Losses or weights were not finite again and again.
     """
-    plan, group = trainer.plan, trainer.group
+    plan, group, trainer.ended_by = trainer.plan, trainer.group, None
     resume(trainer)
     group.wait()  # until all have read what is there
     if group.first:
         for folder in (plan.models, plan.results, plan.results / "previews"):
             clear_parts(folder)
     if trainer.step >= plan.num_train_steps:
-        print(f"{plan.models} is at step {trainer.step} already: raise --num_train_steps to train on.")
+        remedy = "its plan is done" if plan.is_fixed else "raise --num_train_steps to train on"
+        print(f"{plan.models} is at step {trainer.step} already: {remedy}.")
         return trainer
     with interruptions() as received, RunLog(trainer) as log:
         if trainer.step == 0:
@@ -154,8 +158,16 @@ def run(trainer):
                 logger=None,
             )
     if received:
+        if trainer.step < plan.num_train_steps:
+            trainer.ended_by = signal.Signals[received[0]]
         print(f"{received[0]}: saved after step {trainer.step}. The same command continues the run.")
     return trainer
+
+
+def end_by_signal(trainer):
+    """End the program with status 130 or 143 if SIGINT or SIGTERM ended the run before its last step."""
+    if trainer.ended_by is not None:
+        sys.exit(128 + trainer.ended_by)
 
 
 def train_to_checkpoint(trainer, log, received):
@@ -200,10 +212,9 @@ def go_back(trainer, log, error):
 def agree_on_end(trainer, received):
     """End all processes after the same step when any has received a signal."""
     if trainer.group.world > 1:
-        asked = torch.tensor([float(bool(received))], device=trainer.device)
+        asked = torch.tensor([float(one.name in received) for one in SIGNALS], device=trainer.device)
         trainer.group.sum_([asked])
-        if asked.item() and not received:
-            received.append("A signal to another process")
+        received[:] = [one.name for one, times in zip(SIGNALS, asked.tolist(), strict=True) if times]
 
 
 def preview(trainer, log):
@@ -280,7 +291,7 @@ def interruptions():
     if threading.current_thread() is not threading.main_thread():
         yield received  # only the main thread may set handlers
         return
-    former = {number: signal.signal(number, remember) for number in (signal.SIGINT, signal.SIGTERM)}
+    former = {number: signal.signal(number, remember) for number in SIGNALS}
     try:
         yield received
     finally:

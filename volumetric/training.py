@@ -16,6 +16,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 
 from volumetric import dataset, memory, parallel, runs
 from volumetric.cli import UserError, options_of
+from volumetric.collection import choose
 from volumetric.files import __version__, as_damaged, locked, naming
 from volumetric.geometry import CANONICAL, axes_of
 from volumetric.layers import count_parameters, trained_by
@@ -72,6 +73,7 @@ class VolumeTrainer:
     inherited = frozenset()  # contents of the volumes that the weights were trained on before this run;
     history_known = True  # False if some are not known
     replay = None  # of steps that are all alike
+    ended_by = None  # the signal that ended the run before its last step
     reals_per_batch = 1  # batches of real volumes that a micro-batch of a step takes
 
     def __init__(self, config, audit=None, group=None, command=None):
@@ -79,7 +81,9 @@ class VolumeTrainer:
         self.classes = audit and audit.classes  # of the volumes, if any
         self.command = command or asdict(config)
         self.whole_batch = config.batch_size  # volumes of a micro-batch, of all processes
-        self.batch_size = self.penalty_part = self.group.own(self.whole_batch)  # of this one
+        self.batch_size = self.penalty_part = self.group.own(
+            self.whole_batch, config.batch_divisor
+        )  # of this one
         self.at_once = 1  # micro-batches in a pass through the networks
         self.device = parallel.choose_device(config.device)
         self.amp_dtype = parallel.choose_amp_dtype(config.amp_dtype, self.device)
@@ -157,7 +161,7 @@ class VolumeTrainer:
         """Classes for generated volumes, drawn as they are shown. Shapes: -> (B,), or None without classes"""
         if self.classes is None:
             return None
-        drawn = dataset.draw_classes(self.classes.shares(), rng.random(self.batch_size))
+        drawn = dataset.draw_classes(self.classes.shares(self.members), rng.random(self.batch_size))
         return parallel.to_device(drawn, self.device)
 
     def half_step(self, name, accumulate, *args):
@@ -222,7 +226,7 @@ class VolumeTrainer:
         classes = self.classes
         return {
             "class_names": classes and classes.names,
-            "class_shares": classes and classes.shares().tolist(),
+            "class_shares": classes and classes.shares(self.members).tolist(),
             "class_digest": classes and classes.digest(),
         }
 
@@ -347,22 +351,44 @@ def compare_classes(classes, source, goes_on=True):
         print(f"Volumes have other classes by --labels than when {source} was written.")
 
 
-def open_audit(config, device, group, batch_size, source=None, parts=("training",)):
+def check_number(number, config, group, folder, times=1):
+    """Raise a UserError if the volumes of a folder do not make one batch.
+
+    Args:
+        number: Of volumes.
+        config, group: As for `start`.
+        folder: What holds them, for the message.
+        times: The largest batch of the run, in times of --batch_size.
+    """
+    if number >= times * config.batch_size:
+        return
+    unit = group.world * config.batch_divisor
+    largest = number // times // unit * unit  # that can be shared out
+    remedy = f" or set --batch_size {largest}" if largest else ""
+    raise UserError(
+        f"{folder} holds {number} volumes, fewer than a batch of {times * config.batch_size}: "
+        f"add volumes{remedy}."
+    )
+
+
+def open_audit(config, device, group, source=None, parts=("training",), times=1):
     """Audit of a run's data, which make at least one batch, with the volumes where --cache wants them.
 
     Args:
         config, device, group: As for `start`.
-        batch_size: Fewest volumes.
         source: Checkpoint that the run continues or starts from, if any: its axes are those of the run.
         parts: Of the split.
+        times: As for `check_number`.
     """
     if source is not None and config.split is not None:
         refuse_seen(source, config.split)
     cache = "none" if config.dry_run and device.type != "cuda" else config.cache
     chosen = {"split": config.split, "parts": parts}
+    paths, _ = choose(config.data, say=dataset.ignore, **chosen)
+    check_number(len(paths), config, group, config.data, times)
     axes = CANONICAL if source is None else axes_of_run(source, config.data, **chosen)
     where = (cache, config.packs, group)
-    audit = dataset.open_data(config.data, config.array_shape, batch_size, *where, axes=axes, **chosen)
+    audit = dataset.open_data(config.data, config.array_shape, *where, axes=axes, **chosen)
     audit.move(cache, device)
     return audit
 
@@ -466,8 +492,13 @@ def rehearse_on_cpu(make, config, audit, group):
 
 
 def run_from_command_line(config, train):
-    """Train in one process, in those that torchrun started, or in one for each GPU."""
+    """Train in one process, in those that torchrun started, or in one for each GPU.
+
+    A run that a signal ends before its last step ends the program like that signal, with 130 or 143.
+    """
     if config.multi_gpus and "WORLD_SIZE" not in os.environ:
         parallel.start_on_all_gpus()
     with parallel.process_group(config.device) as group, parallel.only_first_prints(group):
-        train(config, group)
+        trainer = train(config, group)
+        group.wait()  # torchrun ends all processes as soon as one has ended with another status than 0
+    runs.end_by_signal(trainer)

@@ -293,9 +293,7 @@ def loading(config, device):
             array = host_random(n).integers(0, 1000, shape, dtype=np.int16)
             nib.save(nib.Nifti1Image(array, np.eye(4)), scratch / "volumes" / f"{n}.nii")
         for cache in ("ram", "disk"):
-            audit = open_data(
-                scratch / "volumes", shape, config.batch_size, cache, scratch / "packed", Group()
-            )
+            audit = open_data(scratch / "volumes", shape, cache, scratch / "packed", Group())
             batches = SeededBatches(config.volumes, config.batch_size, 0.5, (0,))
             loader = make_loader(VolumeDataset(audit), batches, None, device)
             next(loader)
