@@ -1,5 +1,6 @@
 """Training runs: exact resuming, accumulation, averages, checkpoints, interruptions, NaN."""
 
+import copy
 import csv
 import errno
 import json
@@ -16,6 +17,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from PIL import Image
+from torch import nn
 from torch._subclasses.fake_tensor import FakeTensor
 
 import stylegan2_pytorch as sg
@@ -488,6 +490,18 @@ def test_allocation_tracker_counts_what_lives():
     assert tracker.bytes == 4 * 2000 and tracker.peak == 4 * 2000
     del b, c
     assert tracker.bytes == 0
+
+
+def test_modules_are_copied_without_memory():
+    """An average of weights may be made by copy.deepcopy, also where tensors have no memory."""
+    with memory.fake_tensors():
+        network = layers.channels_last(nn.Sequential(nn.Conv3d(2, 4, 3), nn.BatchNorm3d(4)))
+        average = copy.deepcopy(network)
+        for one, other in zip(network.state_dict().values(), average.state_dict().values(), strict=True):
+            assert isinstance(other, FakeTensor) and one.stride() == other.stride() and one is not other
+        assert all(isinstance(p, nn.Parameter) and p.requires_grad for p in average.parameters())
+        assert average(torch.zeros(1, 2, 4, 4, 4)).shape == (1, 4, 2, 2, 2)
+    assert "__deepcopy__" not in vars(FakeTensor)
 
 
 def test_dry_run_writes_nothing_and_allocates_nothing_large(make_config, tmp_path, capsys):

@@ -12,7 +12,6 @@ from dataclasses import asdict, replace
 
 import numpy as np
 import torch
-from torch._subclasses.fake_tensor import FakeTensorMode
 
 from volumetric import dataset, memory, parallel, runs
 from volumetric.cli import UserError, options_of
@@ -440,7 +439,7 @@ def start(make, config, audit, device, group):
         The trainer, at its last step; after a dry run on the CPU one of fake tensors.
     """
     on_gpu = device.type == "cuda"
-    with FakeTensorMode() if config.dry_run and not on_gpu else contextlib.nullcontext():
+    with memory.fake_tensors() if config.dry_run and not on_gpu else contextlib.nullcontext():
         trainer = make(config, audit, group)
     if config.dry_run:
         print("\n".join(f"{name}: {value}" for name, value in asdict(config).items()))
