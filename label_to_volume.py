@@ -53,14 +53,22 @@ from segmentation.maps import (
     write_split,
 )
 from volumetric import dataset, parallel, runs, training
-from volumetric.cli import LARGEST_EDGE, RunConfig, UserError, one_line_errors, option, options_of, parse_cli
+from volumetric.cli import (
+    SHARE,
+    RunConfig,
+    UserError,
+    inherited,
+    one_line_errors,
+    option,
+    options_of,
+    parse_cli,
+)
 from volumetric.collection import choose, content_of_labels, names_in, refuse_unusable, stored_axes
 from volumetric.files import as_damaged, by, file_digest, naming, read_json, save_nifti
 from volumetric.geometry import axes_of, same_spacing, spacing_of, turn
 from volumetric.layers import (
     Conv3d,
     channels_last,
-    check_networks,
     equalized_scale,
     grown,
     growth_schedule,
@@ -68,7 +76,6 @@ from volumetric.layers import (
     leaky_relu,
     reliably,
     run_block,
-    set_rates,
     zero_centered_penalty,
 )
 from volumetric.pictures import save_picture
@@ -88,6 +95,7 @@ PATCH_LAYERS = 3  # strided layers of the patch discriminator, as pix2pix's 70 x
 SHOWN_MAPS, SHOWN_SEEDS = 16, 4  # on a sheet, at most
 SEEDS = 10**6  # from which the first of a label map is taken
 CENTRE_LINE_STEPS = 3  # erosions of the soft centre line
+STREAM_D, STREAM_G = parallel.STREAM_STEP, parallel.STREAM_SECOND_STEP
 
 GENERATORS = {"spade": "modulated by the map at every size", "unet": "as pix2pix"}
 DISCRIMINATORS = {"oasis": "tells classes", "wavelet": "sees no labels", "patch": "sees both, with L1"}
@@ -98,9 +106,6 @@ NORMS = ("instance", "group")
 # ╔══════════════════════════════════════════════════════════════════════════════════════════════════════════╗
 # ║ Configuration                                                                                            ║
 # ╚══════════════════════════════════════════════════════════════════════════════════════════════════════════╝
-
-
-SHARE = {"least": 0, "most": 1}
 
 
 @dataclass(kw_only=True)
@@ -121,8 +126,6 @@ class LabelToVolumeConfig(RunConfig):
     held_out: float = option(0.1, "Share of the subjects not trained on.", **SHARE, kept=True)
     subjects: str | None = option(None, "CSV of file and subject; without, each file is one.", file=True)
     # networks
-    image_size: int = option(128, "In-plane edge in voxels, a power of two.", most=LARGEST_EDGE, network=True)
-    image_depth: int = option(32, "Axial slices, a power of two, 4 <= depth <= image_size.", network=True)
     generator: str = option("spade", "Network.", choices=GENERATORS, network=True)
     discriminator: tuple = option(
         ("oasis", "wavelet"), "One or several.", choices=DISCRIMINATORS, network=True
@@ -135,13 +138,11 @@ class LabelToVolumeConfig(RunConfig):
     z_dim: int = option(64, "Numbers in a z.", most=4096, network=True)
     noise: str = option("global", "How z is drawn.", choices=NOISES, network=True)
     # training step
-    batch_size: int = option(4, "Pairs in a micro-batch, of all processes together.", resumed=True)
-    gradient_accumulate_every: int = option(1, "Micro-batches in a training step.", resumed=True)
-    learning_rate: float = option(3e-3, "Adam's rate of G.", most=10, resumed=True)
+    batch_size: int = inherited(RunConfig, "batch_size", 4)
+    learning_rate: float = inherited(RunConfig, "learning_rate", 3e-3)
     ttur_mult: float = option(1.0, "The discriminators' rate is learning_rate times this.", resumed=True)
     equalized_lr: bool = option(True, "Rates by each layer's fan-in.", resumed=True)
-    final_rate: float = option(0.1, "Share of the rates left at the end.", **SHARE, resumed=True)
-    adam_betas: tuple = option((0.0, 0.99), "Adam's two betas.", resumed=True)
+    final_rate: float = inherited(RunConfig, "final_rate", 0.1)
     class_weight_max: float = option(100.0, "Largest weight of a rare class.", least=1, resumed=True)
     labelmix_weight: float = option(10.0, "Of LabelMix (oasis).", least=0, resumed=True)
     r1_weight: float = option(1.0, "Of R1 (wavelet).", least=0, resumed=True)
@@ -167,7 +168,6 @@ class LabelToVolumeConfig(RunConfig):
 
     def __post_init__(self):
         super().__post_init__()
-        check_networks(self.image_size, self.image_depth)
         known = set(self.discriminator)
         if known in (set(), {"wavelet"}) or len(known) < len(self.discriminator):
             given = ",".join(map(str, self.discriminator)) or "none"
@@ -178,16 +178,10 @@ class LabelToVolumeConfig(RunConfig):
             raise UserError(f"--generator unet has one z a volume: leave --noise {self.noise} out.")
         if self.cldice_weight and "oasis" not in known:
             raise UserError("--cldice_weight needs the classes that --discriminator oasis tells.")
-        training.check_betas(self.adam_betas)
         if self.held_out == 1:
             raise UserError("--held_out 1 leaves nothing to train on: give less.")
         self.derive("l1_weight", 100.0 if "patch" in known else 10.0)
         self.edits = [read_edit(text) for text in self.edit]
-
-    @property
-    def scheduled(self):
-        """Something changes in the course of num_train_steps."""
-        return self.final_rate < 1
 
     def plan(self):
         """Plan of the run."""
@@ -533,13 +527,6 @@ class Networks(nn.Module):
         self.GE = KINDS[settings["generator"]](classes, settings).requires_grad_(False).eval()
         self.GE.load_state_dict(self.G.state_dict())
 
-    @torch.no_grad()
-    def update_average(self, decay):
-        """GE <- decay * GE + (1 - decay) * G; what is no weight is copied."""
-        torch._foreach_lerp_(list(self.GE.parameters()), list(self.G.parameters()), 1 - decay)
-        for average, current in zip(self.GE.buffers(), self.G.buffers(), strict=True):
-            average.copy_(current)
-
 
 # ╔══════════════════════════════════════════════════════════════════════════════════════════════════════════╗
 # ║ Losses                                                                                                   ║
@@ -633,18 +620,15 @@ class Trainer(training.VolumeTrainer):
     """
 
     entry = "label_to_volume"
-    reals_per_batch = 2  # D and G see different pairs
+    batches_per_micro = 2  # D and G see different pairs
 
     def __init__(self, config, audit, group=None, pairs=None, command=None):
         super().__init__(config, audit, group, command)
         self.pairs, self.members, self.names = pairs, pairs.trained, Classes(pairs.table)
         self.plan = config.plan()
-        self.networks = channels_last(Networks(len(pairs.table), **config.network()))
+        self.networks = self.placed(Networks(len(pairs.table), **config.network()))
         self.networks.G.checkpoint_activations = config.checkpoint_activations
-        if self.device.type != "cpu":
-            self.networks.to(self.device)
-        rates = {"G_opt": ("G", 1.0), "D_opt": ("D", config.ttur_mult)}
-        self.optimizers = {name: self.build_optimizer(*about) for name, about in rates.items()}
+        self.optimizers = {"G_opt": self.adam("G"), "D_opt": self.adam("D", mult=config.ttur_mult)}
         self.other_side = parallel.to_device(self.sides(), self.device)
 
     def sides(self):
@@ -654,15 +638,17 @@ class Trainer(training.VolumeTrainer):
         sides[: len(other)] = other
         return sides
 
-    def build_optimizer(self, module, mult):
-        """Adam for a network, a group for every scale of the rate."""
-        config, named = self.config, getattr(self.networks, module).named_parameters()
-        parameters = [(equalized_scale(name, p) if config.equalized_lr else 1.0, p) for name, p in named]
-        return training.adam(parameters, config.learning_rate * mult, config.adam_betas)
+    def rate_scale(self, module, name, parameter):
+        """As `VolumeTrainer`'s."""
+        return equalized_scale(name, parameter) if self.config.equalized_lr else 1.0
 
     def reported(self):
         """{name: network} whose sizes are told."""
         return {"G": self.networks.G, **{f"D {name}": D for name, D in self.networks.D.items()}}
+
+    def averaged(self):
+        """As `VolumeTrainer`'s."""
+        return [(self.networks.GE, self.networks.G)]
 
     # ---- what a step is made of
 
@@ -706,18 +692,10 @@ class Trainer(training.VolumeTrainer):
 
     # ---- one step
 
-    def train_step(self, log):
-        """One update of every network; the log reads the losses when it waits for the device."""
-        self.seen = []
-        set_rates(self.optimizers.values(), self.done, self.config.final_rate)
-        with parallel.tf32(False):
-            losses = {**self.half_step("D_opt", self.accumulate_discriminators, self.penalty_is_due)}
-            losses |= self.half_step("G_opt", self.accumulate_generator)
-        self.scaler.update()
-        volumes = self.plan.volumes_per_step
-        self.networks.update_average(training.ramped_decay((self.step + 1) * volumes, volumes))
-        log.add(self.step, losses, self.origin())
-        self.step += 1
+    def update(self):
+        """One update of every network."""
+        losses = self.update_by("D_opt", self.accumulate_discriminators, self.penalty_is_due)
+        return losses | self.update_by("G_opt", self.accumulate_generator)
 
     @property
     def penalty_is_due(self):
@@ -728,7 +706,7 @@ class Trainer(training.VolumeTrainer):
         """Gradients of all discriminators; R1 in a pass of its own in float32."""
         losses, share = defaultdict(float), 1 / micro_batches / self.group.world
         for micro in range(micro_batches):
-            rng, generator = self.random(parallel.STREAM_D, micro)
+            rng, generator = self.random(STREAM_D, micro)
             real, numbers = self.next_pairs(rng)
             shares = one_hot(numbers, len(self.pairs.table))
             with torch.no_grad(), self.autocast():
@@ -769,7 +747,7 @@ class Trainer(training.VolumeTrainer):
         losses, config, share = defaultdict(float), self.config, 1 / micro_batches / self.group.world
         self.networks.D.requires_grad_(False)
         for micro in range(micro_batches):
-            rng, generator = self.random(parallel.STREAM_G, micro)
+            rng, generator = self.random(STREAM_G, micro)
             real, numbers = self.next_pairs(rng)
             shares = one_hot(numbers, len(self.pairs.table))
             with self.autocast():
@@ -827,8 +805,7 @@ class Trainer(training.VolumeTrainer):
     def state(self):
         """All that the run needs to continue exactly."""
         pairs = self.pairs
-        return self.run_state() | {
-            self.entry: self.networks.state_dict(),
+        return super().state() | {
             "table": self.table(),
             "held_out": [row for row in pairs.rows if row.get("part") != "training"],
             "center": pairs.center.tolist(),
@@ -852,13 +829,10 @@ class Trainer(training.VolumeTrainer):
 
     def load(self, state):
         """Take up the state of a checkpoint."""
-        weights, table = self.networks_in(state), self.table()
-        if state["table"] != table:
-            there, own = (", ".join(one.values()) for one in (state["table"], table))
+        there, own = (", ".join(of.values()) for of in (state.get("table", {}), self.table()))
+        if self.entry in state and there != own:
             raise UserError(f"has the classes {there}, --table gives {own}: give the same, or another --name")
-        runs.load_networks(self.networks, weights)
-        self.step, self.loader = state["step"], None
-        self.take_up(state)
+        super().load(state)
 
 
 # ╔══════════════════════════════════════════════════════════════════════════════════════════════════════════╗

@@ -247,7 +247,7 @@ def test_learning_rates_and_style_mixing_follow_their_flags(make_config):
     mixed = {}
     for probability in (0.0, 1.0):
         trainer.config.mixed_prob = probability
-        drawn = [trainer.sample_inputs(*trainer.random(parallel.STREAM_G, micro))[0] for micro in range(20)]
+        drawn = [trainer.sample_inputs(*trainer.random(sg.STREAM_G, micro))[0] for micro in range(20)]
         mixed[probability] = sum(not torch.equal(styles[:, 0], styles[:, -1]) for styles in drawn)
     assert mixed[0.0] == 0 and 3 < mixed[1.0] < 20  # a crossover at block 0 mixes nothing
 

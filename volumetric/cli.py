@@ -88,6 +88,12 @@ def option(default, help, **settings):
     return field(default=default, metadata={"option": Option(help, **settings)})
 
 
+def inherited(config_class, name, default, **settings):
+    """Field of an option that a base class has, with another default, and other settings of `Option`."""
+    (rules,) = (f.metadata["option"] for f in fields(config_class) if f.name == name)
+    return field(default=default, metadata={"option": replace(rules, **settings)})
+
+
 def with_recipes(config_class):
     """Class decorator: with `recipe` robust, options that are not given have their robust default."""
     plain = config_class.__init__
@@ -333,6 +339,13 @@ def check_networks(image_size, image_depth):
         )
 
 
+def check_betas(betas):
+    """Raise a UserError unless --adam_betas are two numbers from 0 to below 1."""
+    if [type(b) in (int, float) and 0 <= b < 1 for b in betas] != [True, True]:
+        raise UserError(f"--adam_betas must be two numbers from 0 to below 1, got {betas}.")
+
+
+SHARE = {"least": 0, "most": 1}  # range of a probability
 WORKERS = {"least": 0, "most": 64}
 LONGEST_NAME = 150  # bytes; a file system takes 255, and the program adds to it
 PACKED = "packed"
@@ -365,10 +378,7 @@ class Continued:
 
 @dataclass(kw_only=True)
 class RunConfig(Continued):
-    """Options of any training: its folders, how far it goes, and on what machine.
-
-    A subclass adds image_size, image_depth and batch_size.
-    """
+    """Options of any training: its folders, how far it goes, on what machine, and its steps."""
 
     data: str = option("./data", "Folder of NIfTI volumes of (image_size, image_size, image_depth) voxels.")
     split: str | None = option(
@@ -398,13 +408,27 @@ class RunConfig(Continued):
     evaluate_every: int = option(3000, "Steps between previews (below step 2500 every 100).")
     log: bool = option(False, "Write TensorBoard files beside metrics.csv; they need no server.")
     dry_run: bool = option(False, "Check everything, print sizes and peak memory, and train nothing.")
+    image_size: int = option(128, "In-plane edge in voxels, a power of two.", most=LARGEST_EDGE, network=True)
+    image_depth: int = option(32, "Axial slices, a power of two, 4 <= depth <= image_size.", network=True)
+    batch_size: int = option(8, "Volumes in a micro-batch, of all processes together.", resumed=True)
+    gradient_accumulate_every: int = option(1, "Micro-batches in a training step.", resumed=True)
+    learning_rate: float = option(1e-4, "Adam's rate.", most=10, resumed=True)
+    final_rate: float = option(1.0, "Share of the rates left at the end.", **SHARE, resumed=True)
+    adam_betas: tuple = option((0.0, 0.99), "Adam's two betas.", resumed=True)
 
     def __post_init__(self):
         if self.log == "aim":
             raise UserError("--log aim is not supported: --log alone writes TensorBoard files.")
         check_fields(self)
+        check_networks(self.image_size, self.image_depth)
+        check_betas(self.adam_betas)
         if self.new and self.load_from != -1:
             raise UserError("--new starts afresh and --load_from continues: give one of them.")
+
+    @property
+    def scheduled(self):
+        """Something changes in the course of num_train_steps."""
+        return self.final_rate < 1
 
     @property
     def shape(self):
@@ -434,3 +458,19 @@ class RunConfig(Continued):
     def models(self):
         """Folder of this run's checkpoints."""
         return Path(self.models_dir) / self.name
+
+
+@dataclass(kw_only=True)
+class VolumeConfig(RunConfig):
+    """Options of a training on volumes alone: flips, and classes."""
+
+    dataset_aug_prob: float = option(0.5, "Probability of a left-right flip.", **SHARE, resumed=True)
+    labels: str | None = option(
+        None, "Train for classes: `folders` of data, or a CSV of file and label.", resumed=True
+    )
+    balance_classes: bool = option(False, "Show every class equally often.", resumed=True)
+
+    def __post_init__(self):
+        super().__post_init__()
+        if self.balance_classes and self.labels is None:
+            raise UserError("--balance_classes needs classes: give --labels.")

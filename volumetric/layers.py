@@ -498,6 +498,20 @@ def trained_by(optimizer):
     return [p for group in optimizer.param_groups for p in group["params"]]
 
 
+@torch.no_grad()
+def move_averages(pairs, decay):
+    """average <- decay * average + (1 - decay) * current; what is no weight is copied.
+
+    Args:
+        pairs: [(module that is an average, module that it follows)].
+        decay: From 0, a copy, to 1.
+    """
+    for average, current in pairs:
+        torch._foreach_lerp_(list(average.parameters()), list(current.parameters()), 1 - decay)
+        for one, other in zip(average.buffers(), current.buffers(), strict=True):
+            one.copy_(other)
+
+
 def set_rates(optimizers, done, final):
     """Let rates fall linearly, from "full" of each group to `final` of it as `done` goes from 0 to 1."""
     for group in [group for optimizer in optimizers for group in optimizer.param_groups]:

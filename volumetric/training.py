@@ -14,11 +14,11 @@ import numpy as np
 import torch
 
 from volumetric import dataset, memory, parallel, runs
-from volumetric.cli import UserError, options_of
+from volumetric.cli import UserError, VolumeConfig, options_of
 from volumetric.collection import choose
 from volumetric.files import __version__, as_damaged, locked, naming
 from volumetric.geometry import CANONICAL, axes_of
-from volumetric.layers import count_parameters, trained_by
+from volumetric.layers import channels_last, count_parameters, move_averages, set_rates, trained_by
 from volumetric.tables import Split
 
 FORMAT_VERSION = 1  # of our checkpoints
@@ -46,17 +46,17 @@ def adam(parameters, rate, betas):
     return torch.optim.Adam(groups, betas=tuple(betas), fused=True)
 
 
-def check_betas(betas):
-    """Raise a UserError unless --adam_betas are two numbers from 0 to below 1."""
-    if [type(b) in (int, float) and 0 <= b < 1 for b in betas] != [True, True]:
-        raise UserError(f"--adam_betas must be two numbers from 0 to below 1, got {betas}.")
-
-
 class VolumeTrainer:
     """One run of a trainer.
 
-    A subclass builds its networks and optimisers after `super().__init__`, and adds train_step, rehearsed,
-    preview, state and load.
+    A subclass builds its networks and optimisers, and its plan, after `super().__init__`, and has
+
+        update()      one update of the networks; returns losses
+        averaged()    its averages of weights, if any
+        rehearsed()   the heaviest work of a step
+        preview()     what is shown of it
+
+    and what else it computes otherwise: every method here may be another's.
 
     Args:
         config: RunConfig with batch_size, and what the subclass needs.
@@ -73,7 +73,9 @@ class VolumeTrainer:
     history_known = True  # False if some are not known
     replay = None  # of steps that are all alike
     ended_by = None  # the signal that ended the run before its last step
-    reals_per_batch = 1  # batches of real volumes that a micro-batch of a step takes
+    batches_per_micro = 1  # batches of volumes that a micro-batch of a step takes
+    counted_from = 0  # step that the batches are counted from,
+    order_key = ()  # and what their order depends on beside the seed
 
     def __init__(self, config, audit=None, group=None, command=None):
         self.config, self.audit, self.group = config, audit, group or parallel.Group()
@@ -110,11 +112,53 @@ class VolumeTrainer:
 
     def reported(self):
         """{name: network} whose sizes are told."""
-        return {name: getattr(self.networks, name) for name in "GD"}
+        return {self.entry: self.networks}
 
     def evaluate(self, received):
         """{metric: value}; none without an evaluation of one's own."""
         return {}
+
+    # ---- networks and optimisers
+
+    def placed(self, networks):
+        """Networks on the device, ready for training; fake tensors of a CPU cannot be moved."""
+        networks = channels_last(networks)
+        return networks if self.device.type == "cpu" else networks.to(self.device)
+
+    def adam(self, *names, mult=1.0):
+        """Adam for modules of the networks, those that there are, a group for every scale of the rate."""
+        parameters = []
+        for module in names:
+            named = getattr(self.networks, module)
+            for name, p in () if named is None else named.named_parameters():
+                parameters.append((self.rate_scale(module, name, p), p))
+        return adam(parameters, self.config.learning_rate * mult, self.config.adam_betas)
+
+    def rate_scale(self, module, name, parameter):
+        """Factor on the rate of a parameter."""
+        return 1.0
+
+    # ---- one step
+
+    def train_step(self, log):
+        """One update of every network; the log reads the losses when it waits for the device."""
+        self.seen = []
+        set_rates(self.optimizers.values(), self.done, self.config.final_rate)
+        with parallel.tf32(False):
+            losses = self.update()
+        self.scaler.update()
+        self.update_averages()
+        log.add(self.step, losses, self.origin())
+        self.step += 1
+
+    def averaged(self):
+        """[(module that is an average, module that it follows)]."""
+        return []
+
+    def update_averages(self):
+        """Averages follow from the first step on, ever longer."""
+        volumes = self.plan.volumes_per_step
+        move_averages(self.averaged(), ramped_decay((self.step + 1) * volumes, volumes))
 
     # ---- what a step is made of
 
@@ -137,10 +181,19 @@ class VolumeTrainer:
         """Endless batches of real volumes from the current step on."""
         config, volumes = self.config, dataset.VolumeDataset(self.audit)
         length = len(volumes) if self.members is None else len(self.members)
-        start = self.step * config.gradient_accumulate_every * self.reals_per_batch
-        drawn = (config.batch_size, flip_prob, (config.seed, self.reverts), start)
+        per_step = config.gradient_accumulate_every * self.batches_per_micro
+        key = (config.seed, self.reverts, *self.order_key)
+        drawn = (self.whole_batch, flip_prob, key, (self.step - self.counted_from) * per_step)
         batches = dataset.SeededBatches(length, *drawn, self.group, classes, self.members)
         return dataset.make_loader(volumes, batches, config.num_workers, self.device)
+
+    def next_real(self):
+        """The next real volumes and their classes, by a VolumeConfig.
+
+        Shapes: -> (B, 1, D, H, W), (B,) or None
+        """
+        volumes, indices = self.next_volumes(self.config.dataset_aug_prob, self.classes)
+        return volumes, self.classes_of(indices)
 
     def next_volumes(self, flip_prob, classes=None):
         """The next real volumes, and their indices. Shapes: -> (B, 1, D, H, W), (B,)"""
@@ -163,8 +216,13 @@ class VolumeTrainer:
         drawn = dataset.draw_classes(self.classes.shares(self.members), rng.random(self.batch_size))
         return parallel.to_device(drawn, self.device)
 
-    def half_step(self, name, accumulate, *args):
-        """One update by an optimiser; returns the losses, sums over the processes."""
+    def update_by(self, name, accumulate, *args):
+        """One update by an optimiser; returns the losses, sums over the processes.
+
+        Args:
+            name: Of the optimiser.
+            accumulate: Function of (*args, micro-batches) that adds gradients, and returns {name: loss}.
+        """
         optimizer = self.optimizers[name]
         losses = accumulate(*args, self.config.gradient_accumulate_every)
         gradients = [p.grad for p in trained_by(optimizer) if p.grad is not None]
@@ -220,18 +278,10 @@ class VolumeTrainer:
         with as_damaged("it is damaged or of another program", source):
             return dict(runs.read_state(source, check=False)["config"])
 
-    def class_state(self):
-        """What a trainer with classes remembers of them."""
-        classes = self.classes
-        return {
-            "class_names": classes and classes.names,
-            "class_shares": classes and classes.shares(self.members).tolist(),
-            "class_digest": classes and classes.digest(),
-        }
-
-    def run_state(self):
-        """What every trainer needs to continue exactly, beside its networks."""
+    def state(self):
+        """All that the run needs to continue exactly."""
         state = {
+            self.entry: self.networks.state_dict(),
             **{name: optimizer.state_dict() for name, optimizer in self.optimizers.items()},
             "scaler": self.scaler.state_dict(),
             "step": self.step,
@@ -248,6 +298,10 @@ class VolumeTrainer:
         }
         if self.device.type == "cuda":
             state["random"]["cuda"] = torch.cuda.get_rng_state(self.device)
+        if isinstance(self.config, VolumeConfig):
+            state["class_names"] = self.classes and self.classes.names
+            state["class_shares"] = self.classes and self.classes.shares(self.members).tolist()
+            state["class_digest"] = self.classes and self.classes.digest()
         return state
 
     @property
@@ -275,13 +329,16 @@ class VolumeTrainer:
             raise UserError("is no checkpoint of this program: give another --name or --models_dir")
         return state[self.entry]
 
-    def take_up(self, state):
-        """Take up what `run_state` gave, but for the step."""
+    def load(self, state):
+        """Take up the state of a checkpoint."""
+        weights = self.networks_in(state)
         if state["format_version"] > FORMAT_VERSION:
             raise UserError(
                 f"was written by version {state['version']} in format {state['format_version']}; this is "
                 f"{__version__} with format {FORMAT_VERSION}: update the program."
             )
+        runs.load_networks(self.networks, weights)
+        self.step, self.loader = state["step"], None
         for name, optimizer in self.optimizers.items():
             rates = [group["full"] for group in optimizer.param_groups]
             runs.load_optimizer(optimizer, state[name])

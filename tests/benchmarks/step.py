@@ -32,10 +32,10 @@ import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils.flop_counter import FlopCounterMode
 
-from stylegan2_pytorch import LATENT_DIM, StyleGAN2, TrainConfig, Trainer, same_style
+from stylegan2_pytorch import LATENT_DIM, STREAM_G, StyleGAN2, TrainConfig, Trainer, same_style
 from volumetric.cli import check_device_name, check_fields, one_line_errors, option, parse_cli
 from volumetric.dataset import SeededBatches, VolumeDataset, make_loader, open_data
-from volumetric.parallel import STREAM_G, Group, choose_device, host_random
+from volumetric.parallel import Group, choose_device, host_random
 from volumetric.pictures import contact_sheet
 from volumetric.training import rehearse_on_cpu
 
