@@ -621,6 +621,20 @@ class Trainer(training.VolumeTrainer):
 
     entry = "label_to_volume"
     batches_per_micro = 2  # D and G see different pairs
+    parts = ("training", "held_out")
+
+    @staticmethod
+    def prepare(config, audit, group, source, goes_on):
+        """As `VolumeTrainer`'s: the label maps; the audit knows the volumes by both."""
+        pairs = read_pairs(config, audit, source and Known.read(source, goes_on))
+        without = f"{config.data} without what is held out"
+        training.check_number(len(pairs.trained), config, group, without)
+        audit.digest = hashlib.sha256(audit.digest.encode() + pairs.maps.numpy().tobytes()).hexdigest()
+        audit.summary += pairs.summary()
+        if config.mirror and Classes(pairs.table).other_side == list(range(1 + len(pairs.table))):
+            alike = "sides are exchanged, and no class has one: --mirror False if they differ."
+            audit.summary.append(alike)
+        return {"pairs": pairs}
 
     def __init__(self, config, audit, group=None, pairs=None, command=None):
         super().__init__(config, audit, group, command)
@@ -1041,37 +1055,12 @@ def recreate(config):
 
 
 def train_from_folder(config, group=None):
-    """Check everything, then train, or stop after the checks with `--dry_run`.
-
-    Args:
-        config: LabelToVolumeConfig.
-        group: parallel.Group of the processes that train together; None is this one alone.
+    """Check everything, then train, or stop after the checks with `--dry_run`; see `training`.
 
     Returns:
         The Trainer, at its last step; after a dry run on the CPU one of fake tensors.
-
-    Raises:
-        UserError: Data or settings cannot be used; nothing has been written.
     """
-    group = group or parallel.Group()
-    config, command, source = runs.begin(config)
-    begun, parts = source or config.init_from, ("training", "held_out")
-    if begun:
-        former = Trainer.former_settings(config, begun)
-        config = training.adopt_settings(config, former, begun, goes_on=source is not None)
-    device = parallel.open_device(config)
-    audit = training.open_audit(config, device, group, begun, parts)
-    pairs = read_pairs(config, audit, begun and Known.read(begun, goes_on=source is not None))
-    training.check_number(len(pairs.trained), config, group, f"{config.data} without what is held out")
-    audit.digest = hashlib.sha256(audit.digest.encode() + pairs.maps.numpy().tobytes()).hexdigest()
-    audit.summary += pairs.summary()
-    if config.mirror and Classes(pairs.table).other_side == list(range(1 + len(pairs.table))):
-        audit.summary.append("sides are exchanged, and no class has one: --mirror False if they differ.")
-
-    def make(config, audit, group):
-        return Trainer(config, audit, group, pairs, command)
-
-    return training.start(make, config, audit, device, group)
+    return training.train_from_folder(Trainer, config, group)
 
 
 def main(argv=None):

@@ -365,6 +365,11 @@ class Trainer(training.VolumeTrainer):
 
     entry = "progressive"
 
+    @staticmethod
+    def largest_batch(config):
+        """As `VolumeTrainer`'s."""
+        return max(phase.batch for phase in phases(config)) // config.batch_size
+
     def __init__(self, config, audit=None, group=None, command=None):
         super().__init__(config, audit, group, command)
         self.plan, self.phases = config.plan(), phases(config)
@@ -719,36 +724,12 @@ def show_data(config):
 
 
 def train_from_folder(config, group=None):
-    """Check everything, then train, or stop after the checks with `--dry_run`.
-
-    Args:
-        config: ProgressiveConfig.
-        group: parallel.Group of the processes that train together; None is this one alone.
+    """Check everything, then train, or stop after the checks with `--dry_run`; see `training`.
 
     Returns:
         The Trainer, at its last step; after a dry run on the CPU one of fake tensors.
-
-    Raises:
-        UserError: Data or settings cannot be used; nothing has been written.
     """
-    group = group or parallel.Group()
-    config, command, source = runs.begin(config)
-    classes = None
-    if config.labels is not None:
-        classes = dataset.read_classes(config.labels, config.data, config.balance_classes, config.split)
-    if begun := source or config.init_from:
-        former = Trainer.former_settings(config, begun)
-        config = training.adopt_settings(config, former, begun, goes_on=source is not None)
-        training.compare_classes(classes, begun, goes_on=source is not None)
-    device = parallel.open_device(config)
-    times = max(phase.batch for phase in phases(config)) // config.batch_size
-    audit = training.open_audit(config, device, group, begun, times=times)
-    audit.classes = classes
-
-    def make(config, audit, group):
-        return Trainer(config, audit, group, command)
-
-    return training.start(make, config, audit, device, group)
+    return training.train_from_folder(Trainer, config, group)
 
 
 def main(argv=None):

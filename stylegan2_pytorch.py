@@ -960,6 +960,23 @@ class Trainer(training.VolumeTrainer):
 
     entry = "GAN"
 
+    @staticmethod
+    def former_settings(config, source):
+        """As `VolumeTrainer`'s; what an original's checkpoint does not state follows from its tensors."""
+        with as_damaged("it is damaged or of another program", source):
+            state = read_checkpoint(source)
+            return dict(state.get("config", {})) | network_settings(state, source, config.chosen_depth)
+
+    @staticmethod
+    def unsteady(config):
+        """As `VolumeTrainer`'s."""
+        return UNSTEADY & {*config.aug_types}
+
+    @staticmethod
+    def prepare(config, audit, group, source, goes_on):
+        """As `VolumeTrainer`'s."""
+        return {"scores": None if config.calculate_fid_every is None else open_scores(config, group)}
+
     def __init__(self, config, audit=None, group=None, scores=None, command=None):
         super().__init__(config, audit, group, command)
         self.scores = scores
@@ -1415,13 +1432,6 @@ class Trainer(training.VolumeTrainer):
 
     # ---- state
 
-    @staticmethod
-    def former_settings(config, source):
-        """As `VolumeTrainer`'s; what an original's checkpoint does not state follows from its tensors."""
-        with as_damaged("it is damaged or of another program", source):
-            state = read_checkpoint(source)
-            return dict(state.get("config", {})) | network_settings(state, source, config.chosen_depth)
-
     def state(self):
         """All that the run needs to continue exactly."""
         state = super().state()
@@ -1621,36 +1631,12 @@ def evaluate_checkpoints(config):
 
 
 def train_from_folder(config, group=None):
-    """Check everything, then train, or stop after the checks with `--dry_run`.
-
-    Args:
-        config: TrainConfig.
-        group: parallel.Group of the processes that train together; None is this one alone.
+    """Check everything, then train, or stop after the checks with `--dry_run`; see `training`.
 
     Returns:
         The Trainer, at its last step; after a dry run on the CPU one of fake tensors.
-
-    Raises:
-        UserError: Data or settings cannot be used; nothing has been written.
     """
-    group = group or parallel.Group()
-    config, command, source = runs.begin(config)
-    classes = None
-    if config.labels is not None:
-        classes = dataset.read_classes(config.labels, config.data, config.balance_classes, config.split)
-    if begun := source or config.init_from:
-        former = Trainer.former_settings(config, begun)
-        config = training.adopt_settings(config, former, begun, goes_on=source is not None)
-        training.compare_classes(classes, begun, goes_on=source is not None)
-    device = parallel.open_device(config, UNSTEADY & {*config.aug_types})
-    audit = training.open_audit(config, device, group, begun)
-    audit.classes = classes
-    scores = None if config.calculate_fid_every is None else open_scores(config, group)
-
-    def make(config, audit, group):
-        return Trainer(config, audit, group, scores, command)
-
-    return training.start(make, config, audit, device, group)
+    return training.train_from_folder(Trainer, config, group)
 
 
 def main(argv=None):

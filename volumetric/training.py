@@ -77,6 +77,39 @@ class VolumeTrainer:
     counted_from = 0  # step that the batches are counted from,
     order_key = ()  # and what their order depends on beside the seed
 
+    # ---- before a run
+
+    parts = ("training",)  # of a split, that it reads
+
+    @staticmethod
+    def former_settings(config, source):
+        """{name: value} of the options that a checkpoint was written with."""
+        with as_damaged("it is damaged or of another program", source):
+            return dict(runs.read_state(source, check=False)["config"])
+
+    @staticmethod
+    def unsteady(config):
+        """What a run does that no GPU does twice the same, a set of words."""
+        return set()
+
+    @staticmethod
+    def largest_batch(config):
+        """The largest batch of a run, in times of --batch_size."""
+        return 1
+
+    @staticmethod
+    def prepare(config, audit, group, source, goes_on):
+        """What else a trainer is made with, {name: value}; complains before anything is written.
+
+        Args:
+            config, audit, group: As for `start`.
+            source: Checkpoint that the run continues or starts from; None without one.
+            goes_on: It continues it.
+        """
+        return {}
+
+    # ---- a run
+
     def __init__(self, config, audit=None, group=None, command=None):
         self.config, self.audit, self.group = config, audit, group or parallel.Group()
         self.classes = audit and audit.classes  # of the volumes, if any
@@ -271,12 +304,6 @@ class VolumeTrainer:
         """Take more memory than the rehearsal's {phase: bytes}, if that makes steps faster; here nothing."""
 
     # ---- state
-
-    @staticmethod
-    def former_settings(config, source):
-        """{name: value} of the options that a checkpoint was written with."""
-        with as_damaged("it is damaged or of another program", source):
-            return dict(runs.read_state(source, check=False)["config"])
 
     def state(self):
         """All that the run needs to continue exactly."""
@@ -480,6 +507,41 @@ def axes_of_run(source, data, **chosen):
         )
         print(f"{source} {said} {axes}: the run goes on along them; a new one reads along {CANONICAL}.")
     return axes
+
+
+def train_from_folder(trainer_class, config, group=None):
+    """Check everything, then train, or stop after the checks with `--dry_run`.
+
+    Args:
+        trainer_class: Subclass of VolumeTrainer.
+        config: Its configuration.
+        group: parallel.Group of the processes that train together; None is this one alone.
+
+    Returns:
+        The trainer, at its last step; after a dry run on the CPU one of fake tensors.
+
+    Raises:
+        UserError: Data or settings cannot be used; nothing has been written.
+    """
+    group, classes = group or parallel.Group(), None
+    config, command, source = runs.begin(config)
+    begun, goes_on = source or config.init_from, source is not None
+    if isinstance(config, VolumeConfig) and config.labels is not None:
+        classes = dataset.read_classes(config.labels, config.data, config.balance_classes, config.split)
+    if begun:
+        config = adopt_settings(config, trainer_class.former_settings(config, begun), begun, goes_on)
+        compare_classes(classes, begun, goes_on)
+    group.own(config.batch_size, config.batch_divisor)  # or it complains
+    device = parallel.open_device(config, trainer_class.unsteady(config))
+    about = (begun, trainer_class.parts, trainer_class.largest_batch(config))
+    audit = open_audit(config, device, group, *about)
+    audit.classes = classes
+    prepared = trainer_class.prepare(config, audit, group, begun, goes_on)
+
+    def make(config, audit, group):
+        return trainer_class(config, audit, group, command=command, **prepared)
+
+    return start(make, config, audit, device, group)
 
 
 def start(make, config, audit, device, group):
