@@ -52,9 +52,11 @@ from segmentation.maps import (
 )
 from volumetric import dataset, generation, parallel, runs, training
 from volumetric.cli import (
+    SHARE,
     GenerationOptions,
     RunConfig,
     UserError,
+    inherited,
     one_line_errors,
     option,
     options_of,
@@ -66,7 +68,6 @@ from volumetric.geometry import axes_of, same_spacing, spacing_of, turn
 from volumetric.layers import (
     Conv3d,
     channels_last,
-    check_networks,
     equalized_scale,
     grown,
     growth_schedule,
@@ -74,7 +75,6 @@ from volumetric.layers import (
     leaky_relu,
     reliably,
     run_block,
-    set_rates,
     zero_centered_penalty,
 )
 
@@ -85,6 +85,7 @@ PATCH_LAYERS = 3  # strided layers of the patch discriminator, as pix2pix's 70 x
 SHOWN_MAPS, SHOWN_SEEDS = 16, 4  # on a sheet, at most
 SEEDS = 10**6  # from which the first of a label map is taken
 CENTRE_LINE_STEPS = 3  # erosions of the soft centre line
+STREAM_D, STREAM_G = parallel.STREAM_STEP, parallel.STREAM_SECOND_STEP
 
 GENERATORS = {"spade": "modulated by the map at every size", "unet": "as pix2pix"}
 DISCRIMINATORS = {"oasis": "tells classes", "wavelet": "sees no labels", "patch": "sees both, with L1"}
@@ -97,26 +98,24 @@ NORMS = ("instance", "group")
 # ╚══════════════════════════════════════════════════════════════════════════════════════════════════════════╝
 
 
-SHARE = {"least": 0, "most": 1}
-
-
 @dataclass(kw_only=True)
 class LabelToVolumeConfig(GenerationOptions, RunConfig):
     """Train a generator of volumes for label maps, or generate with one.
 
-    The same command given again continues the run. In a flag's name - and _ are the same.
+    The same command given again continues the run. Ctrl-C and SIGTERM save first, and end it with exit status
+    130 or 143. In a flag's name - and _ are the same.
     """
 
     # data
     labels: str | None = option(None, "Folder of label maps, files of the volumes' names.")
-    table: str | None = option(None, "Names of the ids: topcow2024, ..., a JSON file {id: name}, or none.")
+    table: str | None = option(
+        None, "Names of the ids: topcow2024, ..., a JSON file {id: name}, or none.", resumed=True
+    )
     ignore: int | None = option(None, "Id of voxels whose class is unknown.", most=255, resumed=True)
     mirror: bool = option(True, "Exchange left and right, in half of the pairs.", resumed=True)
-    held_out: float = option(0.1, "Share of the subjects not trained on.", **SHARE, resumed=True)
+    held_out: float = option(0.1, "Share of the subjects not trained on.", **SHARE, kept=True)
     subjects: str | None = option(None, "CSV of file and subject; without, each file is one.", file=True)
     # networks
-    image_size: int = option(128, "In-plane edge in voxels, a power of two.", most=1024, network=True)
-    image_depth: int = option(32, "Axial slices, a power of two, 4 <= depth <= image_size.", network=True)
     generator: str = option("spade", "Network.", choices=GENERATORS, network=True)
     discriminator: tuple = option(
         ("oasis", "wavelet"), "One or several.", choices=DISCRIMINATORS, network=True
@@ -129,13 +128,11 @@ class LabelToVolumeConfig(GenerationOptions, RunConfig):
     z_dim: int = option(64, "Numbers in a z.", most=4096, network=True)
     noise: str = option("global", "How z is drawn.", choices=NOISES, network=True)
     # training step
-    batch_size: int = option(4, "Pairs in a micro-batch, of all processes together.", resumed=True)
-    gradient_accumulate_every: int = option(1, "Micro-batches in a training step.", resumed=True)
-    learning_rate: float = option(3e-3, "Adam's rate of G.", most=10, resumed=True)
+    batch_size: int = inherited(RunConfig, "batch_size", 4)
+    learning_rate: float = inherited(RunConfig, "learning_rate", 3e-3)
     ttur_mult: float = option(1.0, "The discriminators' rate is learning_rate times this.", resumed=True)
     equalized_lr: bool = option(True, "Rates by each layer's fan-in.", resumed=True)
-    final_rate: float = option(0.1, "Share of the rates left at the end.", **SHARE, resumed=True)
-    adam_betas: tuple = option((0.0, 0.99), "Adam's two betas.", resumed=True)
+    final_rate: float = inherited(RunConfig, "final_rate", 0.1)
     class_weight_max: float = option(100.0, "Largest weight of a rare class.", least=1, resumed=True)
     labelmix_weight: float = option(10.0, "Of LabelMix (oasis).", least=0, resumed=True)
     r1_weight: float = option(1.0, "Of R1 (wavelet).", least=0, resumed=True)
@@ -158,7 +155,6 @@ class LabelToVolumeConfig(GenerationOptions, RunConfig):
 
     def __post_init__(self):
         super().__post_init__()
-        check_networks(self.image_size, self.image_depth)
         known = set(self.discriminator)
         if known in (set(), {"wavelet"}) or len(known) < len(self.discriminator):
             given = ",".join(map(str, self.discriminator)) or "none"
@@ -169,11 +165,9 @@ class LabelToVolumeConfig(GenerationOptions, RunConfig):
             raise UserError(f"--generator unet has one z a volume: leave --noise {self.noise} out.")
         if self.cldice_weight and "oasis" not in known:
             raise UserError("--cldice_weight needs the classes that --discriminator oasis tells.")
-        training.check_betas(self.adam_betas)
         if self.held_out == 1:
             raise UserError("--held_out 1 leaves nothing to train on: give less.")
-        if self.l1_weight is None:
-            self.l1_weight = 100.0 if "patch" in known else 10.0
+        self.derive("l1_weight", 100.0 if "patch" in known else 10.0)
         self.edits = [read_edit(text) for text in self.edit]
 
     def plan(self):
@@ -520,13 +514,6 @@ class Networks(nn.Module):
         self.GE = KINDS[settings["generator"]](classes, settings).requires_grad_(False).eval()
         self.GE.load_state_dict(self.G.state_dict())
 
-    @torch.no_grad()
-    def update_average(self, decay):
-        """GE <- decay * GE + (1 - decay) * G; what is no weight is copied."""
-        torch._foreach_lerp_(list(self.GE.parameters()), list(self.G.parameters()), 1 - decay)
-        for average, current in zip(self.GE.buffers(), self.G.buffers(), strict=True):
-            average.copy_(current)
-
 
 # ╔══════════════════════════════════════════════════════════════════════════════════════════════════════════╗
 # ║ Losses                                                                                                   ║
@@ -620,18 +607,29 @@ class Trainer(training.VolumeTrainer):
     """
 
     entry = "label_to_volume"
-    reals_per_batch = 2  # D and G see different pairs
+    batches_per_micro = 2  # D and G see different pairs
+    parts = ("training", "held_out")
+
+    @staticmethod
+    def prepare(config, audit, group, source, goes_on):
+        """As `VolumeTrainer`'s: the label maps; the audit knows the volumes by both."""
+        pairs = read_pairs(config, audit, source and Known.read(source, goes_on))
+        without = f"{config.data} without what is held out"
+        training.check_number(len(pairs.trained), config, group, without)
+        audit.digest = hashlib.sha256(audit.digest.encode() + pairs.maps.numpy().tobytes()).hexdigest()
+        audit.summary += pairs.summary()
+        if config.mirror and Classes(pairs.table).other_side == list(range(1 + len(pairs.table))):
+            alike = "sides are exchanged, and no class has one: --mirror False if they differ."
+            audit.summary.append(alike)
+        return {"pairs": pairs}
 
     def __init__(self, config, audit, group=None, pairs=None, command=None):
         super().__init__(config, audit, group, command)
         self.pairs, self.members, self.names = pairs, pairs.trained, Classes(pairs.table)
         self.plan = config.plan()
-        self.networks = channels_last(Networks(len(pairs.table), **config.network()))
+        self.networks = self.placed(Networks(len(pairs.table), **config.network()))
         self.networks.G.checkpoint_activations = config.checkpoint_activations
-        if self.device.type != "cpu":
-            self.networks.to(self.device)
-        rates = {"G_opt": ("G", 1.0), "D_opt": ("D", config.ttur_mult)}
-        self.optimizers = {name: self.build_optimizer(*about) for name, about in rates.items()}
+        self.optimizers = {"G_opt": self.adam("G"), "D_opt": self.adam("D", mult=config.ttur_mult)}
         self.other_side = parallel.to_device(self.sides(), self.device)
 
     def sides(self):
@@ -641,15 +639,17 @@ class Trainer(training.VolumeTrainer):
         sides[: len(other)] = other
         return sides
 
-    def build_optimizer(self, module, mult):
-        """Adam for a network, a group for every scale of the rate."""
-        config, named = self.config, getattr(self.networks, module).named_parameters()
-        parameters = [(equalized_scale(name, p) if config.equalized_lr else 1.0, p) for name, p in named]
-        return training.adam(parameters, config.learning_rate * mult, config.adam_betas)
+    def rate_scale(self, module, name, parameter):
+        """As `VolumeTrainer`'s."""
+        return equalized_scale(name, parameter) if self.config.equalized_lr else 1.0
 
     def reported(self):
         """{name: network} whose sizes are told."""
         return {"G": self.networks.G, **{f"D {name}": D for name, D in self.networks.D.items()}}
+
+    def averaged(self):
+        """As `VolumeTrainer`'s."""
+        return [(self.networks.GE, self.networks.G)]
 
     # ---- what a step is made of
 
@@ -693,18 +693,10 @@ class Trainer(training.VolumeTrainer):
 
     # ---- one step
 
-    def train_step(self, log):
-        """One update of every network; the log reads the losses when it waits for the device."""
-        self.seen = []
-        set_rates(self.optimizers.values(), self.done, self.config.final_rate)
-        with parallel.tf32(False):
-            losses = {**self.half_step("D_opt", self.accumulate_discriminators, self.penalty_is_due)}
-            losses |= self.half_step("G_opt", self.accumulate_generator)
-        self.scaler.update()
-        volumes = self.plan.volumes_per_step
-        self.networks.update_average(training.ramped_decay((self.step + 1) * volumes, volumes))
-        log.add(self.step, losses, self.origin())
-        self.step += 1
+    def update(self):
+        """One update of every network."""
+        losses = self.update_by("D_opt", self.accumulate_discriminators, self.penalty_is_due)
+        return losses | self.update_by("G_opt", self.accumulate_generator)
 
     @property
     def penalty_is_due(self):
@@ -715,7 +707,7 @@ class Trainer(training.VolumeTrainer):
         """Gradients of all discriminators; R1 in a pass of its own in float32."""
         losses, share = defaultdict(float), 1 / micro_batches / self.group.world
         for micro in range(micro_batches):
-            rng, generator = self.random(parallel.STREAM_D, micro)
+            rng, generator = self.random(STREAM_D, micro)
             real, numbers = self.next_pairs(rng)
             shares = one_hot(numbers, len(self.pairs.table))
             with torch.no_grad(), self.autocast():
@@ -756,7 +748,7 @@ class Trainer(training.VolumeTrainer):
         losses, config, share = defaultdict(float), self.config, 1 / micro_batches / self.group.world
         self.networks.D.requires_grad_(False)
         for micro in range(micro_batches):
-            rng, generator = self.random(parallel.STREAM_G, micro)
+            rng, generator = self.random(STREAM_G, micro)
             real, numbers = self.next_pairs(rng)
             shares = one_hot(numbers, len(self.pairs.table))
             with self.autocast():
@@ -815,12 +807,15 @@ class Trainer(training.VolumeTrainer):
     def state(self):
         """All that the run needs to continue exactly."""
         pairs = self.pairs
-        return self.run_state() | {
-            self.entry: self.networks.state_dict(),
-            "table": {str(n): name for n, name in pairs.table.items()},
+        return super().state() | {
+            "table": self.table(),
             "held_out": [row for row in pairs.rows if row.get("part") != "training"],
             "center": pairs.center.tolist(),
         }
+
+    def table(self):
+        """Names of the classes as a checkpoint has them, {id: name}."""
+        return {str(n): name for n, name in self.pairs.table.items()}
 
     @property
     def trained_on(self):
@@ -836,9 +831,10 @@ class Trainer(training.VolumeTrainer):
 
     def load(self, state):
         """Take up the state of a checkpoint."""
-        runs.load_networks(self.networks, self.networks_in(state))
-        self.step, self.loader = state["step"], None
-        self.take_up(state)
+        there, own = (", ".join(of.values()) for of in (state.get("table", {}), self.table()))
+        if self.entry in state and there != own:
+            raise UserError(f"has the classes {there}, --table gives {own}: give the same, or another --name")
+        super().load(state)
 
 
 # ╔══════════════════════════════════════════════════════════════════════════════════════════════════════════╗
@@ -1024,35 +1020,12 @@ def recreate(config):
 
 
 def train_from_folder(config, group=None):
-    """Check everything, then train, or stop after the checks with `--dry_run`.
-
-    Args:
-        config: LabelToVolumeConfig.
-        group: parallel.Group of the processes that train together; None is this one alone.
+    """Check everything, then train, or stop after the checks with `--dry_run`; see `training`.
 
     Returns:
         The Trainer, at its last step; after a dry run on the CPU one of fake tensors.
-
-    Raises:
-        UserError: Data or settings cannot be used; nothing has been written.
     """
-    group = group or parallel.Group()
-    config, command, source = runs.begin(config)
-    begun, parts = source or config.init_from, ("training", "held_out")
-    if begun:
-        config = training.adopt_settings(config, begun, NETWORK_SETTINGS)
-    device = parallel.open_device(config)
-    audit = training.open_audit(config, device, group, config.batch_size, begun, parts)
-    pairs = read_pairs(config, audit, begun and Known.read(begun, goes_on=source is not None))
-    audit.digest = hashlib.sha256(audit.digest.encode() + pairs.maps.numpy().tobytes()).hexdigest()
-    audit.summary += pairs.summary()
-    if config.mirror and Classes(pairs.table).other_side == list(range(1 + len(pairs.table))):
-        audit.summary.append("sides are exchanged, and no class has one: --mirror False if they differ.")
-
-    def make(config, audit, group):
-        return Trainer(config, audit, group, pairs, command)
-
-    return training.start(make, config, audit, device, group)
+    return training.train_from_folder(Trainer, config, group)
 
 
 def main(argv=None):

@@ -37,8 +37,9 @@ from torch import nn
 from volumetric import dataset, generation, parallel, runs, training
 from volumetric.cli import (
     GenerationOptions,
-    RunConfig,
     UserError,
+    VolumeConfig,
+    inherited,
     one_line_errors,
     option,
     options_of,
@@ -48,11 +49,11 @@ from volumetric.files import as_damaged, naming, new_folder
 from volumetric.layers import (
     SLOPE,
     channels_last,
-    check_networks,
     convolve,
     gradient_penalty,
     grown,
     growth_schedule,
+    move_averages,
     zero_centered_penalty,
 )
 from volumetric.pictures import contact_sheet, save_picture
@@ -60,7 +61,9 @@ from volumetric.pictures import contact_sheet, save_picture
 STATISTICS_OF = 4  # volumes whose standard deviation D sees, as published
 LARGER_BATCHES = (1, 2, 4)  # times batch_size, at the full size, half of it, and all smaller ones
 EPSILON = 1e-8
+STREAM_D, STREAM_G = parallel.STREAM_STEP, parallel.STREAM_SECOND_STEP
 
+KEPT = {"kept": True, "resumed": False}  # of an option that the phases follow from
 LOSSES = {"wgan": "Wasserstein, as published", "hinge": "hinge loss"}
 PENALTIES = {
     "zero_centered": "norm 0 between real and generated volumes",
@@ -75,35 +78,33 @@ PENALTIES = {
 
 
 @dataclass(kw_only=True)
-class ProgressiveConfig(GenerationOptions, RunConfig):
+class ProgressiveConfig(GenerationOptions, VolumeConfig):
     """Grow a 3D Wasserstein GAN on a folder of NIfTI volumes, or generate with one.
 
-    The same command given again continues the run. In a flag's name - and _ are the same.
+    The same command given again continues the run. Ctrl-C and SIGTERM save first, and end it with exit status
+    130 or 143. In a flag's name - and _ are the same.
     """
 
     # networks
-    image_size: int = option(32, "In-plane edge in voxels, a power of two.", most=1024, network=True)
-    image_depth: int = option(32, "Axial slices, a power of two, 4 <= depth <= image_size.", network=True)
+    image_size: int = inherited(VolumeConfig, "image_size", 32)
     fmap_base: int = option(2048, "Channels are fmap_base / 2^n of block n.", most=10**6, network=True)
     fmap_max: int = option(128, "Largest number of channels.", most=16384, network=True)
     latent_dim: int = option(128, "Numbers in a latent z.", most=16384, network=True)
     # training
     num_train_steps: int | None = option(None, "Steps in the whole run; None ends with the last phase.")
-    volumes_per_phase: int = option(20000, "Volumes of a fade, and of a phase without.", resumed=True)
-    volumes_at_start: int = option(50000, "Volumes of the first phase, of 4 x 4 x 4 voxels.", resumed=True)
-    batch_size: int = option(8, "Volumes in a micro-batch at the full size; more before.", resumed=True)
-    gradient_accumulate_every: int = option(1, "Micro-batches in a training step.", resumed=True)
-    learning_rate: float = option(3e-3, "Adam's rate.", most=10, resumed=True)
-    adam_betas: tuple = option((0.0, 0.99), "Adam's two betas.", resumed=True)
+    volumes_per_phase: int = option(20000, "Volumes of a fade, and of a phase without.", kept=True)
+    volumes_at_start: int = option(50000, "Volumes of the first phase, of 4 x 4 x 4 voxels.", kept=True)
+    batch_size: int = inherited(
+        VolumeConfig, "batch_size", 8, help="Volumes in a micro-batch at the full size; more before.", **KEPT
+    )
+    gradient_accumulate_every: int = inherited(VolumeConfig, "gradient_accumulate_every", 1, **KEPT)
+    learning_rate: float = inherited(VolumeConfig, "learning_rate", 3e-3)
     loss: str = option("wgan", "Loss of G and D.", choices=LOSSES, resumed=True)
     penalty: str = option("zero_centered", "Of D's gradient.", choices=PENALTIES, resumed=True)
     penalty_weight: float = option(10.0, "Of the squared distance to that norm.", least=0, resumed=True)
     drift: float = option(
         1e-3, "Weight of the squared output for real volumes (wgan).", least=0, resumed=True
     )
-    dataset_aug_prob: float = option(0.5, "Probability of a flip.", least=0, most=1, resumed=True)
-    labels: str | None = option(None, "Train for classes: `folders` of data, or a CSV of file and label.")
-    balance_classes: bool = option(False, "Show every class equally often.", resumed=True)
     num_image_tiles: int = option(4, "Previews show num_image_tiles volumes of each class.", most=64)
     # generation, and looking at the data
     show: bool = option(False, "Write a contact sheet of the data at every size, and train nothing.")
@@ -115,14 +116,9 @@ class ProgressiveConfig(GenerationOptions, RunConfig):
 
     def __post_init__(self):
         super().__post_init__()
-        check_networks(self.image_size, self.image_depth)
-        training.check_betas(self.adam_betas)
-        if self.balance_classes and self.labels is None:
-            raise UserError("--balance_classes needs classes: give --labels.")
         if min(stage_widths(self)) < 1:
             raise UserError(f"--fmap_base {self.fmap_base} leaves no channel at the full size: give more.")
-        if self.num_train_steps is None:
-            self.num_train_steps = phases(self)[-1].end
+        self.derive("num_train_steps", phases(self)[-1].end)
 
     def plan(self):
         """Plan of the run."""
@@ -136,8 +132,7 @@ class ProgressiveConfig(GenerationOptions, RunConfig):
 
 
 NETWORK_SETTINGS = options_of(ProgressiveConfig, network=True)
-# What the phases follow from.
-PACE = ("volumes_per_phase", "volumes_at_start", "batch_size", "gradient_accumulate_every")
+PACE = options_of(ProgressiveConfig, kept=True)  # what the phases follow from
 
 
 # ╔══════════════════════════════════════════════════════════════════════════════════════════════════════════╗
@@ -324,19 +319,13 @@ class Networks(nn.Module):
         self.G_classes = nn.Embedding(num_classes, config.latent_dim) if num_classes else None
         self.GE_classes = nn.Embedding(num_classes, config.latent_dim) if num_classes else None
         self.D_classes = nn.Embedding(num_classes, widths[0]) if num_classes else None
-        for average, current in self.pairs():
+        for average, current in self.averaged():
             average.load_state_dict(current.state_dict())
             average.requires_grad_(False)
 
-    def pairs(self):
+    def averaged(self):
         """[(average, what it follows)]."""
         return [(self.GE, self.G)] + ([(self.GE_classes, self.G_classes)] if self.G_classes else [])
-
-    @torch.no_grad()
-    def update_average(self, decay):
-        """GE <- decay * GE + (1 - decay) * G."""
-        for average, current in self.pairs():
-            torch._foreach_lerp_(list(average.parameters()), list(current.parameters()), 1 - decay)
 
     def made(self, z, labels, stage, alpha, average=False):
         """Volumes of a size. Shapes: (B, latent), (B,) or None -> (B, 1, d, h, w)"""
@@ -381,24 +370,30 @@ class Trainer(training.VolumeTrainer):
 
     entry = "progressive"
 
+    @staticmethod
+    def largest_batch(config):
+        """As `VolumeTrainer`'s."""
+        return max(phase.batch for phase in phases(config)) // config.batch_size
+
     def __init__(self, config, audit=None, group=None, command=None):
         super().__init__(config, audit, group, command)
         self.plan, self.phases = config.plan(), phases(config)
-        self.networks = channels_last(Networks(config, len(self.classes.names) if self.classes else 0))
-        if self.device.type != "cpu":
-            self.networks.to(self.device)
+        self.networks = self.placed(Networks(config, len(self.classes.names) if self.classes else 0))
         self.build_optimizers()
         self.phase = None
         self.enter(self.phases[-1])
 
+    def reported(self):
+        """{name: network} whose sizes are told."""
+        return {name: getattr(self.networks, name) for name in "GD"}
+
+    def averaged(self):
+        """As `VolumeTrainer`'s."""
+        return self.networks.averaged()
+
     def build_optimizers(self):
         """Adam for G and for D, without memory of what was before."""
-        config, rates = self.config, {"G_opt": ("G", "G_classes"), "D_opt": ("D", "D_classes")}
-        self.optimizers = {}
-        for name, modules in rates.items():
-            named = [getattr(self.networks, module) for module in modules]
-            parameters = [(1.0, p) for module in named if module is not None for p in module.parameters()]
-            self.optimizers[name] = training.adam(parameters, config.learning_rate, config.adam_betas)
+        self.optimizers = {"G_opt": self.adam("G", "G_classes"), "D_opt": self.adam("D", "D_classes")}
 
     def enter(self, phase):
         """Take up the batch of a phase; the batches of a size are drawn anew when it begins."""
@@ -407,26 +402,18 @@ class Trainer(training.VolumeTrainer):
         self.phase, self.whole_batch = phase, phase.batch
         self.batch_size = self.penalty_part = self.group.own(phase.batch)
         self.together = math.gcd(STATISTICS_OF, self.batch_size)  # volumes whose deviation D sees
-        self.size_start = min(one.start for one in self.phases if one.stage == phase.stage)  # step
+        self.counted_from = min(one.start for one in self.phases if one.stage == phase.stage)
+        self.order_key = (phase.stage,)
 
     # ---- what a step is made of
 
-    def open_loader(self, flip_prob, classes=None):
-        """Endless batches of real volumes, counted from the first step of this size."""
-        volumes, config = dataset.VolumeDataset(self.audit), self.config
-        drawn = (self.phase.batch, flip_prob, (config.seed, self.reverts, self.phase.stage))
-        start = (self.step - self.size_start) * config.gradient_accumulate_every
-        batches = dataset.SeededBatches(len(volumes), *drawn, start, self.group, classes)
-        return dataset.make_loader(volumes, batches, config.num_workers, self.device)
-
-    def next_real(self, alpha):
+    def real_at(self, alpha):
         """The next real volumes at this size, faded as G's, and their classes.
 
         Shapes: -> (B, 1, d, h, w), (B,) or None
         """
-        volumes, indices = self.next_volumes(self.config.dataset_aug_prob, self.classes)
-        volumes = shrunk(volumes, self.networks.G.factors, self.phase.stage, alpha)
-        return volumes, self.classes_of(indices)
+        volumes, labels = self.next_real()
+        return shrunk(volumes, self.networks.G.factors, self.phase.stage, alpha), labels
 
     def generate(self, generator, labels, alpha):
         """Volumes of this size. Shapes: (B,) or None -> (B, 1, d, h, w)"""
@@ -437,30 +424,37 @@ class Trainer(training.VolumeTrainer):
     # ---- one step
 
     def train_step(self, log):
-        """One update of both networks; the log reads the losses when it waits for the device."""
+        """As `VolumeTrainer`'s, in the phase of the step."""
         former, phase = phase_of(self.phases, self.step - 1), phase_of(self.phases, self.step)
         if self.step and phase.stage != former.stage:
             self.build_optimizers()
         self.enter(phase)
-        self.seen, alpha = [], phase.alpha(self.step)
-        with parallel.tf32(False):
-            losses = {**self.half_step("D_opt", self.accumulate_discriminator, alpha)}
-            losses |= self.half_step("G_opt", self.accumulate_generator, alpha)
-        self.scaler.update()
-        volumes = phase.batch * self.config.gradient_accumulate_every
-        seen = (self.step - self.size_start + 1) * volumes  # at this size: what was before is blurred
-        self.networks.update_average(training.ramped_decay(seen, volumes))
-        about = {"stage": phase.stage, "fade": alpha, "volumes": volumes}
-        losses |= {name: torch.tensor(float(value), device=self.device) for name, value in about.items()}
-        log.add(self.step, losses, self.origin())
-        self.step += 1
+        super().train_step(log)
+
+    def update(self):
+        """One update of both networks."""
+        alpha = self.phase.alpha(self.step)
+        losses = self.update_by("D_opt", self.accumulate_discriminator, alpha)
+        losses |= self.update_by("G_opt", self.accumulate_generator, alpha)
+        about = {"stage": self.phase.stage, "fade": alpha, "volumes": self.volumes_per_step}
+        return losses | {k: torch.tensor(float(value), device=self.device) for k, value in about.items()}
+
+    @property
+    def volumes_per_step(self):
+        """Real volumes in a step of this phase."""
+        return self.phase.batch * self.config.gradient_accumulate_every
+
+    def update_averages(self):
+        """As `VolumeTrainer`'s, counted at this size: what was before is blurred."""
+        seen = (self.step - self.counted_from + 1) * self.volumes_per_step
+        move_averages(self.averaged(), training.ramped_decay(seen, self.volumes_per_step))
 
     def accumulate_discriminator(self, alpha, micro_batches):
         """Gradients of D; the penalty in a pass of its own in float32."""
         losses, share = defaultdict(float), 1 / micro_batches / self.group.world
         for micro in range(micro_batches):
-            _, generator = self.random(parallel.STREAM_D, micro)
-            real, labels = self.next_real(alpha)
+            _, generator = self.random(STREAM_D, micro)
+            real, labels = self.real_at(alpha)
             with torch.no_grad():
                 fake = self.generate(generator, labels, alpha)
             both = None if labels is None else torch.cat([labels, labels])
@@ -493,7 +487,7 @@ class Trainer(training.VolumeTrainer):
         losses, share = defaultdict(float), 1 / micro_batches / self.group.world
         self.networks.D.requires_grad_(False)
         for micro in range(micro_batches):
-            rng, generator = self.random(parallel.STREAM_G, micro)
+            rng, generator = self.random(STREAM_G, micro)
             labels = self.draw_labels(rng)
             fake = self.generate(generator, labels, alpha)
             with self.autocast():
@@ -531,26 +525,9 @@ class Trainer(training.VolumeTrainer):
         ]
         return {"GE": contact_sheet(torch.cat(rows), self.audit.affine, columns)}
 
-    def state(self):
-        """All that the run needs to continue exactly."""
-        return self.run_state() | {
-            self.entry: self.networks.state_dict(),
-            "class_names": self.classes and self.classes.names,
-            "class_shares": self.classes and self.classes.shares().tolist(),
-        }
-
     def load(self, state):
         """Take up the state of a checkpoint."""
-        weights = self.networks_in(state)
-        there, names = state["class_names"] or [], self.classes.names if self.classes else []
-        if there != names:
-            raise UserError(
-                f"has the classes {', '.join(there) or 'none'}, --labels gives {', '.join(names) or 'none'}: "
-                f"give the same, another --name, or --new"
-            )
-        runs.load_networks(self.networks, weights)
-        self.step = state["step"]
-        self.take_up(state)
+        super().load(state)
         self.phase = None
         self.enter(phase_of(self.phases, self.step))
 
@@ -707,34 +684,12 @@ def show_data(config):
 
 
 def train_from_folder(config, group=None):
-    """Check everything, then train, or stop after the checks with `--dry_run`.
-
-    Args:
-        config: ProgressiveConfig.
-        group: parallel.Group of the processes that train together; None is this one alone.
+    """Check everything, then train, or stop after the checks with `--dry_run`; see `training`.
 
     Returns:
         The Trainer, at its last step; after a dry run on the CPU one of fake tensors.
-
-    Raises:
-        UserError: Data or settings cannot be used; nothing has been written.
     """
-    group = group or parallel.Group()
-    config, command, source = runs.begin(config)
-    classes = None
-    if config.labels is not None:
-        classes = dataset.read_classes(config.labels, config.data, config.balance_classes, config.split)
-    if source or config.init_from:
-        config = training.adopt_settings(config, source or config.init_from, NETWORK_SETTINGS)
-    device = parallel.open_device(config)
-    most = config.batch_size * max(LARGER_BATCHES)
-    audit = training.open_audit(config, device, group, most, source or config.init_from)
-    audit.classes = classes
-
-    def make(config, audit, group):
-        return Trainer(config, audit, group, command)
-
-    return training.start(make, config, audit, device, group)
+    return training.train_from_folder(Trainer, config, group)
 
 
 def main(argv=None):

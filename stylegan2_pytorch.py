@@ -43,9 +43,11 @@ from torch import nn
 
 from volumetric import dataset, generation, memory, parallel, runs, training
 from volumetric.cli import (
+    SHARE,
     GenerationOptions,
-    RunConfig,
     UserError,
+    VolumeConfig,
+    inherited,
     one_line_errors,
     option,
     options_of,
@@ -53,7 +55,7 @@ from volumetric.cli import (
     with_recipes,
 )
 from volumetric.diff_augment import AUGMENTATIONS, UNSTEADY, AdaptiveAugmentation, augment, augment_each
-from volumetric.files import as_damaged, naming, read_json, reading, save_nifti
+from volumetric.files import as_damaged, naming, read_json, reading
 from volumetric.geometry import axes_of, check_affine
 from volumetric.layers import (
     Conv3d,
@@ -64,18 +66,17 @@ from volumetric.layers import (
     attention_blocks,
     channels_last,
     check_layers,
-    check_networks,
     contrastive_head,
     convolve,
     equalized_scale,
     gradient_penalty,
     growth_schedule,
     leaky_relu,
+    move_averages,
     nt_xent,
     product_dtype,
     reliably,
     run_block,
-    set_rates,
     shrink_schedule,
     smooth,
     times_,
@@ -101,6 +102,7 @@ CONTRAST_FAKES_AFTER = 20000
 PENALTY_PARTS = 4  # of a micro-batch, whose penalties are computed one after the other to save memory
 PENALTY_VOXELS = 2**19  # in such a part, at least, unless the micro-batch has fewer
 CACHED_VOXELS = 2**15  # the same for a zero-centred penalty on a CPU, whose caches hold as much
+STREAM_D, STREAM_G = parallel.STREAM_STEP, parallel.STREAM_SECOND_STEP
 TRUNCATION_SAMPLES = 2000  # styles averaged for the truncation centre
 
 
@@ -114,20 +116,19 @@ LOSSES = {"hinge": "as published", "logistic": "softplus", "relativistic": "pair
 PENALTIES = {"one_centered": "as published", "r1": "to 0 at real volumes", "r1r2": "at generated ones too"}
 AVERAGES = {"published": "from step 20000", "ramped": "from the first step, ever longer"}
 EMBEDDINGS = {"pretrained": "FID, MD, AUC-PRD", "random": "no download, numbers of other names"}
-SHARE, FEWEST = {"least": 0, "most": 1}, dataset.FEWEST_EVALUATED  # range of a probability; of a count
+FEWEST = dataset.FEWEST_EVALUATED  # volumes
 
 
 @with_recipes
 @dataclass(kw_only=True)
-class TrainConfig(GenerationOptions, RunConfig):
+class TrainConfig(GenerationOptions, VolumeConfig):
     """Train a 3D StyleGAN2 on a folder of NIfTI volumes, or generate from a trained one.
 
-    The same command given again continues the run. In a flag's name - and _ are the same.
+    The same command given again continues the run. Ctrl-C and SIGTERM save first, and end it with exit status
+    130 or 143. In a flag's name - and _ are the same.
     """
 
-    # networks; folders, steps, device, precision and seed, as every training has them, are in RunConfig
-    image_size: int = option(128, "In-plane edge in voxels, a power of two.", most=1024, network=True)
-    image_depth: int = option(32, "Axial slices, a power of two, 4 <= depth <= image_size.", network=True)
+    # networks; what every training has is in RunConfig, flips and classes are in VolumeConfig
     network_capacity: int = option(8, "Half the channels of G's last block.", most=1024, network=True)
     fmap_max: int = option(512, "Largest number of channels of any layer.", most=16384, network=True)
     lr_mlp: float = option(0.1, "Learning-rate multiplier of the mapping network.", most=10, network=True)
@@ -139,13 +140,12 @@ class TrainConfig(GenerationOptions, RunConfig):
     transparent: bool = option(False, "Not available: a one-channel volume has no alpha channel.")
     # training step
     recipe: str = option("published", "Set of defaults.", choices=RECIPES, resumed=True)
-    batch_size: int = option(8, "Volumes in a micro-batch, of all processes together.", resumed=True)
-    gradient_accumulate_every: int = option(4, "Micro-batches in a training step.", resumed=True)
-    learning_rate: float = option(1e-4, "Adam's rate of G and S.", most=10, robust=3e-3, resumed=True)
+    gradient_accumulate_every: int = inherited(VolumeConfig, "gradient_accumulate_every", 4)
+    learning_rate: float = inherited(VolumeConfig, "learning_rate", 1e-4, robust=3e-3)
     ttur_mult: float = option(1.5, "D's rate is learning_rate times this.", robust=1.0, resumed=True)
     equalized_lr: bool = option(False, "Rates by each layer's fan-in.", robust=True, resumed=True)
-    final_rate: float = option(1.0, "Share of the rates left at the end.", **SHARE, robust=0.02, resumed=True)
-    adam_betas: tuple = option((0.5, 0.9), "Adam's two betas.", robust=(0.0, 0.99), resumed=True)
+    final_rate: float = inherited(VolumeConfig, "final_rate", 1.0, robust=0.02)
+    adam_betas: tuple = inherited(VolumeConfig, "adam_betas", (0.5, 0.9), robust=(0.0, 0.99))
     average: str = option("published", "Moving average.", choices=AVERAGES, robust="ramped", resumed=True)
     loss: str = option("hinge", "Loss of G and D.", choices=LOSSES, robust="relativistic", resumed=True)
     penalty: str = option("one_centered", "Of D's gradient.", choices=PENALTIES, robust="r1r2", resumed=True)
@@ -160,7 +160,7 @@ class TrainConfig(GenerationOptions, RunConfig):
     top_k_training: bool = option(False, "Train G on the fakes that D finds most real.", resumed=True)
     generator_top_k_gamma: float = option(0.99, "Factor of that share per epoch.", **SHARE, resumed=True)
     generator_top_k_frac: float = option(0.5, "Smallest share of fakes kept.", **SHARE, resumed=True)
-    # augmentation and classes
+    # augmentation and memory
     aug_prob: float = option(0.5, "Probability of augmentation before D.", **SHARE, robust=0.0, resumed=True)
     aug_each: bool = option(False, "Decide for each volume, not micro-batch.", robust=True, resumed=True)
     aug_types: tuple = option(
@@ -168,9 +168,6 @@ class TrainConfig(GenerationOptions, RunConfig):
     )
     ada_target: float | None = option(None, "Overfitting that aug_prob adapts to.", **SHARE, resumed=True)
     ada_volumes: int = option(500000, "Real volumes in which aug_prob can adapt from 0 to 1.", resumed=True)
-    dataset_aug_prob: float = option(0.5, "Probability of a left-right flip.", **SHARE, resumed=True)
-    labels: str | None = option(None, "Train for classes: `folders` of data, or a CSV of file and label.")
-    balance_classes: bool = option(False, "Show every class equally often.", resumed=True)
     checkpoint_activations: bool = option(False, "Compute blocks again going backward: saves memory.")
     cuda_graphs: bool = option(True, "On a GPU, replay small steps that are all alike as CUDA graphs.")
     # previews and evaluation
@@ -193,7 +190,6 @@ class TrainConfig(GenerationOptions, RunConfig):
 
     def __post_init__(self):
         super().__post_init__()
-        check_networks(self.image_size, self.image_depth)
         if self.transparent:
             raise UserError("--transparent is not possible: a one-channel volume has no alpha channel.")
         blocks = len(growth_schedule(self.image_size, self.image_depth))
@@ -206,14 +202,21 @@ class TrainConfig(GenerationOptions, RunConfig):
             raise UserError(f"--loss {self.loss} stands alone: leave the flags of other losses out.")
         if self.loss == "relativistic" and self.top_k_training:
             raise UserError("--loss relativistic compares pairs: leave --top_k_training out.")
-        training.check_betas(self.adam_betas)
-        if self.balance_classes and self.labels is None:
-            raise UserError("--balance_classes needs classes: give --labels.")
 
     @property
     def chosen_depth(self):
         """The depth if another than the default was asked for, else None."""
         return None if self.image_depth == TrainConfig.image_depth else self.image_depth
+
+    @property
+    def batch_divisor(self):
+        """Of a process's part of a batch."""
+        return self.pl_batch_shrink
+
+    @property
+    def scheduled(self):
+        """Something changes in the course of num_train_steps."""
+        return super().scheduled or self.final_gamma is not None
 
     def plan(self, scores=()):
         """Plan of the run, with columns in its table for the options and the given scores."""
@@ -636,23 +639,11 @@ class StyleGAN2(nn.Module):
         self.CR = contrastive_head(self.D.num_features) if cl_reg else None
         self.SE.requires_grad_(False)
         self.GE.requires_grad_(False)
-        self.copy_to_averages()
+        move_averages(self.averaged(), decay=0)
 
-    def averages(self):
-        """Parameters of (SE, GE) and of (S, G), two lists in the same order."""
-        return [*self.SE.parameters(), *self.GE.parameters()], [*self.S.parameters(), *self.G.parameters()]
-
-    @torch.no_grad()
-    def copy_to_averages(self):
-        """SE and GE become copies of S and G."""
-        self.SE.load_state_dict(self.S.state_dict())
-        self.GE.load_state_dict(self.G.state_dict())
-
-    @torch.no_grad()
-    def update_averages(self, decay=AVERAGE_DECAY):
-        """One step of the exponential moving averages: SE, GE <- decay * (SE, GE) + (1 - decay) * (S, G)."""
-        average, current = self.averages()
-        torch._foreach_lerp_(average, current, 1 - decay)
+    def averaged(self):
+        """[(average, what it follows)]."""
+        return [(self.SE, self.S), (self.GE, self.G)]
 
 
 # ╔══════════════════════════════════════════════════════════════════════════════════════════════════════════╗
@@ -969,13 +960,32 @@ class Trainer(training.VolumeTrainer):
         scores: TrainingScores for the evaluations; None without.
     """
 
+    entry = "GAN"
+
+    @staticmethod
+    def former_settings(config, source):
+        """As `VolumeTrainer`'s; what an original's checkpoint does not state follows from its tensors."""
+        with as_damaged("it is damaged or of another program", source):
+            state = read_checkpoint(source)
+            return dict(state.get("config", {})) | network_settings(state, source, config.chosen_depth)
+
+    @staticmethod
+    def unsteady(config):
+        """As `VolumeTrainer`'s."""
+        return UNSTEADY & {*config.aug_types}
+
+    @staticmethod
+    def prepare(config, audit, group, source, goes_on):
+        """As `VolumeTrainer`'s."""
+        return {"scores": None if config.calculate_fid_every is None else open_scores(config, group)}
+
     def __init__(self, config, audit=None, group=None, scores=None, command=None):
         super().__init__(config, audit, group, command)
-        self.group.own(config.batch_size, config.pl_batch_shrink)
         self.scores = scores
         self.plan = config.plan(scores.names() if scores else ())
         self.GAN = self.networks = self.build_networks()
-        self.G_opt, self.D_opt = self.build_optimizers()
+        self.G_opt = self.adam("G", "S")
+        self.D_opt = self.adam("D", "CR", mult=config.ttur_mult)
         self.optimizers = {"G_opt": self.G_opt, "D_opt": self.D_opt}
         self.ada = None
         if config.ada_target is not None:
@@ -983,7 +993,7 @@ class Trainer(training.VolumeTrainer):
         self.loss = "dual" if config.dual_contrast_loss else config.loss
         self.sense = -1 if self.loss == "hinge" else 1  # D's output is low, or high, for real volumes
         self.compares = self.loss in ("dual", "relativistic")  # G's loss needs real volumes too
-        self.reals_per_batch = 2 if self.compares else 1
+        self.batches_per_micro = 2 if self.compares else 1
         # D's loss and its penalty can be of one pass, part after part, if both are means over pairs.
         means = self.loss != "dual" and not config.rel_disc_loss and not config.fq_layers
         self.joint = config.penalty == "r1r2" and means
@@ -1000,22 +1010,20 @@ class Trainer(training.VolumeTrainer):
     def build_networks(self):
         """StyleGAN2 on the device, ready for training."""
         num_classes = len(self.classes.names) if self.classes else 0
-        GAN = channels_last(StyleGAN2(**self.config.network(), num_classes=num_classes))
+        GAN = StyleGAN2(**self.config.network(), num_classes=num_classes)
         for network in (GAN.G, GAN.D):
             network.checkpoint_activations = self.config.checkpoint_activations
-        return GAN if self.device.type == "cpu" else GAN.to(self.device)  # fake tensors cannot be moved
+        return self.placed(GAN)
 
-    def build_optimizers(self):
-        """Adam for G and S, and Adam for D and what learns with it; a group for every scale of the rate."""
-        config, GAN, found = self.config, self.GAN, []
-        for names, mult in ((("G", "S"), 1.0), (("D", "CR") if config.cl_reg else ("D",), config.ttur_mult)):
-            parameters = []
-            for module in names:
-                for name, p in getattr(GAN, module).named_parameters():
-                    scale = MAPPING_RATE if module == "S" else equalized_scale(name, p)
-                    parameters.append((scale if config.equalized_lr else 1.0, p))
-            found.append(training.adam(parameters, config.learning_rate * mult, config.adam_betas))
-        return found
+    def rate_scale(self, module, name, parameter):
+        """As `VolumeTrainer`'s."""
+        if not self.config.equalized_lr:
+            return 1.0
+        return MAPPING_RATE if module == "S" else equalized_scale(name, parameter)
+
+    def averaged(self):
+        """As `VolumeTrainer`'s."""
+        return self.GAN.averaged()
 
     # ---- what a step is made of
 
@@ -1031,11 +1039,6 @@ class Trainer(training.VolumeTrainer):
         if rng.random() >= self.config.mixed_prob:
             return same_style(w, layers), noise
         return mix_styles(w, self.GAN.S(draw(), labels), layers, int(rng.integers(layers))), noise
-
-    def next_real(self):
-        """The next real volumes and their classes. Shapes: -> (B, 1, D, H, W), (B,) or None"""
-        volumes, indices = self.next_volumes(self.config.dataset_aug_prob, self.classes)
-        return volumes, self.classes_of(indices)
 
     def augment(self, volumes, rng, prob=None):
         """Volumes as D sees them. Shapes: (B, 1, D, H, W) -> the same"""
@@ -1111,16 +1114,9 @@ class Trainer(training.VolumeTrainer):
 
     # ---- one step
 
-    def train_step(self, log):
-        """One update of every network; the log reads the losses when it waits for the device."""
-        self.seen = []
-        set_rates((self.G_opt, self.D_opt), self.done, self.config.final_rate)
-        with parallel.tf32(False):
-            losses = {**self.discriminator_step(), **self.generator_step()}
-        self.scaler.update()
-        self.update_averages()
-        log.add(self.step, losses, self.origin())
-        self.step += 1
+    def update(self):
+        """One update of every network."""
+        return {**self.discriminator_step(), **self.generator_step()}
 
     def compute(self, accumulate, regularize):
         """Gradients and losses of a half step."""
@@ -1162,7 +1158,7 @@ class Trainer(training.VolumeTrainer):
     def accumulate_discriminator(self, regularize, micro_batches):
         """Gradients of D; the loss in mixed precision, the penalty, in its own pass or not, in float32."""
         losses = defaultdict(float)
-        for randoms in self.passes(parallel.STREAM_D, micro_batches):
+        for randoms in self.passes(STREAM_D, micro_batches):
             volumes, labels = self.reals_of(randoms)
             generated, fake_labels = self.generate(randoms, labels)
             through = regularize and self.config.penalty == "one_centered"  # the augmentation
@@ -1294,7 +1290,7 @@ class Trainer(training.VolumeTrainer):
         """Gradients of G and S; the loss in mixed precision, path lengths in their own pass in float32."""
         losses = defaultdict(float)
         self.GAN.D.requires_grad_(False)
-        for randoms in self.passes(parallel.STREAM_G, micro_batches):
+        for randoms in self.passes(STREAM_G, micro_batches):
             real, real_labels = self.reals_of(randoms) if self.compares else (None, None)
             mapped, noise, labels = self.inputs_of(randoms, real_labels)
             styles = mapped.detach().requires_grad_()  # collects the gradients of both passes for S
@@ -1348,13 +1344,12 @@ class Trainer(training.VolumeTrainer):
     def update_averages(self):
         """SE and GE follow S and G: copies at first, moving averages later; or from the first step on."""
         if self.config.average == "ramped":
-            volumes = self.plan.volumes_per_step
-            self.GAN.update_averages(training.ramped_decay((self.step + 1) * volumes, volumes))
+            super().update_averages()
             return
         if self.step > AVERAGE_AFTER and self.step % AVERAGE_EVERY == 0:
-            self.GAN.update_averages()
+            move_averages(self.averaged(), AVERAGE_DECAY)
         if self.step <= AVERAGE_COPY_UNTIL and self.step % AVERAGE_COPY_EVERY == 2:
-            self.GAN.copy_to_averages()
+            move_averages(self.averaged(), decay=0)
 
     # ---- the heaviest step
 
@@ -1417,18 +1412,16 @@ class Trainer(training.VolumeTrainer):
         return torch.cat(parts) if self.group.first else None
 
     def preview(self):
-        """Sheets of axial slices and projections (G, GE, mixed styles by GE); a NIfTI of GE is written."""
-        sheets = {}
+        """Sheets of axial slices and projections (G, GE, mixed styles by GE), and a volume of GE."""
+        shown = {}
         for name, which in {"G": (False,), "GE": (True,), "mixed": (True, True)}.items():
             volumes = self.preview_volumes(*which)
             if volumes is None:
                 continue
-            sheets[name] = contact_sheet(volumes, self.audit.affine, self.config.num_image_tiles)
+            shown[name] = contact_sheet(volumes, self.audit.affine, self.config.num_image_tiles)
             if name == "GE":
-                path = self.config.results / "previews" / f"{self.step:06d}-GE.nii.gz"
-                path.parent.mkdir(parents=True, exist_ok=True)
-                save_nifti(volumes[0], self.audit.affine, path)
-        return sheets
+                shown["GE.nii.gz"] = (volumes[0], self.audit.affine)
+        return shown
 
     def evaluate(self, received):
         """{metric: value} of volumes of the averaged networks, which the processes share out."""
@@ -1443,14 +1436,11 @@ class Trainer(training.VolumeTrainer):
 
     def state(self):
         """All that the run needs to continue exactly."""
-        state = self.run_state()
+        state = super().state()
         state["config"] |= {"latent_dim": LATENT_DIM, "style_depth": STYLE_DEPTH}
         return state | {
-            "GAN": self.GAN.state_dict(),
             "pl_mean": None if self.pl_mean is None else float(self.pl_mean),
             "ada": self.ada and self.ada.state(),
-            "class_names": self.classes and self.classes.names,
-            "class_shares": self.classes and self.classes.shares().tolist(),
             "truncation_center": {
                 name: truncation_center(
                     getattr(self.GAN, name), LATENT_DIM, self.device, self.config.seed
@@ -1461,12 +1451,12 @@ class Trainer(training.VolumeTrainer):
 
     def load(self, state):
         """Take up the state of a checkpoint; from an original, weights alone, the optimisers start anew."""
-        runs.load_networks(self.GAN, self.networks_in(state))
-        self.step, self.loader = state["step"], None
         if "G_opt" not in state:
+            runs.load_networks(self.GAN, self.networks_in(state))
+            self.step, self.loader = state["step"], None
             self.inherit(state)
             return
-        self.take_up(state)
+        super().load(state)
         self.pl_mean = state["pl_mean"]
         if self.pl_mean is not None:
             self.pl_mean = torch.tensor(self.pl_mean, dtype=torch.float64, device=self.device)
@@ -1581,32 +1571,6 @@ def generate_interpolation(config):
 # ╚══════════════════════════════════════════════════════════════════════════════════════════════════════════╝
 
 
-def adopt_settings(config, checkpoint, classes=None):
-    """The configuration with a checkpoint's network sizes in place of defaults; others are refused."""
-    with as_damaged("it is damaged or of another program", checkpoint):
-        state = read_checkpoint(checkpoint)
-        stored = network_settings(state, checkpoint, config.chosen_depth)
-        there, former = list(map(str, state.get("class_names") or [])), dict(state.get("config", {}))
-    adopted, names = {}, classes.names if classes else []
-    if there != names:
-        raise UserError(
-            f"{checkpoint} has the classes {', '.join(there) or 'none'}, --labels gives "
-            f"{', '.join(names) or 'none'}: give the same, another --name, or --new."
-        )
-    for name in NETWORK_SETTINGS:
-        asked, there = getattr(config, name), stored[name]
-        if asked != there and asked != getattr(TrainConfig, name):
-            raise UserError(
-                f"--{name} is {asked}, but {checkpoint} has {there}: give the same, another --name, or --new."
-            )
-        if asked != there:
-            adopted[name] = there
-    if adopted:
-        print(f"Taken from {checkpoint}: " + ", ".join(f"{name} {value}" for name, value in adopted.items()))
-    training.tell_changes(config, former, checkpoint)
-    return replace(config, **adopted)
-
-
 def open_scores(config, group, bootstrap=0):
     """TrainingScores of the run's data; weights are looked for, and downloaded, now and not later."""
     if config.calculate_fid_num_images < group.world:
@@ -1635,34 +1599,12 @@ def evaluate_checkpoints(config):
 
 
 def train_from_folder(config, group=None):
-    """Check everything, then train, or stop after the checks with `--dry_run`.
-
-    Args:
-        config: TrainConfig.
-        group: parallel.Group of the processes that train together; None is this one alone.
+    """Check everything, then train, or stop after the checks with `--dry_run`; see `training`.
 
     Returns:
         The Trainer, at its last step; after a dry run on the CPU one of fake tensors.
-
-    Raises:
-        UserError: Data or settings cannot be used; nothing has been written.
     """
-    group = group or parallel.Group()
-    config, command, source = runs.begin(config)
-    classes = None
-    if config.labels is not None:
-        classes = dataset.read_classes(config.labels, config.data, config.balance_classes, config.split)
-    if source or config.init_from:
-        config = adopt_settings(config, source or config.init_from, classes)
-    device = parallel.open_device(config, UNSTEADY & {*config.aug_types})
-    audit = training.open_audit(config, device, group, config.batch_size, source or config.init_from)
-    audit.classes = classes
-    scores = None if config.calculate_fid_every is None else open_scores(config, group)
-
-    def make(config, audit, group):
-        return Trainer(config, audit, group, scores, command)
-
-    return training.start(make, config, audit, device, group)
+    return training.train_from_folder(Trainer, config, group)
 
 
 def main(argv=None):

@@ -237,7 +237,7 @@ def run_cell(config, cell, seed, grid):
         grid: Grid.
 
     Returns:
-        {test case: {score: value}}, or None if a signal ended the training.
+        {test case: {score: value}}.
     """
     cases = grid.cases(cell, seed)
     folder = folder_of_run(config, cell, seed, cases)
@@ -246,8 +246,7 @@ def run_cell(config, cell, seed, grid):
         return read_json(kept)
     training = config.training(folder / "segmenter.pt", config.num_train_steps, seed)
     segmenter = runs.run(Segmenter(training, cases, grid.spacing))
-    if segmenter.step < config.num_train_steps:
-        return None
+    runs.end_by_signal(segmenter)
     predictor, scores = segmenter.predictor(), {}
     for name, pair in tqdm(grid.tests.items(), f"Scoring {folder.name}", leave=False):
         scan = pair.scan
@@ -266,14 +265,13 @@ def label_synthetic(config):
     """Folder of the label maps that a teacher made of the synthetic volumes; what it made before stays.
 
     Returns:
-        The folder, or None if a signal ended the teacher's training.
+        The folder.
     """
     folder = Path(config.output)
     model = Path(config.teacher or folder / "teacher" / "segmenter.pt")
     if not model.exists():
         folders = {"data": config.real, "labels": config.real_labels, "split": config.split}
-        if train(config.training(model, config.teacher_steps, **folders)).step < config.teacher_steps:
-            return None
+        runs.end_by_signal(train(config.training(model, config.teacher_steps, **folders)))
     teacher = TeacherConfig(
         data=config.synthetic,
         model=str(model),
@@ -309,7 +307,7 @@ def open_grid(config):
     """Read and check all that networks are trained and scored on; a teacher labels what has no labels.
 
     Returns:
-        Grid, or None if a signal ended the teacher's training.
+        Grid.
     """
     tests, folders = read_tests(config), {"real": config.real, "real_labels": config.real_labels}
     real, spacing = read_cases(folders, Classes(config.table), split=config.split)
@@ -321,8 +319,6 @@ def open_grid(config):
         if labels is None:
             same_settings(config, real, tests)
             labels = label_synthetic(config)
-        if labels is None:
-            return None
         synthetic = read_synthetic(config, labels, spacing)
         refuse_overlap(tests, config.table, files_of(synthetic), "among the synthetic ones")
     same_settings(config, real, tests)
@@ -333,19 +329,14 @@ def run_experiment(config):
     """Check all, train what is missing, compare, and write the page.
 
     Returns:
-        The folder, or None if a signal ended it early.
+        The folder; a signal ends the program.
     """
     folder = Path(config.output)
     with locked(folder / ".lock", f"The experiment {folder}", "wait for it"):
         grid, results = open_grid(config), {}
-        if grid is None:
-            return None
         for seed in config.seeds:
             for cell in config.cells():
-                scores = run_cell(config, cell, seed, grid)
-                if scores is None:
-                    return None
-                results.setdefault(cell, {})[seed] = scores
+                results.setdefault(cell, {})[seed] = run_cell(config, cell, seed, grid)
         record = compare_runs(results, config.resamples)
         doubted = count_doubted(folder) if config.synthetic_labels is None else None
         record |= {"settings": asdict(config), "teacher": doubted is not None, "doubted": doubted}

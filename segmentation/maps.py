@@ -20,7 +20,7 @@ from tqdm import tqdm
 
 from segmentation.cases import Classes
 from segmentation.labels import TABLES, read_labels, save_labels
-from volumetric import dataset, parallel, runs
+from volumetric import parallel, runs
 from volumetric.cli import UserError
 from volumetric.collection import (
     content_of_labels,
@@ -154,7 +154,6 @@ def read_pairs(config, audit, known=None):
     maps, contents = [maps[path] for path in audit.paths], [found[path][2] for path in audit.paths]
     held_out, rows = hold_out(config, audit, contents, known or Known())
     trained = np.flatnonzero(~held_out)
-    dataset.check_number(len(trained), config.batch_size, f"{config.data} without what is held out")
     middles = [np.mean([p.min(axis=1), p.max(axis=1)], axis=0) for p in map(labelled, maps)]
     maps = torch.from_numpy(np.stack([array_to_volume(one) for one in maps]))
     center = np.mean(middles, axis=0)

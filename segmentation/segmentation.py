@@ -36,8 +36,17 @@ from tqdm import tqdm
 from segmentation.cases import Classes, brought_to, read_cases, read_scan
 from segmentation.labels import TABLES, save_labels
 from segmentation.report import coloured
-from volumetric import parallel, runs
-from volumetric.cli import UserError, check_device_name, check_fields, one_line_errors, option, parse_cli
+from volumetric import parallel, runs, training
+from volumetric.cli import (
+    Continued,
+    UserError,
+    check_device_name,
+    check_fields,
+    one_line_errors,
+    option,
+    options_of,
+    parse_cli,
+)
 from volumetric.collection import find_volumes, names_in
 from volumetric.files import __version__, as_damaged, atomic_path, new_folder
 from volumetric.parallel import host_random
@@ -71,8 +80,12 @@ STREAM_CASES, STREAM_LOOK = range(2)
 
 
 @dataclass(kw_only=True)
-class SegmentationConfig:
-    """Train a segmentation network, or predict with one. The same training command continues its run."""
+class SegmentationConfig(Continued):
+    """Train a segmentation network, or predict with one.
+
+    The same training command continues its run. Ctrl-C and SIGTERM save first, and end it with exit status
+    130 or 143.
+    """
 
     mode: str = option(mode, "What to do.", choices=MODES)
     data: str = option(data, "Folder of NIfTI volumes.")
@@ -84,18 +97,24 @@ class SegmentationConfig:
     output: str | None = option(
         None, "Folder for the training's checkpoints and previews, or new one for the label maps."
     )
-    table: str = option("topcow2024", "Table of the ids; a trained network has its own.", choices=TABLES)
-    num_train_steps: int = option(2000, "Training steps.")
-    batch_size: int = option(2, "Patches in a step.", most=1024)
-    patch_size: tuple = option((), "Voxels along X, Y and Z of a patch, a list; left out, by the volumes.")
-    width: int = option(16, "Channels of the first stage.", most=256)
-    learning_rate: float = option(2e-3, "Highest rate of AdamW.", most=1)
-    mirror: bool = option(True, "Exchange left and right, in volumes and labels, in training and prediction.")
-    fp16: bool = option(True, "Mixed precision.")
-    amp_dtype: str = option("auto", "Of mixed precision.", choices=("auto", "float16", "bfloat16"))
+    table: str = option(
+        "topcow2024", "Table of the ids; a trained network has its own.", choices=TABLES, kept=True
+    )
+    num_train_steps: int = option(2000, "Training steps.", kept=True)
+    batch_size: int = option(2, "Patches in a step.", most=1024, kept=True)
+    patch_size: tuple = option(
+        (), "Voxels along X, Y and Z of a patch, a list; left out, by the volumes.", kept=True
+    )
+    width: int = option(16, "Channels of the first stage.", most=256, kept=True)
+    learning_rate: float = option(2e-3, "Highest rate of AdamW.", most=1, kept=True)
+    mirror: bool = option(
+        True, "Exchange left and right, in volumes and labels, in training and prediction.", kept=True
+    )
+    fp16: bool = option(True, "Mixed precision.", kept=True)
+    amp_dtype: str = option("auto", "Of mixed precision.", choices=("auto", "float16", "bfloat16"), kept=True)
     save_every: int = option(250, "Steps between checkpoints and previews.")
-    device: str = option("auto", "auto, cpu, cuda or cuda:<n>.", check=check_device_name)
-    seed: int = option(0, "Seed of everything random.", least=0)
+    device: str = option("auto", "auto, cpu, cuda or cuda:<n>.", check=check_device_name, resumed=True)
+    seed: int = option(0, "Seed of everything random.", least=0, kept=True)
 
     def __post_init__(self):
         check_fields(self)
@@ -112,9 +131,7 @@ class SegmentationConfig:
         return Path(self.output or beside.with_name(f"{beside.name}_training"))
 
 
-# What a continued training must have in common with its beginning.
-KEPT = ("table", "batch_size", "width", "learning_rate", "mirror", "fp16", "amp_dtype", "seed")
-KEPT += ("num_train_steps",)
+KEPT = [name for name in options_of(SegmentationConfig, kept=True) if name != "patch_size"]
 
 
 # ╔══════════════════════════════════════════════════════════════════════════════════════════════════════════╗
@@ -241,6 +258,7 @@ class Segmenter:
             volumes_per_step=config.batch_size,
             columns=("loss", "Dice"),
             shown=("loss", "Dice"),
+            is_fixed=True,
         )
         self.step, self.reverts, self.best = 0, 0, None
 
@@ -314,12 +332,12 @@ class Segmenter:
             "optimizer": self.optimizer.state_dict(),
             "scaler": self.scaler.state_dict(),
             **{name: getattr(self, name) for name in ("step", "reverts", "best")},
-            "kept": self.kept(),
+            "kept": self.kept() | {"device": self.config.device},
         }
 
     def kept(self):
         """What a continued training must have in common with its beginning."""
-        same = {name: getattr(self.config, name) for name in KEPT}
+        same = {name: getattr(self.config, name) for name in KEPT}  # the patch as it is, not as it was asked
         return same | {"patch": list(self.patch), "trained_on": self.trained_on()}
 
     def trained_on(self):
@@ -383,6 +401,14 @@ def dice_of(found, truth):
     return 2 * (one & other).sum() / (one.sum() + other.sum()).clamp_min(1)
 
 
+def adopt_settings(config, source):
+    """The configuration with what a training keeps of its beginning, by the checkpoint it goes on from."""
+    with as_damaged("it is damaged or of another program", source):
+        former = dict(runs.read_state(source, check=False)["kept"])
+        former["patch_size"] = tuple(former["patch"])
+    return training.adopt_settings(config, former, source, otherwise="or another --model and --output")
+
+
 def train(config):
     """Train to num_train_steps or a signal, and write the model when all is done.
 
@@ -396,6 +422,8 @@ def train(config):
         raise UserError(
             f"{config.model} is there, and no training of it in {config.run}: give another --model."
         )
+    if runs.checkpoint_numbers(config.run / "models"):
+        config = adopt_settings(config, runs.find_checkpoint(config.run / "models"))
     folders = {"data": config.data, "labels": config.labels}
     cases, spacing = read_cases(folders, Classes(config.table), split=config.split)
     segmenter = runs.run(Segmenter(config, cases, spacing))
@@ -536,7 +564,10 @@ def main(argv=None):
     """The command line."""
     config = parse_cli(SegmentationConfig, argv)
     with one_line_errors():
-        (train if config.mode == "train" else predict)(config)
+        if config.mode == "train":
+            runs.end_by_signal(train(config))
+        else:
+            predict(config)
 
 
 if __name__ == "__main__":

@@ -150,7 +150,7 @@ def test_what_is_known_is_handed_on(tmp_path):
         assert row["content_before"] == examined(row["file"]).content
         assert float(row["clipped_percent"]) == pytest.approx(30, abs=1)
     assert np.asarray(Image.open(folder / "cut_1.png")).std() > 20
-    audit = audit_volumes(folder / "volumes", (16, 16, 8), batch_size=2)
+    audit = audit_volumes(folder / "volumes", (16, 16, 8))
     assert audit.contents == [row["content"] for row in rows_in(folder)]
 
 

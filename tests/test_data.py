@@ -137,11 +137,6 @@ def test_wrong_folder(tmp_path, make, text):
         dataset.audit_volumes(tmp_path / "folder", SHAPE)
 
 
-def test_too_few_volumes(data):
-    with pytest.raises(ValueError, match=r"6 volumes, fewer than a batch of 8.*--batch_size 6"):
-        dataset.audit_volumes(data, SHAPE, batch_size=8)
-
-
 def test_a_cache_larger_than_memory_is_refused():
     with pytest.raises(UserError, match=r"need 1048576\.0 GiB, this machine.*--cache disk"):
         dataset.check_memory(1 << 50)
@@ -181,7 +176,7 @@ def integers(seed, low=-1000, high=2000, dtype=np.int16):
 @pytest.fixture
 def packed(data, tmp_path):
     """Function that packs the data folder and returns the Audit."""
-    return lambda: dataset.pack_volumes(data, SHAPE, 1, tmp_path / "packed")
+    return lambda: dataset.pack_volumes(data, SHAPE, tmp_path / "packed")
 
 
 @pytest.mark.parametrize(
@@ -193,7 +188,7 @@ def test_packed_volumes_are_those_in_memory(tmp_path, arrays):
     for n, array in enumerate(arrays):
         write_volume(tmp_path / "data" / f"v{n}.nii.gz", array)
     expected = dataset.audit_volumes(tmp_path / "data", SHAPE)
-    found = dataset.pack_volumes(tmp_path / "data", SHAPE, 1, tmp_path / "packed")
+    found = dataset.pack_volumes(tmp_path / "data", SHAPE, tmp_path / "packed")
     assert found.volumes.voxels.dtype == np.float16 and len(found.volumes) == len(arrays)
     for n in range(len(arrays)):
         torch.testing.assert_close(found.volumes[n], expected.volumes[n], rtol=0, atol=2**-12)
@@ -239,12 +234,6 @@ def test_a_broken_pack_stops_its_own_data_set_alone_and_is_named(tmp_path, data,
         packed()
     (data / "v5.nii.gz").unlink()
     assert len(packed().volumes) == 5
-
-
-def test_a_pack_of_fewer_volumes_than_a_batch_is_refused(data, packed, tmp_path):
-    packed()
-    with pytest.raises(UserError, match=r"6 volumes, fewer than a batch of 8.*--batch_size 6"):
-        dataset.pack_volumes(data, SHAPE, 8, tmp_path / "packed")
 
 
 def test_a_damaged_pack_is_refused(packed):

@@ -206,11 +206,7 @@ def test_a_killed_process_ends_the_job_and_the_run_goes_on(tmp_path, data):
             encoding="utf-8"
         )
         time.sleep(0.1)
-    workers = subprocess.run(
-        ["pgrep", "-P", str(job.pid)], capture_output=True, encoding="utf-8"
-    ).stdout.split()
-    ranks = {int(environment_of(pid)["RANK"]): int(pid) for pid in workers if "RANK" in environment_of(pid)}
-    os.kill(ranks[1], signal.SIGKILL)
+    os.kill(ranks_of(job)[1], signal.SIGKILL)
     assert job.wait(timeout=60) != 0
     log = (tmp_path / "log").read_text(encoding="utf-8")
     assert "Another process of this training has ended" in log
@@ -220,6 +216,32 @@ def test_a_killed_process_ends_the_job_and_the_run_goes_on(tmp_path, data):
     run = run_script("stylegan2_pytorch.py", *flags)
     assert run.returncode == 0, run.stderr
     assert (tmp_path / "models" / "t" / f"model_{last + 1}.pt").exists()
+
+
+def test_a_signal_to_one_process_saves_and_ends_all(tmp_path, data):
+    """Both end with 143, of which torchrun, whose own status is 1, tells; the state is of their last step."""
+    flags = tiny_flags(data, tmp_path, batch_size=2, save_every=10**5, num_train_steps=100000)
+    command = [*LAUNCH, str(ROOT / "stylegan2_pytorch.py"), *map(str, flags)]
+    with open(tmp_path / "log", "w", encoding="utf-8") as log:
+        job = subprocess.Popen(command, cwd=ROOT, stdout=log, stderr=log, env=ENVIRONMENT)
+    table = tmp_path / "results" / "t" / "metrics.csv"
+    deadline = time.monotonic() + 120
+    while not table.exists() or len(table.read_text(encoding="utf-8").splitlines()) < 4:
+        assert time.monotonic() < deadline and job.poll() is None
+        time.sleep(0.1)
+    os.kill(ranks_of(job)[1], signal.SIGTERM)
+    assert job.wait(timeout=60) == 1
+    log = (tmp_path / "log").read_text(encoding="utf-8")
+    assert "SIGTERM: saved after step" in log and re.search(r"exitcode *: 143", log), log
+    step = torch.load(tmp_path / "models" / "t" / "model_0.pt", weights_only=True)["step"]
+    assert step == len(table.read_text(encoding="utf-8").splitlines()) - 1 > 2
+
+
+def ranks_of(job):
+    """Numbers of the processes that torchrun has started, {rank: pid}."""
+    found = subprocess.run(["pgrep", "-P", str(job.pid)], capture_output=True, encoding="utf-8")
+    about = {int(pid): environment_of(pid) for pid in found.stdout.split()}
+    return {int(values["RANK"]): pid for pid, values in about.items() if "RANK" in values}
 
 
 def environment_of(pid):

@@ -96,9 +96,7 @@ def test_deterministic_runs_resume_bit_for_bit(make_config, recipe):
 def test_a_step_waits_for_nothing(make_config):
     """After the first steps, until the losses are read."""
     config = make_config(device="cuda", cache="gpu", num_train_steps=100, aug_prob=1.0)
-    audit = sg.dataset.open_data(
-        config.data, config.array_shape, config.batch_size, "gpu", None, parallel.Group()
-    )
+    audit = sg.dataset.open_data(config.data, config.array_shape, "gpu", None, parallel.Group())
     audit.move("gpu", torch.device("cuda"))
     trainer = sg.Trainer(config, audit)
 

@@ -28,7 +28,18 @@ GROUND = {
     "memory": {"cli"},
     "replay": {"cli"},
     "runs": {"cli", "files", "parallel", "pictures"},
-    "training": {"cli", "dataset", "files", "geometry", "layers", "memory", "parallel", "runs", "tables"},
+    "training": {
+        "cli",
+        "collection",
+        "dataset",
+        "files",
+        "geometry",
+        "layers",
+        "memory",
+        "parallel",
+        "runs",
+        "tables",
+    },
 }
 WITHOUT_TORCH = (
     "volumetric/cli.py",

@@ -328,9 +328,12 @@ def test_what_a_run_holds_out_stays_so(trained, pairs, capsys):
     known = maps.Known.read(checkpoint, goes_on=True)
     for settings in ({"seed": 7}, {"held_out": 0.6}, {"held_out": 0.0}):
         assert held_out_by(pairs, known, **settings) == former
-    training.adopt_settings(config_of(pairs, seed=7, held_out=0.6), checkpoint, l2v.NETWORK_SETTINGS)
+    settings = l2v.Trainer.former_settings(config_of(pairs), checkpoint)
+    training.adopt_settings(config_of(pairs, seed=7), settings, checkpoint)
     told = capsys.readouterr().out
-    assert "--seed was 42 when" in told and "and is 7 now" in told and "--held_out was 0.2 when" in told
+    assert "--seed was 42 when" in told and "and is 7 now" in told
+    with pytest.raises(UserError, match=r"--held_out is 0\.6, but .*model_0\.pt has 0\.2"):
+        training.adopt_settings(config_of(pairs, held_out=0.6), settings, checkpoint)
     write_pairs(pairs, 8)
     assert held_out_by(pairs, known) == (held, seen | {"v6", "v7"})  # what is new is trained on
     other, one = sorted(held)[0], sorted(seen)[0]
@@ -374,6 +377,21 @@ def test_held_out_pairs_of_an_earlier_version(pairs, tmp_path):
     torch.save({"held_out": ["v1", "v4"], "step": 1}, tmp_path / "old.pt")  # names alone
     known = maps.Known.read(tmp_path / "old.pt", goes_on=True)
     assert held_out_by(pairs, known)[0] == {"v1", "v4"}
+
+
+def test_activations_computed_again_give_the_same_gradients(pairs):
+    """The vectors of a spectral norm move once a pass, and sigma is that of the pass."""
+    found = []
+    for again in (False, True):
+        trainer = build_trainer(pairs, checkpoint_activations=again, fp16=False)
+        G = trainer.networks.G
+        for _ in range(2):
+            trainer.accumulate_generator(1)
+        weights = {name: p.grad for name, p in G.named_parameters()}
+        found.append((weights, dict(G.named_buffers())))
+    for one, other in zip(*found, strict=True):
+        assert one.keys() == other.keys() and len(one) > 10
+        assert all(torch.equal(one[name], other[name]) for name in one)
 
 
 def test_memory_is_predicted_and_saved_by_computing_again(pairs):

@@ -342,6 +342,14 @@ def test_balanced_epochs_show_every_class_equally_often():
         order = dataset.SeededBatches(30, 5, 0, (0,), classes=classes).order(np.random.default_rng(seed))
         assert np.bincount(classes.of_volumes[order]).tolist() == [10, 10, 10]
         assert len(set(order.tolist())) == 20  # 10 of 20, all 3, all 7
+    members = np.array([0, 1, 2, 3, 20, 22, 29])  # the others are held out
+    drawn = dataset.SeededBatches(7, 5, 0, (0,), classes=classes, members=members)
+    for seed in range(3):
+        order = drawn.order(np.random.default_rng(seed))
+        assert set(order) <= set(members) and len(order) == 7 and set(classes.of_volumes[order]) == {0, 1, 2}
+    without = dataset.SeededBatches(4, 2, 0, (0,), classes=classes, members=members[2:6])  # none of class c
+    assert sorted(without.order(np.random.default_rng(0))) == [2, 3, 20, 22]
+    assert classes.shares(members[2:6]).tolist() == [0.5, 0.5, 0]
     plain = dataset.SeededBatches(30, 5, 0, (0,)).order(np.random.default_rng(0))
     assert sorted(plain.tolist()) == list(range(30))
 

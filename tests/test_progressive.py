@@ -127,7 +127,7 @@ def test_gradient_penalty_by_hand():
 def test_penalties_of_a_run_by_hand(folder, monkeypatch, kind, expected):
     """Of D(x) = a . x with |a| = 5, seen at real volumes, or at another place on the way to each fake one."""
     config = config_of(folder, penalty=kind)
-    audit = dataset.open_data(config.data, config.array_shape, 16, "ram", None, parallel.Group())
+    audit = dataset.open_data(config.data, config.array_shape, "ram", None, parallel.Group())
     trainer = pw.Trainer(config, audit)
     trainer.enter(trainer.phases[0])
     slope = torch.zeros(1, 1, 4, 4, 4)

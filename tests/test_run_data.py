@@ -17,7 +17,7 @@ def test_a_run_goes_on_along_the_axes_that_it_began_with(make_config, data, tmp_
     """Versions before read volumes along the axes that they were stored along."""
     for n in range(6):
         write_volume(data / f"v{n}.nii.gz", random_array(n), np.diag([-0.6, -0.6, 0.8, 1]))
-    config, about = make_config(), (torch.device("cpu"), parallel.Group(), 2)
+    config, about = make_config(), (torch.device("cpu"), parallel.Group())
     new = training.open_audit(config, *about)
     assert axes_of(new.affine) == "RAS" and capsys.readouterr().out == ""
     torch.save({"step": 1, "affine": np.diag([-0.6, -0.6, 0.8, 1]).tolist()}, tmp_path / "before.pt")
@@ -38,16 +38,16 @@ def test_a_part_of_the_data_is_trained_on_with_a_split(make_config, data, tmp_pa
     (tmp_path / "split.csv").write_text("\n".join(["file,content,subject,part", *rows]), encoding="utf-8")
     config = make_config(split=str(tmp_path / "split.csv"))
     for cache in ("ram", "disk"):
-        audit = training.open_audit(replace(config, cache=cache), torch.device("cpu"), parallel.Group(), 2)
+        audit = training.open_audit(replace(config, cache=cache), torch.device("cpu"), parallel.Group())
         assert [p.name for p in audit.paths] == ["v0.nii.gz", "v1.nii.gz", "v3.nii.gz", "v5.nii.gz"]
         assert audit.contents == [contents[n] for n in (0, 1, 3, 5)]
         assert any("4 of 6 volumes are for training" in line for line in audit.summary)
     write_volume(data / "v3.nii.gz", random_array(77))
     with pytest.raises(UserError, match=r"v3\.nii\.gz has other voxels than the split knows"):
-        training.open_audit(config, torch.device("cpu"), parallel.Group(), 2)
+        training.open_audit(config, torch.device("cpu"), parallel.Group())
     write_volume(data / "v6.nii.gz", random_array(6))
     with pytest.raises(UserError, match=r"no row for 1 of 7 volumes, the first .*v6\.nii\.gz"):
-        training.open_audit(config, torch.device("cpu"), parallel.Group(), 2)
+        training.open_audit(config, torch.device("cpu"), parallel.Group())
 
 
 def test_what_is_not_known_of_earlier_volumes_is_not_claimed(make_config, data, tmp_path):
@@ -79,7 +79,7 @@ def test_a_split_cannot_set_aside_what_a_checkpoint_was_trained_on(make_config, 
 
 def test_a_pack_is_compared_with_the_split_too(make_config, data, tmp_path):
     contents = [collection.content_of(collection.scaled(random_array(n))) for n in range(6)]
-    about = (torch.device("cpu"), parallel.Group(), 2)
+    about = (torch.device("cpu"), parallel.Group())
     for wrong in (False, True):
         rows = [f"v{n}.nii.gz,{contents[n] if n or not wrong else 64 * '0'},s{n},training" for n in range(6)]
         (tmp_path / "split.csv").write_text("\n".join(["file,content,subject,part", *rows]), encoding="utf-8")

@@ -88,9 +88,20 @@ def test_a_run_in_pieces_is_the_run_in_one(tmp_path):
 def test_a_signal_saves_and_ends(tmp_path, number, capsys):
     before = signal.getsignal(number)
     stopped = runs.run(LineTrainer(tmp_path, 99, events={6: lambda _: os.kill(os.getpid(), number)}))
+    with pytest.raises(SystemExit) as ended:
+        runs.end_by_signal(stopped)
+    assert stopped.ended_by == number and ended.value.code == {"SIGINT": 130, "SIGTERM": 143}[number.name]
     assert stopped.step == 7 and runs.read_state(tmp_path / "models" / "model_1.pt")["step"] == 7
     assert f"{number.name}: saved after step 7. The same command continues" in capsys.readouterr().out
     assert signal.getsignal(number) is before
+
+
+def test_a_signal_in_the_last_step_is_no_early_end(tmp_path):
+    events = {7: lambda _: os.kill(os.getpid(), signal.SIGTERM)}
+    ended = runs.run(LineTrainer(tmp_path, 8, events=events))
+    assert ended.step == 8 and ended.ended_by is None
+    runs.end_by_signal(ended)
+    assert runs.run(LineTrainer(tmp_path, 8)).ended_by is None  # it was there already
 
 
 def test_nan_goes_back_with_other_numbers(tmp_path, capsys):

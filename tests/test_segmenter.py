@@ -166,8 +166,12 @@ def test_a_training_in_pieces_is_the_training_in_one(tmp_path):
 def test_another_training_is_not_continued(tmp_path):
     write_pairs(tmp_path, 3)
     segmentation.train(small_config(tmp_path, num_train_steps=1))
-    with pytest.raises(UserError, match=r"another training \(--seed was 0\)"):
+    with pytest.raises(
+        UserError, match=r"--seed is 1, but .* has 0: give the same, or another --model and --output"
+    ):
         segmentation.train(small_config(tmp_path, num_train_steps=1, seed=1))
+    other = {"width": segmentation.SegmentationConfig.width, "patch_size": ()}
+    assert segmentation.train(small_config(tmp_path, num_train_steps=1, **other)).step == 1
     with pytest.raises(UserError, match=r"net\.pt is there, and no training of it"):
         segmentation.train(small_config(tmp_path, output=str(tmp_path / "other")))
 

@@ -1,6 +1,8 @@
 """Training runs: exact resuming, accumulation, averages, checkpoints, interruptions, NaN."""
 
+import copy
 import csv
+import errno
 import json
 import os
 import signal
@@ -15,6 +17,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from PIL import Image
+from torch import nn
 from torch._subclasses.fake_tensor import FakeTensor
 
 import stylegan2_pytorch as sg
@@ -135,6 +138,17 @@ def test_metrics_and_previews(make_config, short_schedule):
     assert list((results / "tensorboard").glob("events*"))
 
 
+def test_a_full_disk_costs_the_volume_of_a_preview_alone(make_config, monkeypatch, capsys):
+    def full(*_):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(nib, "save", full)
+    trainer = sg.train_from_folder(make_config(num_train_steps=1))
+    assert "Warning: The preview GE.nii.gz of step 0 was left out" in capsys.readouterr().err
+    previews = sorted(p.name for p in (trainer.config.results / "previews").iterdir())
+    assert trainer.step == 1 and previews == ["000000-G.png", "000000-GE.png", "000000-mixed.png"]
+
+
 def test_mixed_preview_takes_coarse_style_from_its_row_and_fine_from_its_column(make_config):
     config = make_config(num_image_tiles=2, batch_size=3)
     trainer = sg.Trainer(config)
@@ -191,7 +205,7 @@ def test_micro_batches_in_one_pass_are_those_one_after_the_other(
     settings = {"gradient_accumulate_every": 3, "batch_size": 2, "seed": 3, **OPTIONS[name], "fp16": False}
     settings |= {"labels": str(label_table)} if "labels" in settings else {}
     config, found = make_config(**settings), []
-    audit = training.open_audit(config, torch.device("cpu"), parallel.Group(), config.batch_size)
+    audit = training.open_audit(config, torch.device("cpu"), parallel.Group())
     audit.classes = config.labels and dataset.read_classes(config.labels, config.data, config.balance_classes)
     for at_once in (1, 2):
         trainer = sg.Trainer(config, audit)
@@ -233,7 +247,7 @@ def test_learning_rates_and_style_mixing_follow_their_flags(make_config):
     mixed = {}
     for probability in (0.0, 1.0):
         trainer.config.mixed_prob = probability
-        drawn = [trainer.sample_inputs(*trainer.random(parallel.STREAM_G, micro))[0] for micro in range(20)]
+        drawn = [trainer.sample_inputs(*trainer.random(sg.STREAM_G, micro))[0] for micro in range(20)]
         mixed[probability] = sum(not torch.equal(styles[:, 0], styles[:, -1]) for styles in drawn)
     assert mixed[0.0] == 0 and 3 < mixed[1.0] < 20  # a crossover at block 0 mixes nothing
 
@@ -478,6 +492,18 @@ def test_allocation_tracker_counts_what_lives():
     assert tracker.bytes == 0
 
 
+def test_modules_are_copied_without_memory():
+    """An average of weights may be made by copy.deepcopy, also where tensors have no memory."""
+    with memory.fake_tensors():
+        network = layers.channels_last(nn.Sequential(nn.Conv3d(2, 4, 3), nn.BatchNorm3d(4)))
+        average = copy.deepcopy(network)
+        for one, other in zip(network.state_dict().values(), average.state_dict().values(), strict=True):
+            assert isinstance(other, FakeTensor) and one.stride() == other.stride() and one is not other
+        assert all(isinstance(p, nn.Parameter) and p.requires_grad for p in average.parameters())
+        assert average(torch.zeros(1, 2, 4, 4, 4)).shape == (1, 4, 2, 2, 2)
+    assert "__deepcopy__" not in vars(FakeTensor)
+
+
 def test_dry_run_writes_nothing_and_allocates_nothing_large(make_config, tmp_path, capsys):
     everything = {"rel_disc_loss": True, "dual_contrast_loss": True, "top_k_training": True, "dry_run": True}
     trainer = sg.train_from_folder(make_config(network_capacity=64, fmap_max=4096, **everything))
@@ -596,7 +622,7 @@ def wait_for_steps(table, process):
     ],
     ids=["SIGTERM", "SIGINT", "SIGTERM to workers too", "SIGTERM to a worker too"],
 )
-def test_signals_save_and_exit_cleanly(data, tmp_path, number, settings):
+def test_signals_save_and_exit_as_a_shell_expects(data, tmp_path, number, settings):
     """The signal goes to all processes of the job, as Slurm and Kubernetes send it."""
     flags = tiny_flags(data, tmp_path, num_train_steps=100000, save_every=100000, **settings)
     run = subprocess.Popen(
@@ -611,7 +637,7 @@ def test_signals_save_and_exit_cleanly(data, tmp_path, number, settings):
     wait_for_steps(table, run)
     os.killpg(run.pid, number)
     text, _ = run.communicate(timeout=60)
-    assert run.returncode == 0 and "The same command continues the run" in text
+    assert run.returncode == 128 + number and "The same command continues the run" in text
     step = sg.read_checkpoint(tmp_path / "models" / "t" / "model_0.pt")["step"]
     assert step == len(table.read_text(encoding="utf-8").splitlines()) - 1
 

@@ -25,7 +25,7 @@ import math
 import os
 import re
 import sys
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 
 import fire
@@ -42,6 +42,7 @@ UNSET = object()
 LARGEST = 2**53  # of numbers; beyond it, whole ones are not exact as floats
 NO_MEMORY = ("out of memory", "not enough memory", "allocate memory")  # in an error of PyTorch's
 LONGEST = 4096  # characters of a value
+LARGEST_EDGE = 1024  # voxels, of a volume that is trained on
 
 
 @dataclass(frozen=True)
@@ -55,8 +56,9 @@ class Option:
         check: Function of (flag, value) that raises a UserError.
         file: Path of a file that must be there.
         folder: Path of a folder that must be there, or can be made, and can be written to.
-        resumed: A continued run computes something else with another value.
-        network: Part of the networks' shape, which a checkpoint decides.
+        resumed: A continued run computes something else with another value, which is told.
+        kept: A continued run keeps it; its checkpoint decides, and another value is refused.
+        network: Part of the networks' shape, which a checkpoint decides for any run that starts from it.
         robust: Default under `--recipe robust`, if it is another.
     """
 
@@ -68,6 +70,7 @@ class Option:
     file: bool = False
     folder: bool = False
     resumed: bool = False
+    kept: bool = False
     network: bool = False
     robust: object = UNSET
 
@@ -83,6 +86,12 @@ class Option:
 def option(default, help, **settings):
     """Dataclass field of one option; the settings are those of `Option`."""
     return field(default=default, metadata={"option": Option(help, **settings)})
+
+
+def inherited(config_class, name, default, **settings):
+    """Field of an option that a base class has, with another default, and other settings of `Option`."""
+    (rules,) = (f.metadata["option"] for f in fields(config_class) if f.name == name)
+    return field(default=default, metadata={"option": replace(rules, **settings)})
 
 
 def with_recipes(config_class):
@@ -309,7 +318,7 @@ def trainable_shape(shape):
 
     Shapes: (X, Y, Z) -> (X', X', Z'), voxels
     """
-    edges = [2 ** max(2, round(math.log2(max(n, 1)))) for n in shape]
+    edges = [min(LARGEST_EDGE, 2 ** max(2, round(math.log2(max(n, 1))))) for n in shape]
     size = max(edges[:2])
     return size, size, min(edges[2], size)
 
@@ -330,6 +339,13 @@ def check_networks(image_size, image_depth):
         )
 
 
+def check_betas(betas):
+    """Raise a UserError unless --adam_betas are two numbers from 0 to below 1."""
+    if [type(b) in (int, float) and 0 <= b < 1 for b in betas] != [True, True]:
+        raise UserError(f"--adam_betas must be two numbers from 0 to below 1, got {betas}.")
+
+
+SHARE = {"least": 0, "most": 1}  # range of a probability
 WORKERS = {"least": 0, "most": 64}
 LONGEST_NAME = 150  # bytes; a file system takes 255, and the program adds to it
 PACKED = "packed"
@@ -342,12 +358,27 @@ CACHES = {
 }
 
 
-@dataclass(kw_only=True)
-class RunConfig:
-    """Options of any training: its folders, how far it goes, and on what machine.
+class Continued:
+    """What a configuration of a training says beside its options."""
 
-    A subclass adds image_size, image_depth and batch_size.
-    """
+    derived = frozenset()  # names of the options that were left out and follow from others
+    scheduled = False  # something changes in the course of num_train_steps
+    batch_divisor = 1  # of a process's part of a batch
+
+    def derive(self, name, value):
+        """Give an option the value that follows from others, if it was left out."""
+        if getattr(self, name) is None:
+            setattr(self, name, value)
+            self.derived |= {name}
+
+    def adopting(self, settings):
+        """The configuration with other settings; what was left out follows from these anew."""
+        return replace(self, **{**dict.fromkeys(self.derived), **settings})
+
+
+@dataclass(kw_only=True)
+class RunConfig(Continued):
+    """Options of any training: its folders, how far it goes, on what machine, and its steps."""
 
     data: str = option("./data", "Folder of NIfTI volumes of (image_size, image_size, image_depth) voxels.")
     split: str | None = option(
@@ -362,12 +393,12 @@ class RunConfig:
     load_from: int = option(-1, "Number n of the checkpoint to go back to; -1: newest.", least=-1)
     init_from: str | None = option(None, "Checkpoint whose weights a new run starts from.", file=True)
     num_train_steps: int = option(100000, "Steps in the whole run, those of earlier sessions included.")
-    device: str = option("auto", "auto, cpu, cuda or cuda:<n>.", check=check_device_name)
+    device: str = option("auto", "auto, cpu, cuda or cuda:<n>.", check=check_device_name, resumed=True)
     multi_gpus: bool = option(False, "Train on all GPUs of this machine; the batch is shared out.")
     fp16: bool = option(True, "Mixed precision; penalties are always computed in float32.", resumed=True)
     amp_dtype: str = option("auto", "Of mixed precision.", choices=AMP_DTYPES, resumed=True)
     deterministic: bool = option(False, "Bit-exact resuming on a GPU too, slower; a CPU always does it.")
-    cache: str = option("ram", "Where the training volumes are kept.", choices=CACHES)
+    cache: str = option("ram", "Where the training volumes are kept.", choices=CACHES, resumed=True)
     num_workers: int | None = option(
         None, "Processes that read; None: 0 with a cache, else up to 4.", **WORKERS
     )
@@ -377,13 +408,27 @@ class RunConfig:
     evaluate_every: int = option(3000, "Steps between previews (below step 2500 every 100).")
     log: bool = option(False, "Write TensorBoard files beside metrics.csv; they need no server.")
     dry_run: bool = option(False, "Check everything, print sizes and peak memory, and train nothing.")
+    image_size: int = option(128, "In-plane edge in voxels, a power of two.", most=LARGEST_EDGE, network=True)
+    image_depth: int = option(32, "Axial slices, a power of two, 4 <= depth <= image_size.", network=True)
+    batch_size: int = option(8, "Volumes in a micro-batch, of all processes together.", resumed=True)
+    gradient_accumulate_every: int = option(1, "Micro-batches in a training step.", resumed=True)
+    learning_rate: float = option(1e-4, "Adam's rate.", most=10, resumed=True)
+    final_rate: float = option(1.0, "Share of the rates left at the end.", **SHARE, resumed=True)
+    adam_betas: tuple = option((0.0, 0.99), "Adam's two betas.", resumed=True)
 
     def __post_init__(self):
         if self.log == "aim":
             raise UserError("--log aim is not supported: --log alone writes TensorBoard files.")
         check_fields(self)
+        check_networks(self.image_size, self.image_depth)
+        check_betas(self.adam_betas)
         if self.new and self.load_from != -1:
             raise UserError("--new starts afresh and --load_from continues: give one of them.")
+
+    @property
+    def scheduled(self):
+        """Something changes in the course of num_train_steps."""
+        return self.final_rate < 1
 
     @property
     def shape(self):
@@ -413,6 +458,22 @@ class RunConfig:
     def models(self):
         """Folder of this run's checkpoints."""
         return Path(self.models_dir) / self.name
+
+
+@dataclass(kw_only=True)
+class VolumeConfig(RunConfig):
+    """Options of a training on volumes alone: flips, and classes."""
+
+    dataset_aug_prob: float = option(0.5, "Probability of a left-right flip.", **SHARE, resumed=True)
+    labels: str | None = option(
+        None, "Train for classes: `folders` of data, or a CSV of file and label.", resumed=True
+    )
+    balance_classes: bool = option(False, "Show every class equally often.", resumed=True)
+
+    def __post_init__(self):
+        super().__post_init__()
+        if self.balance_classes and self.labels is None:
+            raise UserError("--balance_classes needs classes: give --labels.")
 
 
 @dataclass(kw_only=True)

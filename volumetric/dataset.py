@@ -116,10 +116,16 @@ class Classes:
     of_volumes: np.ndarray
     balanced: bool = False
 
-    def shares(self):
-        """How often each class is shown. Shapes: -> (classes,), sum 1"""
-        counts = np.bincount(self.of_volumes, minlength=len(self.names))
-        return np.full(len(self.names), 1 / len(self.names)) if self.balanced else counts / counts.sum()
+    def shares(self, members=None):
+        """How often each class is shown, of volumes of indices or all. Shapes: -> (classes,), sum 1"""
+        shown = self.of_volumes if members is None else self.of_volumes[members]
+        counts = np.bincount(shown, minlength=len(self.names))
+        counts = counts > 0 if self.balanced else counts
+        return counts / counts.sum()
+
+    def digest(self):
+        """SHA-256 over the classes of all volumes."""
+        return hashlib.sha256(self.of_volumes.astype("<i8").tobytes()).hexdigest()
 
     def summary(self):
         """Line for a person to read."""
@@ -237,7 +243,6 @@ class Checked:
 def audit_volumes(
     folder,
     shape,
-    batch_size=1,
     keep=True,
     store=None,
     copies=1,
@@ -250,7 +255,6 @@ def audit_volumes(
     Args:
         folder: Folder of NIfTI files.
         shape: Expected shape (X, Y, Z) along `axes`, voxels.
-        batch_size: Fewest volumes that training needs.
         keep: Keep the decoded volumes in memory.
         store: Function of (index, volume) that keeps them elsewhere.
         copies: Processes on this machine of which each keeps the volumes.
@@ -283,7 +287,6 @@ def audit_volumes(
     found = read_all(paths, check, "Checking volumes", folder, stated)
     contents = [one.content for one in found]
     refuse_unusable(copies_among(list(zip(paths, contents, strict=True))), len(paths), folder)
-    check_number(len(paths), batch_size, folder)
     affines = Counter(tuple(np.round(one.affine, 4).ravel()) for one in found)
     return Audit(
         paths=paths,
@@ -294,15 +297,6 @@ def audit_volumes(
         shape=tuple(shape),
         contents=contents,
     )
-
-
-def check_number(number, batch_size, folder):
-    """Raise a UserError if the volumes of a folder do not make one batch."""
-    if number < batch_size:
-        raise UserError(
-            f"{folder} holds {number} volumes, fewer than a batch of {batch_size}: "
-            f"add volumes or set --batch_size {number}."
-        )
 
 
 def check_memory(needed, copies=1):
@@ -395,14 +389,14 @@ def pack_name(folder, paths, shape, axes):
     return hashlib.sha256(json.dumps([PACK_FORMAT, axes, *shape, files]).encode()).hexdigest()[:24]
 
 
-def pack_volumes(folder, shape, batch_size, packs, **chosen):
+def pack_volumes(folder, shape, packs, **chosen):
     """`audit_volumes` whose volumes are in a Pack: the one that there is, or a new one.
 
     A pack is named after the content of the files that it was made of, so that runs share it, and none is
     taken for files that have changed.
 
     Args:
-        folder, shape, batch_size: As for `audit_volumes`.
+        folder, shape: As for `audit_volumes`.
         packs: Folder of all packs.
         chosen: axes, split and parts, as for `audit_volumes`.
 
@@ -412,7 +406,6 @@ def pack_volumes(folder, shape, batch_size, packs, **chosen):
     which = {name: value for name, value in chosen.items() if name != "axes"}
     notes = []
     packs, (paths, stated) = Path(packs), choose(folder, say=notes.append, **which)
-    check_number(len(paths), batch_size, folder)
     final = packs / pack_name(folder, paths, shape, chosen.get("axes", CANONICAL))
     if final.exists():
         pack = Pack(final)
@@ -433,7 +426,7 @@ def pack_volumes(folder, shape, batch_size, packs, **chosen):
             voxels[index] = volume
             sums[index] = zlib.crc32(voxels[index])
 
-        audit = audit_volumes(folder, shape, batch_size, store=store, **chosen)
+        audit = audit_volumes(folder, shape, store=store, **chosen)
         voxels.flush()
         names = [path.relative_to(folder).as_posix() for path in paths]
         index = {"shape": list(shape), "digest": audit.digest, "affine": audit.affine.tolist()}
@@ -526,10 +519,11 @@ class SeededBatches(Sampler):
         """Indices of the volumes of an epoch. Shapes: -> (length,)"""
         if self.classes is None or not self.classes.balanced:
             return rng.permutation(self.members)
-        number = len(self.classes.names)
-        chosen = []
-        for place, c in enumerate(rng.permutation(number)):
-            members = np.flatnonzero(self.classes.of_volumes == c)
+        of_members = self.classes.of_volumes[self.members]
+        there = np.unique(of_members)  # classes
+        number, chosen = len(there), []
+        for place, c in enumerate(there[rng.permutation(number)]):
+            members = self.members[of_members == c]
             quota = self.length // number + (place < self.length % number)
             rounds = [rng.permutation(members) for _ in range(-(-quota // len(members)))]
             chosen.append(np.concatenate(rounds)[:quota])
@@ -569,11 +563,11 @@ def make_loader(dataset, batches, num_workers, device):
     )
 
 
-def open_data(folder, shape, batch_size, cache, packs, group, **chosen):
+def open_data(folder, shape, cache, packs, group, **chosen):
     """`audit_volumes` for several processes, with the volumes where `cache` wants them.
 
     Args:
-        folder, shape, batch_size: As for `audit_volumes`.
+        folder, shape: As for `audit_volumes`.
         cache: ram, gpu (Audit.move brings them there), disk, or none.
         packs: Folder of the packs of `cache` disk.
         group: Group; its first process packs.
@@ -581,9 +575,9 @@ def open_data(folder, shape, batch_size, cache, packs, group, **chosen):
     """
     if cache != "disk":
         kept = cache in ("ram", "gpu")
-        return audit_volumes(folder, shape, batch_size, kept, copies=group.on_this_machine, **chosen)
+        return audit_volumes(folder, shape, kept, copies=group.on_this_machine, **chosen)
     if group.first:
-        audit = pack_volumes(folder, shape, batch_size, packs, **chosen)
+        audit = pack_volumes(folder, shape, packs, **chosen)
         group.tell(audit.volumes.folder.name)
         return audit
     place = Path(packs) / group.tell(None)

@@ -4,6 +4,7 @@ Linear attention: Shen et al. 2018, arXiv:1812.01243. Feature quantisation: Zhao
 arXiv:2004.02088.
 """
 
+import contextlib
 import functools
 import math
 from collections import OrderedDict
@@ -395,14 +396,38 @@ def contrastive_head(features, hidden=256, size=128):
     return nn.Sequential(OrderedDict(net=layers))
 
 
+class FormerBuffers:
+    """Around what is computed again: the buffers of a module as they were when this object was made.
+
+    What moves them, such as the power iteration of a spectral norm, then gives the same numbers again, and
+    the module goes on with what it had before.
+    """
+
+    def __init__(self, module):
+        owners = [(m, name) for m in module.modules() for name, b in m._buffers.items() if b is not None]
+        self.former = [(owner, name, owner._buffers[name].clone()) for owner, name in owners]
+
+    def __enter__(self):
+        self.present = [owner._buffers[name] for owner, name, _ in self.former]
+        for owner, name, former in self.former:
+            owner._buffers[name] = former.clone()  # a graph of gradients is computed again more than once
+
+    def __exit__(self, *_):
+        for (owner, name, _), present in zip(self.former, self.present, strict=True):
+            owner._buffers[name] = present
+
+
 def run_block(block, *inputs, again=False):
     """A block's result; with `again`, what its gradient needs is computed again in the backward pass.
 
-    Without gradients there is nothing to keep.
+    Without gradients there is nothing to keep. What a block remembers in buffers moves once, if the block is
+    a module.
     """
     if not (again and torch.is_grad_enabled()):
         return block(*inputs)
-    return checkpoint(block, *inputs, use_reentrant=False, preserve_rng_state=False)
+    memory = FormerBuffers(block) if isinstance(block, nn.Module) else contextlib.nullcontext()
+    settings = {"preserve_rng_state": False, "context_fn": lambda: (contextlib.nullcontext(), memory)}
+    return checkpoint(block, *inputs, use_reentrant=False, **settings)
 
 
 def channels_last(module):
@@ -471,6 +496,20 @@ def equalized_scale(name, parameter):
 def trained_by(optimizer):
     """Parameters of an optimiser, of all its groups."""
     return [p for group in optimizer.param_groups for p in group["params"]]
+
+
+@torch.no_grad()
+def move_averages(pairs, decay):
+    """average <- decay * average + (1 - decay) * current; what is no weight is copied.
+
+    Args:
+        pairs: [(module that is an average, module that it follows)].
+        decay: From 0, a copy, to 1.
+    """
+    for average, current in pairs:
+        torch._foreach_lerp_(list(average.parameters()), list(current.parameters()), 1 - decay)
+        for one, other in zip(average.buffers(), current.buffers(), strict=True):
+            one.copy_(other)
 
 
 def set_rates(optimizers, done, final):

@@ -5,7 +5,8 @@ import math
 import weakref
 
 import torch
-from torch._subclasses.fake_tensor import FakeTensorMode
+from torch import nn
+from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.weak import WeakIdKeyDictionary
@@ -13,6 +14,24 @@ from torch.utils.weak import WeakIdKeyDictionary
 from volumetric.cli import UserError
 
 COMFORTABLE = 0.75  # of a GPU's memory, up to which more is computed at once
+
+
+@contextlib.contextmanager
+def fake_tensors():
+    """FakeTensorMode in which a module can be deep-copied too: PyTorch would copy the memory it has not."""
+    FakeTensor.__deepcopy__ = copied
+    try:
+        with FakeTensorMode():
+            yield
+    finally:
+        del FakeTensor.__deepcopy__
+
+
+def copied(tensor, memo):
+    """`copy.deepcopy` of a fake tensor or parameter."""
+    copy = tensor.detach().clone()
+    copy = nn.Parameter(copy) if isinstance(tensor, nn.Parameter) else copy
+    return memo.setdefault(id(tensor), copy.requires_grad_(tensor.requires_grad))
 
 
 class AllocationTracker(TorchDispatchMode):
@@ -55,7 +74,7 @@ def predict_peak_memory(build):
         build: Function that makes the trainer; it must not move tensors.
     """
     tracker, peaks = AllocationTracker(), {}
-    with FakeTensorMode(), tracker:
+    with fake_tensors(), tracker:
         trainer = build()
         for phase, work in trainer.rehearsals():
             tracker.peak = tracker.bytes

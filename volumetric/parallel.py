@@ -24,7 +24,7 @@ LONG_WAIT = timedelta(hours=6)  # for what the first process does alone: downloa
 
 # Streams of random numbers: every draw is a function of (seed, reverts, stream, step, micro-batch); several
 # processes draw for the whole batch and take their part, so that their number changes nothing but rounding.
-STREAM_ORDER, STREAM_FLIP, STREAM_D, STREAM_G, STREAM_CLASS = range(5)
+STREAM_ORDER, STREAM_FLIP, STREAM_STEP, STREAM_SECOND_STEP, STREAM_CLASS = range(5)
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,8 @@
     train_step(log)    one update; hands the losses to `log.add` without waiting for the device
     state()            all that the run needs to continue exactly, with step, reverts and best
     load(state)        take it up
-    preview()          {name: picture (H, W) uint8}, of the first process; {} of the others
+    preview()          {name: picture (H, W) or (H, W, 3) uint8, or (volume, affine) for a name ending in
+                       .nii.gz}, of the first process; {} of the others
     evaluate(received) {metric: number}, of the first process; may give up when a signal was received
 
 and, for memory.py, `rehearsals()`: [(phase, function that runs its heaviest work once)].
@@ -39,7 +40,7 @@ from torch.utils._pytree import tree_leaves
 from tqdm import tqdm
 
 from volumetric.cli import UserError
-from volumetric.files import as_damaged, atomic_path, clear_parts, next_free, one_line, reading
+from volumetric.files import as_damaged, atomic_path, clear_parts, next_free, one_line, reading, save_nifti
 from volumetric.pictures import save_picture
 
 CHECKPOINT = r"model_(0|[1-9][0-9]{0,11})\.pt"  # its file's name
@@ -47,6 +48,7 @@ NAN_REVERTS = 3  # returns to the last checkpoint before training gives up
 # Steps between readings of the losses, for which a GPU must be waited for.
 READ_EVERY = {"cpu": 1, "cuda": 10}
 MOST_STEPS = 2**53
+SIGNALS = (signal.SIGINT, signal.SIGTERM)  # that end a run after its step
 
 
 class NanException(UserError):
@@ -72,6 +74,7 @@ class Plan:
         shown: Losses in the progress bar.
         lowest_is_best: Metrics, of which the first that there is decides on model_best.pt.
         tensorboard: Write TensorBoard files too.
+        is_fixed: A run keeps num_train_steps.
     """
 
     models: Path
@@ -89,6 +92,7 @@ class Plan:
     shown: tuple = ()
     lowest_is_best: tuple = ()
     tensorboard: bool = False
+    is_fixed: bool = False
 
     @classmethod
     def of(cls, config, **more):
@@ -124,19 +128,20 @@ def run(trainer):
     """Continue from the newest checkpoint, if any, to num_train_steps, a signal or too many NaN.
 
     Returns:
-        The trainer, at its last step.
+        The trainer, at its last step; `ended_by` is the signal that ended it before num_train_steps, or None.
 
     Raises:
         NanException: Losses or weights were not finite again and again.
     """
-    plan, group = trainer.plan, trainer.group
+    plan, group, trainer.ended_by = trainer.plan, trainer.group, None
     resume(trainer)
     group.wait()  # until all have read what is there
     if group.first:
         for folder in (plan.models, plan.results, plan.results / "previews"):
             clear_parts(folder)
     if trainer.step >= plan.num_train_steps:
-        print(f"{plan.models} is at step {trainer.step} already: raise --num_train_steps to train on.")
+        remedy = "its plan is done" if plan.is_fixed else "raise --num_train_steps to train on"
+        print(f"{plan.models} is at step {trainer.step} already: {remedy}.")
         return trainer
     with interruptions() as received, RunLog(trainer) as log:
         if trainer.step == 0:
@@ -153,8 +158,16 @@ def run(trainer):
                 logger=None,
             )
     if received:
+        if trainer.step < plan.num_train_steps:
+            trainer.ended_by = signal.Signals[received[0]]
         print(f"{received[0]}: saved after step {trainer.step}. The same command continues the run.")
     return trainer
+
+
+def end_by_signal(trainer):
+    """End the program with status 130 or 143 if SIGINT or SIGTERM ended the run before its last step."""
+    if trainer.ended_by is not None:
+        sys.exit(128 + trainer.ended_by)
 
 
 def train_to_checkpoint(trainer, log, received):
@@ -199,20 +212,22 @@ def go_back(trainer, log, error):
 def agree_on_end(trainer, received):
     """End all processes after the same step when any has received a signal."""
     if trainer.group.world > 1:
-        asked = torch.tensor([float(bool(received))], device=trainer.device)
+        asked = torch.tensor([float(one.name in received) for one in SIGNALS], device=trainer.device)
         trainer.group.sum_([asked])
-        if asked.item() and not received:
-            received.append("A signal to another process")
+        received[:] = [one.name for one, times in zip(SIGNALS, asked.tolist(), strict=True) if times]
 
 
 def preview(trainer, log):
-    """Write the trainer's pictures, previews/<step>-<name>.png, and to TensorBoard."""
+    """Write the trainer's previews, <step>-<name>.png, to TensorBoard too, and volumes, <step>-<name>."""
     folder = trainer.plan.results / "previews"
-    for name, picture in trainer.preview().items():
+    for name, shown in trainer.preview().items():
         with dispensable(f"The preview {name} of step {trainer.step}"):
             folder.mkdir(parents=True, exist_ok=True)
-            save_picture(picture, folder / f"{trainer.step:06d}-{name}.png")
-            log.show_picture(f"previews/{name}", picture)
+            if name.endswith(".nii.gz"):
+                save_nifti(*shown, folder / f"{trainer.step:06d}-{name}")
+            else:
+                save_picture(shown, folder / f"{trainer.step:06d}-{name}.png")
+                log.show_picture(f"previews/{name}", shown)
 
 
 def lacks_preview(trainer):
@@ -276,7 +291,7 @@ def interruptions():
     if threading.current_thread() is not threading.main_thread():
         yield received  # only the main thread may set handlers
         return
-    former = {number: signal.signal(number, remember) for number in (signal.SIGINT, signal.SIGTERM)}
+    former = {number: signal.signal(number, remember) for number in SIGNALS}
     try:
         yield received
     finally:
@@ -426,7 +441,7 @@ def save(trainer):
     if not trainer.group.first:
         return
     save_checkpoint(state, plan.models / f"model_{number_for(plan, trainer.step)}.pt")
-    with atomic_path(plan.models / ".config.json") as part:
+    with dispensable(".config.json"), atomic_path(plan.models / ".config.json") as part:
         part.write_text(json.dumps(state.get("config", {}), indent=1), encoding="utf-8")
     if plan.keep_checkpoints is not None:
         for number in checkpoint_numbers(plan.models)[: -plan.keep_checkpoints]:

@@ -12,13 +12,13 @@ from dataclasses import asdict, replace
 
 import numpy as np
 import torch
-from torch._subclasses.fake_tensor import FakeTensorMode
 
 from volumetric import dataset, memory, parallel, runs
-from volumetric.cli import UserError, options_of
+from volumetric.cli import UserError, VolumeConfig, options_of
+from volumetric.collection import choose
 from volumetric.files import __version__, as_damaged, locked, naming
 from volumetric.geometry import CANONICAL, axes_of
-from volumetric.layers import count_parameters, trained_by
+from volumetric.layers import channels_last, count_parameters, move_averages, set_rates, trained_by
 from volumetric.tables import Split
 
 FORMAT_VERSION = 1  # of our checkpoints
@@ -46,17 +46,17 @@ def adam(parameters, rate, betas):
     return torch.optim.Adam(groups, betas=tuple(betas), fused=True)
 
 
-def check_betas(betas):
-    """Raise a UserError unless --adam_betas are two numbers from 0 to below 1."""
-    if [type(b) in (int, float) and 0 <= b < 1 for b in betas] != [True, True]:
-        raise UserError(f"--adam_betas must be two numbers from 0 to below 1, got {betas}.")
-
-
 class VolumeTrainer:
     """One run of a trainer.
 
-    A subclass builds its networks and optimisers after `super().__init__`, and adds train_step, rehearsed,
-    preview, state and load.
+    A subclass builds its networks and optimisers, and its plan, after `super().__init__`, and has
+
+        update()      one update of the networks; returns losses
+        averaged()    its averages of weights, if any
+        rehearsed()   the heaviest work of a step
+        preview()     what is shown of it
+
+    and what else it computes otherwise: every method here may be another's.
 
     Args:
         config: RunConfig with batch_size, and what the subclass needs.
@@ -72,14 +72,52 @@ class VolumeTrainer:
     inherited = frozenset()  # contents of the volumes that the weights were trained on before this run;
     history_known = True  # False if some are not known
     replay = None  # of steps that are all alike
-    reals_per_batch = 1  # batches of real volumes that a micro-batch of a step takes
+    ended_by = None  # the signal that ended the run before its last step
+    batches_per_micro = 1  # batches of volumes that a micro-batch of a step takes
+    counted_from = 0  # step that the batches are counted from,
+    order_key = ()  # and what their order depends on beside the seed
+
+    # ---- before a run
+
+    parts = ("training",)  # of a split, that it reads
+
+    @staticmethod
+    def former_settings(config, source):
+        """{name: value} of the options that a checkpoint was written with."""
+        with as_damaged("it is damaged or of another program", source):
+            return dict(runs.read_state(source, check=False)["config"])
+
+    @staticmethod
+    def unsteady(config):
+        """What a run does that no GPU does twice the same, a set of words."""
+        return set()
+
+    @staticmethod
+    def largest_batch(config):
+        """The largest batch of a run, in times of --batch_size."""
+        return 1
+
+    @staticmethod
+    def prepare(config, audit, group, source, goes_on):
+        """What else a trainer is made with, {name: value}; complains before anything is written.
+
+        Args:
+            config, audit, group: As for `start`.
+            source: Checkpoint that the run continues or starts from; None without one.
+            goes_on: It continues it.
+        """
+        return {}
+
+    # ---- a run
 
     def __init__(self, config, audit=None, group=None, command=None):
         self.config, self.audit, self.group = config, audit, group or parallel.Group()
         self.classes = audit and audit.classes  # of the volumes, if any
         self.command = command or asdict(config)
         self.whole_batch = config.batch_size  # volumes of a micro-batch, of all processes
-        self.batch_size = self.penalty_part = self.group.own(self.whole_batch)  # of this one
+        self.batch_size = self.penalty_part = self.group.own(
+            self.whole_batch, config.batch_divisor
+        )  # of this one
         self.at_once = 1  # micro-batches in a pass through the networks
         self.device = parallel.choose_device(config.device)
         self.amp_dtype = parallel.choose_amp_dtype(config.amp_dtype, self.device)
@@ -107,11 +145,53 @@ class VolumeTrainer:
 
     def reported(self):
         """{name: network} whose sizes are told."""
-        return {name: getattr(self.networks, name) for name in "GD"}
+        return {self.entry: self.networks}
 
     def evaluate(self, received):
         """{metric: value}; none without an evaluation of one's own."""
         return {}
+
+    # ---- networks and optimisers
+
+    def placed(self, networks):
+        """Networks on the device, ready for training; fake tensors of a CPU cannot be moved."""
+        networks = channels_last(networks)
+        return networks if self.device.type == "cpu" else networks.to(self.device)
+
+    def adam(self, *names, mult=1.0):
+        """Adam for modules of the networks, those that there are, a group for every scale of the rate."""
+        parameters = []
+        for module in names:
+            named = getattr(self.networks, module)
+            for name, p in () if named is None else named.named_parameters():
+                parameters.append((self.rate_scale(module, name, p), p))
+        return adam(parameters, self.config.learning_rate * mult, self.config.adam_betas)
+
+    def rate_scale(self, module, name, parameter):
+        """Factor on the rate of a parameter."""
+        return 1.0
+
+    # ---- one step
+
+    def train_step(self, log):
+        """One update of every network; the log reads the losses when it waits for the device."""
+        self.seen = []
+        set_rates(self.optimizers.values(), self.done, self.config.final_rate)
+        with parallel.tf32(False):
+            losses = self.update()
+        self.scaler.update()
+        self.update_averages()
+        log.add(self.step, losses, self.origin())
+        self.step += 1
+
+    def averaged(self):
+        """[(module that is an average, module that it follows)]."""
+        return []
+
+    def update_averages(self):
+        """Averages follow from the first step on, ever longer."""
+        volumes = self.plan.volumes_per_step
+        move_averages(self.averaged(), ramped_decay((self.step + 1) * volumes, volumes))
 
     # ---- what a step is made of
 
@@ -134,10 +214,19 @@ class VolumeTrainer:
         """Endless batches of real volumes from the current step on."""
         config, volumes = self.config, dataset.VolumeDataset(self.audit)
         length = len(volumes) if self.members is None else len(self.members)
-        start = self.step * config.gradient_accumulate_every * self.reals_per_batch
-        drawn = (config.batch_size, flip_prob, (config.seed, self.reverts), start)
+        per_step = config.gradient_accumulate_every * self.batches_per_micro
+        key = (config.seed, self.reverts, *self.order_key)
+        drawn = (self.whole_batch, flip_prob, key, (self.step - self.counted_from) * per_step)
         batches = dataset.SeededBatches(length, *drawn, self.group, classes, self.members)
         return dataset.make_loader(volumes, batches, config.num_workers, self.device)
+
+    def next_real(self):
+        """The next real volumes and their classes, by a VolumeConfig.
+
+        Shapes: -> (B, 1, D, H, W), (B,) or None
+        """
+        volumes, indices = self.next_volumes(self.config.dataset_aug_prob, self.classes)
+        return volumes, self.classes_of(indices)
 
     def next_volumes(self, flip_prob, classes=None):
         """The next real volumes, and their indices. Shapes: -> (B, 1, D, H, W), (B,)"""
@@ -157,11 +246,16 @@ class VolumeTrainer:
         """Classes for generated volumes, drawn as they are shown. Shapes: -> (B,), or None without classes"""
         if self.classes is None:
             return None
-        drawn = dataset.draw_classes(self.classes.shares(), rng.random(self.batch_size))
+        drawn = dataset.draw_classes(self.classes.shares(self.members), rng.random(self.batch_size))
         return parallel.to_device(drawn, self.device)
 
-    def half_step(self, name, accumulate, *args):
-        """One update by an optimiser; returns the losses, sums over the processes."""
+    def update_by(self, name, accumulate, *args):
+        """One update by an optimiser; returns the losses, sums over the processes.
+
+        Args:
+            name: Of the optimiser.
+            accumulate: Function of (*args, micro-batches) that adds gradients, and returns {name: loss}.
+        """
         optimizer = self.optimizers[name]
         losses = accumulate(*args, self.config.gradient_accumulate_every)
         gradients = [p.grad for p in trained_by(optimizer) if p.grad is not None]
@@ -211,9 +305,10 @@ class VolumeTrainer:
 
     # ---- state
 
-    def run_state(self):
-        """What every trainer needs to continue exactly, beside its networks."""
+    def state(self):
+        """All that the run needs to continue exactly."""
         state = {
+            self.entry: self.networks.state_dict(),
             **{name: optimizer.state_dict() for name, optimizer in self.optimizers.items()},
             "scaler": self.scaler.state_dict(),
             "step": self.step,
@@ -230,6 +325,10 @@ class VolumeTrainer:
         }
         if self.device.type == "cuda":
             state["random"]["cuda"] = torch.cuda.get_rng_state(self.device)
+        if isinstance(self.config, VolumeConfig):
+            state["class_names"] = self.classes and self.classes.names
+            state["class_shares"] = self.classes and self.classes.shares(self.members).tolist()
+            state["class_digest"] = self.classes and self.classes.digest()
         return state
 
     @property
@@ -257,13 +356,16 @@ class VolumeTrainer:
             raise UserError("is no checkpoint of this program: give another --name or --models_dir")
         return state[self.entry]
 
-    def take_up(self, state):
-        """Take up what `run_state` gave, but for the step."""
+    def load(self, state):
+        """Take up the state of a checkpoint."""
+        weights = self.networks_in(state)
         if state["format_version"] > FORMAT_VERSION:
             raise UserError(
                 f"was written by version {state['version']} in format {state['format_version']}; this is "
                 f"{__version__} with format {FORMAT_VERSION}: update the program."
             )
+        runs.load_networks(self.networks, weights)
+        self.step, self.loader = state["step"], None
         for name, optimizer in self.optimizers.items():
             rates = [group["full"] for group in optimizer.param_groups]
             runs.load_optimizer(optimizer, state[name])
@@ -285,60 +387,91 @@ class VolumeTrainer:
 # ╚══════════════════════════════════════════════════════════════════════════════════════════════════════════╝
 
 
-def adopt_settings(config, checkpoint, names):
-    """The configuration with a checkpoint's network settings in place of defaults; others are refused.
+def adopt_settings(config, former, source, goes_on=True, otherwise="another --name, or --new"):
+    """The configuration with what a checkpoint decides in place of defaults; what else is asked is refused.
 
-    What else has changed since, and changes what is computed, is told.
-
-    Args:
-        config: RunConfig.
-        checkpoint: Path.
-        names: Of the settings.
-    """
-    with as_damaged("it is damaged or of another program", checkpoint):
-        former = dict(runs.read_state(checkpoint, check=False)["config"])
-        stored = {name: former[name] for name in names}
-    for name, there in stored.items():
-        asked, default = getattr(config, name), getattr(type(config), name)
-        if asked not in (there, default):
-            raise UserError(
-                f"--{name} is {asked}, but {checkpoint} has {there}: give the same, another --name, or --new."
-            )
-    tell_changes(config, former, checkpoint)
-    return replace(config, **stored)
-
-
-def tell_changes(config, former, checkpoint):
-    """Print old and new value of every setting that a continued run computes something else with.
+    It decides on its networks' shape, and in a continued run on what that keeps. Whatever else has changed,
+    and changes what is computed, is told.
 
     Args:
-        config: RunConfig.
-        former: {name: value} in the checkpoint.
-        checkpoint: Its path.
+        config: Of options; see `cli.Option`.
+        former: {name: value} that the checkpoint was written with.
+        source: Its path.
+        goes_on: The run is continued; False if a new one starts from its weights.
+        otherwise: What a run of other settings is given.
     """
-    scheduled = getattr(config, "final_rate", 1) < 1 or getattr(config, "final_gamma", None)
-    for name in [*options_of(type(config), resumed=True), *(["num_train_steps"] if scheduled else [])]:
+    kind, adopted = type(config), {}
+    kept = options_of(kind, kept=True) if goes_on else []
+    for name in [*options_of(kind, network=True), *kept]:
+        asked, there = getattr(config, name), former[name]
+        if asked not in (there, getattr(kind, name)):
+            remedy = f"give the same, {otherwise}" if goes_on else "give the same"
+            raise UserError(f"--{name} is {asked}, but {source} has {there}: {remedy}.")
+        if asked != there:
+            adopted[name] = there
+    if adopted:
+        print(f"Taken from {source}: " + ", ".join(f"{name} {value}" for name, value in adopted.items()))
+    config = config.adopting(adopted)
+    for name in [*options_of(kind, resumed=True), *(["num_train_steps"] if config.scheduled else [])]:
         now = getattr(config, name)
         if name in former and former[name] != now:
-            print(f"--{name} was {former[name]} when {checkpoint} was written and is {now} now.")
+            print(f"--{name} was {former[name]} when {source} was written and is {now} now.")
+    return config
 
 
-def open_audit(config, device, group, batch_size, source=None, parts=("training",)):
+def compare_classes(classes, source, goes_on=True):
+    """Raise a UserError unless a checkpoint has these Classes; tell if its volumes had others of them."""
+    with as_damaged("it is damaged or of another program", source):
+        state = runs.read_state(source, check=False)
+        there, former = list(map(str, state.get("class_names") or [])), state.get("class_digest")
+    names = classes.names if classes else []
+    if there != names:
+        raise UserError(
+            f"{source} has the classes {', '.join(there) or 'none'}, --labels gives "
+            f"{', '.join(names) or 'none'}: give the same{', another --name, or --new' if goes_on else ''}."
+        )
+    if goes_on and classes and former not in (None, classes.digest()):
+        print(f"Volumes have other classes by --labels than when {source} was written.")
+
+
+def check_number(number, config, group, folder, times=1):
+    """Raise a UserError if the volumes of a folder do not make one batch.
+
+    Args:
+        number: Of volumes.
+        config, group: As for `start`.
+        folder: What holds them, for the message.
+        times: The largest batch of the run, in times of --batch_size.
+    """
+    if number >= times * config.batch_size:
+        return
+    unit = group.world * config.batch_divisor
+    largest = number // times // unit * unit  # that can be shared out
+    remedy = f" or set --batch_size {largest}" if largest else ""
+    raise UserError(
+        f"{folder} holds {number} volumes, fewer than a batch of {times * config.batch_size}: "
+        f"add volumes{remedy}."
+    )
+
+
+def open_audit(config, device, group, source=None, parts=("training",), times=1):
     """Audit of a run's data, which make at least one batch, with the volumes where --cache wants them.
 
     Args:
         config, device, group: As for `start`.
-        batch_size: Fewest volumes.
         source: Checkpoint that the run continues or starts from, if any: its axes are those of the run.
         parts: Of the split.
+        times: As for `check_number`.
     """
     if source is not None and config.split is not None:
         refuse_seen(source, config.split)
     cache = "none" if config.dry_run and device.type != "cuda" else config.cache
     chosen = {"split": config.split, "parts": parts}
+    paths, _ = choose(config.data, say=dataset.ignore, **chosen)
+    check_number(len(paths), config, group, config.data, times)
     axes = CANONICAL if source is None else axes_of_run(source, config.data, **chosen)
     where = (cache, config.packs, group)
-    audit = dataset.open_data(config.data, config.array_shape, batch_size, *where, axes=axes, **chosen)
+    audit = dataset.open_data(config.data, config.array_shape, *where, axes=axes, **chosen)
     audit.move(cache, device)
     return audit
 
@@ -376,6 +509,41 @@ def axes_of_run(source, data, **chosen):
     return axes
 
 
+def train_from_folder(trainer_class, config, group=None):
+    """Check everything, then train, or stop after the checks with `--dry_run`.
+
+    Args:
+        trainer_class: Subclass of VolumeTrainer.
+        config: Its configuration.
+        group: parallel.Group of the processes that train together; None is this one alone.
+
+    Returns:
+        The trainer, at its last step; after a dry run on the CPU one of fake tensors.
+
+    Raises:
+        UserError: Data or settings cannot be used; nothing has been written.
+    """
+    group, classes = group or parallel.Group(), None
+    config, command, source = runs.begin(config)
+    begun, goes_on = source or config.init_from, source is not None
+    if isinstance(config, VolumeConfig) and config.labels is not None:
+        classes = dataset.read_classes(config.labels, config.data, config.balance_classes, config.split)
+    if begun:
+        config = adopt_settings(config, trainer_class.former_settings(config, begun), begun, goes_on)
+        compare_classes(classes, begun, goes_on)
+    group.own(config.batch_size, config.batch_divisor)  # or it complains
+    device = parallel.open_device(config, trainer_class.unsteady(config))
+    about = (begun, trainer_class.parts, trainer_class.largest_batch(config))
+    audit = open_audit(config, device, group, *about)
+    audit.classes = classes
+    prepared = trainer_class.prepare(config, audit, group, begun, goes_on)
+
+    def make(config, audit, group):
+        return trainer_class(config, audit, group, command=command, **prepared)
+
+    return start(make, config, audit, device, group)
+
+
 def start(make, config, audit, device, group):
     """Make a trainer, tell what there is to know, and train, or stop before that with `--dry_run`.
 
@@ -390,7 +558,7 @@ def start(make, config, audit, device, group):
         The trainer, at its last step; after a dry run on the CPU one of fake tensors.
     """
     on_gpu = device.type == "cuda"
-    with FakeTensorMode() if config.dry_run and not on_gpu else contextlib.nullcontext():
+    with memory.fake_tensors() if config.dry_run and not on_gpu else contextlib.nullcontext():
         trainer = make(config, audit, group)
     if config.dry_run:
         print("\n".join(f"{name}: {value}" for name, value in asdict(config).items()))
@@ -442,8 +610,13 @@ def rehearse_on_cpu(make, config, audit, group):
 
 
 def run_from_command_line(config, train):
-    """Train in one process, in those that torchrun started, or in one for each GPU."""
+    """Train in one process, in those that torchrun started, or in one for each GPU.
+
+    A run that a signal ends before its last step ends the program like that signal, with 130 or 143.
+    """
     if config.multi_gpus and "WORLD_SIZE" not in os.environ:
         parallel.start_on_all_gpus()
     with parallel.process_group(config.device) as group, parallel.only_first_prints(group):
-        train(config, group)
+        trainer = train(config, group)
+        group.wait()  # torchrun ends all processes as soon as one has ended with another status than 0
+    runs.end_by_signal(trainer)

@@ -32,10 +32,10 @@ import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils.flop_counter import FlopCounterMode
 
-from stylegan2_pytorch import LATENT_DIM, StyleGAN2, TrainConfig, Trainer, same_style
+from stylegan2_pytorch import LATENT_DIM, STREAM_G, StyleGAN2, TrainConfig, Trainer, same_style
 from volumetric.cli import check_device_name, check_fields, one_line_errors, option, parse_cli
 from volumetric.dataset import SeededBatches, VolumeDataset, make_loader, open_data
-from volumetric.parallel import STREAM_G, Group, choose_device, host_random
+from volumetric.parallel import Group, choose_device, host_random
 from volumetric.pictures import contact_sheet
 from volumetric.training import rehearse_on_cpu
 
@@ -293,9 +293,7 @@ def loading(config, device):
             array = host_random(n).integers(0, 1000, shape, dtype=np.int16)
             nib.save(nib.Nifti1Image(array, np.eye(4)), scratch / "volumes" / f"{n}.nii")
         for cache in ("ram", "disk"):
-            audit = open_data(
-                scratch / "volumes", shape, config.batch_size, cache, scratch / "packed", Group()
-            )
+            audit = open_data(scratch / "volumes", shape, cache, scratch / "packed", Group())
             batches = SeededBatches(config.volumes, config.batch_size, 0.5, (0,))
             loader = make_loader(VolumeDataset(audit), batches, None, device)
             next(loader)

@@ -68,7 +68,7 @@ def pairs(folder, number, seed):
         kind = "terminated" if terminated else "ran through"
         early = terminated and -signal.SIGTERM in ended  # the signal came before the training took it over
         counts[kind] = counts.get(kind, 0) + 1
-        if ended != [0, 0] and not early:
+        if ended != [0, 0] and not early and not (terminated and ended == 2 * [128 + signal.SIGTERM]):
             texts = "\n".join(
                 (folder / f"log{rank}").read_text(errors="replace", encoding="utf-8")[-2000:]
                 for rank in range(2)
