@@ -177,12 +177,7 @@ class LabelToVolumeConfig(GenerationOptions, RunConfig):
         columns += ["R1"] if "wavelet" in self.discriminator and self.r1_weight else []
         columns += ["L1"] if self.l1_weight else []
         columns += [name for name in ("mask", "cldice") if getattr(self, f"{name}_weight")]
-        return runs.Plan.of(
-            self,
-            volumes_per_step=self.batch_size * self.gradient_accumulate_every,
-            columns=tuple(columns),
-            shown=tuple(columns[:4]),
-        )
+        return runs.Plan.of(self, columns, shown=tuple(columns[:4]))
 
 
 NETWORK_SETTINGS = options_of(LabelToVolumeConfig, network=True)
@@ -624,7 +619,7 @@ class Trainer(training.VolumeTrainer):
         return {"pairs": pairs}
 
     def __init__(self, config, audit, group=None, pairs=None, command=None):
-        super().__init__(config, audit, group, command)
+        super().__init__(config, audit, group, command=command)
         self.pairs, self.members, self.names = pairs, pairs.trained, Classes(pairs.table)
         self.plan = config.plan()
         self.networks = self.placed(Networks(len(pairs.table), **config.network()))
@@ -983,7 +978,7 @@ def generate_volumes(config):
         The folder of the volumes; what is there already is kept.
     """
     with parallel.process_group() as group:
-        checkpoint = config.checkpoint or runs.find_checkpoint(config.models, config.load_from)
+        checkpoint = generation.checkpoint_of(config)
         model = LabelModel(checkpoint, config.device, config.use_average)
         writer, maps = PairWriter(model, config.generated_folder(checkpoint)), maps_to_draw(config, model)
         names, of_maps = names_in(config.generate, maps, "--generate"), []

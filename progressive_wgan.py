@@ -27,7 +27,6 @@ import itertools
 import math
 from collections import defaultdict
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 import torch
@@ -36,7 +35,7 @@ from torch import nn
 
 from volumetric import dataset, generation, parallel, runs, training
 from volumetric.cli import (
-    GenerationOptions,
+    SeedOptions,
     UserError,
     VolumeConfig,
     inherited,
@@ -78,7 +77,7 @@ PENALTIES = {
 
 
 @dataclass(kw_only=True)
-class ProgressiveConfig(GenerationOptions, VolumeConfig):
+class ProgressiveConfig(SeedOptions, VolumeConfig):
     """Grow a 3D Wasserstein GAN on a folder of NIfTI volumes, or generate with one.
 
     The same command given again continues the run. Ctrl-C and SIGTERM save first, and end it with exit status
@@ -108,9 +107,6 @@ class ProgressiveConfig(GenerationOptions, VolumeConfig):
     num_image_tiles: int = option(4, "Previews show num_image_tiles volumes of each class.", most=64)
     # generation, and looking at the data
     show: bool = option(False, "Write a contact sheet of the data at every size, and train nothing.")
-    generate: bool = option(False, "Generate volumes from the newest checkpoint instead of training.")
-    num_generate: int = option(1, "Volumes to generate, with seeds seed, seed + 1, ...", most=10**6)
-    label: str | None = option(None, "Class of the volumes; for an interpolation also two: a,b.")
     generate_interpolation: bool = option(False, "Generate the way from seed to seed + 1.")
     interpolation_num_steps: int = option(20, "Volumes of an interpolation.", least=2, most=10**6)
 
@@ -122,13 +118,8 @@ class ProgressiveConfig(GenerationOptions, VolumeConfig):
 
     def plan(self):
         """Plan of the run."""
-        return runs.Plan.of(
-            self,
-            also_previews_at=tuple(phase.end for phase in phases(self)),
-            volumes_per_step=self.batch_size * self.gradient_accumulate_every,
-            columns=("D", "G", "GP", "stage", "fade"),
-            shown=("D", "G", "GP"),
-        )
+        shown, ends = ("D", "G", "GP"), tuple(phase.end for phase in phases(self))
+        return runs.Plan.of(self, (*shown, "stage", "fade"), shown=shown, also_previews_at=ends)
 
 
 NETWORK_SETTINGS = options_of(ProgressiveConfig, network=True)
@@ -375,8 +366,8 @@ class Trainer(training.VolumeTrainer):
         """As `VolumeTrainer`'s."""
         return max(phase.batch for phase in phases(config)) // config.batch_size
 
-    def __init__(self, config, audit=None, group=None, command=None):
-        super().__init__(config, audit, group, command)
+    def __init__(self, config, audit=None, group=None, scores=None, command=None):
+        super().__init__(config, audit, group, scores, command)
         self.plan, self.phases = config.plan(), phases(config)
         self.networks = self.placed(Networks(config, len(self.classes.names) if self.classes else 0))
         self.build_optimizers()
@@ -515,7 +506,7 @@ class Trainer(training.VolumeTrainer):
         if not self.group.first:
             return {}
         phase = phase_of(self.phases, max(self.step - 1, 0))
-        painter = Painter(self.networks, self.classes and self.classes.names, self.config.latent_dim)
+        painter = Painter(self.networks, self.config.latent_dim)
         stage, alpha = phase.stage, phase.alpha(max(self.step - 1, 0))
         columns = self.config.num_image_tiles
         seeds = range(self.config.seed, self.config.seed + columns)
@@ -555,13 +546,12 @@ class Painter:
 
     Args:
         networks: Networks.
-        class_names: Names of the classes, or None.
         latent_dim: Numbers in a latent.
         average: Take GE; False takes G.
     """
 
-    def __init__(self, networks, class_names, latent_dim, average=True):
-        self.class_names, self.latent_dim = class_names or [], latent_dim
+    def __init__(self, networks, latent_dim, average=True):
+        self.latent_dim = latent_dim
         self.G = networks.GE if average else networks.G
         self.classes = networks.GE_classes if average else networks.G_classes
         self.device = next(self.G.parameters()).device
@@ -585,7 +575,7 @@ class Painter:
         return self.make(z, self.vectors_of(labels), stage, alpha)
 
 
-class ModelLoader(Painter):
+class ModelLoader(generation.SeedModel):
     """A trained generator, read from a checkpoint; see `generation.Model`.
 
     Args:
@@ -598,39 +588,31 @@ class ModelLoader(Painter):
     """
 
     def __init__(self, path, device="auto", average=True):
-        self.path, self.networks, state = Path(path), "GE" if average else "G", runs.read_state(path)
+        state, device = runs.read_state(path), parallel.choose_device(device)
         with as_damaged("it is damaged or of another program", path):
             if Trainer.entry not in state:
                 raise UserError(f"{path} is no checkpoint of progressive_wgan.py.")
             self.settings = {name: state["config"][name] for name in (*NETWORK_SETTINGS, *PACE)}
-            config, names = ProgressiveConfig(**self.settings), state["class_names"]
-            networks = Networks(config, len(names or ()))
+            super().__init__(path, state, "GE" if average else "G", device)
+            config = ProgressiveConfig(**self.settings)
+            networks = Networks(config, len(self.class_names))
             with naming(path):
                 runs.load_networks(networks, state[Trainer.entry])
-            self.step, self.affine = state["step"], np.array(state["affine"], dtype=float).reshape(4, 4)
-            self.shares, self.trained_on = state["class_shares"], frozenset(state.get("trained_on", ()))
-        plan, self.array_shape = phases(config), config.array_shape
+        plan = phases(config)
         phase = phase_of(plan, max(self.step - 1, 0))
         self.stage, self.alpha, self.last = phase.stage, phase.alpha(max(self.step - 1, 0)), plan[-1].stage
-        channels_last(networks).requires_grad_(False).to(parallel.choose_device(device))
-        super().__init__(networks, names, config.latent_dim, average)
+        channels_last(networks).requires_grad_(False).to(device)
+        self.painter, self.factors = Painter(networks, config.latent_dim, average), networks.G.factors
 
     def full_size(self, volumes):
         """Volumes of an unfinished run at the full size. Shapes: (B, 1, d, h, w) -> (B, 1, D, H, W)"""
-        for factors in self.G.factors[self.stage + 1 :]:
+        for factors in self.factors[self.stage + 1 :]:
             volumes = grown(volumes, factors)
         return volumes
 
-    def labels_of(self, seeds, name=None):
-        """Classes of the volumes of some seeds; see `dataset.labels_of_seeds`."""
-        return dataset.labels_of_seeds(seeds, self.class_names, self.shares, name)
-
-    def volumes_of(self, seeds, *, batch_size=8, label=None):
-        """Yield the volume of every seed, (1, Z, X, Y) in [0, 1] on the CPU, a batch at a time."""
-        for start in range(0, len(seeds), batch_size):
-            chosen = seeds[start : start + batch_size]
-            labels = self.labels_of(chosen, label)
-            yield from self.full_size(self.draw(chosen, labels, self.stage, self.alpha))
+    def draw(self, seeds, labels):
+        """The volumes of seeds, and of numbers of classes. Shapes: (B,), (B,) or None -> (B, 1, Z, X, Y)"""
+        return self.full_size(self.painter.draw(seeds, labels, self.stage, self.alpha))
 
     def between(self, ends, positions, labels=None):
         """Volumes on the way from one seed to another, and from one class to another.
@@ -643,20 +625,21 @@ class ModelLoader(Painter):
         Shapes: -> (B, 1, Z, X, Y) in [0, 1], on the CPU
         """
         # the latent is normalised by G: a straight line between two is an arc of their sphere
-        z = [parallel.latent_of(seed, self.latent_dim) for seed in ends]
+        painter = self.painter
+        z = [parallel.latent_of(seed, painter.latent_dim) for seed in ends]
         z, vectors = torch.stack([torch.lerp(*z, t) for t in positions]), None
         if labels is not None:
-            of = [self.vectors_of(self.labels_of([0], name))[0] for name in labels]
+            of = [painter.vectors_of(self.labels_of([0], name))[0] for name in labels]
             vectors = torch.stack([torch.lerp(*of, t) for t in positions])
-        return self.full_size(self.make(z, vectors, self.stage, self.alpha))
+        return self.full_size(painter.make(z, vectors, self.stage, self.alpha))
 
 
 def open_model(config):
     """ModelLoader of the run's checkpoint; says if it has not grown to its end."""
-    path = config.checkpoint or runs.find_checkpoint(config.models, config.load_from)
+    path = generation.checkpoint_of(config)
     model = ModelLoader(path, config.device, config.use_average)
     if model.stage < model.last or model.alpha < 1:
-        size = np.prod([(4, 4, 4), *model.G.factors[1 : model.stage + 1]], axis=0).tolist()
+        size = np.prod([(4, 4, 4), *model.factors[1 : model.stage + 1]], axis=0).tolist()
         print(f"{path} is still growing, at {' x '.join(map(str, size))} voxels: volumes are enlarged.")
     return model
 

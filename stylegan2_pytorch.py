@@ -33,7 +33,7 @@ import functools
 import itertools
 import math
 from collections import defaultdict
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -44,7 +44,8 @@ from torch import nn
 from volumetric import dataset, generation, memory, parallel, runs, training
 from volumetric.cli import (
     SHARE,
-    GenerationOptions,
+    EvaluationOptions,
+    SeedOptions,
     UserError,
     VolumeConfig,
     inherited,
@@ -115,13 +116,11 @@ RECIPES = {"published": "as in the paper", "robust": "learns sooner and stays di
 LOSSES = {"hinge": "as published", "logistic": "softplus", "relativistic": "pairs of real and generated"}
 PENALTIES = {"one_centered": "as published", "r1": "to 0 at real volumes", "r1r2": "at generated ones too"}
 AVERAGES = {"published": "from step 20000", "ramped": "from the first step, ever longer"}
-EMBEDDINGS = {"pretrained": "FID, MD, AUC-PRD", "random": "no download, numbers of other names"}
-FEWEST = dataset.FEWEST_EVALUATED  # volumes
 
 
 @with_recipes
 @dataclass(kw_only=True)
-class TrainConfig(GenerationOptions, VolumeConfig):
+class TrainConfig(SeedOptions, EvaluationOptions, VolumeConfig):
     """Train a 3D StyleGAN2 on a folder of NIfTI volumes, or generate from a trained one.
 
     The same command given again continues the run. Ctrl-C and SIGTERM save first, and end it with exit status
@@ -173,20 +172,10 @@ class TrainConfig(GenerationOptions, VolumeConfig):
     # previews and evaluation
     num_image_tiles: int = option(8, "Previews show num_image_tiles x num_image_tiles volumes.", most=64)
     trunc_psi: float = option(1.0, "Truncation psi of previews and generation; 1 is none.", **SHARE)
-    calculate_fid_every: int | None = option(None, "Steps between evaluations (FID, MD, ...); None is never.")
-    calculate_fid_num_images: int = option(1782, "Volumes generated for each.", least=FEWEST, most=10**6)
-    clear_fid_cache: bool = option(False, "Compute the features of the real volumes again.")
-    evaluate_checkpoints: bool = option(False, "Evaluate every checkpoint of the run: a table and curves.")
-    embedding: str = option("pretrained", "Networks that evaluate.", choices=EMBEDDINGS)
-    medicalnet_weights: str | None = option(None, "resnet_10_23dataset.pth; None downloads it.", file=True)
-    inception_weights: str | None = option(None, "weights-inception-2015-12-05-6726825d.pth.", file=True)
     # generation
-    generate: bool = option(False, "Generate volumes from the newest checkpoint instead of training.")
-    num_generate: int = option(1, "Volumes to generate, with seeds seed, seed + 1, ...", most=10**6)
     generate_interpolation: bool = option(False, "Generate the way from one volume to another.")
     interpolation_num_steps: int = option(100, "Volumes of an interpolation.", most=10**6)
     save_frames: bool = option(False, "Save every frame of an interpolation also as PNG.")
-    label: str | None = option(None, "Class of generated volumes; None draws as in training.")
 
     def __post_init__(self):
         super().__post_init__()
@@ -218,18 +207,11 @@ class TrainConfig(GenerationOptions, VolumeConfig):
         """Something changes in the course of num_train_steps."""
         return super().scheduled or self.final_gamma is not None
 
-    def plan(self, scores=()):
-        """Plan of the run, with columns in its table for the options and the given scores."""
+    def plan(self, scores=None):
+        """Plan of the run, with columns in its table for the options and the TrainingScores."""
         columns = ["D", "G", "GP", "PL", "pl_mean"] + (["Q", "Q_usage"] if self.fq_layers else [])
         columns += (["CR"] if self.cl_reg else []) + (["aug_prob"] if self.ada_target is not None else [])
-        return runs.Plan.of(
-            self,
-            evaluate_every=self.calculate_fid_every,
-            volumes_per_step=self.batch_size * self.gradient_accumulate_every,
-            columns=(*columns, *scores),
-            shown=("D", "G", "GP", "PL"),
-            lowest_is_best=("MD", "FD-random-volume"),
-        )
+        return runs.Plan.of(self, columns, scores, shown=("D", "G", "GP", "PL"))
 
 
 NETWORK_SETTINGS = options_of(TrainConfig, network=True)
@@ -977,12 +959,13 @@ class Trainer(training.VolumeTrainer):
     @staticmethod
     def prepare(config, audit, group, source, goes_on):
         """As `VolumeTrainer`'s."""
-        return {"scores": None if config.calculate_fid_every is None else open_scores(config, group)}
+        from MedicalNet.scores import scores_of
+
+        return scores_of(config, group)
 
     def __init__(self, config, audit=None, group=None, scores=None, command=None):
-        super().__init__(config, audit, group, command)
-        self.scores = scores
-        self.plan = config.plan(scores.names() if scores else ())
+        super().__init__(config, audit, group, scores, command)
+        self.plan = config.plan(scores)
         self.GAN = self.networks = self.build_networks()
         self.G_opt = self.adam("G", "S")
         self.D_opt = self.adam("D", "CR", mult=config.ttur_mult)
@@ -1361,14 +1344,11 @@ class Trainer(training.VolumeTrainer):
         """[(phase, function, arguments)] of the heaviest work."""
         path_length = not self.config.no_pl_reg
         two = min(2 * self.at_once, self.config.gradient_accumulate_every)  # passes, one with gradients there
-        work = [
+        return [
             ("gradient penalty", self.accumulate_discriminator, True, two),
             ("path length" if path_length else "generator", self.accumulate_generator, path_length, two),
             ("preview", self.preview_volumes),
         ]
-        if self.scores is not None and self.device.type == "cuda":
-            work.append(("evaluation", self.scores.rehearse, self.config.array_shape))
-        return work
 
     def use_room(self, peaks):
         """Replay steps as CUDA graphs if they are all alike, and there is memory for both ways."""
@@ -1423,14 +1403,9 @@ class Trainer(training.VolumeTrainer):
                 shown["GE.nii.gz"] = (volumes[0], self.audit.affine)
         return shown
 
-    def evaluate(self, received):
-        """{metric: value} of volumes of the averaged networks, which the processes share out."""
-        config = self.config
-        number = config.calculate_fid_num_images
-        seeds = range(config.seed, config.seed + number)[slice(*self.group.share(number))]
-        made = self.synthesizer().volumes_of(seeds, config.trunc_psi, self.batch_size)
-        about = (len(seeds), self.audit.affine, self.group, self.step, received)
-        return self.scores.together(zip(seeds, made, strict=True), *about)
+    def generated(self, seeds):
+        """Volumes of the averaged networks."""
+        return self.synthesizer().volumes_of(seeds, self.config.trunc_psi, self.batch_size)
 
     # ---- state
 
@@ -1542,7 +1517,7 @@ class ModelLoader(Synthesizer):
 
 def open_generator(config):
     """ModelLoader of the run's checkpoint; says how old its average is."""
-    path = config.checkpoint or runs.find_checkpoint(config.models, config.load_from)
+    path = generation.checkpoint_of(config)
     settings = {"use_average": config.use_average, "image_depth": config.chosen_depth}
     model = ModelLoader(checkpoint=path, device=config.device, **settings)
     copied = model.average != "ramped" and model.step is not None and model.step < AVERAGE_AFTER
@@ -1571,33 +1546,6 @@ def generate_interpolation(config):
 # ╚══════════════════════════════════════════════════════════════════════════════════════════════════════════╝
 
 
-def open_scores(config, group, bootstrap=0):
-    """TrainingScores of the run's data; weights are looked for, and downloaded, now and not later."""
-    if config.calculate_fid_num_images < group.world:
-        raise UserError(f"--calculate_fid_num_images must be {group.world} or more for as many processes.")
-    from MedicalNet.scores import TrainingScores
-
-    names = ("embedding", "medicalnet_weights", "inception_weights", "device", "seed", "split")
-    settings = {name: getattr(config, name) for name in names}
-    with group.first_before_others():  # it downloads the weights
-        return TrainingScores(config.data, config.clear_fid_cache, bootstrap, **settings)
-
-
-def evaluate_checkpoints(config):
-    """`--evaluate_checkpoints`: scores of every checkpoint of the run; returns the folder with them."""
-    runs.find_checkpoint(config.models)  # or say that there is none
-    scores = open_scores(config, parallel.Group(), bootstrap=200)
-    models = {}
-    for number in runs.checkpoint_numbers(config.models):
-        of_number = replace(config, load_from=number, checkpoint=None)
-        models[config.models / f"model_{number}.pt"] = functools.partial(open_generator, of_number)
-    seeds = range(config.seed, config.seed + config.calculate_fid_num_images)
-    settings = {"batch_size": config.batch_size, "trunc_psi": config.trunc_psi}
-    folder = scores.sweep(models, seeds, folder=config.results / "sweep", **settings)
-    print(f"{folder / 'sweep.png'} shows the curves; the numbers are in {folder / 'sweep.csv'}.")
-    return folder
-
-
 def train_from_folder(config, group=None):
     """Check everything, then train, or stop after the checks with `--dry_run`; see `training`.
 
@@ -1618,7 +1566,9 @@ def main(argv=None):
         elif config.generate:
             generate_volumes(config)
         elif config.evaluate_checkpoints:
-            evaluate_checkpoints(config)
+            from MedicalNet.scores import evaluate_checkpoints
+
+            evaluate_checkpoints(config, open_generator, trunc_psi=config.trunc_psi)
         else:
             training.run_from_command_line(config, train_from_folder)
 

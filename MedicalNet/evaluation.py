@@ -33,6 +33,7 @@ from MedicalNet.measuring import LIBRARIES, build_extractors, measure, ms_ssim_s
 from MedicalNet.verdicts import verdicts
 from MedicalNet.volumes import PROTOCOLS, compare_geometry, copies, list_volumes
 from volumetric.cli import (
+    FEWEST_EVALUATED,
     UserError,
     check_device_name,
     check_fields,
@@ -41,7 +42,6 @@ from volumetric.cli import (
     parse_cli,
 )
 from volumetric.collection import content_of_set, contents_of, find
-from volumetric.dataset import FEWEST_EVALUATED
 from volumetric.files import __version__, atomic_path, finite, next_free
 from volumetric.geometry import left_right_axis
 from volumetric.sidecars import left_of_training, refuse_seen, trained_on

@@ -1,6 +1,7 @@
 """The evaluation of a training: the same numbers, of volumes straight from memory."""
 
 import csv
+import functools
 import json
 import sys
 from dataclasses import replace
@@ -12,8 +13,50 @@ from MedicalNet.comparing import compare, named
 from MedicalNet.evaluation import EvaluateConfig, Evaluator, describe, unpublished
 from MedicalNet.measuring import joined, measure
 from MedicalNet.volumes import in_memory
+from volumetric import parallel, runs
 from volumetric.cli import UserError
 from volumetric.files import atomic_path, by, file_digest, finite, next_free, read_json
+
+
+def open_scores(config, group, bootstrap=0):
+    """TrainingScores of a run's data; weights are looked for, and downloaded, now and not later.
+
+    Args:
+        config: RunConfig with EvaluationOptions.
+        group: parallel.Group of the processes that will evaluate together.
+        bootstrap: Resamples of the intervals; 0 for none.
+    """
+    if config.calculate_fid_num_images < group.world:
+        raise UserError(f"--calculate_fid_num_images must be {group.world} or more for as many processes.")
+    names = ("embedding", "medicalnet_weights", "inception_weights", "device", "seed", "split")
+    settings = {name: getattr(config, name) for name in names}
+    with group.first_before_others():  # it downloads the weights
+        return TrainingScores(config.data, config.clear_fid_cache, bootstrap, **settings)
+
+
+def scores_of(config, group):
+    """{"scores": TrainingScores} of a run that evaluates, else {}; for `VolumeTrainer.prepare`."""
+    return {} if config.calculate_fid_every is None else {"scores": open_scores(config, group)}
+
+
+def evaluate_checkpoints(config, open_model, **how):
+    """`--evaluate_checkpoints`: scores of every checkpoint of a run; returns the folder with them.
+
+    Args:
+        config: RunConfig with EvaluationOptions and GenerationOptions.
+        open_model: Function of the configuration that gives the generation.Model.
+        how: What its `volumes_of` takes beside.
+    """
+    runs.find_checkpoint(config.models)  # or say that there is none
+    scores = open_scores(config, parallel.Group(), bootstrap=200)
+    models = {}
+    for number in runs.checkpoint_numbers(config.models):
+        of_number = replace(config, load_from=number, checkpoint=None)
+        models[config.models / f"model_{number}.pt"] = functools.partial(open_model, of_number)
+    seeds = range(config.seed, config.seed + config.calculate_fid_num_images)
+    folder = scores.sweep(models, seeds, config.batch_size, config.results / "sweep", **how)
+    print(f"{folder / 'sweep.png'} shows the curves; the numbers are in {folder / 'sweep.csv'}.")
+    return folder
 
 
 def until_received(items, received):

@@ -9,9 +9,8 @@ import numpy as np
 from tqdm import tqdm
 
 from volumetric import collection
-from volumetric.cli import UserError
+from volumetric.cli import FEWEST_EVALUATED, UserError
 from volumetric.collection import content_of, examined, refuse_unusable, scaled, volumes_in
-from volumetric.dataset import FEWEST_EVALUATED
 from volumetric.files import by, file_digest, naming, volume_to_array
 from volumetric.geometry import same_spacing, turn
 

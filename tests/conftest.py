@@ -52,10 +52,10 @@ def random_array(seed, shape=(8, 8, 4)):
     return np.random.default_rng(seed).random(shape, dtype=np.float32)
 
 
-def write_data(folder):
-    """Folder data/ of six random volumes of 8 x 8 x 4 voxels, made in another."""
+def write_data(folder, shape=(8, 8, 4)):
+    """Folder data/ of six random volumes, made in another."""
     for n in range(6):
-        write_volume(folder / "data" / f"v{n}.nii.gz", random_array(n))
+        write_volume(folder / "data" / f"v{n}.nii.gz", random_array(n, shape))
     return folder / "data"
 
 

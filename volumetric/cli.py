@@ -497,3 +497,33 @@ class GenerationOptions:
             return Path(self.output)
         name = Path(checkpoint).stem
         return self.results / "generated" / (f"{name}-{kind}" if kind else name)
+
+
+@dataclass(kw_only=True)
+class SeedOptions(GenerationOptions):
+    """Options of a trainer whose volumes are of seeds."""
+
+    generate: bool = option(False, "Generate volumes from the newest checkpoint instead of training.")
+    num_generate: int = option(1, "Volumes to generate, with seeds seed, seed + 1, ...", most=10**6)
+    label: str | None = option(
+        None, "Class of generated volumes, two, a,b, for an interpolation; None draws as in training."
+    )
+
+
+EMBEDDINGS = {"pretrained": "FID, MD, AUC-PRD", "random": "no download, numbers of other names"}
+FEWEST_EVALUATED = 6  # volumes in a set: more than the neighbours that precision and recall ask for
+
+
+@dataclass(kw_only=True)
+class EvaluationOptions:
+    """Options of a trainer that evaluates what it generates; a mixin of RunConfig."""
+
+    calculate_fid_every: int | None = option(None, "Steps between evaluations (FID, MD, ...); None is never.")
+    calculate_fid_num_images: int = option(
+        1782, "Volumes generated for each.", least=FEWEST_EVALUATED, most=10**6
+    )
+    clear_fid_cache: bool = option(False, "Compute the features of the real volumes again.")
+    evaluate_checkpoints: bool = option(False, "Evaluate every checkpoint of the run: a table and curves.")
+    embedding: str = option("pretrained", "Networks that evaluate.", choices=EMBEDDINGS)
+    medicalnet_weights: str | None = option(None, "resnet_10_23dataset.pth; None downloads it.", file=True)
+    inception_weights: str | None = option(None, "weights-inception-2015-12-05-6726825d.pth.", file=True)

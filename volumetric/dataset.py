@@ -38,7 +38,6 @@ from volumetric.geometry import CANONICAL, axes_of, left_right_axis, spacing_of
 from volumetric.parallel import STREAM_CLASS, STREAM_FLIP, STREAM_ORDER, Group, host_random, to_device
 from volumetric.tables import read_table, rows_of
 
-FEWEST_EVALUATED = 6  # volumes in a set: more than the neighbours that precision and recall ask for
 PACK_FORMAT = 2  # part of a pack's name
 WORKER_GRACE = 300  # seconds that a worker goes on reading after SIGTERM, for the step that is being saved
 

@@ -91,6 +91,45 @@ class Model(Protocol):
         """Yield the volume of every seed, (1, Z, X, Y) in [0, 1] on the CPU, the same in any batch."""
 
 
+def checkpoint_of(config) -> Path:
+    """Checkpoint that a RunConfig with GenerationOptions generates from; a UserError if there is none."""
+    from volumetric.runs import find_checkpoint
+
+    return Path(config.checkpoint or find_checkpoint(config.models, config.load_from))
+
+
+class SeedModel:
+    """A Model whose volumes are of seeds; a subclass has `draw(seeds, labels)`, (B, 1, Z, X, Y) on the CPU.
+
+    Args:
+        path: Its checkpoint, of a `VolumeTrainer` with a VolumeConfig.
+        state: What is in it.
+        networks: Names of those that generate.
+        device: torch.device.
+    """
+
+    def __init__(self, path, state, networks: str, device):
+        self.path, self.networks, self.device = Path(path), networks, device
+        config = state["config"]
+        self.shape = (config["image_depth"], config["image_size"], config["image_size"])
+        self.array_shape = (*self.shape[1:], self.shape[0])
+        self.step, self.affine = state["step"], np.array(state["affine"], dtype=float).reshape(4, 4)
+        self.class_names, self.class_shares = state["class_names"] or [], state["class_shares"]
+        self.trained_on = frozenset(state.get("trained_on", ()))
+
+    def labels_of(self, seeds, name=None):
+        """Classes of the volumes of some seeds; see `dataset.labels_of_seeds`."""
+        from volumetric.dataset import labels_of_seeds
+
+        return labels_of_seeds(seeds, self.class_names, self.class_shares, name)
+
+    def volumes_of(self, seeds, *, batch_size=8, label=None):
+        """Yield the volume of every seed, (1, Z, X, Y) in [0, 1] on the CPU, a batch at a time."""
+        for start in range(0, len(seeds), batch_size):
+            chosen = seeds[start : start + batch_size]
+            yield from self.draw(chosen, self.labels_of(chosen, label))
+
+
 def alone_as_two(make, *inputs):
     """make(*inputs) of a batch, where one volume alone is made twice over.
 

@@ -48,6 +48,7 @@ NAN_REVERTS = 3  # returns to the last checkpoint before training gives up
 # Steps between readings of the losses, for which a GPU must be waited for.
 READ_EVERY = {"cpu": 1, "cuda": 10}
 MOST_STEPS = 2**53
+BEST = ("MD", "FD-random-volume")  # the lower the better: the first that there is decides on model_best.pt
 SIGNALS = (signal.SIGINT, signal.SIGTERM)  # that end a run after its step
 
 
@@ -95,11 +96,23 @@ class Plan:
     is_fixed: bool = False
 
     @classmethod
-    def of(cls, config, **more):
-        """Plan of a RunConfig, and what else its trainer says."""
+    def of(cls, config, columns=(), scores=None, **more):
+        """Plan of a run.
+
+        Args:
+            config: RunConfig.
+            columns: Losses, in metrics.csv.
+            scores: TrainingScores of its evaluations, whose numbers follow there; None without.
+            more: What else its trainer says.
+        """
         names = ("models", "results", "num_train_steps", "save_every", "keep_checkpoints")
-        same = {name: getattr(config, name) for name in names}
-        return cls(**same, preview_every=config.evaluate_every, tensorboard=config.log, **more)
+        about = {name: getattr(config, name) for name in names}
+        about |= {"preview_every": config.evaluate_every, "tensorboard": config.log}
+        about["volumes_per_step"] = config.batch_size * config.gradient_accumulate_every
+        about["columns"] = (*columns, *(scores.names() if scores else ()))
+        if scores:
+            about |= {"evaluate_every": config.calculate_fid_every, "lowest_is_best": BEST}
+        return cls(**about | more)
 
     def saves_at(self, step):
         """True if a checkpoint is due after so many steps."""

@@ -51,10 +51,12 @@ class VolumeTrainer:
 
     A subclass builds its networks and optimisers, and its plan, after `super().__init__`, and has
 
-        update()      one update of the networks; returns losses
+        accumulate()  adds the gradients of some micro-batches; returns losses
+        update()      one update of the networks, in place of that, if they have several optimisers,
+        rehearsed()   and the heaviest work of a step
         averaged()    its averages of weights, if any
-        rehearsed()   the heaviest work of a step
         preview()     what is shown of it
+        generated()   the volumes of seeds, for evaluations; see `generation.Model.volumes_of`
 
     and what else it computes otherwise: every method here may be another's.
 
@@ -62,6 +64,7 @@ class VolumeTrainer:
         config: RunConfig with batch_size, and what the subclass needs.
         audit: Audit of the training volumes; None without data.
         group: parallel.Group of the processes that train together; None is this one alone.
+        scores: TrainingScores for the evaluations, see MedicalNet/scores.py; None without.
         command: Settings of the command that began the run; None is `config`.
     """
 
@@ -110,8 +113,9 @@ class VolumeTrainer:
 
     # ---- a run
 
-    def __init__(self, config, audit=None, group=None, command=None):
+    def __init__(self, config, audit=None, group=None, scores=None, command=None):
         self.config, self.audit, self.group = config, audit, group or parallel.Group()
+        self.scores = scores
         self.classes = audit and audit.classes  # of the volumes, if any
         self.command = command or asdict(config)
         self.whole_batch = config.batch_size  # volumes of a micro-batch, of all processes
@@ -148,8 +152,17 @@ class VolumeTrainer:
         return {self.entry: self.networks}
 
     def evaluate(self, received):
-        """{metric: value}; none without an evaluation of one's own."""
-        return {}
+        """{metric: value} of generated volumes, which the processes share out.
+
+        Args:
+            received: Names of the signals that have arrived; with one, the evaluation is given up.
+        """
+        if self.scores is None:
+            return {}
+        config, number = self.config, self.config.calculate_fid_num_images
+        seeds = range(config.seed, config.seed + number)[slice(*self.group.share(number))]
+        about = (len(seeds), self.audit.affine, self.group, self.step, received)
+        return self.scores.together(zip(seeds, self.generated(seeds), strict=True), *about)
 
     # ---- networks and optimisers
 
@@ -183,6 +196,11 @@ class VolumeTrainer:
         self.update_averages()
         log.add(self.step, losses, self.origin())
         self.step += 1
+
+    def update(self):
+        """One update of the networks by their only optimiser; returns losses."""
+        (name,) = self.optimizers
+        return self.update_by(name, self.accumulate)
 
     def averaged(self):
         """[(module that is an average, module that it follows)]."""
@@ -279,9 +297,16 @@ class VolumeTrainer:
         """[(micro-batches in a pass, volumes penalised at once)], that of the fewest launches first."""
         return list(dict.fromkeys([(1, self.batch_size), (1, self.penalty_part)]))
 
+    def rehearsed(self):
+        """[(phase, function, arguments)] of the heaviest work."""
+        return [("step", self.accumulate, min(2, self.config.gradient_accumulate_every))]
+
     def rehearsals(self):
         """[(phase, function that runs its heaviest work once, without an update)]; all is left as it was."""
-        return [(phase, functools.partial(self.rehearse, *one)) for phase, *one in self.rehearsed()]
+        work = self.rehearsed()
+        if self.scores is not None and self.device.type == "cuda":
+            work = [*work, ("evaluation", self.scores.rehearse, self.config.array_shape)]
+        return [(phase, functools.partial(self.rehearse, *one)) for phase, *one in work]
 
     def rehearse(self, function, *args):
         """Run something beside all that a late step finds in memory, on zeros; no message is sent."""
