@@ -20,7 +20,7 @@ import stylegan2_pytorch as sg
 from MedicalNet.anatomy import measure_anatomy
 from segmentation.labels import read_labels
 from tests.conftest import ROOT, SMALL, random_array, write_volume
-from volumetric import generation, runs, sidecars
+from volumetric import collection, generation, runs, sidecars
 from volumetric.cli import UserError
 from volumetric.files import volume_to_array
 
@@ -218,3 +218,33 @@ def test_first_volumes_of_the_model_that_comes_along_have_vessels():
     for volume in model.volumes_of(seeds, batch_size=2):
         found = measure_anatomy(volume_to_array(volume.numpy()), model.affine)
         assert 0.5 < found["vessel-volume-ml"][0] < 3 and found["centreline-mm"][0] > 100
+
+
+def test_generate_writes_volumes_with_the_training_sets_affine(make_config, tmp_path):
+    sg.train_from_folder(make_config(num_train_steps=1))
+    config = make_config(num_generate=5, image_size=128, image_depth=32, num_image_tiles=2, seed=7)
+    folder = sg.generate_volumes(config)
+    names = sorted(p.name for p in folder.iterdir() if not p.name.startswith("trained_on-"))
+    assert len(sidecars.trained_on(folder)) == 6
+    assert names == [
+        "contact_sheet.png",
+        *(f"seed{n:06d}.{e}" for n in range(7, 12) for e in ("json", "nii.gz", "png")),
+    ]
+    image = nib.load(folder / "seed000009.nii.gz")
+    assert image.shape == (8, 8, 4)
+    np.testing.assert_allclose(image.affine, np.diag([0.6, 0.6, 0.8, 1]), atol=1e-4)
+    other = str(tmp_path / "alone")
+    again = sg.generate_volumes(make_config(num_generate=1, seed=9, batch_size=1, output=other))
+    alone = nib.load(again / "seed000009.nii.gz")
+    np.testing.assert_allclose(alone.get_fdata(), image.get_fdata(), atol=1e-5)  # rounding in another batch
+
+
+def test_generate_interpolation_writes_every_frame_and_a_gif(make_config):
+    sg.train_from_folder(make_config(num_train_steps=1))
+    folder = sg.generate_interpolation(make_config(interpolation_num_steps=4, save_frames=True))
+    names = sorted(p.name for p in folder.iterdir() if not p.name.startswith("trained_on-"))
+    files = [f"seed000042_frame{n:04d}.{e}" for n in range(4) for e in ("json", "nii.gz", "png")]
+    assert names == ["interpolation.gif", *files]
+    assert Image.open(folder / "interpolation.gif").n_frames == 4
+    first, last = (collection.read_volume(folder / f"seed000042_frame000{n}.nii.gz")[0] for n in (0, 3))
+    assert np.abs(first - last).max() > 1e-4

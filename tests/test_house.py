@@ -22,7 +22,7 @@ GROUND = {
     "dataset": {"cli", "collection", "files", "geometry", "parallel", "tables"},
     "vessels": set(),
     "sidecars": {"cli", "collection", "files"},
-    "generation": {"cli", "dicom_writing", "files", "parallel", "pictures", "sidecars"},
+    "generation": {"cli", "dataset", "dicom_writing", "files", "parallel", "pictures", "runs", "sidecars"},
     "diff_augment": {"files", "parallel"},
     "layers": {"cli"},
     "memory": {"cli"},

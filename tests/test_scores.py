@@ -93,10 +93,15 @@ def test_missing_weights_are_said_at_the_start_and_the_rest_is_measured(
     assert "2,W1-vessel-volume-ml" in text and "FID" not in text and "MD," not in text
 
 
+def sweep(config):
+    """`--evaluate_checkpoints`."""
+    return scores.evaluate_checkpoints(config, sg.open_generator, trunc_psi=config.trunc_psi)
+
+
 def test_sweep_over_the_checkpoints_of_a_run(evaluated, without_slices, make_config, monkeypatch):
     evaluated(save_every=1)
     settings = {"embedding": "random", "calculate_fid_num_images": 6, "use_average": False}
-    folder = sg.evaluate_checkpoints(make_config(**settings))
+    folder = sweep(make_config(**settings))
     with open(folder / "sweep.csv", encoding="utf-8") as file:
         rows = list(csv.DictReader(file))
     assert [row["step"] for row in rows] == ["0", "1", "2"]
@@ -107,14 +112,14 @@ def test_sweep_over_the_checkpoints_of_a_run(evaluated, without_slices, make_con
         monkeypatch.context() as patch
     ):  # the same command measures nothing again, and goes on where it stopped
         patch.setattr(sg.ModelLoader, "volumes_of", None)
-        assert sg.evaluate_checkpoints(make_config(**settings)) == folder
+        assert sweep(make_config(**settings)) == folder
     record = json.loads((folder / "sweep.json").read_text(encoding="utf-8"))
     del record["checkpoints"][1]
     (folder / "sweep.json").write_text(json.dumps(record), encoding="utf-8")
-    assert sg.evaluate_checkpoints(make_config(**settings)) == folder
+    assert sweep(make_config(**settings)) == folder
     with open(folder / "sweep.csv", encoding="utf-8") as file:
         assert list(csv.DictReader(file)) == rows
-    other = sg.evaluate_checkpoints(make_config(**settings | {"calculate_fid_num_images": 7}))
+    other = sweep(make_config(**settings | {"calculate_fid_num_images": 7}))
     assert other != folder
     for number, row in enumerate(rows):  # the same volumes that --generate makes
         model = sg.ModelLoader(
@@ -137,14 +142,14 @@ def test_a_sweep_without_checkpoints_or_of_another_size_is_refused(
 ):
     settings = {"embedding": "random", "calculate_fid_num_images": 6}
     with pytest.raises(UserError, match=r"There is no checkpoint model_<n>\.pt in"):
-        sg.evaluate_checkpoints(make_config(**settings))
+        sweep(make_config(**settings))
     evaluated()
     for path in data.iterdir():
         write_volume(
             path, random_array(path.stat().st_size + len(path.name) + ord(path.name[1]), (16, 16, 4))
         )
     with pytest.raises(UserError, match=r"generates 8 x 8 x 4 voxels, the real volumes have 16 x 16 x 4"):
-        sg.evaluate_checkpoints(make_config(**settings))
+        sweep(make_config(**settings))
 
 
 def test_truncation_centre_is_computed_once_for_all_evaluated_volumes(evaluated, without_slices, monkeypatch):

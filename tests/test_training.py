@@ -16,13 +16,12 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from PIL import Image
 from torch import nn
 from torch._subclasses.fake_tensor import FakeTensor
 
 import stylegan2_pytorch as sg
 from tests.conftest import ROOT, random_array, run_script, tiny_flags, write_volume
-from volumetric import collection, dataset, layers, memory, parallel, runs, sidecars, training
+from volumetric import collection, dataset, layers, memory, parallel, runs, training
 from volumetric.cli import UserError
 
 NEW_AUGMENTATIONS = ("rotation", "scaling", "bias_field", "noise", "blur")
@@ -682,33 +681,3 @@ def test_model_loader_and_generation(make_config):
     )
     current = sg.ModelLoader(checkpoint=model.path, device="cpu", use_average=False)
     assert not torch.equal(current.G.initial_conv.weight, model.G.initial_conv.weight)
-
-
-def test_generate_writes_volumes_with_the_training_sets_affine(make_config, tmp_path):
-    sg.train_from_folder(make_config(num_train_steps=1))
-    config = make_config(num_generate=5, image_size=128, image_depth=32, num_image_tiles=2, seed=7)
-    folder = sg.generate_volumes(config)
-    names = sorted(p.name for p in folder.iterdir() if not p.name.startswith("trained_on-"))
-    assert len(sidecars.trained_on(folder)) == 6
-    assert names == [
-        "contact_sheet.png",
-        *(f"seed{n:06d}.{e}" for n in range(7, 12) for e in ("json", "nii.gz", "png")),
-    ]
-    image = nib.load(folder / "seed000009.nii.gz")
-    assert image.shape == (8, 8, 4)
-    np.testing.assert_allclose(image.affine, np.diag([0.6, 0.6, 0.8, 1]), atol=1e-4)
-    other = str(tmp_path / "alone")
-    again = sg.generate_volumes(make_config(num_generate=1, seed=9, batch_size=1, output=other))
-    alone = nib.load(again / "seed000009.nii.gz")
-    np.testing.assert_allclose(alone.get_fdata(), image.get_fdata(), atol=1e-5)  # rounding in another batch
-
-
-def test_generate_interpolation_writes_every_frame_and_a_gif(make_config):
-    sg.train_from_folder(make_config(num_train_steps=1))
-    folder = sg.generate_interpolation(make_config(interpolation_num_steps=4, save_frames=True))
-    names = sorted(p.name for p in folder.iterdir() if not p.name.startswith("trained_on-"))
-    files = [f"seed000042_frame{n:04d}.{e}" for n in range(4) for e in ("json", "nii.gz", "png")]
-    assert names == ["interpolation.gif", *files]
-    assert Image.open(folder / "interpolation.gif").n_frames == 4
-    first, last = (collection.read_volume(folder / f"seed000042_frame000{n}.nii.gz")[0] for n in (0, 3))
-    assert np.abs(first - last).max() > 1e-4

@@ -22,6 +22,7 @@ import numpy as np
 from tqdm import tqdm
 
 from volumetric.cli import UserError
+from volumetric.dataset import labels_of_seeds
 from volumetric.dicom_writing import Origin, write_dicom
 from volumetric.files import (
     array_to_volume,
@@ -35,7 +36,9 @@ from volumetric.files import (
     save_nifti,
     volume_to_array,
 )
+from volumetric.parallel import process_group
 from volumetric.pictures import annotated, labelled_views, save_gif, save_picture, sheet_of
+from volumetric.runs import find_checkpoint
 from volumetric.sidecars import (
     HALF_ROUNDING,
     ROUNDING,
@@ -93,8 +96,6 @@ class Model(Protocol):
 
 def checkpoint_of(config) -> Path:
     """Checkpoint that a RunConfig with GenerationOptions generates from; a UserError if there is none."""
-    from volumetric.runs import find_checkpoint
-
     return Path(config.checkpoint or find_checkpoint(config.models, config.load_from))
 
 
@@ -119,8 +120,6 @@ class SeedModel:
 
     def labels_of(self, seeds, name=None):
         """Classes of the volumes of some seeds; see `dataset.labels_of_seeds`."""
-        from volumetric.dataset import labels_of_seeds
-
         return labels_of_seeds(seeds, self.class_names, self.class_shares, name)
 
     def volumes_of(self, seeds, *, batch_size=8, label=None):
@@ -482,8 +481,6 @@ def generate(config, open_model: Callable, batch_size: int | None = None, tiles:
     Returns:
         The folder with the files; what is there already is kept.
     """
-    from volumetric.parallel import process_group
-
     with process_group() as group:
         model, items = open_model(config), []
         for seed in range(config.seed, config.seed + config.num_generate):
@@ -517,8 +514,6 @@ def generate_interpolation(config, open_model: Callable, picture_format="none", 
     Returns:
         The folder with a volume and a sidecar for every frame, and a GIF.
     """
-    from volumetric.parallel import process_group
-
     with process_group() as group:
         model, ends, labels = open_model(config), [config.seed, config.seed + 1], None
         if model.class_names:
