@@ -11,9 +11,8 @@ from torch._subclasses.fake_tensor import FakeTensor
 
 from tests.conftest import interrupted_at, write_data, write_labels
 from tests.test_training import assert_same_state
-from volumetric import parallel, runs, training
+from volumetric import layers, memory, parallel, runs, training
 from volumetric.cli import UserError, VolumeConfig, inherited, one_line_errors, option, parse_cli
-from volumetric.layers import Conv3d
 from volumetric.pictures import contact_sheet
 
 
@@ -30,7 +29,9 @@ class Networks(nn.Module):
 
     def __init__(self, width, num_classes):
         super().__init__()
-        self.V = nn.Sequential(Conv3d(2 + num_classes, width, 3, padding=1), nn.SiLU(), Conv3d(width, 1, 1))
+        self.V = nn.Sequential(
+            layers.Conv3d(2 + num_classes, width, 3, padding=1), nn.SiLU(), layers.Conv3d(width, 1, 1)
+        )
         self.VE = copy.deepcopy(self.V).requires_grad_(False)
 
 
@@ -141,3 +142,15 @@ def test_its_command_line(tmp_path):
     with interrupted_at(FlowTrainer, 2), pytest.raises(SystemExit) as ended, one_line_errors():
         training.run_from_command_line(config, train)
     assert ended.value.code == 143
+
+
+def test_modules_are_copied_without_memory():
+    """An average of weights may be made by copy.deepcopy, also where tensors have no memory."""
+    with memory.fake_tensors():
+        network = layers.channels_last(nn.Sequential(nn.Conv3d(2, 4, 3), nn.BatchNorm3d(4)))
+        average = copy.deepcopy(network)
+        for one, other in zip(network.state_dict().values(), average.state_dict().values(), strict=True):
+            assert isinstance(other, FakeTensor) and one.stride() == other.stride() and one is not other
+        assert all(isinstance(p, nn.Parameter) and p.requires_grad for p in average.parameters())
+        assert average(torch.zeros(1, 2, 4, 4, 4)).shape == (1, 4, 2, 2, 2)
+    assert "__deepcopy__" not in vars(FakeTensor)
