@@ -59,7 +59,7 @@ class VolumeTrainer:
     and what else it computes otherwise: every method here may be another's.
 
     Args:
-        config: RunConfig with batch_size, and what the subclass needs.
+        config: RunConfig, with what the subclass needs.
         audit: Audit of the training volumes; None without data.
         group: parallel.Group of the processes that train together; None is this one alone.
         command: Settings of the command that began the run; None is `config`.
@@ -115,9 +115,8 @@ class VolumeTrainer:
         self.classes = audit and audit.classes  # of the volumes, if any
         self.command = command or asdict(config)
         self.whole_batch = config.batch_size  # volumes of a micro-batch, of all processes
-        self.batch_size = self.penalty_part = self.group.own(
-            self.whole_batch, config.batch_divisor
-        )  # of this one
+        self.batch_size = self.group.own(self.whole_batch, config.batch_divisor)  # of this process
+        self.penalty_part = self.batch_size  # volumes that are penalised at once
         self.at_once = 1  # micro-batches in a pass through the networks
         self.device = parallel.choose_device(config.device)
         self.amp_dtype = parallel.choose_amp_dtype(config.amp_dtype, self.device)
