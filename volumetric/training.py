@@ -400,7 +400,7 @@ def adopt_settings(config, former, source, goes_on=True, otherwise="another --na
         otherwise: What a run of other settings is given.
     """
     kind, adopted = type(config), {}
-    kept = options_of(kind, kept=True) if goes_on else []
+    kept = [name for name in options_of(kind, kept=True) if goes_on and name in former]
     for name in [*options_of(kind, network=True), *kept]:
         asked, there = getattr(config, name), former[name]
         if asked not in (there, getattr(kind, name)):
