@@ -131,7 +131,7 @@ class LabelToVolumeConfig(GenerationOptions, RunConfig):
     batch_size: int = inherited(RunConfig, "batch_size", 4)
     learning_rate: float = inherited(RunConfig, "learning_rate", 3e-3)
     ttur_mult: float = option(1.0, "The discriminators' rate is learning_rate times this.", resumed=True)
-    equalized_lr: bool = option(True, "Rates by each layer's fan-in.", resumed=True)
+    equalized_lr: bool = option(True, "Rates by each layer's fan-in.", kept=True)
     final_rate: float = inherited(RunConfig, "final_rate", 0.1)
     class_weight_max: float = option(100.0, "Largest weight of a rare class.", least=1, resumed=True)
     labelmix_weight: float = option(10.0, "Of LabelMix (oasis).", least=0, resumed=True)

@@ -142,7 +142,7 @@ class TrainConfig(SeedOptions, EvaluationOptions, VolumeConfig):
     gradient_accumulate_every: int = inherited(VolumeConfig, "gradient_accumulate_every", 4)
     learning_rate: float = inherited(VolumeConfig, "learning_rate", 1e-4, robust=3e-3)
     ttur_mult: float = option(1.5, "D's rate is learning_rate times this.", robust=1.0, resumed=True)
-    equalized_lr: bool = option(False, "Rates by each layer's fan-in.", robust=True, resumed=True)
+    equalized_lr: bool = option(False, "Rates by each layer's fan-in.", robust=True, kept=True)
     final_rate: float = inherited(VolumeConfig, "final_rate", 1.0, robust=0.02)
     adam_betas: tuple = inherited(VolumeConfig, "adam_betas", (0.5, 0.9), robust=(0.0, 0.99))
     average: str = option("published", "Moving average.", choices=AVERAGES, robust="ramped", resumed=True)

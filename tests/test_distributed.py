@@ -218,8 +218,9 @@ def test_a_killed_process_ends_the_job_and_the_run_goes_on(tmp_path, data):
     assert (tmp_path / "models" / "t" / f"model_{last + 1}.pt").exists()
 
 
-def test_a_signal_to_one_process_saves_and_ends_all(tmp_path, data):
-    """Both end with 143, of which torchrun, whose own status is 1, tells; the state is of their last step."""
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_saves_and_ends_all(tmp_path, data, number):
+    """To one process, which torchrun tells of, or to torchrun, by Ctrl-C: its own status is 1."""
     flags = tiny_flags(data, tmp_path, batch_size=2, save_every=10**5, num_train_steps=100000)
     command = [*LAUNCH, str(ROOT / "stylegan2_pytorch.py"), *map(str, flags)]
     with open(tmp_path / "log", "w", encoding="utf-8") as log:
@@ -229,10 +230,11 @@ def test_a_signal_to_one_process_saves_and_ends_all(tmp_path, data):
     while not table.exists() or len(table.read_text(encoding="utf-8").splitlines()) < 4:
         assert time.monotonic() < deadline and job.poll() is None
         time.sleep(0.1)
-    os.kill(ranks_of(job)[1], signal.SIGTERM)
+    os.kill(ranks_of(job)[1] if number == signal.SIGTERM else job.pid, number)
     assert job.wait(timeout=60) == 1
     log = (tmp_path / "log").read_text(encoding="utf-8")
-    assert "SIGTERM: saved after step" in log and re.search(r"exitcode *: 143", log), log
+    assert f"{number.name}: saved after step" in log, log
+    assert number == signal.SIGINT or re.search(r"exitcode *: 143", log), log
     step = torch.load(tmp_path / "models" / "t" / "model_0.pt", weights_only=True)["step"]
     assert step == len(table.read_text(encoding="utf-8").splitlines()) - 1 > 2
 

@@ -1,5 +1,6 @@
 """A short version of `make faults`, and faults that were found once."""
 
+import errno
 import gzip
 import os
 import resource
@@ -216,3 +217,14 @@ def test_a_full_disk_costs_a_preview_and_not_the_training(trained):
     ended = run(work, trained / "log")
     assert "Warning: A preview was left out" in ended.text
     assert ended.refused and "could not be written" in ended.text and "make room" in ended.text
+
+
+def test_a_full_disk_costs_the_volume_of_a_preview_alone(make_config, monkeypatch, capsys):
+    def full(*_):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(nib, "save", full)
+    trainer = sg.train_from_folder(make_config(num_train_steps=1))
+    assert "Warning: The preview GE.nii.gz of step 0 was left out" in capsys.readouterr().err
+    previews = sorted(p.name for p in (trainer.config.results / "previews").iterdir())
+    assert trainer.step == 1 and previews == ["000000-G.png", "000000-GE.png", "000000-mixed.png"]

@@ -1,6 +1,7 @@
 """The house: which file may import which, sizes, docstrings. volumetric/ is the ground; arrows go down."""
 
 import ast
+import re
 import subprocess
 import sys
 
@@ -145,6 +146,12 @@ def test_text_says_how_it_is_encoded(path):  # a computer's own way is ASCII on 
 def mode_of(call):
     """Mode of a call of open."""
     return call.args[1].value if len(call.args) > 1 and isinstance(call.args[1], ast.Constant) else "r"
+
+
+def test_what_trainers_share_is_of_no_kind_of_model():
+    text = (ROOT / "volumetric" / "training.py").read_text(encoding="utf-8")
+    words = r"discriminator|GAN\b|fake_|real_logits|\bG_opt|\bD_opt|STREAM_[DG]\b|\"GD\""
+    assert not re.findall(words, text.replace("fake_tensors", ""))
 
 
 def test_methods_of_the_trainer_fit_a_screen():

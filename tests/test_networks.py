@@ -280,8 +280,9 @@ def test_initial_weights():
         fan_in = weight[0].numel()
         assert abs(weight.std().item() * (fan_in / 2) ** 0.5 - 1) < 0.05  # Kaiming: variance 2 / fan_in
     assert abs(gan.S.net[0].weight.std().item() - 1) < 0.01 and not gan.S.net[0].bias.any()
-    for average, current in zip(*gan.averages(), strict=True):
-        assert torch.equal(average, current)
+    for pair in gan.averaged():
+        for average, current in zip(*(module.parameters() for module in pair), strict=True):
+            assert torch.equal(average, current)
 
 
 def test_bfloat16_gradients_of_the_discriminator_agree_with_float32():

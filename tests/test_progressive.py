@@ -216,6 +216,12 @@ def test_optimisers_begin_anew_at_each_size(folder):
     assert max(steps) == 2  # the first step, at 4 x 4 x 4, is forgotten
 
 
+def test_rates_fall_at_every_size(folder):
+    trainer = pw.train_from_folder(config_of(folder, num_train_steps=3, final_rate=0.5))
+    rates = {group["lr"] for one in trainer.optimizers.values() for group in one.param_groups}
+    assert rates == {3e-3 * (1 - 2 / 3 * (1 - 0.5))}
+
+
 def test_two_processes_have_the_gradients_of_one(folder):
     """Adam's first moment is the gradient, for its first beta is 0; the rate is too small to change much."""
     settings = {"fp16": False, "num_train_steps": 2, "learning_rate": 1e-9, "labels": "folders"}

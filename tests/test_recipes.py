@@ -48,7 +48,7 @@ def test_volumes_of_a_relativistic_pair_are_of_one_class(make_config, label_tabl
     """D is asked which of two volumes of a class is real; other losses draw classes of their own."""
     settings = {"recipe": "robust", "loss": loss, "batch_size": 6, "labels": str(label_table), "seed": 1}
     config, asked = make_config(**settings), []
-    audit = training.open_audit(config, torch.device("cpu"), parallel.Group(), config.batch_size)
+    audit = training.open_audit(config, torch.device("cpu"), parallel.Group())
     audit.classes = dataset.read_classes(config.labels, config.data)
     trainer = sg.Trainer(config, audit)
     trainer.GAN.D.register_forward_pre_hook(lambda _, args: asked.append(args[1]))

@@ -1,6 +1,6 @@
 """What a continued run takes from its checkpoint, refuses, and tells: one rule for all trainers."""
 
-from dataclasses import fields
+from dataclasses import asdict, fields
 
 import pytest
 
@@ -13,7 +13,7 @@ from tests import test_label_to_volume, test_progressive, test_segmenter
 from tests.conftest import interrupted_at, write_labels
 from tests.test_label_to_volume import write_pairs
 from tests.test_progressive import config_of, write_classes
-from volumetric import runs
+from volumetric import runs, training
 from volumetric.cli import UserError
 
 CONFIGS = (sg.TrainConfig, pw.ProgressiveConfig, lv.LabelToVolumeConfig, SegmentationConfig)
@@ -82,12 +82,21 @@ def test_phases_are_those_of_the_run_whatever_the_defaults_are(tmp_path, capsys)
     defaults = {name: getattr(pw.ProgressiveConfig, name) for name in (*pw.NETWORK_SETTINGS, *pw.PACE)}
     again = pw.train_from_folder(config_of(folder, **defaults))
     assert again.phases == first.phases and again.step == first.phases[-1].end == 7
-    assert "volumes_per_phase 16, volumes_at_start 16, batch_size 4" in capsys.readouterr().out
+    assert "batch_size 4, gradient_accumulate_every 2, volumes_per_phase 16" in capsys.readouterr().out
     for name in pw.PACE:
         with pytest.raises(UserError, match=rf"--{name} is 6, but .*model_0\.pt has "):
             pw.train_from_folder(config_of(folder, **{name: 6}))
     tuned = {"name": "tuned", "init_from": str(first.config.models / "model_0.pt"), "num_train_steps": 1}
     assert pw.train_from_folder(config_of(folder, volumes_per_phase=8, batch_size=2, **tuned)).step == 1
+
+
+def test_rates_by_fan_in_are_those_of_the_run(make_config):
+    """Whose optimiser has a group for each, and no others."""
+    sg.train_from_folder(make_config(num_train_steps=1, equalized_lr=True))
+    again = sg.train_from_folder(make_config(num_train_steps=2))
+    assert again.config.equalized_lr and len(again.G_opt.param_groups) > 1
+    with pytest.raises(UserError, match=r"--equalized_lr is True, but .* has False"):
+        training.adopt_settings(make_config(equalized_lr=True), asdict(make_config()), "model_0.pt")
 
 
 def test_what_follows_from_an_option_follows_from_the_runs(tmp_path):

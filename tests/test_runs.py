@@ -124,6 +124,8 @@ def test_nan_again_and_again_ends_the_run(tmp_path):
         runs.NanException, match=r"not finite in step 2.*Points of the step: 16\..*--learning"
     ):
         runs.run(Hopeless(tmp_path, 8))
+    with pytest.raises(runs.NanException, match=r"--fp16 False, in a new run\.$"):
+        runs.run(Hopeless(tmp_path, 8, is_fixed=True))
 
 
 def test_a_weight_that_is_not_finite_at_a_save_goes_back(tmp_path, capsys):

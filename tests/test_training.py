@@ -1,8 +1,6 @@
 """Training runs: exact resuming, accumulation, averages, checkpoints, interruptions, NaN."""
 
-import copy
 import csv
-import errno
 import json
 import os
 import signal
@@ -11,12 +9,10 @@ import sys
 import time
 import zipfile
 
-import nibabel as nib
 import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from torch import nn
 from torch._subclasses.fake_tensor import FakeTensor
 
 import stylegan2_pytorch as sg
@@ -135,17 +131,6 @@ def test_metrics_and_previews(make_config, short_schedule):
     each = ("GE.nii.gz", "GE.png", "G.png", "mixed.png")
     assert names == sorted(f"{step:06d}-{name}" for step in (0, 2, 4) for name in each)
     assert list((results / "tensorboard").glob("events*"))
-
-
-def test_a_full_disk_costs_the_volume_of_a_preview_alone(make_config, monkeypatch, capsys):
-    def full(*_):
-        raise OSError(errno.ENOSPC, "No space left on device")
-
-    monkeypatch.setattr(nib, "save", full)
-    trainer = sg.train_from_folder(make_config(num_train_steps=1))
-    assert "Warning: The preview GE.nii.gz of step 0 was left out" in capsys.readouterr().err
-    previews = sorted(p.name for p in (trainer.config.results / "previews").iterdir())
-    assert trainer.step == 1 and previews == ["000000-G.png", "000000-GE.png", "000000-mixed.png"]
 
 
 def test_mixed_preview_takes_coarse_style_from_its_row_and_fine_from_its_column(make_config):
@@ -272,7 +257,7 @@ def test_checkpoint_holds_everything_and_fits_the_original(make_config):
     path = trainer.config.models / "model_2.pt"
     state = torch.load(path, weights_only=True)
     wanted = {"GAN", "G_opt", "D_opt", "scaler", "step", "reverts", "pl_mean", "random", "config", "affine"}
-    wanted |= {"best", "ada", "class_names", "class_shares", "command"}
+    wanted |= {"best", "ada", "class_names", "class_shares", "class_digest", "command"}
     assert wanted | {"format_version", "version", "truncation_center", "data_digest", "trained_on"} == set(
         state
     )
@@ -489,18 +474,6 @@ def test_allocation_tracker_counts_what_lives():
     assert tracker.bytes == 4 * 2000 and tracker.peak == 4 * 2000
     del b, c
     assert tracker.bytes == 0
-
-
-def test_modules_are_copied_without_memory():
-    """An average of weights may be made by copy.deepcopy, also where tensors have no memory."""
-    with memory.fake_tensors():
-        network = layers.channels_last(nn.Sequential(nn.Conv3d(2, 4, 3), nn.BatchNorm3d(4)))
-        average = copy.deepcopy(network)
-        for one, other in zip(network.state_dict().values(), average.state_dict().values(), strict=True):
-            assert isinstance(other, FakeTensor) and one.stride() == other.stride() and one is not other
-        assert all(isinstance(p, nn.Parameter) and p.requires_grad for p in average.parameters())
-        assert average(torch.zeros(1, 2, 4, 4, 4)).shape == (1, 4, 2, 2, 2)
-    assert "__deepcopy__" not in vars(FakeTensor)
 
 
 def test_dry_run_writes_nothing_and_allocates_nothing_large(make_config, tmp_path, capsys):

@@ -75,7 +75,7 @@ class Plan:
         shown: Losses in the progress bar.
         lowest_is_best: Metrics, of which the first that there is decides on model_best.pt.
         tensorboard: Write TensorBoard files too.
-        is_fixed: A run keeps num_train_steps.
+        is_fixed: A run keeps num_train_steps, its rates and its precision.
     """
 
     models: Path
@@ -215,7 +215,8 @@ def go_back(trainer, log, error):
     take_up(trainer, path, reverts=reverts)
     log.rewind(trainer.step)
     text, *origin = error.args
-    advice = "If it happens again, try a lower --learning_rate or --fp16 False."
+    anew = ", in a new run" if trainer.plan.is_fixed else ""
+    advice = f"If it happens again, try a lower --learning_rate or --fp16 False{anew}."
     message = " ".join([f"{text}; the run went back to {path}.", *origin, advice])
     if trainer.group.first:
         tqdm.write(message, file=sys.stderr)

@@ -61,7 +61,7 @@ class VolumeTrainer:
     and what else it computes otherwise: every method here may be another's.
 
     Args:
-        config: RunConfig with batch_size, and what the subclass needs.
+        config: RunConfig, with what the subclass needs.
         audit: Audit of the training volumes; None without data.
         group: parallel.Group of the processes that train together; None is this one alone.
         scores: TrainingScores for the evaluations, see MedicalNet/scores.py; None without.
@@ -119,9 +119,8 @@ class VolumeTrainer:
         self.classes = audit and audit.classes  # of the volumes, if any
         self.command = command or asdict(config)
         self.whole_batch = config.batch_size  # volumes of a micro-batch, of all processes
-        self.batch_size = self.penalty_part = self.group.own(
-            self.whole_batch, config.batch_divisor
-        )  # of this one
+        self.batch_size = self.group.own(self.whole_batch, config.batch_divisor)  # of this process
+        self.penalty_part = self.batch_size  # volumes that are penalised at once
         self.at_once = 1  # micro-batches in a pass through the networks
         self.device = parallel.choose_device(config.device)
         self.amp_dtype = parallel.choose_amp_dtype(config.amp_dtype, self.device)
@@ -426,7 +425,7 @@ def adopt_settings(config, former, source, goes_on=True, otherwise="another --na
         otherwise: What a run of other settings is given.
     """
     kind, adopted = type(config), {}
-    kept = options_of(kind, kept=True) if goes_on else []
+    kept = [name for name in options_of(kind, kept=True) if goes_on and name in former]
     for name in [*options_of(kind, network=True), *kept]:
         asked, there = getattr(config, name), former[name]
         if asked not in (there, getattr(kind, name)):
