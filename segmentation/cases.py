@@ -51,9 +51,20 @@ class Classes:
 
     @property
     def other_side(self):
-        """Class of the other side for every class, the background first: itself for one without a side."""
+        """Class of the other side for every class, the background first: itself for one without a side.
+
+        Raises:
+            UserError: A class has no other side; the text begins with the table.
+        """
         names, swap = ["", *self.names], {"R-": "L-", "L-": "R-"}
-        return [names.index(swap.get(name[:2], name[:2]) + name[2:]) for name in names]
+        others = [swap.get(name[:2], name[:2]) + name[2:] for name in names]
+        for name, other in zip(names, others, strict=True):
+            if other not in names:
+                raise UserError(
+                    f"has {name} and no {other} to exchange it with: add it, or leave sides as they are "
+                    f"(--mirror False)."
+                )
+        return [names.index(other) for other in others]
 
     def from_ids(self, labels):
         """Ids as class numbers. Shapes: (X, Y, Z) uint8 -> the same"""

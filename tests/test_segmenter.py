@@ -13,10 +13,11 @@ import pytest
 import torch
 from scipy import stats
 
-from segmentation import cases, comparison, experiment, nnunet, segmentation, teacher
+import label_to_volume
+from segmentation import cases, comparison, experiment, maps, nnunet, segmentation, teacher
 from segmentation.labels import read_labels, save_labels
 from tests.conftest import run_script, write_volume
-from tests.pairs import AFFINE, CLASSES, new_segmenter, one_pair, small_config, write_pairs
+from tests.pairs import AFFINE, CLASSES, SHAPE, new_segmenter, one_pair, small_config, write_pairs
 from volumetric import runs
 from volumetric.cli import UserError
 from volumetric.tables import subjects_of
@@ -28,6 +29,34 @@ def test_classes_are_consecutive_and_have_another_side():
     assert CLASSES.from_ids(ids).tolist() == [0, 1, 4, 12, 13]
     assert np.array_equal(CLASSES.to_ids(CLASSES.from_ids(ids)), ids)
     assert CLASSES.other_side == [0, 1, 3, 2, 6, 7, 4, 5, 9, 8, 10, 12, 11, 13]
+
+
+def test_a_table_with_one_side_alone_is_one_line(tmp_path):
+    """Where sides are exchanged; a data set of one side may be trained on without."""
+    right = cases.Classes({8: "R-Pcom", 10: "Acom"})
+    with pytest.raises(
+        UserError, match="has R-Pcom and no L-Pcom to exchange it with: add it, or leave sides"
+    ):
+        _ = right.other_side
+    numbers = right.from_ids(np.full((2, 2, 2), 8, np.uint8))
+    with pytest.raises(UserError, match="--edit swap_sides: the model's table has R-Pcom and no L-Pcom"):
+        maps.edited(numbers, AFFINE, [maps.read_edit("swap_sides")], right)
+    volumes, labels = write_pairs(tmp_path, 3)
+    (tmp_path / "table.json").write_text('{"4": "R-ICA", "6": "left ICA"}', encoding="utf-8")
+    flags = {"image_size": 16, "image_depth": 8, "batch_size": 2, "device": "cpu", "data": volumes}
+    flags |= {"labels": labels, "table": tmp_path / "table.json", "models_dir": tmp_path / "models"}
+    with pytest.raises(SystemExit, match=r"table\.json has R-ICA and no L-ICA to exchange it with"):
+        label_to_volume.main([str(part) for name, one in flags.items() for part in (f"--{name}", one)])
+    assert not (tmp_path / "models").exists()
+
+
+def test_a_map_of_unknown_voxels_alone_is_one_line():
+    ids = np.zeros(SHAPE, np.uint8)
+    ids[:2] = 200
+    with pytest.raises(UserError, match=r"m\.nii has background and unknown voxels alone, expected labels"):
+        maps.class_numbers(ids, CLASSES, 200, "m.nii")
+    ids[5] = 4
+    assert set(np.unique(maps.class_numbers(ids, CLASSES, 200, "m.nii"))) == {0, 4, maps.UNKNOWN}
 
 
 @pytest.mark.parametrize("axes", ["RAS", "LPS", "ASR", "LIA"])
