@@ -28,7 +28,14 @@ from segmentation.comparison import compare_runs
 from segmentation.experiment_page import write_experiment
 from segmentation.labels import as_topcow, contents_of, save_labels
 from segmentation.metrics import score_case
-from segmentation.segmentation import SegmentationConfig, Segmenter, contents_known_to, read_model, train
+from segmentation.segmentation import (
+    SegmentationConfig,
+    Segmenter,
+    content_of_model,
+    contents_known_to,
+    read_model,
+    train,
+)
 from segmentation.teacher import FEWEST, TeacherConfig, label_folder
 from volumetric import runs
 from volumetric.cli import UserError, check_device_name, check_fields, one_line_errors, option, parse_cli
@@ -44,7 +51,6 @@ from volumetric.files import (
     __version__,
     atomic_path,
     clear_parts,
-    file_digest,
     finite,
     locked,
     next_free,
@@ -262,8 +268,8 @@ class Grid:
         pools: ([Case] real, [Case] synthetic), of one voxel size, in an order that names do not change.
         spacing: That size, (3,) mm.
         tests: Of `read_tests`.
-        contents: {"real", "synthetic", "test": what tells their pairs from others, "teacher": digest of its
-            file}, of those that there are.
+        contents: {"real", "synthetic", "test": what tells their pairs from others, "teacher": what the
+            network is known by}, of those that there are.
         labelled: Folder of a teacher's label maps; None if the synthetic volumes have others, or none.
     """
 
@@ -438,7 +444,7 @@ def open_grid(config):
         labelled = label_synthetic(config, real)
         if labelled is None:
             return None
-        contents["teacher"] = file_digest(teacher_of(config))
+        contents["teacher"] = content_of_model(read_model(teacher_of(config), config.device)[1])
     if any(config.synthetic_numbers):
         labels = config.synthetic_labels or labelled / "labels"
         synthetic = read_synthetic(config, labels, real, spacing)

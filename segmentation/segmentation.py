@@ -18,6 +18,8 @@ How files become cases is in cases.py. Inputs are never written to.
 
 import csv
 import functools
+import hashlib
+import json
 import math
 import sys
 import warnings
@@ -495,6 +497,15 @@ def read_model(path, device="auto"):
     autocast = functools.partial(parallel.autocast, device, dtype, state["fp16"])
     about = (state["patch"], state["spacing"], state["mirror"], autocast)
     return Predictor(network, classes, *about), state
+
+
+def content_of_model(about):
+    """What a trained network is known by, of what `read_model` says of it: SHA-256 of what it answers by."""
+    seen = [about[name] for name in ("table", "patch", "spacing", "mirror", "width")]
+    digest = hashlib.sha256(json.dumps(seen).encode())
+    for name, tensor in sorted(about["network"].items()):
+        digest.update(name.encode() + tensor.contiguous().numpy().tobytes())
+    return digest.hexdigest()
 
 
 def contents_known_to(about):

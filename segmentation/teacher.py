@@ -28,10 +28,10 @@ from segmentation.cases import read_scan
 from segmentation.labels import TABLES, read_labels, save_labels
 from segmentation.metrics import components
 from segmentation.report import coloured
-from segmentation.segmentation import read_model
+from segmentation.segmentation import content_of_model, read_model
 from volumetric.cli import UserError, check_device_name, check_fields, one_line_errors, option, parse_cli
 from volumetric.collection import find, find_volumes, names_in
-from volumetric.files import atomic_path, file_digest, new_folder
+from volumetric.files import atomic_path, new_folder
 from volumetric.pages import write_table
 from volumetric.pictures import new_axes, save_figure
 
@@ -166,9 +166,9 @@ def write_sheet(maps, path):
     save_figure(figure, path)
 
 
-def origin_of(config, limits):
+def origin_of(config, about, limits):
     """Digest of all but the volume that makes a label map and its verdict: network, real maps, settings."""
-    made_of = [file_digest(config.model), asdict(limits), config.least_confidence, config.withhold]
+    made_of = [content_of_model(about), asdict(limits), config.least_confidence, config.withhold]
     return hashlib.sha256(json.dumps(made_of).encode()).hexdigest()
 
 
@@ -214,7 +214,7 @@ def label_folder(config, folder=None, reference=None):
         reference = find_volumes(config.reference, "--reference")
     limits = read_limits(reference, about["table"])
     names, rows = names_in(config.data, find_volumes(config.data)), []
-    folder, origin = folder or new_folder(config.output), origin_of(config, limits)
+    folder, origin = folder or new_folder(config.output), origin_of(config, about, limits)
     folder.mkdir(parents=True, exist_ok=True)
     there = rows_there(folder, origin)
     write_gate(folder, there.values())

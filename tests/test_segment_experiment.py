@@ -9,7 +9,7 @@ import nibabel as nib
 import numpy as np
 import pytest
 
-from segmentation import experiment, segmentation
+from segmentation import experiment, experiment_page, segmentation
 from segmentation.labels import contents_of, remap, save_labels
 from tests.conftest import write_split, write_volume
 from tests.pairs import AFFINE, CLASSES, SHAPE, experiment_config, one_pair
@@ -21,8 +21,11 @@ ONE_CELL = {"real_numbers": (2,), "synthetic_numbers": (3,)}
 
 
 def result(config):
-    """Record of an experiment that ran through."""
-    folder = experiment.run_experiment(config)
+    """Record of an experiment that ran through; its page has no curves, which take most of the time."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(experiment_page, "curves", lambda _: None)
+        patch.setattr(experiment_page, "drawing", lambda _: "")
+        folder = experiment.run_experiment(config)
     return json.loads((folder / "experiment.json").read_text(encoding="utf-8"))
 
 
