@@ -104,9 +104,11 @@ class Moments:
 
 
 def numbers_of(config):
-    """What an experiment came to: its record, without what names places."""
-    record = json.loads((Path(config.output) / "experiment.json").read_text(encoding="utf-8"))
-    return {name: record[name] for name in NUMBERS}
+    """What an experiment came to: its record, without what names places, and the table of its gate."""
+    folder = Path(config.output)
+    record = json.loads((folder / "experiment.json").read_text(encoding="utf-8"))
+    gate = (folder / "labelled" / "gate.csv").read_text(encoding="utf-8")
+    return {name: record[name] for name in NUMBERS} | {"gate": gate}
 
 
 def lines_of(log):
