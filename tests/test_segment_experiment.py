@@ -2,6 +2,7 @@
 
 import csv
 import json
+import os
 from dataclasses import replace
 from pathlib import Path
 
@@ -15,6 +16,7 @@ from tests.conftest import write_split, write_volume
 from tests.pairs import AFFINE, CLASSES, SHAPE, experiment_config, one_pair
 from volumetric.cli import UserError
 from volumetric.collection import content_of_set
+from volumetric.files import part_of
 from volumetric.sidecars import write_trained_on
 
 ONE_CELL = {"real_numbers": (2,), "synthetic_numbers": (3,)}
@@ -56,7 +58,11 @@ def test_an_experiment_goes_on_and_writes_its_page(tmp_path, monkeypatch):
         assert part in page
     assert len(list((folder / "runs" / "real0002_synthetic0003_seed0" / "predicted").iterdir())) == 6
     monkeypatch.setattr(experiment.runs, "run", None)  # nothing is trained again
-    experiment.run_experiment(config)
+    part = part_of(folder / "runs" / "scores.json")
+    part = part.with_name(part.name.replace(f"-{os.getpid()}-", "-99999999-"))  # of a process that is no more
+    part.write_bytes(b"half")
+    result(config)
+    assert not list(folder.rglob(".part-*"))
     with pytest.raises(UserError, match="was begun with --width 2"):
         experiment.run_experiment(experiment_config(tmp_path, width=4))
 
@@ -260,17 +266,19 @@ def test_the_page_says_what_the_replica_gate_said(tmp_path):
     record = result(config)
     assert record["replicas"] is None
     page = tmp_path / "out" / "report.html"
-    assert "No replica gate (trust/replicas.py) has looked" in page.read_text("utf-8")
+    assert "No replica gate (trust/replicas.py) has looked" in page.read_text(encoding="utf-8")
     used = record["contents"]["generated"]
     write_gate(config.synthetic, contents={"training": [], "generated": used})
     assert result(config)["replicas"]["verdict"] == "passed"
     told = "it looked at 3 of the 3 synthetic volumes that networks were trained on, and flagged 0 of them."
-    assert f"<p>The replica gate passed: {told}</p>" in page.read_text("utf-8")
+    assert f"<p>The replica gate passed: {told}</p>" in page.read_text(encoding="utf-8")
     looked = {"training": [], "generated": used[:2]}
     write_gate(tmp_path, verdict="failed", contents=looked, flagged=[{"content": used[1]}])
     given = replace(config, replicas=str(tmp_path / "replicas.json"))
     assert result(given)["replicas"]["flagged"] == 1
-    assert '<p class="warning">The replica gate failed: it looked at 2 of the 3' in page.read_text("utf-8")
+    assert '<p class="warning">The replica gate failed: it looked at 2 of the 3' in page.read_text(
+        encoding="utf-8"
+    )
     write_gate(tmp_path, contents={"training": record["contents"]["held_out"][:1], "generated": used})
     with pytest.raises(UserError, match="in the training set of the replica gate"):
         experiment.open_grid(given)
@@ -289,7 +297,12 @@ def test_the_record_says_of_which_contents_it_is(tmp_path):
         assert len(used) == number and set(used) <= {case.identity.volume for case in pool}
     settings = json.loads((tmp_path / "out" / "settings.json").read_text(encoding="utf-8"))
     assert settings["contents"] == {name: record["made_of"][name] for name in ("real", "test", "synthetic")}
-    cases = json.loads((tmp_path / "out/runs/real0002_synthetic0003_seed0/made_of.json").read_text("utf-8"))
+    (tmp_path / "out" / "settings.json").write_text(json.dumps(settings | {"format": None}), encoding="utf-8")
+    with pytest.raises(UserError, match="was begun by another version, which noted its volumes otherwise"):
+        experiment.open_grid(config)
+    cases = json.loads(
+        (tmp_path / "out/runs/real0002_synthetic0003_seed0/made_of.json").read_text(encoding="utf-8")
+    )
     digest = record["made_of"]["cells"]["real0002_synthetic0003_seed0"]
     assert content_of_set(cases["cases"]) == digest and len(cases["cases"]) == 5
     for path in (config.synthetic, config.synthetic_labels):

@@ -2,8 +2,8 @@
 
 Moments are a training step, a labelling, half a row of a table, and both sides of every file that takes its
 place. In half of the rounds the experiment was finished before, and its synthetic volumes were replaced since
-then: nothing of the former ones may be left in its numbers. A kill may cost one labelling, or the steps since
-the last checkpoint; what more is made again was lost.
+then: nothing of the former ones may be left in its numbers. A kill costs the labelling that it ends, or the
+steps since the last checkpoint; what more is made again was lost.
 """
 
 import contextlib
@@ -26,25 +26,31 @@ STEPS, SAVED = 4, 2  # of a network, and between its checkpoints
 MOST_KILLS = 3  # of one experiment
 NUMBERS = ("cells", "differences", "exchange", "per_subject", "subjects", "contents", "made_of", "doubted")
 TRAINING, LABELLING, ROW = "in a training", "in a labelling", "in half a row"
+BEFORE, AFTER = "before a file takes its place", "after a file took its place"
+# What is done at a moment, and the moments from which on it is safe; of files, how their names begin.
+SAFE = {
+    TRAINING: ((AFTER, "model_"), (AFTER, "segmenter.pt")),
+    LABELLING: ((ROW, ""), (AFTER, "scores.json")),
+}
 
 
 class Moments:
     """Notes the moments of a process, and kills it at one.
 
     Args:
-        log: File of their kinds, a line each.
+        log: File of their kinds, and of the files that they are about, a line each.
         last: Number of the moment at which the process ends; None lets it live.
     """
 
     def __init__(self, log, last=None):
         self.log, self.last, self.count = Path(log), last, 0
 
-    def reach(self, kind):
-        """A moment of a kind."""
+    def reach(self, kind, file=""):
+        """A moment of a kind, about a file."""
         self.count += 1
         ends = self.count == self.last
-        with open(self.log, "a", encoding="utf-8") as file:
-            file.write(f"{'killed ' if ends else ''}{kind}\n")
+        with open(self.log, "a", encoding="utf-8") as log:
+            log.write(f"{'killed ' if ends else ''}{kind}\t{file}\n")
         if ends:
             os.kill(os.getpid(), signal.SIGKILL)
 
@@ -61,9 +67,9 @@ class Moments:
         """os.replace between two moments."""
 
         def stand_in(part, path):
-            self.reach("before a file takes its place")
+            self.reach(BEFORE, Path(path).name)
             do(part, path)
-            self.reach("after a file took its place")
+            self.reach(AFTER, Path(path).name)
 
         return stand_in
 
@@ -111,17 +117,31 @@ def numbers_of(config):
     return {name: record[name] for name in NUMBERS} | {"gate": gate}
 
 
-def lines_of(log):
-    """Kinds of the moments in a log."""
-    return log.read_text(encoding="utf-8").splitlines() if log.exists() else []
+def moments_in(log):
+    """[(kind, file)] of a log."""
+    return [tuple(line.split("\t")) for line in log.read_text(encoding="utf-8").splitlines()]
+
+
+def unsafe_at_kills(moments):
+    """{what is done: how much of it was not safe when a process was killed}, by what `moments_in` gives."""
+    unsafe, since = Counter(), Counter()
+    for kind, file in moments:
+        if kind.startswith("killed"):
+            unsafe.update(since)
+            since.clear()
+        since[kind] += kind in SAFE
+        for what, ends in SAFE.items():
+            if any(kind == end and file.startswith(begin) for end, begin in ends):
+                since[what] = 0
+    return unsafe
 
 
 def undisturbed(config):
-    """(numbers, kinds of the moments) of an experiment that is let run; a fault ends all."""
+    """(numbers, [kind of every moment]) of an experiment that is let run; a fault ends all."""
     log = Path(f"{config.output}.moments")
     ended = run(lambda: Moments(log).run(config), f"{config.output}.log")
     assert ended.status == 0, ended.text
-    return numbers_of(config), lines_of(log)
+    return numbers_of(config), [kind for kind, _ in moments_in(log)]
 
 
 def check(folder, number, seed):
@@ -176,15 +196,15 @@ def one_round(config, numbers, moments, rng, counts):
             break
         if ended.status != -signal.SIGKILL:
             return [f"{folder.name}: {ended.text}"]
-    there = Counter(lines_of(log))
+    passed = moments_in(log)
+    there, unsafe = Counter(kind for kind, _ in passed), unsafe_at_kills(passed)
     killed = {kind: n for kind, n in there.items() if kind.startswith("killed")}
     counts.update(killed)
-    again = {kind: there[kind] - moments.count(kind) for kind in (TRAINING, LABELLING)}
+    again, problems = {kind: there[kind] - moments.count(kind) for kind in SAFE}, []
     counts.update({"steps again": again[TRAINING], "labellings again": again[LABELLING]})
-    problems = []
-    if again[LABELLING] + -(-again[TRAINING] // SAVED) > sum(killed.values()):
+    if any(again[kind] > unsafe[kind] for kind in SAFE):
         counts["lost"] += 1
-        problems.append(f"{folder.name}: made again after {killed}: {again}")
+        problems.append(f"{folder.name}: made again after {killed}: {again}, unsafe were {dict(unsafe)}")
     if numbers_of(config) != numbers:
         counts["mixed"] += 1
         problems.append(f"{folder.name}: other numbers than undisturbed, after {killed}")
