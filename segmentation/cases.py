@@ -221,6 +221,11 @@ def read_pair(paths, classes):
     return Pair(paths, scan, classes.from_ids(labels), identity)
 
 
+def in_order(cases):
+    """Cases in an order of their contents: renamed files are drawn as they were."""
+    return sorted(cases, key=lambda case: case.identity.pair)
+
+
 def pairs_among(cases):
     """What tells Pairs or Cases from others: [text], sorted; whatever their files are called."""
     return sorted(case.identity.pair for case in cases)

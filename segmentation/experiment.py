@@ -23,7 +23,7 @@ if sys.path[0] == str(Path(__file__).resolve().parent):
 import numpy as np
 from tqdm import tqdm
 
-from segmentation.cases import Classes, pairs_among, pairs_in, read_cases, refuse_real
+from segmentation.cases import Classes, in_order, pairs_among, pairs_in, read_cases, refuse_real
 from segmentation.comparison import compare_runs
 from segmentation.experiment_page import write_experiment
 from segmentation.labels import as_topcow, contents_of, save_labels
@@ -414,11 +414,6 @@ def read_synthetic(config, labels, real, spacing):
     synthetic, _ = read_cases(folders, Classes(config.table), spacing, only=there)
     refuse_real(synthetic, real, config.synthetic)
     return in_order(synthetic)
-
-
-def in_order(cases):
-    """Cases in an order of their contents: renamed files are chosen as they were."""
-    return sorted(cases, key=lambda case: case.identity.pair)
 
 
 def open_grid(config):

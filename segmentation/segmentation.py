@@ -35,7 +35,7 @@ import torch
 from torch import nn
 from tqdm import tqdm
 
-from segmentation.cases import Classes, brought_to, pairs_among, read_cases, read_scan
+from segmentation.cases import Classes, brought_to, in_order, pairs_among, read_cases, read_scan
 from segmentation.labels import TABLES, save_labels
 from segmentation.report import coloured
 from volumetric import parallel, runs
@@ -217,8 +217,7 @@ class Segmenter:
     def __init__(self, config, cases, spacing):
         from monai.losses import DiceCELoss
 
-        self.config, self.spacing = config, spacing
-        self.cases = sorted(cases, key=lambda case: case.identity.pair)  # whatever they are called
+        self.config, self.cases, self.spacing = config, in_order(cases), spacing
         self.classes = Classes(config.table)
         shape = np.median([case.image.shape for case in cases], axis=0)
         self.patch = tuple(config.patch_size) or fitting_patch(shape)
