@@ -129,7 +129,8 @@ def unsafe_at_kills(moments):
         if kind.startswith("killed"):
             unsafe.update(since)
             since.clear()
-        since[kind] += kind in SAFE
+        if kind in SAFE:
+            since[kind] += 1
         for what, ends in SAFE.items():
             if any(kind == end and file.startswith(begin) for end, begin in ends):
                 since[what] = 0
