@@ -51,9 +51,20 @@ class Classes:
 
     @property
     def other_side(self):
-        """Class of the other side for every class, the background first: itself for one without a side."""
+        """Class of the other side for every class, the background first: itself for one without a side.
+
+        Raises:
+            UserError: A class has no other side; the text begins with the table.
+        """
         names, swap = ["", *self.names], {"R-": "L-", "L-": "R-"}
-        return [names.index(swap.get(name[:2], name[:2]) + name[2:]) for name in names]
+        others = [swap.get(name[:2], name[:2]) + name[2:] for name in names]
+        for name, other in zip(names, others, strict=True):
+            if other not in names:
+                raise UserError(
+                    f"has {name} and no {other} to exchange it with: add it, or leave sides as they are "
+                    f"(--mirror False)."
+                )
+        return [names.index(other) for other in others]
 
     def from_ids(self, labels):
         """Ids as class numbers. Shapes: (X, Y, Z) uint8 -> the same"""
@@ -119,16 +130,22 @@ class Identity:
     Args:
         volume: Content of the volume.
         labels: Content of the label map.
+        spacing: Voxel size, (3,) mm.
         former: SHA-256 of the voxels as they are, by which networks of earlier versions know the volume.
     """
 
     volume: str
     labels: str
+    spacing: tuple
     former: str
 
-    def is_among(self, known):
-        """True if the volume or the label map is among what a network was trained on."""
-        return not {self.volume, self.labels, self.former}.isdisjoint(known)
+    @property
+    def pair(self):
+        """Text that tells the pair from others: another label map, or another voxel size, makes it another.
+
+        Sizes have the eleven bits of float16: those that differ by rounding are one.
+        """
+        return f"{self.volume} {self.labels} {'x'.join(f'{np.float16(n):.4g}' for n in self.spacing)}"
 
 
 @dataclass
@@ -200,8 +217,29 @@ def read_pair(paths, classes):
     if not labels.any():
         raise UserError(f"{paths[1]} is empty, expected labels of {paths[0]}: remove the pair.")
     former = hashlib.sha256(scan.array).hexdigest()
-    identity = Identity(scan.volume.content, content_of_labels(labels), former)
+    identity = Identity(scan.volume.content, content_of_labels(labels), tuple(scan.spacing), former)
     return Pair(paths, scan, classes.from_ids(labels), identity)
+
+
+def in_order(cases):
+    """Cases in an order of their contents: renamed files are drawn as they were."""
+    return sorted(cases, key=lambda case: case.identity.pair)
+
+
+def pairs_among(cases):
+    """What tells Pairs or Cases from others: [text], sorted; whatever their files are called."""
+    return sorted(case.identity.pair for case in cases)
+
+
+def refuse_real(made, real, folder):
+    """Raise a UserError if volumes of a folder that are called synthetic are real ones; both are [Pair]."""
+    known = {pair.identity.volume: pair.paths[0] for pair in real}
+    problems = [
+        f"{pair.paths[0]} has the same voxels as {known[pair.identity.volume]}: it is no synthetic volume"
+        for pair in made
+        if pair.identity.volume in known
+    ]
+    refuse_unusable(problems, len(made), folder)
 
 
 def find_pairs(folders, only=None, split=None, parts=("training",)):

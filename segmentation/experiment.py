@@ -23,19 +23,41 @@ if sys.path[0] == str(Path(__file__).resolve().parent):
 import numpy as np
 from tqdm import tqdm
 
-from segmentation.cases import Classes, pairs_in, read_cases
+from segmentation.cases import Classes, in_order, pairs_among, pairs_in, read_cases, refuse_real
 from segmentation.comparison import compare_runs
 from segmentation.experiment_page import write_experiment
 from segmentation.labels import as_topcow, contents_of, save_labels
 from segmentation.metrics import score_case
-from segmentation.segmentation import SegmentationConfig, Segmenter, contents_known_to, read_model, train
+from segmentation.segmentation import (
+    SegmentationConfig,
+    Segmenter,
+    content_of_model,
+    contents_known_to,
+    read_model,
+    train,
+)
 from segmentation.teacher import FEWEST, TeacherConfig, label_folder
 from volumetric import runs
 from volumetric.cli import UserError, check_device_name, check_fields, one_line_errors, option, parse_cli
-from volumetric.collection import find, find_volumes, known_by_content, names_in, volumes_in
-from volumetric.files import atomic_path, finite, locked, next_free, read_json
+from volumetric.collection import (
+    content_of_set,
+    find,
+    find_volumes,
+    known_by_content,
+    names_in,
+    volumes_in,
+)
+from volumetric.files import (
+    __version__,
+    atomic_path,
+    clear_parts,
+    finite,
+    locked,
+    next_free,
+    read_json,
+)
 from volumetric.parallel import host_random
-from volumetric.sidecars import drawn_for, trained_on
+from volumetric.sidecars import beside_volumes, drawn_for, trained_on
 
 # Edit these, or pass them as flags; a flag wins.
 # folder of real volumes to train on, and of their label maps
@@ -48,6 +70,8 @@ test, test_labels = "test", "test_labels"
 output = "experiment"
 
 TABLES = ("topcow2024", "topcow2023", "nnunet")  # that metrics.py can score
+SETTINGS, FORMAT = "settings.json", 2  # what an experiment was begun with
+GATE = "replicas.json"  # of trust/replicas.py
 # What an experiment must have in common with its beginning, beside its volumes; a grid may grow.
 KEPT = ("table", "gate", "num_train_steps", "teacher_steps", "batch_size", "width", "fp16")
 
@@ -79,6 +103,9 @@ class ExperimentConfig:
         "Table of preprocessing/split.py: --real is its part `training`, --test its `test`.",
         file=True,
     )
+    replicas: str | None = option(
+        None, "replicas.json of trust/replicas.py on the synthetic volumes; None: one beside them.", file=True
+    )
     output: str = option(output, "Folder of everything; the same command goes on in it.", folder=True)
     table: str = option("topcow2024", "Table of the ids.", choices=TABLES)
     real_numbers: tuple = option((0, 5, 20), "Numbers of real volumes, a list.")
@@ -96,7 +123,8 @@ class ExperimentConfig:
         check_fields(self)
         for name in ("real_numbers", "synthetic_numbers", "seeds"):
             numbers = getattr(self, name)
-            if not all(type(n) is int and n >= 0 for n in numbers) or len(set(numbers)) < len(numbers):
+            plain = all(type(n) is int and n >= 0 for n in numbers)
+            if not plain or not numbers or len(set(numbers)) < len(numbers):
                 raise UserError(f"--{name} must be different whole numbers from 0 on, got {numbers}.")
         if not self.cells():
             raise UserError("--real_numbers and --synthetic_numbers name nothing to train on: give a number.")
@@ -161,17 +189,15 @@ def files_of(cases):
     return known | {case.identity.volume: str(case.paths[0]) for case in cases}
 
 
-def contents_of_pairs(cases):
-    """[[content of the volume, content of the label map]] of cases, sorted."""
-    return sorted([case.identity.volume, case.identity.labels] for case in cases)
-
-
 def refuse_known(config, tests, real):
     """Raise a UserError if a test subject is in what the networks, the generator or a teacher have seen."""
     refuse_overlap(tests, config.table, files_of(real), "in --real")
     if config.generator_data is not None:
         seen = known_by_content(volumes_in(config.generator_data, "--generator_data"))
         refuse_overlap(tests, config.table, seen, "in --generator_data")
+    for path, record in gates_of(config).items():
+        seen = dict.fromkeys(record["contents"]["training"], path)
+        refuse_overlap(tests, config.table, seen, "in the training set of the replica gate")
     for folder in dict.fromkeys([config.synthetic, config.synthetic_labels]):
         if folder is not None and any(config.synthetic_numbers):
             seen = trained_on(folder)
@@ -181,6 +207,47 @@ def refuse_known(config, tests, real):
         _, about = read_model(config.teacher, config.device)
         seen = dict.fromkeys(contents_known_to(about), config.teacher)
         refuse_overlap(tests, config.table, seen, "in the teacher's training")
+
+
+def gates_of(config):
+    """{path: record} of trust/replicas.py on the synthetic volumes: --replicas, or what lies beside them.
+
+    Raises:
+        UserError: A file is of another program.
+    """
+    if not any(config.synthetic_numbers):
+        return {}
+    paths = [config.replicas] if config.replicas else beside_volumes(config.synthetic, "--synthetic", GATE)
+    gates = {str(path): read_json(path) for path in paths}
+    for path, record in gates.items():
+        lacking = [entry for entry in ("verdict", "flagged", "contents") if entry not in record]
+        if lacking:
+            raise UserError(
+                f"{path} has no entry {lacking[0]!r}: give {GATE} of trust/replicas.py, made by this version "
+                f"of it."
+            )
+    return gates
+
+
+def judged_by_gate(config, used):
+    """What the replica gate says of the synthetic volumes that were trained on; None if none looked at any.
+
+    Args:
+        config: ExperimentConfig.
+        used: Their contents, a set.
+
+    Returns:
+        {"file", "verdict", "looked_at", "flagged": numbers of these volumes}; of several gates, the one that
+        looked at most.
+    """
+    found = []
+    for path, record in gates_of(config).items():
+        looked = used & set(record["contents"]["generated"])
+        flagged = used & {row["content"] for row in record["flagged"]}
+        numbers = {"looked_at": len(looked), "flagged": len(flagged)}
+        found.append({"file": path, "verdict": record["verdict"], **numbers})
+    best = max(found, key=lambda gate: gate["looked_at"], default=None)
+    return best if best and best["looked_at"] else None
 
 
 def chosen(number, available, seed):
@@ -198,14 +265,19 @@ class Grid:
     """What every cell of an experiment takes from.
 
     Args:
-        pools: ([Case] real, [Case] synthetic), of one voxel size.
+        pools: ([Case] real, [Case] synthetic), of one voxel size, in an order that names do not change.
         spacing: That size, (3,) mm.
         tests: Of `read_tests`.
+        contents: {"real", "synthetic", "test": what tells their pairs from others, "teacher": what the
+            network is known by}, of those that there are.
+        labelled: Folder of a teacher's label maps; None if the synthetic volumes have others, or none.
     """
 
     pools: tuple
     spacing: np.ndarray
     tests: dict
+    contents: dict
+    labelled: Path | None = None
 
     def cases(self, cell, seed):
         """[Case] of a cell (number of real, number of synthetic volumes) and seed."""
@@ -216,19 +288,24 @@ class Grid:
 def folder_of_run(config, cell, seed, cases):
     """Folder of a run, noted to be of these cases; one of others, by their contents, is moved aside."""
     folder = Path(config.output) / "runs" / name_of_run(*cell, seed)
-    noted, made_of = folder / "made_of.json", {"cases": contents_of_pairs(cases)}
+    noted, made_of = folder / "made_of.json", {"cases": pairs_among(cases)}
     if noted.exists() and read_json(noted) != made_of:
         aside = next_free(folder.with_name(f"{folder.name}.earlier"))
         folder.rename(aside)
         print(f"{folder.name} was trained on other volumes or label maps: it is now {aside}, and made again.")
-    folder.mkdir(parents=True, exist_ok=True)
-    with atomic_path(noted) as part:
-        part.write_text(json.dumps(made_of, indent=0), encoding="utf-8")
+    write_record(noted, made_of)
     return folder
 
 
+def write_record(path, record):
+    """Write a JSON file, in a folder that is made."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with atomic_path(path) as part:
+        part.write_text(json.dumps(finite(record), indent=0), encoding="utf-8")
+
+
 def run_cell(config, cell, seed, grid):
-    """Train one network, label and score the test volumes; what is there already of the same is taken.
+    """Train one network, and score it; what is there already of the same is taken.
 
     Args:
         config: ExperimentConfig.
@@ -241,34 +318,61 @@ def run_cell(config, cell, seed, grid):
     """
     cases = grid.cases(cell, seed)
     folder = folder_of_run(config, cell, seed, cases)
-    kept = folder / "scores.json"
-    if kept.exists():
-        return read_json(kept)
-    training = config.training(folder / "segmenter.pt", config.num_train_steps, seed)
-    segmenter = runs.run(Segmenter(training, cases, grid.spacing))
-    runs.end_by_signal(segmenter)
-    predictor, scores = segmenter.predictor(), {}
-    for name, pair in tqdm(grid.tests.items(), f"Scoring {folder.name}", leave=False):
-        scan = pair.scan
-        stored, _ = predictor.label(scan)
-        save_labels(stored, scan.affine, folder / "predicted" / f"{name}.nii.gz", config.table)
-        found = as_topcow(scan.as_read(stored), config.table)
-        scores[name] = score_case(true_ids(pair, config.table), found, scan.spacing)
-    with atomic_path(kept) as part:
-        part.write_text(json.dumps(finite(scores)), encoding="utf-8")
-    for checkpoint in (folder / "models").glob("model_*.pt"):  # done: some hundred MB each
+    model = folder / "segmenter.pt"
+    if not model.exists():
+        training = config.training(model, config.num_train_steps, seed)
+        segmenter = runs.run(Segmenter(training, cases, grid.spacing))
+        runs.end_by_signal(segmenter)
+        segmenter.save_model()
+    for checkpoint in (folder / "models").glob("model_*.pt"):  # done: each is three times the network
         checkpoint.unlink()
-    return scores
+    return score_tests(config, folder, grid.tests)
 
 
-def label_synthetic(config):
-    """Folder of the label maps that a teacher made of the synthetic volumes; what it made before stays.
+def score_tests(config, folder, tests):
+    """Let a run's network label the test volumes, and score it; what it has of the same subjects is taken.
+
+    Args:
+        config: ExperimentConfig.
+        folder: Of the run, with segmenter.pt.
+        tests: Of `read_tests`.
+
+    Returns:
+        {test case: {score: value}}, of these alone.
+    """
+    kept, places = folder / "scores.json", {n: folder / "predicted" / f"{n}.nii.gz" for n in tests}
+    former = read_json(kept) if kept.exists() else {}
+    rows = {
+        name: former[name]
+        for name, pair in tests.items()
+        if name in former and former[name]["pair"] == pair.identity.pair and places[name].exists()
+    }
+    left = [name for name in tests if name not in rows]
+    if left:
+        predictor, _ = read_model(folder / "segmenter.pt", config.device)
+        write_record(kept, rows)  # no row outlives the label map that it is of
+    for name in tqdm(left, f"Scoring {folder.name}", leave=False):
+        scan = tests[name].scan
+        stored, _ = predictor.label(scan)
+        save_labels(stored, scan.affine, places[name], config.table)
+        found = as_topcow(scan.as_read(stored), config.table)
+        scores = score_case(true_ids(tests[name], config.table), found, scan.spacing)
+        rows[name] = {"pair": tests[name].identity.pair, "scores": scores}
+        write_record(kept, rows)
+    return {name: rows[name]["scores"] for name in tests}
+
+
+def label_synthetic(config, real):
+    """Folder that a teacher labels the synthetic volumes in; what it made of the same before stays.
+
+    Args:
+        config: ExperimentConfig.
+        real: [Case], whose label maps tell what is common.
 
     Returns:
         The folder.
     """
-    folder = Path(config.output)
-    model = Path(config.teacher or folder / "teacher" / "segmenter.pt")
+    folder, model = Path(config.output), teacher_of(config)
     if not model.exists():
         folders = {"data": config.real, "labels": config.real_labels, "split": config.split}
         runs.end_by_signal(train(config.training(model, config.teacher_steps, **folders)))
@@ -280,14 +384,19 @@ def label_synthetic(config):
         withhold=config.gate,
         device=config.device,
     )
-    return label_folder(teacher, folder / "labelled") / "labels"
+    return label_folder(teacher, folder / "labelled", [case.paths[1] for case in real])
 
 
-def read_synthetic(config, labels, spacing):
+def teacher_of(config):
+    """Path of the teacher's network, there or not."""
+    return Path(config.teacher or Path(config.output) / "teacher" / "segmenter.pt")
+
+
+def read_synthetic(config, labels, real, spacing):
     """[Case] of the synthetic volumes that have a label map, at the voxel size of the real ones.
 
     Raises:
-        UserError: They are fewer than the grid asks for.
+        UserError: They are fewer than the grid asks for, or one is a real volume.
     """
     names = set(names_in(config.synthetic, find_volumes(config.synthetic, "--synthetic")).values())
     there = names & set(names_in(labels, find(labels, "--synthetic_labels").paths).values())
@@ -300,7 +409,9 @@ def read_synthetic(config, labels, spacing):
     if len(there) < len(names):
         print(f"{len(names) - len(there)} of {len(names)} synthetic volumes have no label map in {labels}.")
     folders = {"synthetic": config.synthetic, "synthetic_labels": labels}
-    return read_cases(folders, Classes(config.table), spacing, only=there)[0]
+    synthetic, _ = read_cases(folders, Classes(config.table), spacing, only=there)
+    refuse_real(synthetic, real, config.synthetic)
+    return in_order(synthetic)
 
 
 def open_grid(config):
@@ -311,18 +422,27 @@ def open_grid(config):
     """
     tests, folders = read_tests(config), {"real": config.real, "real_labels": config.real_labels}
     real, spacing = read_cases(folders, Classes(config.table), split=config.split)
-    if len(real) < max(*config.real_numbers, 0 if config.synthetic_labels else FEWEST):
-        raise UserError(f"--real {config.real} has {len(real)} volumes: --real_numbers wants more.")
+    real, labelled = in_order(real), None
+    taught = any(config.synthetic_numbers) and config.synthetic_labels is None
+    fewest = max(*config.real_numbers, FEWEST if taught else 0)
+    if len(real) < fewest:
+        raise UserError(
+            f"--real {config.real} has {len(real)} volumes, expected {fewest}, by --real_numbers or as what "
+            f"tells a teacher's gate what is common: add some, or ask for fewer."
+        )
     refuse_known(config, tests, real)
-    labels, synthetic = config.synthetic_labels, []
+    contents, synthetic = {"real": pairs_among(real), "test": pairs_among(tests.values())}, []
+    note_settings(config, contents)
+    if taught:
+        labelled = label_synthetic(config, real)
+        contents["teacher"] = content_of_model(read_model(teacher_of(config), config.device)[1])
     if any(config.synthetic_numbers):
-        if labels is None:
-            same_settings(config, real, tests)
-            labels = label_synthetic(config)
-        synthetic = read_synthetic(config, labels, spacing)
+        labels = config.synthetic_labels or labelled / "labels"
+        synthetic = read_synthetic(config, labels, real, spacing)
         refuse_overlap(tests, config.table, files_of(synthetic), "among the synthetic ones")
-    same_settings(config, real, tests)
-    return Grid((real, synthetic), spacing, tests)
+        contents["synthetic"] = pairs_among(synthetic)
+    note_settings(config, contents)
+    return Grid((real, synthetic), spacing, tests, contents, labelled)
 
 
 def run_experiment(config):
@@ -333,38 +453,61 @@ def run_experiment(config):
     """
     folder = Path(config.output)
     with locked(folder / ".lock", f"The experiment {folder}", "wait for it"):
+        for place in {part.parent for part in folder.rglob(".part-*")}:
+            clear_parts(place)
         grid, results = open_grid(config), {}
         for seed in config.seeds:
             for cell in config.cells():
                 results.setdefault(cell, {})[seed] = run_cell(config, cell, seed, grid)
-        record = compare_runs(results, config.resamples)
-        doubted = count_doubted(folder) if config.synthetic_labels is None else None
-        record |= {"settings": asdict(config), "teacher": doubted is not None, "doubted": doubted}
+        record = compare_runs(results, config.resamples) | told_of(config, grid)
         write_experiment(record, grid.tests, folder)
     print(f"{folder / 'report.html'} shows everything; the numbers are in {folder / 'experiment.json'}.")
     return folder
 
 
-def count_doubted(folder):
-    """Number of label maps that the teacher's gate doubts, None without a teacher."""
-    table = folder / "labelled" / "gate.csv"
-    if not table.exists():
-        return None
-    with open(table, newline="", encoding="utf-8") as file:
-        return sum(bool(row["reasons"]) for row in csv.DictReader(file))
-
-
-def same_settings(config, real, tests):
-    """Note what an experiment was begun with; a UserError if it is other now, and changes its runs.
+def told_of(config, grid):
+    """What the record of an experiment says beside its scores: settings, contents, teacher and gates.
 
     Args:
         config: ExperimentConfig.
-        real: [Case].
-        tests: Of `read_tests`.
+        grid: Grid.
+
+    Returns:
+        {"settings", "teacher", "doubted", "replicas", "contents": {set: contents of its volumes}, "made_of":
+        {set: what tells its pairs from others}, with the digest of the teacher and of the cases of every
+        cell and seed}.
     """
-    kept = Path(config.output) / "settings.json"
+    cells = {(cell, seed): grid.cases(cell, seed) for cell in config.cells() for seed in config.seeds}
+    used = {case.identity.volume for cases in cells.values() for case in cases}
+    real, generated = ([c.identity.volume for c in pool if c.identity.volume in used] for pool in grid.pools)
+    held_out = [pair.identity.volume for pair in grid.tests.values()]
+    digests = {name_of_run(*cell, seed): content_of_set(pairs_among(c)) for (cell, seed), c in cells.items()}
+    return {
+        "settings": asdict(config),
+        "teacher": grid.labelled is not None,
+        "doubted": None if grid.labelled is None else count_doubted(grid.labelled),
+        "replicas": judged_by_gate(config, set(generated)),
+        "contents": {"training": real, "generated": generated, "held_out": held_out},
+        "made_of": grid.contents | {"cells": digests},
+        "version": __version__,
+    }
+
+
+def count_doubted(labelled):
+    """Number of label maps that the teacher's gate doubts."""
+    with open(labelled / "gate.csv", newline="", encoding="utf-8") as file:
+        return sum(bool(row["reasons"]) for row in csv.DictReader(file))
+
+
+def note_settings(config, contents):
+    """Note what an experiment is made with; a UserError if it was begun with what changes all its runs.
+
+    Args:
+        config: ExperimentConfig.
+        contents: {"real", "test", ...: what tells their pairs from others}.
+    """
+    kept = Path(config.output) / SETTINGS
     told = {name: getattr(config, name) for name in KEPT}
-    contents = {"real": contents_of_pairs(real), "test": contents_of_pairs(tests.values())}
     if kept.exists():
         former = read_json(kept)
         for name, value in told.items():
@@ -373,20 +516,17 @@ def same_settings(config, real, tests):
                     f"{kept.parent} was begun with --{name} {former.get(name)}, it is {value} now: give "
                     f"another --output."
                 )
-        if "contents" not in former:
+        if former.get("format") != FORMAT:
             raise UserError(
-                f"{kept.parent} was begun by an earlier version, which did not note its volumes: give "
+                f"{kept.parent} was begun by another version, which noted its volumes otherwise: give "
                 f"another --output."
             )
-        for name, value in contents.items():
-            if former["contents"].get(name) != value:
-                raise UserError(
-                    f"{kept.parent} was begun with other volumes or label maps than those that are in "
-                    f"--{name} {getattr(config, name)} now: give another --output."
-                )
-    kept.parent.mkdir(parents=True, exist_ok=True)
-    with atomic_path(kept) as part:
-        part.write_text(json.dumps(told | {"contents": contents}, indent=1), encoding="utf-8")
+        if former["contents"]["real"] != contents["real"]:
+            raise UserError(
+                f"{kept.parent} was begun with other volumes or label maps than those that are in --real "
+                f"{config.real} now: give another --output."
+            )
+    write_record(kept, told | {"format": FORMAT, "contents": contents})
 
 
 def main(argv=None):

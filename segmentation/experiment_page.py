@@ -25,7 +25,7 @@ def write_experiment(record, tests, folder):
     """Write experiment.json, experiment.csv and report.html.
 
     Args:
-        record: Of `compare_runs`, with "settings" and "teacher".
+        record: Of `compare_runs`, and of `told_of` in experiment.py.
         tests: {case: Pair} of cases.py.
         folder: Of the experiment, with runs/<run>/predicted.
     """
@@ -77,12 +77,27 @@ def about(record):
         what = "left out" if settings["gate"] else "trained on all the same"
         told = f"The gate doubts {record['doubted']} label maps of synthetic volumes, {what}."
         doubts = f'<p class="warning">{told}</p>'
-    return doubts + (
+    how = (
         f"<p>{n} test subjects, which neither the networks nor the teacher saw; {len(settings['seeds'])} "
         f"seeds; {settings['num_train_steps']} steps of {settings['batch_size']} patches for every network, "
         f"whatever its number of volumes. The synthetic volumes' labels are from {labels}. Scores are those "
         f"of TopCoW; intervals are 95 %, by drawing subjects again; seeds are averaged.</p>"
     )
+    return doubts + gate(record) + how
+
+
+def gate(record):
+    """What trust/replicas.py said about the synthetic volumes of the networks, or that it said nothing."""
+    found, used = record["replicas"], len(record["contents"]["generated"])
+    if not used:
+        return ""
+    if found is None:
+        told = "No replica gate (trust/replicas.py) has looked at the synthetic volumes: they may be copies."
+        return f'<p class="warning">{told}</p>'
+    told = f"The replica gate {found['verdict']}: it looked at {found['looked_at']} of the {used} synthetic "
+    told += f"volumes that networks were trained on, and flagged {found['flagged']} of them."
+    clean = found["verdict"] == "passed" and found["looked_at"] == used and not found["flagged"]
+    return f"<p>{told}</p>" if clean else f'<p class="warning">{told}</p>'
 
 
 def shown(one):

@@ -26,8 +26,9 @@ from tqdm import tqdm
 
 from segmentation.labels import read_labels
 from volumetric.cli import UserError, check_device_name, check_fields, one_line_errors, option, parse_cli
-from volumetric.collection import find_volumes, names_in, pair_up, read_volume
-from volumetric.files import atomic_path, finite, naming, new_folder
+from volumetric.collection import find_volumes, names_in, pair_up, read, refuse_other_grid, scaled
+from volumetric.files import array_to_volume, atomic_path, by, finite, naming, new_folder
+from volumetric.geometry import same_spacing
 
 # Edit these, or pass them as flags; a flag wins.
 # folder of generated volumes
@@ -85,6 +86,11 @@ def dice_of_folder(config, folders, only=None):
 
     predictor, state = read_model(config.model, config.device)
     pairs = pair_up(folders, only)
+    for paths in tqdm(pairs.values(), "Checking", leave=False):
+        if not np.isin(read_pair(paths)[1], predictor.classes.ids).any():
+            raise UserError(
+                f"{paths[1]} has no label that {config.model} knows: give a network of its table."
+            )
     names = {volume: name for name, (volume, _) in pairs.items()}
     scores = {}
     for path, scan, found, _ in label_volumes(predictor, names):
@@ -93,6 +99,28 @@ def dice_of_folder(config, folders, only=None):
         known = np.isin(truth, [0, *predictor.classes.ids])
         scores[names[path]] = dice_scores(np.where(known, found, 0), np.where(known, truth, 0))
     return scores, state
+
+
+def read_pair(paths):
+    """(Volume, ids (X, Y, Z)) of a volume and its label map; a UserError for other grids or an empty map."""
+    with naming(paths[0]):
+        volume = read(paths[0])
+    ids, affine = read_labels(paths[1], None)
+    refuse_other_grid((ids.shape, affine, paths[1]), (volume.array.shape, volume.affine, paths[0]))
+    if not ids.any():
+        raise UserError(f"{paths[1]} is empty, expected labels of {paths[0]}: remove the pair.")
+    return volume, ids
+
+
+def refuse_unlike(one, other):
+    """Raise a UserError unless volumes, each (path, Volume), have as many voxels of one size."""
+    shapes = [volume.array.shape for _, volume in (one, other)]
+    sizes = [volume.spacing for _, volume in (one, other)]
+    if shapes[0] != shapes[1] or not same_spacing(*sizes):
+        raise UserError(
+            f"{one[0]} has {by(shapes[0])} voxels of {by(sizes[0].round(3))} mm, {other[0]} has "
+            f"{by(shapes[1])} of {by(sizes[1].round(3))}: they are compared voxel by voxel, resample one."
+        )
 
 
 def paired_scores(volume, real):
@@ -137,6 +165,17 @@ def score(config):
         missing = sorted(sources - real.keys())
         if missing:
             raise UserError(f"--real {config.real} has no volume {missing[0]}, for which one was generated.")
+    groups = {}
+    for name, paths in tqdm(pairs.items(), "Comparing", leave=False):
+        volume, ids = read_pair(paths)
+        group = groups.setdefault(source_of(name), [])
+        group.append((paths[0], volume, ids))
+        refuse_unlike((paths[0], volume), group[0][:2])
+        if real:
+            with naming(real[source_of(name)]):
+                partner = read(real[source_of(name)])
+            refuse_unlike((real[source_of(name)], partner), (paths[0], volume))
+            cases[name] |= paired_scores(scaled(volume.array), scaled(partner.array))
     record = {"generated": len(cases), "maps": len(sources), "data_range": 1.0}
     if config.model is not None:
         scores, state = dice_of_folder(config, made)
@@ -147,19 +186,10 @@ def score(config):
             of_real = {"real": config.real, "real_labels": config.real_labels}
             on_real, _ = dice_of_folder(config, of_real, sources)
             record["real"] = means(on_real.values())
-    groups = {}
-    for name, (path, labels) in tqdm(pairs.items(), "Comparing", leave=False):
-        with naming(path):
-            volume = read_volume(path)[0]
-        groups.setdefault(source_of(name), []).append((volume, labels))
-        if real:
-            with naming(real[source_of(name)]):
-                cases[name] |= paired_scores(volume, read_volume(real[source_of(name)], None)[0])
-    several = [group for group in groups.values() if len(group) > 1]
     spreads = []
-    for group in several:
-        inside = read_labels(group[0][1], None)[0] > 0
-        spreads.append(diversity([volume for volume, _ in group], inside.transpose(2, 0, 1)[None]))
+    for group in (group for group in groups.values() if len(group) > 1):
+        inside = array_to_volume(group[0][2] > 0)
+        spreads.append(diversity([scaled(volume.array) for _, volume, _ in group], inside))
     record |= {"means": means(cases.values()), "diversity": means(spreads) if spreads else None}
     return record, write_scores(config, record, cases)
 

@@ -100,12 +100,17 @@ def read_table(name):
 
 
 def class_numbers(array, classes, ignore, path):
-    """Ids as class numbers; a UserError for a map that has one class alone. Shapes: (X, Y, Z) -> the same"""
+    """Ids as class numbers; a UserError for a map without labels, or of one class alone.
+
+    Shapes: (X, Y, Z) -> the same
+    """
     numbers = classes.from_ids(array)
     if ignore is not None:
         numbers[array == ignore] = UNKNOWN
     if (numbers == numbers.flat[0]).all():
         raise UserError(f"{path} has one class alone, expected labels and background: remove the pair.")
+    if not labelled(numbers).size:
+        raise UserError(f"{path} has background and unknown voxels alone, expected labels: remove the pair.")
     return numbers
 
 
@@ -132,6 +137,9 @@ def read_pairs(config, audit, known=None):
     names = None if config.split is None else {in_folder(path, config.data) for path in audit.paths}
     paths = pair_up({"data": config.data, "labels": config.labels}, names)
     table, problems, found, axes = read_table(config.table), [], {}, axes_of(audit.affine)
+    if table is not None and config.mirror:
+        with naming(f"--table {config.table}"):
+            _ = Classes(table).other_side
     for volume, path in tqdm(paths.values(), "Checking label maps", leave=False):
         try:
             array, affine = read_labels(path, table, axes, config.ignore)
@@ -394,7 +402,8 @@ def edited(numbers, affine, edits, classes):
     for operation, name, mm in edits:
         if operation == "swap_sides":
             other = np.arange(UNKNOWN + 1, dtype=np.uint8)
-            other[: 1 + len(classes.names)] = classes.other_side
+            with naming("--edit swap_sides: the model's table"):
+                other[: 1 + len(classes.names)] = classes.other_side
             numbers = other[np.flip(numbers, left_right_axis(affine))]
             continue
         if name not in classes.names:

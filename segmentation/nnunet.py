@@ -28,7 +28,7 @@ import nibabel as nib
 import numpy as np
 from tqdm import tqdm
 
-from segmentation.cases import Classes, pairs_in, read_pair, read_scan, refuse_changed
+from segmentation.cases import Classes, pairs_in, read_pair, read_scan, refuse_changed, refuse_real
 from segmentation.labels import TABLES, read_labels, remap, save_labels
 from volumetric.cli import UserError, check_fields, one_line_errors, option, parse_cli
 from volumetric.collection import (
@@ -142,13 +142,7 @@ def read_cases(config, classes):
     if config.synthetic is not None:
         made = {"synthetic": config.synthetic, "synthetic_labels": config.synthetic_labels}
         made = pairs_in(made, classes)
-    known = {pair.identity.volume: pair.paths[0] for pair in real.values()}
-    problems = [
-        f"{pair.paths[0]} has the same voxels as {known[pair.identity.volume]}: it is no synthetic volume"
-        for pair in made.values()
-        if pair.identity.volume in known
-    ]
-    refuse_unusable(problems, len(made), config.synthetic)
+    refuse_real(made.values(), real.values(), config.synthetic)
     real, made = ([pair.paths for pair in pairs.values()] for pairs in (real, made))
     names = unique_names([volume for volume, _ in (*real, *made)])
     subjects = subjects_in(config, [volume for volume, _ in real], [volume for volume, _ in made])

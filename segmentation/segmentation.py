@@ -18,6 +18,8 @@ How files become cases is in cases.py. Inputs are never written to.
 
 import csv
 import functools
+import hashlib
+import json
 import math
 import sys
 import warnings
@@ -33,7 +35,7 @@ import torch
 from torch import nn
 from tqdm import tqdm
 
-from segmentation.cases import Classes, brought_to, read_cases, read_scan
+from segmentation.cases import Classes, brought_to, in_order, pairs_among, read_cases, read_scan
 from segmentation.labels import TABLES, save_labels
 from segmentation.report import coloured
 from volumetric import parallel, runs, training
@@ -47,7 +49,7 @@ from volumetric.cli import (
     options_of,
     parse_cli,
 )
-from volumetric.collection import find_volumes, names_in
+from volumetric.collection import content_of_set, find_volumes, names_in
 from volumetric.files import __version__, as_damaged, atomic_path, new_folder
 from volumetric.parallel import host_random
 
@@ -232,7 +234,7 @@ class Segmenter:
     def __init__(self, config, cases, spacing):
         from monai.losses import DiceCELoss
 
-        self.config, self.cases, self.spacing = config, cases, spacing
+        self.config, self.cases, self.spacing = config, in_order(cases), spacing
         self.classes = Classes(config.table)
         shape = np.median([case.image.shape for case in cases], axis=0)
         self.patch = tuple(config.patch_size) or fitting_patch(shape)
@@ -338,7 +340,8 @@ class Segmenter:
     def kept(self):
         """What a continued training must have in common with its beginning."""
         same = {name: getattr(self.config, name) for name in KEPT}  # the patch as it is, not as it was asked
-        return same | {"patch": list(self.patch), "trained_on": self.trained_on()}
+        digest = content_of_set(pairs_among(self.cases))
+        return same | {"patch": list(self.patch), "trained_on": self.trained_on(), "data_digest": digest}
 
     def trained_on(self):
         """Contents of the volumes and of the label maps, sorted; see collection.py."""
@@ -347,6 +350,8 @@ class Segmenter:
     def load(self, state):
         """Take up the state of a checkpoint of the same training."""
         there, own = state["kept"], self.kept()
+        if "data_digest" not in there:  # of an earlier version, which did not know whose a label map is
+            del own["data_digest"]
         if "trained_on" not in there:  # of an earlier version, which knew volumes by their voxels as they are
             own["volumes"] = sorted(case.identity.former for case in self.cases)
             del own["trained_on"]
@@ -355,6 +360,8 @@ class Segmenter:
                 what = f"--{name} was {there[name]}"
                 if name in ("volumes", "trained_on"):
                     what = "the volumes or the label maps are others"
+                if name == "data_digest":
+                    what = "volumes have other label maps or voxel sizes"
                 raise UserError(f"is of another training ({what}): give another --model and --output.")
         runs.load_networks(self.network, state["network"])
         runs.load_optimizer(self.optimizer, state["optimizer"])
@@ -517,6 +524,15 @@ def read_model(path, device="auto"):
     autocast = functools.partial(parallel.autocast, device, dtype, state["fp16"])
     about = (state["patch"], state["spacing"], state["mirror"], autocast)
     return Predictor(network, classes, *about), state
+
+
+def content_of_model(about):
+    """What a trained network is known by, of what `read_model` says of it: SHA-256 of what it answers by."""
+    seen = [about[name] for name in ("table", "patch", "spacing", "mirror", "width")]
+    digest = hashlib.sha256(json.dumps(seen).encode())
+    for name, tensor in sorted(about["network"].items()):
+        digest.update(name.encode() + tensor.contiguous().numpy().tobytes())
+    return digest.hexdigest()
 
 
 def contents_known_to(about):

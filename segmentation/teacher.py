@@ -28,10 +28,10 @@ from segmentation.cases import read_scan
 from segmentation.labels import TABLES, read_labels, save_labels
 from segmentation.metrics import components
 from segmentation.report import coloured
-from segmentation.segmentation import read_model
+from segmentation.segmentation import content_of_model, read_model
 from volumetric.cli import UserError, check_device_name, check_fields, one_line_errors, option, parse_cli
-from volumetric.collection import find_volumes, names_in
-from volumetric.files import atomic_path, file_digest, new_folder
+from volumetric.collection import find, find_volumes, names_in
+from volumetric.files import atomic_path, new_folder
 from volumetric.pages import write_table
 from volumetric.pictures import new_axes, save_figure
 
@@ -115,11 +115,11 @@ def limits_of(maps, names):
     return Limits(volume, pieces, always, len(maps))
 
 
-def read_limits(folder, table):
-    """Limits of a folder of real label maps; a UserError if they are too few."""
-    names, paths = TABLES[table], find_volumes(folder, "--reference")
+def read_limits(paths, table):
+    """Limits of real label maps; a UserError if they are too few."""
+    names = TABLES[table]
     if len(paths) < FEWEST:
-        raise UserError(f"--reference {folder} holds {len(paths)} label maps, at least {FEWEST} are needed.")
+        raise UserError(f"--reference has {len(paths)} label maps, at least {FEWEST} are needed.")
     maps = [read_labels(path, table) for path in tqdm(paths, "Measuring real maps", leave=False)]
     found = [measured(array, voxel_sizes(affine), names) for array, affine in maps]
     return limits_of(found, list(names.values()))
@@ -166,9 +166,9 @@ def write_sheet(maps, path):
     save_figure(figure, path)
 
 
-def origin_of(config, limits):
+def origin_of(config, about, limits):
     """Digest of all but the volume that makes a label map and its verdict: network, real maps, settings."""
-    made_of = [file_digest(config.model), asdict(limits), config.least_confidence, config.withhold]
+    made_of = [content_of_model(about), asdict(limits), config.least_confidence, config.withhold]
     return hashlib.sha256(json.dumps(made_of).encode()).hexdigest()
 
 
@@ -197,34 +197,41 @@ def judge(scan, predictor, limits, config):
     return labels, verdict
 
 
-def label_folder(config, folder=None):
+def label_folder(config, folder=None, reference=None):
     """Label every volume of a folder and keep or withhold its map.
 
     Args:
         config: TeacherConfig.
         folder: Folder to go on in: the label maps stay that it has of the same volumes, network, real maps
-            and settings, by content. None is a new one.
+            and settings, by content; all others go. None is a new one.
+        reference: Paths of the real label maps; None is all of --reference.
 
     Returns:
         The folder.
     """
     predictor, about = read_model(config.model, config.device)
-    limits = read_limits(config.reference, about["table"])
+    if reference is None:
+        reference = find_volumes(config.reference, "--reference")
+    limits = read_limits(reference, about["table"])
     names, rows = names_in(config.data, find_volumes(config.data)), []
-    folder, origin = folder or new_folder(config.output), origin_of(config, limits)
+    folder, origin = folder or new_folder(config.output), origin_of(config, about, limits)
     folder.mkdir(parents=True, exist_ok=True)
     there = rows_there(folder, origin)
     write_gate(folder, there.values())
     for path, name in tqdm(names.items(), "Labelling", unit="volume"):
         scan = read_scan(path)
-        row = there.get((name, scan.volume.content))
-        if row is None:
+        known = name, scan.volume.content
+        if known not in there:
             labels, verdict = judge(scan, predictor, limits, config)
             row = {"case": name, "content": scan.volume.content, **verdict, "origin": origin}
-            place_of(folder, row | {"kept": not row["kept"]}).unlink(missing_ok=True)  # of another origin
+            if others := [one for one in there if one[0] == name]:  # volumes that were called so: their rows
+                there = {one: there[one] for one in there if one not in others}  # end before their maps
+                write_gate(folder, there.values())
             save_labels(labels, scan.affine, place_of(folder, row), about["table"])
+            there[known] = row
             add_to_gate(folder, row)
-        rows.append(row)
+        rows.append(there[known])
+    keep_only(folder, [place_of(folder, row) for row in rows])
     write_gate(folder, rows)
     with atomic_path(folder / "gate.json") as part:
         kept = sum(str(row["kept"]) == "True" for row in rows)
@@ -232,6 +239,14 @@ def label_folder(config, folder=None):
         part.write_text(json.dumps(record, indent=1), encoding="utf-8")
     tell(folder, rows, about["table"])
     return folder
+
+
+def keep_only(folder, paths):
+    """Remove the label maps of other volumes, or of another verdict, that a folder has from earlier."""
+    for kind in ("labels", "withheld"):
+        (folder / kind).mkdir(exist_ok=True)
+        for path in set(find(folder / kind).paths) - set(paths):
+            path.unlink()
 
 
 def write_gate(folder, rows):
@@ -248,7 +263,6 @@ def add_to_gate(folder, row):
 def tell(folder, rows, table):
     """Write pictures of what was kept and of what was withheld, and print what the gate doubts."""
     for kind in ("labels", "withheld"):
-        (folder / kind).mkdir(exist_ok=True)
         shown = [row for row in rows if place_of(folder, row).is_relative_to(folder / kind)][:SHOWN]
         if shown:
             maps = [(row["case"], *read_labels(place_of(folder, row), table)) for row in shown]

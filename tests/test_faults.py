@@ -24,7 +24,7 @@ from volumetric.collection import find_volumes, read
 from volumetric.files import atomic_path, clear_parts, part_of
 
 SHORT = {"kills": 2, "ends": 1, "long": 60, "flips": 20, "fields": 8, "texts": 8, "volumes": 60, "disks": 4}
-SHORT["commands"] = 60
+SHORT |= {"commands": 60, "experiments": 1}
 
 
 def test_every_kind_has_a_short_version():

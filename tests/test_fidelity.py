@@ -109,6 +109,43 @@ def test_what_cannot_be_scored_is_one_line(folders):
     assert "Traceback" not in run.stderr and not (folders / "out").exists()
 
 
+def test_pairs_of_other_grids_are_one_line(folders):
+    config = fidelity.FidelityConfig(**flags_of(folders))
+    real, made = folders / "real" / "m1.nii.gz", folders / "generated" / "m1_seed000001.nii.gz"
+    whole = real.read_bytes()
+    write_volume(real, random_array(1, (16, 16, 1)))  # which numpy would spread over the other's slices
+    with pytest.raises(UserError, match=r"real/m1\.nii\.gz has 16 x 16 x 1 voxels .*generated/m1_seed000000"):
+        fidelity.score(config)
+    write_volume(real, random_array(1, SHAPE), np.diag([0.6, 0.6, 1.2, 1]))
+    with pytest.raises(UserError, match=r"of 0\.6 x 0\.6 x 1\.2 mm, .*they are compared voxel by voxel"):
+        fidelity.score(config)
+    real.write_bytes(whole)
+    write_volume(made, random_array(1, (8, 8, 8)))
+    with pytest.raises(UserError, match=r"m1_seed000001\.nii\.gz is of another grid than .*generated"):
+        fidelity.score(config)
+    labels = np.zeros((8, 8, 8), np.uint8)
+    write_volume(folders / "labels" / made.name, labels)
+    with pytest.raises(UserError, match=r"m1_seed000001\.nii\.gz is empty, expected labels of .*generated"):
+        fidelity.score(config)
+    labels[2] = 1
+    write_volume(folders / "labels" / made.name, labels)
+    with pytest.raises(UserError, match=r"has 8 x 8 x 8 voxels .*m1_seed000000.* compared voxel by voxel"):
+        fidelity.score(fidelity.FidelityConfig(**flags_of(folders, model=__file__, real=None)))
+    assert not (folders / "out").exists()
+
+
+def test_maps_of_unknown_voxels_alone_are_not_scored(folders, monkeypatch):
+    from segmentation import segmentation
+
+    ids = np.zeros(SHAPE, np.uint8)
+    ids[2:4] = 255
+    write_volume(folders / "labels" / "m1_seed000000.nii.gz", ids)
+    monkeypatch.setattr(segmentation, "read_model", lambda *_: (Bright, {"patch": (8, 8, 8)}))
+    with pytest.raises(UserError, match=r"m1_seed000000\.nii\.gz has no label that .* knows"):
+        fidelity.score(fidelity.FidelityConfig(**flags_of(folders, model=__file__, real=None)))
+    assert not (folders / "out").exists()
+
+
 def test_the_body_is_what_is_large_and_bright():
     array = 0.02 * random_array(0, (40, 40, 20))
     array[8:28, 8:28, 4:16] += 1.0  # 4.8 ml of 1 mm voxels

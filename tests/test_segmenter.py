@@ -13,52 +13,14 @@ import pytest
 import torch
 from scipy import stats
 
-from segmentation import cases, comparison, experiment, nnunet, segmentation, teacher
-from segmentation.labels import contents_of, read_labels, remap, save_labels
+import label_to_volume
+from segmentation import cases, comparison, experiment, maps, nnunet, segmentation, teacher
+from segmentation.labels import read_labels, save_labels
 from tests.conftest import run_script, write_volume
+from tests.pairs import AFFINE, CLASSES, SHAPE, new_segmenter, one_pair, small_config, write_pairs
 from volumetric import runs
 from volumetric.cli import UserError
-from volumetric.sidecars import write_trained_on
 from volumetric.tables import subjects_of
-
-AFFINE = np.diag([0.6, 0.6, 0.8, 1])
-SHAPE = (16, 16, 8)
-CLASSES = cases.Classes("topcow2024")
-
-
-def one_pair(seed):
-    """A volume with a bright bar on each side, right and left ICA (4 and 6), and its label map."""
-    rng = np.random.default_rng(seed)
-    labels = np.zeros(SHAPE, np.uint8)
-    row, top = 3 + seed % 10, 5 + seed // 10 % 3  # no label map is that of another seed below 30
-    labels[11:14, row - 2 : row + 2, 2:top] = 4  # x grows to the right
-    labels[2:5, row - 2 : row + 2, 2:top] = 6
-    array = rng.normal(size=SHAPE) * 0.1 + (labels == 4) + 2 * (labels == 6)
-    return array.astype(np.float32), labels
-
-
-def write_pairs(folder, number, first=0, kind="", affine=AFFINE):
-    """Folders volumes and labels with so many pairs."""
-    volumes, maps = folder / f"{kind}volumes", folder / f"{kind}labels"
-    maps.mkdir(parents=True, exist_ok=True)
-    for n in range(first, first + number):
-        array, labels = one_pair(n)
-        write_volume(volumes / f"case{n}.nii.gz", array, affine)
-        save_labels(labels, affine, maps / f"case{n}.nii.gz", "topcow2024")
-    return volumes, maps
-
-
-def small_config(folder, **settings):
-    """Configuration of a tiny network."""
-    given = {"mode": "train", "model": str(folder / "net.pt"), "width": 2, "fp16": False, "device": "cpu"}
-    given |= {"data": str(folder / "volumes"), "labels": str(folder / "labels"), "num_train_steps": 4}
-    return segmentation.SegmentationConfig(**{**given, "output": str(folder / "run"), **settings})
-
-
-def new_segmenter(folder, **settings):
-    config = small_config(folder, **settings)
-    folders = {"data": config.data, "labels": config.labels}
-    return segmentation.Segmenter(config, *cases.read_cases(folders, CLASSES))
 
 
 def test_classes_are_consecutive_and_have_another_side():
@@ -67,6 +29,34 @@ def test_classes_are_consecutive_and_have_another_side():
     assert CLASSES.from_ids(ids).tolist() == [0, 1, 4, 12, 13]
     assert np.array_equal(CLASSES.to_ids(CLASSES.from_ids(ids)), ids)
     assert CLASSES.other_side == [0, 1, 3, 2, 6, 7, 4, 5, 9, 8, 10, 12, 11, 13]
+
+
+def test_a_table_with_one_side_alone_is_one_line(tmp_path):
+    """Where sides are exchanged; a data set of one side may be trained on without."""
+    right = cases.Classes({8: "R-Pcom", 10: "Acom"})
+    with pytest.raises(
+        UserError, match="has R-Pcom and no L-Pcom to exchange it with: add it, or leave sides"
+    ):
+        _ = right.other_side
+    numbers = right.from_ids(np.full((2, 2, 2), 8, np.uint8))
+    with pytest.raises(UserError, match="--edit swap_sides: the model's table has R-Pcom and no L-Pcom"):
+        maps.edited(numbers, AFFINE, [maps.read_edit("swap_sides")], right)
+    volumes, labels = write_pairs(tmp_path, 3)
+    (tmp_path / "table.json").write_text('{"4": "R-ICA", "6": "left ICA"}', encoding="utf-8")
+    flags = {"image_size": 16, "image_depth": 8, "batch_size": 2, "device": "cpu", "data": volumes}
+    flags |= {"labels": labels, "table": tmp_path / "table.json", "models_dir": tmp_path / "models"}
+    with pytest.raises(SystemExit, match=r"table\.json has R-ICA and no L-ICA to exchange it with"):
+        label_to_volume.main([str(part) for name, one in flags.items() for part in (f"--{name}", one)])
+    assert not (tmp_path / "models").exists()
+
+
+def test_a_map_of_unknown_voxels_alone_is_one_line():
+    ids = np.zeros(SHAPE, np.uint8)
+    ids[:2] = 200
+    with pytest.raises(UserError, match=r"m\.nii has background and unknown voxels alone, expected labels"):
+        maps.class_numbers(ids, CLASSES, 200, "m.nii")
+    ids[5] = 4
+    assert set(np.unique(maps.class_numbers(ids, CLASSES, 200, "m.nii"))) == {0, 4, maps.UNKNOWN}
 
 
 @pytest.mark.parametrize("axes", ["RAS", "LPS", "ASR", "LIA"])
@@ -174,6 +164,27 @@ def test_another_training_is_not_continued(tmp_path):
     assert segmentation.train(small_config(tmp_path, num_train_steps=1, **other)).step == 1
     with pytest.raises(UserError, match=r"net\.pt is there, and no training of it"):
         segmentation.train(small_config(tmp_path, output=str(tmp_path / "other")))
+
+
+def test_a_training_goes_on_with_its_own_label_maps_alone(tmp_path):
+    """Exchanged maps are the same maps; renamed files are the same pairs."""
+    write_pairs(tmp_path, 3)
+    state = new_segmenter(tmp_path).state()
+    paths = [tmp_path / "labels" / f"case{n}.nii.gz" for n in range(2)]
+    maps = [path.read_bytes() for path in paths]
+    for path, other in zip(paths, maps[::-1], strict=True):
+        path.write_bytes(other)
+    with pytest.raises(UserError, match="volumes have other label maps or voxel sizes"):
+        new_segmenter(tmp_path).load(state)
+    for path, own in zip(paths, maps, strict=True):
+        path.write_bytes(own)
+    for folder in ("volumes", "labels"):
+        (tmp_path / folder / "case0.nii.gz").rename(tmp_path / folder / "last.nii.gz")
+    segmenter = new_segmenter(tmp_path)
+    segmenter.load(state)
+    assert [case.identity.pair for case in segmenter.cases] == cases.pairs_among(segmenter.cases)
+    del state["kept"]["data_digest"]  # as of an earlier version
+    segmenter.load(state)
 
 
 def test_prediction_does_not_depend_on_the_side_it_is_seen_from(tmp_path):
@@ -441,106 +452,6 @@ def test_a_comparison_says_what_was_put_in(gain, state):
     assert comparison.verdict(rows[1])[0] == "bad"
 
 
-def experiment_config(folder, **settings):
-    """Configuration of a tiny experiment, whose folders are made."""
-    given = {"output": str(folder / "out"), "seeds": (0,), "num_train_steps": 2, "width": 2, "fp16": False}
-    for kind, first in (("real", 0), ("synthetic", 10), ("test", 20)):
-        volumes, maps = write_pairs(folder, 6, first, f"{kind}_")
-        given |= {kind: str(volumes), f"{kind}_labels": str(maps)}
-    given |= {"real_numbers": (0, 2), "synthetic_numbers": (0, 3), "device": "cpu", "resamples": 100}
-    return experiment.ExperimentConfig(**{**given, "teacher_steps": 2, **settings})
-
-
-def test_an_experiment_goes_on_and_writes_its_page(tmp_path, monkeypatch):
-    config = experiment_config(tmp_path)
-    folder = experiment.run_experiment(config)
-    record = json.loads((folder / "experiment.json").read_text(encoding="utf-8"))
-    assert [(c["real"], c["synthetic"]) for c in record["cells"]] == [(0, 3), (2, 0), (2, 3)]
-    page = (folder / "report.html").read_text(encoding="utf-8")
-    for part in ("Added to 2 real volumes", "Synthetic volumes alone", "Learning curves", "best: case2"):
-        assert part in page
-    assert len(list((folder / "runs" / "real0002_synthetic0003_seed0" / "predicted").iterdir())) == 6
-    monkeypatch.setattr(experiment.runs, "run", None)  # nothing is trained again
-    experiment.run_experiment(config)
-    with pytest.raises(UserError, match="was begun with --width 2"):
-        experiment.run_experiment(experiment_config(tmp_path, width=4))
-
-
-def test_an_experiment_refuses_overlap_by_content(tmp_path):
-    config = experiment_config(tmp_path)
-    copied = nib.load(Path(config.real) / "case1.nii.gz")
-    nib.save(nib.Nifti1Image(copied.get_fdata(dtype=np.float32), AFFINE), Path(config.test) / "case20.nii")
-    (Path(config.test) / "case20.nii.gz").unlink()
-    with pytest.raises(UserError, match=r"case20\.nii is in the test set and in --real"):
-        experiment.run_experiment(config)
-
-
-def test_a_teacher_labels_what_has_no_labels(tmp_path):
-    config = experiment_config(tmp_path, synthetic_labels=None, synthetic_numbers=(0, 1))
-    with pytest.raises(UserError, match=r"has 0 volumes with a label map in .*--gate False"):
-        experiment.run_experiment(config)  # two steps teach nothing: the gate withholds every map
-    with open(tmp_path / "out" / "labelled" / "gate.csv", newline="", encoding="utf-8") as file:
-        rows = list(csv.DictReader(file))
-    assert len(rows) == 6 and {row["kept"] for row in rows} == {"False"} and all(r["reasons"] for r in rows)
-    doubted = experiment_config(
-        tmp_path / "all", synthetic_labels=None, synthetic_numbers=(0, 1), real_numbers=(0,), gate=False
-    )
-    record = json.loads((experiment.run_experiment(doubted) / "experiment.json").read_text(encoding="utf-8"))
-    assert record["teacher"] and record["doubted"] == 6
-
-
-def test_test_subjects_are_in_nothing_that_was_seen(tmp_path):
-    """By their volumes and label maps: those drawn for, those of the generator's training, of any table."""
-    config = experiment_config(tmp_path)
-    ids, test = one_pair(20)[1], Path(config.test_labels) / "case20.nii.gz"
-    grid = experiment.open_grid(config)
-    label_map, volume = grid.tests["case20"].identity.labels, grid.tests["case20"].identity.volume
-    write_trained_on(config.synthetic, [volume], "model_1.pt")
-    with pytest.raises(UserError, match="in the training of the generator"):
-        experiment.open_grid(config)
-    next(Path(config.synthetic).glob("trained_on-*.json")).unlink()
-    sidecar = Path(config.synthetic) / "case10.json"
-    sidecar.write_text(json.dumps({"label_map": {"content": label_map}}), encoding="utf-8")
-    with pytest.raises(UserError, match="in the making of synthetic volumes"):
-        experiment.open_grid(config)
-    sidecar.unlink()
-    save_labels(ids, AFFINE, Path(config.synthetic_labels) / "case11.nii.gz", "topcow2024")
-    with pytest.raises(UserError, match=f"{test}, the label map of test subject case20, .*case11"):
-        experiment.open_grid(config)
-    assert contents_of(ids, "topcow2024") & contents_of(remap(ids, "topcow2024", "nnunet"), "nnunet")
-
-
-def test_one_voxel_size_for_all_networks(tmp_path):
-    config = experiment_config(tmp_path)
-    for n in range(10, 16):
-        array, labels = (np.kron(one, np.ones((2, 2, 2), one.dtype)) for one in one_pair(n))
-        fine = AFFINE @ np.diag([0.5, 0.5, 0.5, 1])
-        write_volume(Path(config.synthetic) / f"case{n}.nii.gz", array, fine)
-        save_labels(labels, fine, Path(config.synthetic_labels) / f"case{n}.nii.gz", "topcow2024")
-    grid = experiment.open_grid(config)
-    assert np.allclose(grid.spacing, [0.6, 0.6, 0.8])
-    assert {case.image.shape for pool in grid.pools for case in pool} == {SHAPE}
-    assert np.array_equal(CLASSES.to_ids(grid.pools[1][0].labels), one_pair(10)[1])
-
-
-def test_a_run_is_known_by_what_it_was_trained_on(tmp_path, capsys):
-    config = experiment_config(tmp_path)
-    grid = experiment.open_grid(config)
-    folder = experiment.folder_of_run(config, (0, 3), 0, grid.cases((0, 3), 0))
-    (folder / "scores.json").write_text("{}", encoding="utf-8")
-    assert experiment.folder_of_run(config, (0, 3), 0, grid.cases((0, 3), 0)) == folder
-    assert (folder / "scores.json").exists()
-    for n in range(10, 16):  # other volumes under the same names
-        write_volume(Path(config.synthetic) / f"case{n}.nii.gz", one_pair(n)[0][:, ::-1], AFFINE)
-    grid = experiment.open_grid(config)
-    folder = experiment.folder_of_run(config, (0, 3), 0, grid.cases((0, 3), 0))
-    assert not (folder / "scores.json").exists() and (folder.parent / f"{folder.name}.earlier").exists()
-    assert "was trained on other volumes or label maps" in capsys.readouterr().out
-    write_volume(Path(config.test) / "case20.nii.gz", one_pair(29)[0], AFFINE)
-    with pytest.raises(UserError, match="begun with other volumes or label maps than"):
-        experiment.open_grid(config)
-
-
 def test_labelling_goes_on_in_its_folder(tmp_path, monkeypatch):
     volumes, maps = write_pairs(tmp_path, 6)
     new_segmenter(tmp_path).save_model()
@@ -567,3 +478,22 @@ def test_labelling_goes_on_in_its_folder(tmp_path, monkeypatch):
     assert [row["case"] for row in rows] == [f"case{n}" for n in range(6)]
     assert len(list((folder / "labels").iterdir())) == 6 and (folder / "labels.png").exists()
     assert [path.name for path in tmp_path.glob("labelled*")] == ["labelled"]
+
+
+def test_a_row_ends_before_its_label_map(tmp_path, monkeypatch):
+    """A volume is replaced, labelling it is killed before its row is noted, and the volume comes back."""
+    volumes, maps = write_pairs(tmp_path, 6)
+    new_segmenter(tmp_path).save_model()
+    given = {"data": str(volumes), "model": str(tmp_path / "net.pt"), "reference": str(maps), "device": "cpu"}
+    config = teacher.TeacherConfig(**given, withhold=False)
+    folder, path = tmp_path / "labelled", volumes / "case0.nii.gz"
+    teacher.label_folder(config, folder)
+    whole, truth = path.read_bytes(), read_labels(folder / "labels" / "case0.nii.gz")[0]
+    write_volume(path, one_pair(9)[0], AFFINE)
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(teacher, "add_to_gate", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+        teacher.label_folder(config, folder)
+    assert not np.array_equal(read_labels(folder / "labels" / "case0.nii.gz")[0], truth)
+    path.write_bytes(whole)
+    teacher.label_folder(config, folder)
+    assert np.array_equal(read_labels(folder / "labels" / "case0.nii.gz")[0], truth)

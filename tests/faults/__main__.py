@@ -4,12 +4,13 @@ import sys
 import tempfile
 from dataclasses import dataclass
 
-from tests.faults import commands, damage, disks, ends, kills, long, volumes
+from tests.faults import commands, damage, disks, ends, experiments, kills, long, volumes
 from volumetric.cli import check_fields, one_line_errors, option, parse_cli
 
 # What does the faults, and how many in the long run.
 KINDS = {
     "kills": (kills.check, 200),
+    "experiments": (experiments.check, 60),
     "ends": (ends.check, 200),
     "long": (long.check, 3000),
     "flips": (damage.check_flips, 200),
