@@ -11,6 +11,7 @@ from scipy import ndimage, stats
 from MedicalNet.verdicts import QUESTIONS
 from tests.conftest import ROOT, run_script, write_split, write_volume
 from trust import controls, encoder, membership, rates, reading, replicas, scorecard, similarity, turing
+from trust.pages import told_of_power
 from trust.sets import read_sets
 from volumetric.cli import UserError
 from volumetric.collection import volumes_in
@@ -302,17 +303,26 @@ def test_a_split_parts_training_from_held_out_volumes(sets, tmp_path, monkeypatc
 # ---- membership
 
 
-def test_membership_is_told_only_where_it_leaks(sets, tmp_path):
+def test_membership_is_told_only_where_it_leaks(sets, tmp_path, monkeypatch):
+    monkeypatch.setattr(membership, "RUNS", 60)  # the time of it
     config = membership.MembershipConfig(**flags_of(sets, "innocent", tmp_path / "innocent"))
     record, folder = membership.run_test(config)
-    assert not record["leak"] and 0.2 < record["auc"] < 0.8 and record["power"]["auc"] >= record["auc"]
-    assert "No leak is seen" in (folder / "report.html").read_text(encoding="utf-8")
+    assert record["verdict"] == "inconclusive" and 0.2 < record["auc"] < 0.8 and record["n"]["each"] == 14
+    assert record["reasons"] == [f"{told_of_power(record['power'])}, 80% are needed"]
+    page = (folder / "report.html").read_text(encoding="utf-8")
+    assert "Inconclusive: nothing is found" in page and "(1 of 14)" in page
+    config = membership.MembershipConfig(**flags_of(sets, "innocent", tmp_path / "innocent"), planted=0.5)
+    record, folder = membership.run_test(config)
+    assert record["verdict"] == "passed" and record["power"]["copies"] == 7
+    assert "Members are not told from others" in (folder / "report.html").read_text(encoding="utf-8")
     write_set(tmp_path / "all", range(14), lambda array: array + 0.05)
-    config = membership.MembershipConfig(
-        **{**flags_of(sets, "innocent", tmp_path / "leaks"), "generated": str(tmp_path / "all")}
-    )
-    record, _ = membership.run_test(config)
-    assert record["leak"] and record["auc"] > 0.95 and record["true_positive_rate"] > 0.9
+    flags = {**flags_of(sets, "innocent", tmp_path / "leaks"), "generated": str(tmp_path / "all")}
+    argv = [part for name, value in flags.items() for part in (f"--{name}", str(value))]
+    with pytest.raises(SystemExit) as ended:
+        membership.main(argv)
+    record = json.loads((tmp_path / "leaks" / "membership.json").read_text(encoding="utf-8"))
+    assert ended.value.code == 1 and record["verdict"] == "failed"
+    assert record["auc"] > 0.95 and record["true_positive_rate"] > 0.9
 
 
 def test_members_are_told_by_how_well_they_are_reproduced(sets, tmp_path, monkeypatch):

@@ -75,9 +75,30 @@ def normal_interval(value, error):
 def true_positive_rate(positive, negative, most_false):
     """Largest share of positives found while at most a share of negatives is called positive."""
     positive, negative = np.asarray(positive), np.sort(negative)[::-1]
-    allowed = int(np.floor(most_false * len(negative) + 1e-9))
+    allowed = allowed_of(len(negative), most_false)
     threshold = negative[allowed] if allowed < len(negative) else -np.inf
     return float((positive > threshold).mean())
+
+
+def allowed_of(number, most_false):
+    """How many of so many negatives may be called positive."""
+    return int(np.floor(most_false * number + 1e-9))
+
+
+def tail_p(positive, negative, most_false):
+    """Exact one-sided p of `true_positive_rate`, if both are of one distribution.
+
+    The threshold is the k-th largest negative. At least x positives lie above it where at most k - 1 of the
+    x + k - 1 largest of all are negative, and their number is hypergeometric.
+    """
+    n, m = len(positive), len(negative)
+    k, above = allowed_of(m, most_false) + 1, round(true_positive_rate(positive, negative, most_false) * n)
+    return float(stats.hypergeom.cdf(k - 1, n + m, m, above + k - 1))
+
+
+def spread_of_auc(n, m):
+    """Standard deviation of the AUC of n against m if both are of one distribution (Mann & Whitney 1947)."""
+    return float(np.sqrt((n + m + 1) / (12 * n * m)))
 
 
 def detectability(hits, signals, false_alarms, noises):

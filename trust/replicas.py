@@ -26,6 +26,7 @@ from pathlib import Path
 import numpy as np
 from scipy import stats
 
+from trust import EXIT
 from trust.controls import KINDS, LEAST_RECALL, REQUIRED
 from trust.pages import write_replicas
 from trust.rates import CONFIDENCE, bootstrap_interval, conformal, realised_rate, wilson
@@ -49,7 +50,6 @@ output = "replicas"
 MANY = 300  # training volumes, from which an encoder learns enough
 FEWEST = {"training": 10, "held_out": 10, "generated": 6}
 SUBSAMPLES = 20  # of the training set, at the number of held-out volumes
-EXIT = {"passed": 0, "failed": 1, "inconclusive": 2}
 
 
 @dataclass(kw_only=True)

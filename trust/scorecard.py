@@ -16,6 +16,8 @@ import sys
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+from trust import STATES
+from trust.pages import told_of_power
 from trust.reading import told_of_training
 from trust.sets import told_by
 from volumetric.cli import UserError, check_fields, one_line_errors, option, parse_cli
@@ -45,7 +47,7 @@ CRITERIA = {
 SOURCES = {
     "evaluation": ("verdicts", "contents"),
     "replicas": ("verdict", "contents"),
-    "membership": ("leak", "contents"),
+    "membership": ("verdict", "power", "contents"),
     "turing": ("pooled", "contents"),
     "segmentation": ("differences",),
 }
@@ -141,16 +143,14 @@ def of_privacy(found):
     """[(state, sentence)] of replicas, membership and what the user states."""
     told = []
     if replicas := found.get("replicas"):
-        state = {"passed": "good", "failed": "bad"}.get(replicas["verdict"], "")
         count = f"{len(replicas['flagged'])} of {replicas['n']['generated']} flagged"
-        told.append((state, f"replica gate {replicas['verdict']}, {count}"))
+        told.append((STATES[replicas["verdict"]], f"replica gate {replicas['verdict']}, {count}"))
         known = {content for content in found["trained_on"] if not content.startswith(LABELS)}
         if left := len(known - set(replicas["contents"]["training"])):
             told.append(("bad", f"the gate searched all but {left} of the {len(known)} training volumes"))
     if membership := found.get("membership"):
-        auc = f"AUC {membership['auc']:.2f}, control {membership['control_auc']:.2f}"
-        words = "members can be told" if membership["leak"] else "no membership leak seen"
-        told.append(("bad" if membership["leak"] else "good", f"{words} ({auc})"))
+        words = f"membership test {membership['verdict']}, {told_of_power(membership['power'])}"
+        told.append((STATES[membership["verdict"]], words))
     for row in found.get("statement", ()):
         told.append(("", "; ".join(f"{name}: {row[name]}" for name in STATED)))
     return told
@@ -193,6 +193,11 @@ def read_sources(config):
             raise UserError(
                 f"--{name} {path} has no entry {lacking[0]!r}: give the file of that program, made by this "
                 f"version of it."
+            )
+        verdict = found[name].get("verdict", "passed")
+        if verdict not in STATES:
+            raise UserError(
+                f"--{name} {path} has the verdict {verdict!r}, expected one of {', '.join(STATES)}."
             )
     if config.statement is not None:
         found["statement"] = read_statement(config.statement)
