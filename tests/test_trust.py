@@ -218,6 +218,39 @@ def test_a_blind_gate_is_inconclusive():
     ]
 
 
+def distances_of(training, held_out, generated, seed, copied=0):
+    """Similarities of generated subjects to both sets, some copied from the first."""
+    rng = np.random.default_rng(seed)
+    sets = [rng.normal(size=(number, 4)) for number in (training, held_out, generated)]
+    sets[2][:copied] = sets[0][np.arange(copied) % training] + 0.1 * sets[2][:copied]
+    return [-np.linalg.norm(sets[2][:, None] - real[None], axis=2) for real in sets[:2]]
+
+
+@pytest.mark.parametrize(("training", "held_out"), [(40, 10), (10, 40), (20, 20)])
+def test_closer_to_training_is_said_by_chance_as_often_as_claimed(training, held_out, monkeypatch):
+    """At most 2.5 % of sets that are no closer fail, also where there are few unseen subjects."""
+    monkeypatch.setattr(replicas, "RELABELLINGS", 200)
+    runs, failed = 200, 0
+    for run in range(runs):
+        found = replicas.closer_to_training(*distances_of(training, held_out, 150, run), run)
+        failed += found["interval_95"][0] > 0.5
+    assert failed <= stats.binom.ppf(0.999, runs, 0.025)
+    found = replicas.closer_to_training(*distances_of(training, held_out, 150, 0, copied=120), 0)
+    assert found["share"] > 0.55 and (found["interval_95"][0] > 0.5 or training > held_out)
+
+
+def test_closer_to_training_compares_with_as_many():
+    to_training, to_held_out = distances_of(30, 8, 60, 0)
+    rng, shares = np.random.default_rng(0), []
+    for _ in range(2000):
+        nearest = to_training[:, rng.permutation(30)[:8]].max(axis=1)
+        shares.append((nearest > to_held_out.max(axis=1)).mean())
+    found = replicas.closer_to_training(to_training, to_held_out, 0)
+    assert found["share"] == pytest.approx(np.mean(shares), abs=0.01)
+    other = replicas.closer_to_training(to_held_out, to_training, 0)
+    assert other["share"] == pytest.approx(1 - found["share"])
+
+
 def test_withheld_volumes_of_one_name_are_all_kept(tmp_path):
     for n, place in enumerate("abcd"):
         write_volume(tmp_path / place / f"seed42.nii{'.gz' if n else ''}", volume_of(n))

@@ -147,10 +147,3 @@ def power_of_equivalence(number, margin=0.1):
     counts = np.arange(number + 1)
     shown = np.array([equivalence(int(k), number, margin) < 1 - CONFIDENCE for k in counts])
     return float(stats.binom.pmf(counts, number, 0.5)[shown].sum())
-
-
-def bootstrap_interval(values, resamples=2000, seed=0):
-    """95 % percentile interval of a mean over units. Shapes: (n,) -> (low, high)"""
-    rng, values = np.random.default_rng(seed), np.asarray(values, float)
-    means = values[rng.integers(len(values), size=(resamples, len(values)))].mean(axis=1)
-    return tuple(np.percentile(means, (2.5, 97.5)).tolist())

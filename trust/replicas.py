@@ -29,7 +29,7 @@ from scipy import stats
 from trust import EXIT
 from trust.controls import KINDS, LEAST_RECALL, REQUIRED
 from trust.pages import write_replicas
-from trust.rates import CONFIDENCE, bootstrap_interval, conformal, realised_rate, wilson
+from trust.rates import CONFIDENCE, conformal, realised_rate, wilson
 from trust.sets import check_held_out, read_sets
 from trust.similarity import Library, print_of
 from trust.workers import LIBRARY, prepare, spread_out
@@ -49,7 +49,7 @@ output = "replicas"
 
 MANY = 300  # training volumes, from which an encoder learns enough
 FEWEST = {"training": 10, "held_out": 10, "generated": 6}
-SUBSAMPLES = 20  # of the training set, at the number of held-out volumes
+RELABELLINGS = 1000  # of who is a training subject
 
 
 @dataclass(kw_only=True)
@@ -203,21 +203,36 @@ def recall_of_copies(planted, subjects, threshold):
 def closer_to_training(to_training, to_held_out, seed):
     """Share of volumes that are closer to the training set than to as many held-out volumes.
 
+    The smaller set is taken whole, of the larger one as many at random (in expectation). Who is called a
+    training subject is drawn again RELABELLINGS times: so much does the share spread by chance, given the
+    generated volumes, if they are no closer to one set than to the other.
+
     Args:
         to_training: Similarity of every generated volume to every training volume, (n, |T|).
         to_held_out: The same to the held-out ones, (n, |H|).
-        seed: Of the subsamples.
+        seed: Of the draws.
 
     Returns:
-        {"share", "interval_95"}, by drawing generated volumes again.
+        {"share", "interval_95", "p": one-sided}; the interval is above one half where at most 2.5 % of the
+        draws give such a share.
     """
-    number = min(to_training.shape[1], to_held_out.shape[1])
-    rng, shares = np.random.default_rng(seed), []
-    for _ in range(SUBSAMPLES):
-        nearest = [m[:, rng.permutation(m.shape[1])[:number]].max(axis=1) for m in (to_training, to_held_out)]
-        shares.append((nearest[0] > nearest[1]) + 0.5 * (nearest[0] == nearest[1]))
-    each = np.mean(shares, axis=0)
-    return {"share": float(each.mean()), "interval_95": bootstrap_interval(each, seed=seed)}
+    both = np.concatenate([to_training, to_held_out], axis=1)
+    nearer = (-both).argsort(axis=1, kind="stable").argsort(axis=1).astype(np.int32)  # subjects that are
+    number, held = to_training.shape[1], to_held_out.shape[1]
+    small, large = sorted((number, held))
+    # Of `large` subjects k are nearer than all of the others: is one of them among as many as these?
+    beaten = stats.hypergeom.sf(0, large, np.arange(large + 1), small)
+
+    def share_of(chosen):
+        closer = float(beaten[nearer[:, chosen].min(axis=1)].mean())
+        return closer if held == small else 1 - closer
+
+    whole = np.arange(number, number + held) if held == small else np.arange(number)
+    share, rng = share_of(whole), np.random.default_rng(seed)
+    chance = np.array([share_of(rng.permutation(number + held)[:small]) for _ in range(RELABELLINGS)])
+    low, high = np.clip(share + 0.5 - np.percentile(chance, (97.5, 2.5)), 0, 1).tolist()
+    p = float((1 + (chance >= share).sum()) / (1 + RELABELLINGS))
+    return {"share": share, "interval_95": [low, high], "p": p}
 
 
 def judge(found, planted, subjects, threshold, closeness, left=None):
