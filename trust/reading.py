@@ -149,7 +149,7 @@ def summarise(readers, key, seed):
         "indistinguishable": inside,
         "check": key["check"],
         "page": key["page"],
-        **{name: key[name] for name in ("contents", "trained_on") if name in key},
+        **{name: key[name] for name in ("contents", "trained_on", "treatment") if name in key},
     }
 
 
@@ -185,6 +185,7 @@ def write_scores(record, folder):
         rows_of(head, rows),
         agree,
         f"<p>{told_of_training(record.get('trained_on'), pooled['items'] // 2)}.</p>",
+        f"<p>{record['treatment']['told']}</p>" if "treatment" in record else "",
         '<p class="small">Brackets are 95 % intervals: Wilson of shares, DeLong of the AUC; of all readers '
         "by drawing readers and volumes again. p (chance) is the exact binomial test against one half. "
         "Equivalence is shown where two one-sided tests find the accuracy within 10 points of one half (p "
