@@ -26,6 +26,7 @@ from trust.pages import told_of_power
 from trust.sets import read_sets
 from volumetric.cli import UserError
 from volumetric.collection import volumes_in
+from volumetric.rates import wilson
 from volumetric.sidecars import write_trained_on
 
 GOLDEN = json.loads((ROOT / "tests" / "golden" / "stats_golden.json").read_text(encoding="utf-8"))
@@ -51,7 +52,7 @@ def write_set(folder, seeds, change=lambda array: array):
 
 def test_golden_intervals_and_tests():
     for pair, expected in GOLDEN["wilson_95"].items():
-        assert rates.wilson(*map(int, pair.split("/"))) == pytest.approx(expected, abs=1e-6)
+        assert wilson(*map(int, pair.split("/"))) == pytest.approx(expected, abs=1e-6)
     for pair, expected in GOLDEN["clopper_pearson_95"].items():
         assert rates.clopper_pearson(*map(int, pair.split("/"))) == pytest.approx(expected, abs=1e-6)
     for pair, expected in GOLDEN["clopper_pearson_one_sided_95_upper"].items():
@@ -486,7 +487,7 @@ def test_answers_are_scored(page_folder, tmp_path):
     record = json.loads((tmp_path / "out" / "turing.json").read_text(encoding="utf-8"))
     sure = record["readers"]["Ä. B."]
     assert sure["accuracy"] == sure["sensitivity"] == sure["auc"] == 1 and sure["repeats"] == 4
-    assert sure["accuracy_95"] == pytest.approx(rates.wilson(20, 20)) and sure["p"] < 1e-5
+    assert sure["accuracy_95"] == pytest.approx(wilson(20, 20)) and sure["p"] < 1e-5
     assert record["pooled"]["readers"] == 2 and -1 <= record["fleiss_kappa"] <= 1
     report = (tmp_path / "out" / "report.html").read_text(encoding="utf-8")
     assert not record["indistinguishable"] and "Fleiss" in report

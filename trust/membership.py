@@ -35,7 +35,6 @@ from trust.rates import (
     spread_of_auc,
     tail_p,
     true_positive_rate,
-    wilson,
 )
 from trust.sets import check_held_out, read_sets
 from trust.similarity import Library, print_of
@@ -43,6 +42,7 @@ from trust.workers import LIBRARY, prepare, spread_out
 from volumetric.cli import UserError, check_fields, one_line_errors, option, parse_cli
 from volumetric.collection import contents_of
 from volumetric.files import __version__, atomic_path, finite, next_free, read_json
+from volumetric.rates import wilson
 
 # Edit these, or pass them as flags; a flag wins.
 # folder of the volumes that the generator was trained on

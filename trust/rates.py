@@ -3,15 +3,7 @@
 import numpy as np
 from scipy import stats
 
-CONFIDENCE = 0.95
-
-
-def wilson(hits, number):
-    """95 % interval of a share (Wilson 1927). Returns (low, high); (0, 1) of nothing."""
-    if not number:
-        return 0.0, 1.0
-    found = stats.binomtest(hits, number).proportion_ci(CONFIDENCE, method="wilson")
-    return float(found.low), float(found.high)
+from volumetric.rates import CONFIDENCE
 
 
 def clopper_pearson(hits, number):

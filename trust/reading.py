@@ -7,18 +7,17 @@ import numpy as np
 from scipy import stats
 
 from trust.rates import (
-    CONFIDENCE,
     auc_delong,
     detectability,
     equivalence,
     fleiss_kappa,
     normal_interval,
     power_of_equivalence,
-    wilson,
 )
 from volumetric.cli import UserError
 from volumetric.files import as_damaged, atomic_path, finite
 from volumetric.pages import rows_of, three, write_page
+from volumetric.rates import CONFIDENCE, wilson
 
 ANSWERS = ("real", "synthetic")
 MARGIN = 0.1  # around one half, of the test of equivalence

@@ -29,13 +29,14 @@ from scipy import stats
 from trust import EXIT
 from trust.controls import KINDS, LEAST_RECALL, REQUIRED
 from trust.pages import write_replicas
-from trust.rates import CONFIDENCE, conformal, realised_rate, wilson
+from trust.rates import conformal, realised_rate
 from trust.sets import check_held_out, read_sets
 from trust.similarity import Library, print_of
 from trust.workers import LIBRARY, prepare, spread_out
 from volumetric.cli import check_fields, one_line_errors, option, parse_cli
 from volumetric.collection import contents_of, name_of, unique_names
 from volumetric.files import __version__, atomic_path, finite, next_free
+from volumetric.rates import CONFIDENCE, wilson
 
 # Edit these, or pass them as flags; a flag wins.
 # folder of the volumes that the generator was trained on

@@ -96,8 +96,8 @@ def treated(volumes, is_real, config):
         ends = [f"{done[end]:.0%} {end}" for end in ("black", "white") if done[end] > FEW]
         ends = f", {' and '.join(ends)} among them" if ends else ""
         told = (
-            f"Every volume was rounded to {done['grey_values']} grey values and has as many voxels of each as "
-            f"every other{ends}; voxels of one value were put in order by their neighbours."
+            f"Every volume was rounded to {done['grey_values']} grey values and has as many voxels of each "
+            f"as every other{ends}; voxels of one value were put in order by their neighbours."
         )
     else:
         levels, done = levelled(arrays), {}
