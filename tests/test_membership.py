@@ -94,7 +94,7 @@ def test_what_could_not_have_been_seen_is_inconclusive(monkeypatch):
     ("verdict", "state"), [("passed", "good"), ("failed", "bad"), ("inconclusive", ""), ("fine", None)]
 )
 def test_the_scorecard_goes_by_the_verdict(tmp_path, verdict, state):
-    record = {"verdict": verdict, "power": {"share": 0.05, "flagged": 0.3}, "contents": {}}
+    record = {"verdict": verdict, "power": {"share": 0.05, "flagged": 0.3}, "contents": {"generated": []}}
     (tmp_path / "membership.json").write_text(json.dumps(record), encoding="utf-8")
     released = write_set(tmp_path / "released", range(1))
     config = scorecard.ScorecardConfig(

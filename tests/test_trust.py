@@ -1,14 +1,12 @@
-"""Trust: golden statistics, thresholds, copies found and innocents let go, membership, Turing, scorecard."""
+"""Trust: golden statistics, thresholds, copies found and innocents let go, membership, Turing test."""
 
 import json
 
-import nibabel as nib
 import numpy as np
 import pytest
 import torch
 from scipy import ndimage, stats
 
-from MedicalNet.verdicts import QUESTIONS
 from tests.conftest import ROOT, run_script, write_split, write_volume
 from trust import (
     controls,
@@ -18,7 +16,6 @@ from trust import (
     rates,
     reading,
     replicas,
-    scorecard,
     similarity,
     turing,
 )
@@ -184,6 +181,7 @@ def test_the_gate_lets_innocents_pass(sets, tmp_path, monkeypatch):
         assert part in page
     kept = (folder / "released.txt").read_text(encoding="utf-8").split()
     assert len(kept) + len(record["flagged"]) == 10
+    assert len(contents_in(folder / "released")) == len(kept)
 
 
 def test_the_gate_finds_and_withholds_copies(sets, tmp_path):
@@ -202,6 +200,7 @@ def test_the_gate_finds_and_withholds_copies(sets, tmp_path):
         p.name for p in (tmp_path / "out" / "withheld").iterdir()
     }
     assert "v2.nii.gz" not in (tmp_path / "out" / "released.txt").read_text(encoding="utf-8")
+    assert not (tmp_path / "out" / "released").exists()
 
 
 def test_a_blind_gate_is_inconclusive():
@@ -271,6 +270,23 @@ def test_withheld_volumes_of_one_name_are_all_kept(tmp_path):
     found = {path.name: path.read_bytes() for path in (tmp_path / "withheld").iterdir()}
     assert found == {f"{v.path.parent.name}_{v.path.name}": v.path.read_bytes() for v in volumes[:3]}
     assert (tmp_path / "released.txt").read_text(encoding="utf-8").split() == [str(volumes[3].path)]
+
+
+def test_what_passed_the_gate_is_the_release(tmp_path):
+    """Copies with their sidecars, below their folders, without the volumes that are flagged."""
+    made = write_set(tmp_path / "made" / "a", range(3))
+    write_volume(made / "v0_deviation.nii.gz", volume_of(5))
+    (made / "v1.json").write_text("{}", encoding="utf-8")
+    write_trained_on(made, ["t"], "m.pt")
+    volumes, folder = volumes_in(tmp_path / "made", "--generated"), tmp_path / "out"
+    folder.mkdir()
+    kept = replicas.withhold([{"content": volumes[0].content}], volumes, folder)
+    replicas.release(kept, tmp_path / "made", folder / "released")
+    (told,) = made.glob("trained_on-*.json")
+    found = sorted(path.name for path in (folder / "released" / "a").iterdir())
+    assert found == [told.name, "v1.json", "v1.nii.gz", "v2.nii.gz"]
+    assert contents_in(folder / "released") == [volume.content for volume in volumes[1:]]
+    assert (folder / "released.txt").read_text(encoding="utf-8").split() == [str(v.path) for v in volumes[1:]]
 
 
 @pytest.mark.parametrize(
@@ -515,71 +531,3 @@ def test_answers_that_cannot_be_scored(page_folder, tmp_path, how):
     }
     with pytest.raises(UserError, match=expected.get(how, r"holds no \.json file")):
         reading.read_answers(tmp_path, folder / "key.json")
-
-
-# ---- scorecard
-
-
-def test_a_scorecard_gathers_and_verifies(sets, tmp_path, capsys):
-    verdict = {"question": QUESTIONS["realistic"], "answer": "No: blurred.", "state": "bad"}
-    released = write_set(tmp_path / "released", range(3))
-    contents = {"training": [], "generated": [*contents_in(released), "one", "two"]}
-    numbers = {"metrics": {}, "verdicts": [verdict], "vessels": {"generated": 3}, "copies": []}
-    numbers |= {"generated": {"n": 3}, "contents": {"generated": contents["generated"][:2]}}
-    (tmp_path / "metrics.json").write_text(json.dumps(numbers), encoding="utf-8")
-    record = {"verdict": "failed", "flagged": [{"content": "one"}, {"content": "two"}]}
-    record |= {"n": {"generated": 10}, "contents": contents}
-    (tmp_path / "replicas.json").write_text(json.dumps(record), encoding="utf-8")
-    (tmp_path / "data.csv").write_text(
-        "\ufeffdata set;licence;consent\nIXI;CC BY-SA 3.0;research\n", encoding="utf-8"
-    )
-    flags = {"released": released, "output": tmp_path / "card", "replicas": tmp_path / "replicas.json"}
-    flags |= {"statement": tmp_path / "data.csv", "evaluation": tmp_path / "metrics.json"}
-    scorecard.main([str(part) for name, value in flags.items() for part in (f"--{name}", value)])
-    assert "3 of 7 criteria are measured" in capsys.readouterr().out
-    page = (tmp_path / "card" / "report.html").read_text(encoding="utf-8")
-    for part in (
-        "replica gate failed, 2 of 10 flagged",
-        "licence: CC BY-SA 3.0",
-        "not measured",
-        "No: blurred.",
-        "Of these volumes were looked at: 2 in evaluation, 3 in replicas",
-    ):
-        assert part in page
-    check = ["--output", str(tmp_path / "card"), "--verify", str(released)]
-    scorecard.main(check)
-    assert "holds the 3 volumes" in capsys.readouterr().out
-    (released / "v1.nii.gz").unlink()
-    nib.save(nib.Nifti1Image(volume_of(9), np.eye(4)), released / "v0.nii.gz")
-    with pytest.raises(SystemExit, match=r"v0\.nii\.gz is another file, and 1 more"):
-        scorecard.main(check)
-    with pytest.raises(SystemExit, match="has a scorecard"):
-        scorecard.main([str(part) for name, value in flags.items() for part in (f"--{name}", value)])
-
-
-@pytest.mark.parametrize("how", ["flagged", "others", "trained on", "held out", "old"])
-def test_a_release_that_was_not_measured_is_refused(tmp_path, how):
-    released = write_set(tmp_path / "released", range(3))
-    contents = contents_in(released)
-    record = {"verdict": "passed", "flagged": [], "n": {"generated": 3}}
-    record["contents"] = {"training": ["t"], "held_out": ["h"], "generated": contents}
-    told = {
-        "flagged": r"1 of the 3 volumes in --released .* flagged in --replicas .*v1\.nii\.gz: take them out",
-        "others": r"looked at other volumes: not at 1 of the 3 in --released .*v2\.nii\.gz; run that program",
-        "trained on": r"1 of the 3 volumes of --released are in what the model was trained on.*v1\.nii",
-        "held out": r"--replicas .* took 1 volumes for held-out ones that the model was trained on",
-        "old": r"has no entry 'contents': give the file of that program",
-    }[how]
-    if how == "flagged":
-        record["flagged"] = [{"content": contents[1]}]
-    if how == "others":
-        record["contents"]["generated"] = contents[:2]
-    if how == "old":
-        del record["contents"]
-    write_trained_on(released, {"trained on": [contents[1]], "held out": ["h", "t"]}.get(how, ["t"]), "m.pt")
-    (tmp_path / "replicas.json").write_text(json.dumps(record), encoding="utf-8")
-    flags = {"released": str(released), "output": str(tmp_path / "card")}
-    config = scorecard.ScorecardConfig(**flags, replicas=str(tmp_path / "replicas.json"))
-    with pytest.raises(UserError, match=told):
-        scorecard.make_card(config)
-    assert not (tmp_path / "card").exists()

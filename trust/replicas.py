@@ -6,7 +6,8 @@ or edit the settings below and run it. Every generated volume's similarity to th
 with that of real subjects whom the generator has never seen: what is more similar than those are allowed to
 be is flagged and withheld. Whether the gate sees copies at all is tried on every run, with copies that are
 planted among the volumes. replicas.json holds the verdict and the flagged volumes, report.html shows them;
-the exit status is 0 (passed), 1 (failed) or 2 (inconclusive). Inputs are never written to. Sections:
+the exit status is 0 (passed), 1 (failed) or 2 (inconclusive). Where it passed, released/ has copies of all
+volumes but the flagged ones. Inputs are never written to. Sections:
 
     settings and configuration    every option
     search                        similarities, by several processes
@@ -37,6 +38,7 @@ from volumetric.cli import check_fields, one_line_errors, option, parse_cli
 from volumetric.collection import contents_of, name_of, unique_names
 from volumetric.files import __version__, atomic_path, finite, next_free
 from volumetric.rates import CONFIDENCE, wilson
+from volumetric.sidecars import TRAINED_ON, beside_volumes
 
 # Edit these, or pass them as flags; a flag wins.
 # folder of the volumes that the generator was trained on
@@ -337,7 +339,9 @@ def run_gate(config):
         "settings": asdict(config),
         "version": __version__,
     }
-    withhold(record["flagged"], sets["generated"], folder)
+    kept = withhold(record["flagged"], sets["generated"], folder)
+    if record["verdict"] == "passed":
+        release(kept, Path(config.generated), folder / "released")
     with atomic_path(folder / "replicas.json") as part:
         part.write_text(json.dumps(finite(record), indent=1, allow_nan=False), encoding="utf-8")
     write_replicas(record, sets, {"held_out": held, "generated": found, "planted": planted}, folder)
@@ -372,16 +376,29 @@ def plant(sets, config, workers, library):
 
 
 def withhold(flagged, volumes, folder):
-    """Copy the flagged volumes to withheld/, no name twice, and list all others in released.txt."""
+    """Copy the flagged volumes to withheld/, no name twice; returns the others, listed in released.txt."""
     contents, names = {row["content"] for row in flagged}, unique_names([v.path for v in volumes])
     for volume in volumes:
         if volume.content in contents:
             (folder / "withheld").mkdir(exist_ok=True)
             ending = volume.path.name.removeprefix(name_of(volume.path))
             shutil.copyfile(volume.path, folder / "withheld" / f"{names[volume.path]}{ending}")
-    kept = [str(volume.path) for volume in volumes if volume.content not in contents]
+    kept = [volume for volume in volumes if volume.content not in contents]
     with atomic_path(folder / "released.txt") as part:
-        part.write_text("\n".join([*kept, ""]), encoding="utf-8")
+        part.write_text("\n".join([*(str(volume.path) for volume in kept), ""]), encoding="utf-8")
+    return kept
+
+
+def release(volumes, generated, folder):
+    """Copy volumes, their sidecars and what their models were trained on, as they lie below --generated."""
+    paths = beside_volumes(generated, "--generated", f"{TRAINED_ON}*.json")
+    for volume in volumes:
+        sidecar = volume.path.with_name(f"{name_of(volume.path)}.json")
+        paths += [volume.path, sidecar] if sidecar.is_file() else [volume.path]
+    for path in paths:
+        target = folder / path.relative_to(generated)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(path, target)
 
 
 def main(argv=None):
@@ -392,6 +409,8 @@ def main(argv=None):
         print(f"{record['verdict'].capitalize()}: {'; '.join(record['reasons']) or 'no replica was found'}.")
         counts = f"{len(record['flagged'])} of {record['n']['generated']} volumes are flagged"
         print(f"{counts}; {folder / 'report.html'} shows them.")
+        if record["verdict"] == "passed":
+            print(f"{folder / 'released'} has the others.")
     sys.exit(EXIT[record["verdict"]])
 
 
