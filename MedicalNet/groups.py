@@ -4,10 +4,10 @@ import numpy as np
 
 from MedicalNet.distances import Neighbours
 from volumetric.cli import UserError
+from volumetric.rates import wilson
 from volumetric.tables import read_table, rows_of
 
 MOST_VALUES = 12  # different values of a column that is a grouping; more is a measurement
-Z = 1.96  # of a 95 % interval
 
 
 def read_groups(path, files):
@@ -65,10 +65,3 @@ def by_group(groupings, real_set, generated_set):
                 row[f"{name}_95"] = wilson(int(inside[members].sum()), row["n"])
             table[column][value] = row
     return table
-
-
-def wilson(hits, number):
-    """95 % interval of a share (Wilson 1927)."""
-    p = hits / number
-    middle, half = p + Z**2 / (2 * number), Z * np.sqrt(p * (1 - p) / number + Z**2 / (4 * number**2))
-    return [float(v / (1 + Z**2 / number)) for v in (middle - half, middle + half)]

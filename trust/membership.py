@@ -1,14 +1,16 @@
-"""Can it be told from synthetic volumes who was in the training set? A membership test with a control.
+"""Can it be told from synthetic volumes who was in the training set? A membership test that knows its power.
 
     python trust/membership.py --training volumes --held_out unseen --generated synthetic --output membership
 
 or edit the settings below and run it. A real volume's score is its largest similarity to a generated one less
 its mean similarity to its NEAREST neighbours among other real volumes. As many training as held-out volumes
-are compared by the area under the ROC curve. What random halves of the training set give is the control,
-without which a difference could be pure split bias; copies that are planted among the generated volumes show
-whether the test would see a leak. With --checkpoint, how well the generator can be made to reproduce volumes
-of both kinds is a second statistic. membership.json and report.html hold the result. Inputs are never written
-to.
+are compared by two one-sided tests, at 5 % together: the area under the ROC curve against the mean of what
+random halves of the training volumes give, and the true-positive rate at a low false-positive rate
+(arXiv:2112.03570), which sees a few copies among many. On every run copies are planted, to see whether the
+same tests would flag them: if they flag nothing, and would not have flagged these, the verdict is
+inconclusive. With --checkpoint, how well the generator can be made to reproduce volumes of both kinds is
+shown too. membership.json and report.html hold the result; the exit status is 0 (passed), 1 (failed) or 2
+(inconclusive). Inputs are never written to.
 """
 
 import json
@@ -23,15 +25,24 @@ import numpy as np
 from scipy import stats
 from tqdm import tqdm
 
+from trust import EXIT
 from trust.controls import KINDS
-from trust.pages import write_membership
-from trust.rates import auc_delong, normal_interval, true_positive_rate
+from trust.pages import told_of_power, write_membership
+from trust.rates import (
+    allowed_of,
+    auc_delong,
+    normal_interval,
+    spread_of_auc,
+    tail_p,
+    true_positive_rate,
+)
 from trust.sets import check_held_out, read_sets
 from trust.similarity import Library, print_of
 from trust.workers import LIBRARY, prepare, spread_out
 from volumetric.cli import UserError, check_fields, one_line_errors, option, parse_cli
 from volumetric.collection import contents_of
 from volumetric.files import __version__, atomic_path, finite, next_free, read_json
+from volumetric.rates import wilson
 
 # Edit these, or pass them as flags; a flag wins.
 # folder of the volumes that the generator was trained on
@@ -45,10 +56,16 @@ output = "membership"
 
 FEWEST = 10
 NEAREST = 5  # other real volumes
-CONTROLS = 20  # random halves of the training set
-PLANTED = 0.05  # share of the members of which copies are planted
-MANY_HELD_OUT = 300  # from which a false-positive rate of 1 % can be measured
-RESAMPLES = 1000
+LEVEL = 0.05  # one-sided, of both tests together
+CONTROLS = 100  # random halves of the training volumes
+WEIGHT = (
+    0.6  # share of the level that the true-positive rate has: five of 50 or 100 above all others are found
+)
+MOST_FALSE = 0.005  # share of the held-out volumes above the threshold of the true-positive rate
+RUNS = 300  # with planted copies
+LEAST_POWER = 0.8  # share of them that must be flagged
+SHARES = (0.05, 0.1, 0.2)  # of the members, of which copies are planted beside --planted
+SPLIT_P = 0.01  # below which training and held-out volumes differ without any generated one
 GENERATOR = Path(__file__).resolve().parent.parent / "CoW_generator.py"
 
 
@@ -65,6 +82,9 @@ class MembershipConfig:
         None, "Table of preprocessing/split.py, whose parts `training` and `held_out` are taken.", file=True
     )
     output: str = option(output, "New folder for membership.json and report.html.", folder=True)
+    planted: float = option(
+        0.05, "Share of members whose copies the test must be able to see.", least=0.001, most=1
+    )
     checkpoint: str | None = option(
         None, "Generator: also compare how well it can be made to reproduce both kinds.", file=True
     )
@@ -97,68 +117,149 @@ def closest_copy(volume):
     return Library([print_of(copy)], volume.shape).search(print_of(array))["anatomy"][0]
 
 
+@dataclass
+class Scores:
+    """What is known of real volumes, each an array over them.
+
+    Args:
+        score: Largest similarity to a generated volume, less that to other real ones.
+        with_copy: The same if there were a copy of it among the generated volumes.
+        among: Similarity to other real ones.
+    """
+
+    score: np.ndarray
+    with_copy: np.ndarray
+    among: np.ndarray
+
+
 def scores_of(sets, workers, seed):
-    """(scores of all training volumes, of all held-out ones, those of the former if each had a copy).
+    """Scores of training and of held-out volumes, as many of each.
 
     Args:
         sets: {"training", "held_out", "generated": [Volume]}.
+        workers: Processes.
+        seed: Of the choice of the larger set.
+
+    Returns:
+        {"training", "held_out": Scores}.
     """
-    shape = sets["generated"][0].shape
+    rng, shape = np.random.default_rng(seed), sets["generated"][0].shape
+    known, number = [*sets["training"], *sets["held_out"]], len(sets["training"])
+    each = min(number, len(known) - number)
+    members = rng.permutation(number)[:each].tolist()
+    places = members + (number + rng.permutation(len(known) - number)[:each]).tolist()
+    real = [known[place] for place in places]
     made = Library(spread_out(prepare, sets["generated"], "Generated volumes", workers), shape)
-    real = [*sets["training"], *sets["held_out"]]
     near = np.array(spread_out(closest, real, "Real volumes to generated", workers, made))
-    others = Library(spread_out(prepare, real, "Real volumes", workers), shape)
-    tasks = [(volume, place) for place, volume in enumerate(real)]
+    others = Library(spread_out(prepare, known, "Real volumes", workers), shape)
+    tasks = list(zip(real, places, strict=True))
     among = np.array(spread_out(crowd, tasks, "Real volumes to real", workers, others))
-    number = len(sets["training"])
-    planted = np.array(spread_out(closest_copy, sets["training"], "Planted copies", workers))
-    scores = near - among
-    return scores[:number], scores[number:], np.maximum(near[:number], planted) - among[:number]
+    planted = np.array(spread_out(closest_copy, real, "Planted copies", workers))
+    arrays = (near - among, np.maximum(near, planted) - among, among)
+    return {"training": Scores(*(a[:each] for a in arrays)), "held_out": Scores(*(a[each:] for a in arrays))}
 
 
-def summarise(members, unseen, with_copies, seed):
-    """All numbers of the test.
+def halves_against_each_other(members, rng):
+    """AUC of CONTROLS random halves of the members against the other half. Shapes: (n,) -> (CONTROLS,)"""
+    half = len(members) // 2
+    ranks = stats.rankdata(members[: 2 * half])
+    picked = rng.random((CONTROLS, 2 * half)).argsort(axis=1)[:, :half]
+    return (ranks[picked].sum(axis=1) - half * (half + 1) / 2) / half**2
+
+
+def compare(members, unseen, rng):
+    """The test: {"p", "p_auc", "p_tail", "auc", "control": AUCs (CONTROLS,), "spread"}.
+
+    The AUC less the mean of its controls is about normal if members are like others, with a variance that the
+    mean's is part of; the true-positive rate has an exact p. p is that of both (Bonferroni, weighted).
+
+    Shapes: (n,), (m,)
+    """
+    n, m, half = len(members), len(unseen), len(members) // 2
+    ranks = stats.rankdata(np.concatenate([members, unseen]))
+    auc = (ranks[:n].sum() - n * (n + 1) / 2) / (n * m)
+    control = halves_against_each_other(members, rng)
+    spread = np.hypot(spread_of_auc(n, m), spread_of_auc(half, half) / CONTROLS**0.5)
+    p_auc, p_tail = float(stats.norm.sf((auc - control.mean()) / spread)), tail_p(members, unseen, MOST_FALSE)
+    p = min(1.0, p_auc / (1 - WEIGHT), p_tail / WEIGHT)
+    return {"p": p, "p_auc": p_auc, "p_tail": p_tail, "auc": float(auc), "control": control, "spread": spread}
+
+
+def power_of(members, unseen, share, rng):
+    """Would copies of a share of the members be flagged?
+
+    RUNS times, members and others are mixed, so that nothing else tells them apart; copies are planted of
+    some of the half that is called members; and `compare` judges.
 
     Args:
-        members: Scores of the training volumes, (|T|,).
-        unseen: Of the held-out ones, (|H|,).
-        with_copies: Of the training volumes, if each had a copy among the generated, (|T|,).
+        members, unseen: Scores.
+        share: Of the members.
+        rng: Of the draws.
+
+    Returns:
+        {"share", "copies": their number, "runs", "flagged": share of the runs, "interval_95": Wilson's,
+        "auc": mean over the runs}.
+    """
+    score = np.concatenate([members.score, unseen.score])
+    with_copy = np.concatenate([members.with_copy, unseen.with_copy])
+    each, aucs, flagged = len(members.score), [], 0
+    number = max(1, round(share * each))
+    for _ in range(RUNS):
+        order = rng.permutation(len(score))
+        one = np.concatenate([with_copy[order[:number]], score[order[number:each]]])
+        found = compare(one, score[order[each:]], rng)
+        flagged += found["p"] <= LEVEL
+        aucs.append(found["auc"])
+    about = {"share": share, "copies": number, "runs": RUNS, "flagged": flagged / RUNS}
+    return about | {"interval_95": wilson(flagged, RUNS), "auc": float(np.mean(aucs))}
+
+
+def summarise(members, unseen, planted, seed):
+    """All numbers of the test, its verdict and the reasons for it.
+
+    Args:
+        members, unseen: Scores of as many training as held-out volumes.
+        planted: Share of the members whose copies must be seen.
         seed: Of the draws.
     """
-    rng, each = np.random.default_rng(seed), min(len(members), len(unseen))
-    chosen = rng.permutation(len(members))[:each]
-    one, other = members[chosen], unseen[rng.permutation(len(unseen))[:each]]
-    auc, error = auc_delong(one, other)
-    draws = [
-        auc_delong(one[rng.integers(each, size=each)], other[rng.integers(each, size=each)])[0]
-        for _ in range(RESAMPLES)
-    ]
-    half = min(each, len(members) // 2)
-    control = []
-    for _ in range(CONTROLS):
-        order = rng.permutation(len(members))
-        control.append(auc_delong(members[order[:half]], members[order[half : 2 * half]])[0])
-    control_mean = float(np.mean(control))
-    differences = np.array(draws) - rng.choice(control, len(draws))
-    number = max(1, round(PLANTED * each))
-    copied = one.copy()
-    copied[:number] = with_copies[chosen[:number]]
-    most_false = 0.01 if each >= MANY_HELD_OUT else 0.1
-    low_high = np.percentile(differences, (2.5, 97.5)).tolist()
+    rng, each = np.random.default_rng(seed), len(members.score)
+    found = compare(members.score, unseen.score, rng)
+    control, spread = found.pop("control"), found.pop("spread")
+    power = power_of(members, unseen, planted, rng) | {"needed": LEAST_POWER}
+    power["of_other_shares"] = {
+        f"{share:g}": power_of(members, unseen, share, rng)["flagged"] for share in SHARES if share != planted
+    }
+    split = {
+        "auc": auc_delong(members.among, unseen.among)[0],
+        "p": float(stats.mannwhitneyu(members.among, unseen.among).pvalue),
+    }
+    verdict, reasons = verdict_of(found["p"], power, split)
     return {
-        "auc": auc,
-        "auc_delong_95": normal_interval(auc, error),
-        "auc_bootstrap_95": np.percentile(draws, (2.5, 97.5)).tolist(),
-        "control_auc": control_mean,
+        "verdict": verdict,
+        "reasons": reasons,
+        **found,
+        "level": LEVEL,
+        "auc_delong_95": normal_interval(*auc_delong(members.score, unseen.score)),
+        "control_auc": float(control.mean()),
         "control_95": np.percentile(control, (2.5, 97.5)).tolist(),
-        "auc_minus_control_95": low_high,
-        "leak": bool(low_high[0] > 0),
-        "mann_whitney_p": float(stats.mannwhitneyu(one, other).pvalue),
-        "most_false": most_false,
-        "true_positive_rate": true_positive_rate(one, other, most_false),
-        "power": {"share": number / each, "auc": auc_delong(copied, other)[0]},
+        "auc_minus_control_95": normal_interval(found["auc"] - float(control.mean()), float(spread)),
+        "false_positives": allowed_of(each, MOST_FALSE),
+        "true_positive_rate": true_positive_rate(members.score, unseen.score, MOST_FALSE),
+        "power": power,
+        "split": split,
         "n": {"each": each},
     }
+
+
+def verdict_of(p, power, split):
+    """(verdict, reasons): what was found, and what could not have been."""
+    differ = f"training and held-out volumes differ without any generated one (p {split['p']:.2g})"
+    doubts = [f"{differ}: they are no fair comparison"] if split["p"] < SPLIT_P else []
+    if p <= LEVEL:
+        return "failed", [f"members are told from others (p {p:.2g})", *doubts]
+    if power["flagged"] < LEAST_POWER:
+        doubts.append(f"{told_of_power(power)}, {LEAST_POWER:.0%} are needed")
+    return "inconclusive" if doubts else "passed", doubts
 
 
 def inversion_error(volume, config):
@@ -192,8 +293,8 @@ def run_test(config):
     """Compare, and write what was found; returns (record of membership.json, the new folder)."""
     sets, left = read_sets(config, dict.fromkeys(("training", "held_out", "generated"), FEWEST))
     workers = config.workers or len(os.sched_getaffinity(0))
-    members, unseen, with_copies = scores_of(sets, workers, config.seed)
-    record = summarise(members, unseen, with_copies, config.seed)
+    scores = scores_of(sets, workers, config.seed)
+    record = summarise(scores["training"], scores["held_out"], config.planted, config.seed)
     record["n"] |= {name: len(volumes) for name, volumes in sets.items()} | {"left_of_training": left}
     record["inversion"] = None if config.checkpoint is None else compare_inversions(sets, config)
     record |= {"contents": contents_of(sets), "settings": asdict(config), "version": __version__}
@@ -201,7 +302,7 @@ def run_test(config):
     folder.mkdir(parents=True)
     with atomic_path(folder / "membership.json") as part:
         part.write_text(json.dumps(finite(record), indent=1, allow_nan=False), encoding="utf-8")
-    write_membership(record, {"training": members, "held_out": unseen}, folder)
+    write_membership(record, {name: one.score for name, one in scores.items()}, folder)
     return record, folder
 
 
@@ -210,9 +311,11 @@ def main(argv=None):
     config = parse_cli(MembershipConfig, argv)
     with one_line_errors():
         record, folder = run_test(config)
-        verdict = "Members can be told" if record["leak"] else "No leak is seen"
-        print(f"{verdict}: AUC {record['auc']:.3f}, control {record['control_auc']:.3f}.")
+        reasons = "; ".join(record["reasons"]) or "members are not told from others"
+        print(f"{record['verdict'].capitalize()}: {reasons}.")
+        print(f"AUC {record['auc']:.3f}, control {record['control_auc']:.3f}, p {record['p']:.2g}.")
         print(f"{folder / 'report.html'} shows more.")
+    sys.exit(EXIT[record["verdict"]])
 
 
 if __name__ == "__main__":

@@ -2,6 +2,7 @@
 
 import numpy as np
 
+from trust import STATES
 from trust.similarity import SHIFT
 from volumetric.collection import unique_names
 from volumetric.files import array_to_volume
@@ -10,7 +11,6 @@ from volumetric.pictures import annotated, new_axes
 
 SUSPICIOUS = 10  # generated volumes shown beside their training volume
 BINS = 30
-STATES = {"passed": "good", "failed": "bad", "inconclusive": ""}
 PRIVATE = "This page holds pictures and names of real volumes: --share True leaves them out."
 COLOURS = {"held_out": "#1f6f8b", "generated": "#d1603d", "planted": "#777777"}
 WORDS = {"held_out": "unseen real", "generated": "generated", "planted": "planted copies"}
@@ -143,12 +143,13 @@ def write_membership(record, scores, folder):
         folder: Where to write.
     """
     low, high = record["auc_minus_control_95"]
-    told = f"AUC {three(record['auc'])}; random halves of the training set {three(record['control_auc'])}"
+    told = f"AUC {three(record['auc'])}; random halves of the training volumes {three(record['control_auc'])}"
     told += f"; the difference is between {three(low)} and {three(high)} (95 %)"
-    power = record["power"]
-    seen = f"with copies of {power['share']:.0%} of the members among the generated volumes it is "
-    seen += three(power["auc"])
-    title = "Members can be told" if record["leak"] else "No leak is seen"
+    power, each = record["power"], record["n"]["each"]
+    seen = f"{told_of_power(power)} ({power['copies']} of {each})"
+    others = ", ".join(f"{share}: {found:.0%}" for share, found in power["of_other_shares"].items())
+    titles = {"passed": "Members are not told from others", "failed": "Members can be told"}
+    title = titles.get(record["verdict"], "Inconclusive: nothing is found, and it may not have been found")
     figure, (one,) = new_axes(width=5.2, height=2.8)
     edges = np.linspace(*(f(np.concatenate(list(scores.values()))) for f in (np.min, np.max)), BINS + 1)
     for which, label in (("training", "training"), ("held_out", "unseen")):
@@ -159,10 +160,15 @@ def write_membership(record, scores, folder):
     one.legend(frameon=False, fontsize=8)
     rows = [
         ["AUC (DeLong 95 %)", around(record["auc"], record["auc_delong_95"])],
-        ["AUC (subjects drawn again, 95 %)", around(record["auc"], record["auc_bootstrap_95"])],
-        ["random halves of the training set, AUC", around(record["control_auc"], record["control_95"])],
-        ["p (Mann-Whitney)", record["mann_whitney_p"]],
-        [f"members found at {record['most_false']:.0%} false ones", record["true_positive_rate"]],
+        ["random halves of the training volumes, AUC", around(record["control_auc"], record["control_95"])],
+        ["p of the AUC less its control", record["p_auc"]],
+        [f"members above all but {record['false_positives']} unseen ones", record["true_positive_rate"]],
+        ["p of these (exact)", record["p_tail"]],
+        [f"p of both, flagged up to {record['level']:g}", record["p"]],
+        ["copies that would be flagged (95 %)", around(power["flagged"], power["interval_95"])],
+        ["the same, of other shares of the members", others],
+        ["training against unseen volumes without generated ones, AUC", record["split"]["auc"]],
+        ["p of it (Mann-Whitney)", record["split"]["p"]],
         ["volumes on each side", record["n"]["each"]],
     ]
     if record["n"]["left_of_training"]:
@@ -174,13 +180,19 @@ def write_membership(record, scores, folder):
         what = f"AUC by how well the generator reproduces {inversion['n']} of each"
         rows.append([what, around(inversion["auc"], inversion["auc_delong_95"])])
     body = [
-        verdict_card(title, "bad" if record["leak"] else "good", [told, seen]),
+        verdict_card(title, STATES[record["verdict"]], [*record["reasons"], told, seen]),
         drawing(figure),
         rows_of(["", ""], rows),
-        '<p class="small">0.5 is chance. A leak is seen where the lower end of the difference to random '
-        "halves is above 0.</p>",
+        '<p class="small">0.5 is chance. All p but the last are one-sided; that of both is Bonferroni\'s. A '
+        "test that finds nothing and would not have found the planted copies is inconclusive.</p>",
     ]
     write_page(folder / "report.html", "Can members of the training set be told?", "\n".join(body))
+
+
+def told_of_power(power):
+    """In words, whether copies would have been seen."""
+    share = f"{100 * power['share']:g} %"
+    return f"copies of {share} of the members would be flagged in {power['flagged']:.0%} of runs"
 
 
 def around(value, interval):

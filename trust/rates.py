@@ -3,15 +3,7 @@
 import numpy as np
 from scipy import stats
 
-CONFIDENCE = 0.95
-
-
-def wilson(hits, number):
-    """95 % interval of a share (Wilson 1927). Returns (low, high); (0, 1) of nothing."""
-    if not number:
-        return 0.0, 1.0
-    found = stats.binomtest(hits, number).proportion_ci(CONFIDENCE, method="wilson")
-    return float(found.low), float(found.high)
+from volumetric.rates import CONFIDENCE
 
 
 def clopper_pearson(hits, number):
@@ -75,9 +67,30 @@ def normal_interval(value, error):
 def true_positive_rate(positive, negative, most_false):
     """Largest share of positives found while at most a share of negatives is called positive."""
     positive, negative = np.asarray(positive), np.sort(negative)[::-1]
-    allowed = int(np.floor(most_false * len(negative) + 1e-9))
+    allowed = allowed_of(len(negative), most_false)
     threshold = negative[allowed] if allowed < len(negative) else -np.inf
     return float((positive > threshold).mean())
+
+
+def allowed_of(number, most_false):
+    """How many of so many negatives may be called positive."""
+    return int(np.floor(most_false * number + 1e-9))
+
+
+def tail_p(positive, negative, most_false):
+    """Exact one-sided p of `true_positive_rate`, if both are of one distribution.
+
+    The threshold is the k-th largest negative. At least x positives lie above it where at most k - 1 of the
+    x + k - 1 largest of all are negative, and their number is hypergeometric.
+    """
+    n, m = len(positive), len(negative)
+    k, above = allowed_of(m, most_false) + 1, round(true_positive_rate(positive, negative, most_false) * n)
+    return float(stats.hypergeom.cdf(k - 1, n + m, m, above + k - 1))
+
+
+def spread_of_auc(n, m):
+    """Standard deviation of the AUC of n against m if both are of one distribution (Mann & Whitney 1947)."""
+    return float(np.sqrt((n + m + 1) / (12 * n * m)))
 
 
 def detectability(hits, signals, false_alarms, noises):
@@ -126,10 +139,3 @@ def power_of_equivalence(number, margin=0.1):
     counts = np.arange(number + 1)
     shown = np.array([equivalence(int(k), number, margin) < 1 - CONFIDENCE for k in counts])
     return float(stats.binom.pmf(counts, number, 0.5)[shown].sum())
-
-
-def bootstrap_interval(values, resamples=2000, seed=0):
-    """95 % percentile interval of a mean over units. Shapes: (n,) -> (low, high)"""
-    rng, values = np.random.default_rng(seed), np.asarray(values, float)
-    means = values[rng.integers(len(values), size=(resamples, len(values)))].mean(axis=1)
-    return tuple(np.percentile(means, (2.5, 97.5)).tolist())

@@ -7,18 +7,17 @@ import numpy as np
 from scipy import stats
 
 from trust.rates import (
-    CONFIDENCE,
     auc_delong,
     detectability,
     equivalence,
     fleiss_kappa,
     normal_interval,
     power_of_equivalence,
-    wilson,
 )
 from volumetric.cli import UserError
 from volumetric.files import as_damaged, atomic_path, finite
 from volumetric.pages import rows_of, three, write_page
+from volumetric.rates import CONFIDENCE, wilson
 
 ANSWERS = ("real", "synthetic")
 MARGIN = 0.1  # around one half, of the test of equivalence
@@ -149,7 +148,7 @@ def summarise(readers, key, seed):
         "indistinguishable": inside,
         "check": key["check"],
         "page": key["page"],
-        **{name: key[name] for name in ("contents", "trained_on") if name in key},
+        **{name: key[name] for name in ("contents", "trained_on", "treatment") if name in key},
     }
 
 
@@ -185,6 +184,7 @@ def write_scores(record, folder):
         rows_of(head, rows),
         agree,
         f"<p>{told_of_training(record.get('trained_on'), pooled['items'] // 2)}.</p>",
+        f"<p>{record['treatment']['told']}</p>" if "treatment" in record else "",
         '<p class="small">Brackets are 95 % intervals: Wilson of shares, DeLong of the AUC; of all readers '
         "by drawing readers and volumes again. p (chance) is the exact binomial test against one half. "
         "Equivalence is shown where two one-sided tests find the accuracy within 10 points of one half (p "

@@ -6,7 +6,8 @@ or edit the settings below and run it. Every generated volume's similarity to th
 with that of real subjects whom the generator has never seen: what is more similar than those are allowed to
 be is flagged and withheld. Whether the gate sees copies at all is tried on every run, with copies that are
 planted among the volumes. replicas.json holds the verdict and the flagged volumes, report.html shows them;
-the exit status is 0 (passed), 1 (failed) or 2 (inconclusive). Inputs are never written to. Sections:
+the exit status is 0 (passed), 1 (failed) or 2 (inconclusive). Where it passed, released/ has copies of all
+volumes but the flagged ones. Inputs are never written to. Sections:
 
     settings and configuration    every option
     search                        similarities, by several processes
@@ -26,15 +27,18 @@ from pathlib import Path
 import numpy as np
 from scipy import stats
 
+from trust import EXIT
 from trust.controls import KINDS, LEAST_RECALL, REQUIRED
 from trust.pages import write_replicas
-from trust.rates import CONFIDENCE, bootstrap_interval, conformal, realised_rate, wilson
+from trust.rates import conformal, realised_rate
 from trust.sets import check_held_out, read_sets
 from trust.similarity import Library, print_of
 from trust.workers import LIBRARY, prepare, spread_out
 from volumetric.cli import check_fields, one_line_errors, option, parse_cli
 from volumetric.collection import contents_of, name_of, unique_names
 from volumetric.files import __version__, atomic_path, finite, next_free
+from volumetric.rates import CONFIDENCE, wilson
+from volumetric.sidecars import TRAINED_ON, beside_volumes
 
 # Edit these, or pass them as flags; a flag wins.
 # folder of the volumes that the generator was trained on
@@ -48,8 +52,7 @@ output = "replicas"
 
 MANY = 300  # training volumes, from which an encoder learns enough
 FEWEST = {"training": 10, "held_out": 10, "generated": 6}
-SUBSAMPLES = 20  # of the training set, at the number of held-out volumes
-EXIT = {"passed": 0, "failed": 1, "inconclusive": 2}
+RELABELLINGS = 1000  # of who is a training subject
 
 
 @dataclass(kw_only=True)
@@ -203,21 +206,36 @@ def recall_of_copies(planted, subjects, threshold):
 def closer_to_training(to_training, to_held_out, seed):
     """Share of volumes that are closer to the training set than to as many held-out volumes.
 
+    The smaller set is taken whole, of the larger one as many at random (in expectation). Who is called a
+    training subject is drawn again RELABELLINGS times: so much does the share spread by chance, given the
+    generated volumes, if they are no closer to one set than to the other.
+
     Args:
         to_training: Similarity of every generated volume to every training volume, (n, |T|).
         to_held_out: The same to the held-out ones, (n, |H|).
-        seed: Of the subsamples.
+        seed: Of the draws.
 
     Returns:
-        {"share", "interval_95"}, by drawing generated volumes again.
+        {"share", "interval_95", "p": one-sided}; the interval is above one half where at most 2.5 % of the
+        draws give such a share.
     """
-    number = min(to_training.shape[1], to_held_out.shape[1])
-    rng, shares = np.random.default_rng(seed), []
-    for _ in range(SUBSAMPLES):
-        nearest = [m[:, rng.permutation(m.shape[1])[:number]].max(axis=1) for m in (to_training, to_held_out)]
-        shares.append((nearest[0] > nearest[1]) + 0.5 * (nearest[0] == nearest[1]))
-    each = np.mean(shares, axis=0)
-    return {"share": float(each.mean()), "interval_95": bootstrap_interval(each, seed=seed)}
+    both = np.concatenate([to_training, to_held_out], axis=1)
+    nearer = (-both).argsort(axis=1, kind="stable").argsort(axis=1).astype(np.int32)  # subjects that are
+    number, held = to_training.shape[1], to_held_out.shape[1]
+    small, large = sorted((number, held))
+    # Of `large` subjects k are nearer than all of the others: is one of them among as many as these?
+    beaten = stats.hypergeom.sf(0, large, np.arange(large + 1), small)
+
+    def share_of(chosen):
+        closer = float(beaten[nearer[:, chosen].min(axis=1)].mean())
+        return closer if held == small else 1 - closer
+
+    whole = np.arange(number, number + held) if held == small else np.arange(number)
+    share, rng = share_of(whole), np.random.default_rng(seed)
+    chance = np.array([share_of(rng.permutation(number + held)[:small]) for _ in range(RELABELLINGS)])
+    low, high = np.clip(share + 0.5 - np.percentile(chance, (97.5, 2.5)), 0, 1).tolist()
+    p = float((1 + (chance >= share).sum()) / (1 + RELABELLINGS))
+    return {"share": share, "interval_95": [low, high], "p": p}
 
 
 def judge(found, planted, subjects, threshold, closeness, left=None):
@@ -321,7 +339,9 @@ def run_gate(config):
         "settings": asdict(config),
         "version": __version__,
     }
-    withhold(record["flagged"], sets["generated"], folder)
+    kept = withhold(record["flagged"], sets["generated"], folder)
+    if record["verdict"] == "passed":
+        release(kept, Path(config.generated), folder / "released")
     with atomic_path(folder / "replicas.json") as part:
         part.write_text(json.dumps(finite(record), indent=1, allow_nan=False), encoding="utf-8")
     write_replicas(record, sets, {"held_out": held, "generated": found, "planted": planted}, folder)
@@ -356,16 +376,29 @@ def plant(sets, config, workers, library):
 
 
 def withhold(flagged, volumes, folder):
-    """Copy the flagged volumes to withheld/, no name twice, and list all others in released.txt."""
+    """Copy the flagged volumes to withheld/, no name twice; returns the others, listed in released.txt."""
     contents, names = {row["content"] for row in flagged}, unique_names([v.path for v in volumes])
     for volume in volumes:
         if volume.content in contents:
             (folder / "withheld").mkdir(exist_ok=True)
             ending = volume.path.name.removeprefix(name_of(volume.path))
             shutil.copyfile(volume.path, folder / "withheld" / f"{names[volume.path]}{ending}")
-    kept = [str(volume.path) for volume in volumes if volume.content not in contents]
+    kept = [volume for volume in volumes if volume.content not in contents]
     with atomic_path(folder / "released.txt") as part:
-        part.write_text("\n".join([*kept, ""]), encoding="utf-8")
+        part.write_text("\n".join([*(str(volume.path) for volume in kept), ""]), encoding="utf-8")
+    return kept
+
+
+def release(volumes, generated, folder):
+    """Copy volumes, their sidecars and what their models were trained on, as they lie below --generated."""
+    paths = beside_volumes(generated, "--generated", f"{TRAINED_ON}*.json")
+    for volume in volumes:
+        sidecar = volume.path.with_name(f"{name_of(volume.path)}.json")
+        paths += [volume.path, sidecar] if sidecar.is_file() else [volume.path]
+    for path in paths:
+        target = folder / path.relative_to(generated)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(path, target)
 
 
 def main(argv=None):
@@ -376,6 +409,8 @@ def main(argv=None):
         print(f"{record['verdict'].capitalize()}: {'; '.join(record['reasons']) or 'no replica was found'}.")
         counts = f"{len(record['flagged'])} of {record['n']['generated']} volumes are flagged"
         print(f"{counts}; {folder / 'report.html'} shows them.")
+        if record["verdict"] == "passed":
+            print(f"{folder / 'released'} has the others.")
     sys.exit(EXIT[record["verdict"]])
 
 

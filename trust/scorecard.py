@@ -1,13 +1,15 @@
 """One page on a release of synthetic volumes: what was measured of it, and a fingerprint of its files.
 
-    python trust/scorecard.py --released synthetic --evaluation evaluation/metrics.json \
+    python trust/scorecard.py --released replicas/released --evaluation evaluation/metrics.json \
         --replicas replicas/replicas.json --checkpoint models/cow/model_33.pt --output scorecard
-    python trust/scorecard.py --output scorecard --verify synthetic
+    python trust/scorecard.py --output scorecard --verify replicas/released
 
 or edit the settings below and run it. The seven criteria are those of Zamzmi et al., arXiv:2406.11143; each
 is answered by numbers that another program measured, or by "not measured". Licence and consent of the
-training data are stated by the user, in a CSV of data set, licence and consent. scorecard.json and
-report.html hold all of it; `--verify` compares a folder with the fingerprint. Inputs are never written to.
+training data are stated by the user, in a CSV of data set, licence and consent. Every program must have
+looked at volumes that are released, the gate and the membership test at all of them, and what the gate
+flagged must not be among them. scorecard.json and report.html hold all of it; `--verify` compares a folder
+with the fingerprint. Inputs are never written to.
 """
 
 import html
@@ -16,10 +18,12 @@ import sys
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+from trust import STATES
+from trust.pages import told_of_power
 from trust.reading import told_of_training
 from trust.sets import told_by
 from volumetric.cli import UserError, check_fields, one_line_errors, option, parse_cli
-from volumetric.collection import LABELS, find_volumes, refuse_overlap, volumes_in
+from volumetric.collection import LABELS, contents_of, find_volumes, refuse_overlap, volumes_in
 from volumetric.files import __version__, as_damaged, atomic_path, file_digest, finite, read_json
 from volumetric.pages import rows_of, three, write_page
 from volumetric.sidecars import trained_on
@@ -45,10 +49,11 @@ CRITERIA = {
 SOURCES = {
     "evaluation": ("verdicts", "contents"),
     "replicas": ("verdict", "contents"),
-    "membership": ("leak", "contents"),
+    "membership": ("verdict", "power", "contents"),
     "turing": ("pooled", "contents"),
-    "segmentation": ("differences",),
+    "segmentation": ("differences", "contents"),
 }
+OF_ALL = ("replicas", "membership")  # that must have looked at every volume; they know training volumes
 STATED = ("data set", "licence", "consent")  # columns of --statement
 PROVENANCE = ("recipe", "num_train_steps", "seed")
 
@@ -141,16 +146,14 @@ def of_privacy(found):
     """[(state, sentence)] of replicas, membership and what the user states."""
     told = []
     if replicas := found.get("replicas"):
-        state = {"passed": "good", "failed": "bad"}.get(replicas["verdict"], "")
         count = f"{len(replicas['flagged'])} of {replicas['n']['generated']} flagged"
-        told.append((state, f"replica gate {replicas['verdict']}, {count}"))
+        told.append((STATES[replicas["verdict"]], f"replica gate {replicas['verdict']}, {count}"))
         known = {content for content in found["trained_on"] if not content.startswith(LABELS)}
         if left := len(known - set(replicas["contents"]["training"])):
             told.append(("bad", f"the gate searched all but {left} of the {len(known)} training volumes"))
     if membership := found.get("membership"):
-        auc = f"AUC {membership['auc']:.2f}, control {membership['control_auc']:.2f}"
-        words = "members can be told" if membership["leak"] else "no membership leak seen"
-        told.append(("bad" if membership["leak"] else "good", f"{words} ({auc})"))
+        words = f"membership test {membership['verdict']}, {told_of_power(membership['power'])}"
+        told.append((STATES[membership["verdict"]], words))
     for row in found.get("statement", ()):
         told.append(("", "; ".join(f"{name}: {row[name]}" for name in STATED)))
     return told
@@ -189,10 +192,16 @@ def read_sources(config):
             continue
         found[name] = read_json(path)
         lacking = [entry for entry in entries if entry not in found[name]]
+        lacking = lacking or [entry for entry in ("generated",) if entry not in found[name]["contents"]]
         if lacking:
             raise UserError(
                 f"--{name} {path} has no entry {lacking[0]!r}: give the file of that program, made by this "
                 f"version of it."
+            )
+        verdict = found[name].get("verdict", "passed")
+        if verdict not in STATES:
+            raise UserError(
+                f"--{name} {path} has the verdict {verdict!r}, expected one of {', '.join(STATES)}."
             )
     if config.statement is not None:
         found["statement"] = read_statement(config.statement)
@@ -202,38 +211,45 @@ def read_sources(config):
         state = read_state(config.checkpoint)
         found["checkpoint"] = read_provenance(config.checkpoint, state)
         found["trained_on"] |= told_by(state, config.checkpoint)
+    for name in (name for name in OF_ALL if name in found):
+        told = f"a training volume of --{name} {getattr(config, name)}"
+        found["trained_on"] |= dict.fromkeys(found[name]["contents"].get("training", ()), told)
     return found
 
 
-def check_released(found, config):
-    """How many of the released volumes each program has looked at: {source: number}; all are read.
+def check_released(released, found, config):
+    """How many of the released volumes each program has looked at: {source: number}.
+
+    Args:
+        released: [VolumeFile].
+        found: Of `read_sources`.
+        config: ScorecardConfig.
 
     Raises:
-        UserError: A program looked at other volumes, the gate not at all of them, or flagged some; volumes
-            that the model was trained on are released, or were taken for held-out ones.
+        UserError: A program looked at none of them, the gate or the membership test not at all of them, or
+            the gate flagged some; volumes that the model was trained on are released, or were taken for
+            held-out ones.
     """
-    released = volumes_in(config.released, "--released")
+    looked, folder = {}, f"--released {config.released}"
     refuse_overlap(found["trained_on"], released, "what the model was trained on", "--released")
-    looked = {}
-    for name, entries in SOURCES.items():
-        if name in found and "contents" in entries:
-            called, contents = f"--{name} {getattr(config, name)}", found[name]["contents"]
-            refuse_trained(contents.get("held_out", ()), found["trained_on"], called)
-            seen = set(contents["generated"])
-            others = [volume for volume in released if volume.content not in seen]
-            if len(others) == len(released) or (others and name == "replicas"):
-                raise UserError(
-                    f"{called} looked at other volumes: not at {len(others)} of the {len(released)} in "
-                    f"--released {config.released}, the first {others[0].path}; run that program on these."
-                )
-            looked[name] = len(released) - len(others)
+    for name in (name for name in SOURCES if name in found):
+        called, contents = f"--{name} {getattr(config, name)}", found[name]["contents"]
+        refuse_trained(contents.get("held_out", ()), found["trained_on"], called)
+        seen = set(contents["generated"])
+        others = [volume for volume in released if volume.content not in seen]
+        if len(others) == len(released) or (others and name in OF_ALL):
+            raise UserError(
+                f"{called} looked at other volumes: not at {len(others)} of the {len(released)} in {folder}, "
+                f"the first {others[0].path}; run that program on these."
+            )
+        looked[name] = len(released) - len(others)
     flagged = {row["content"] for row in found.get("replicas", {}).get("flagged", ())}
     left = [volume for volume in released if volume.content in flagged]
     if left:
         raise UserError(
-            f"{len(left)} of the {len(released)} volumes in --released {config.released} are flagged in "
-            f"--replicas {config.replicas}, the first {left[0].path}: take them out; released.txt beside it "
-            f"lists the others."
+            f"{len(left)} of the {len(released)} volumes in {folder} are flagged in --replicas "
+            f"{config.replicas}, the first {left[0].path}: take them out; released.txt beside it lists the "
+            f"others."
         )
     return looked
 
@@ -248,10 +264,9 @@ def refuse_trained(contents, known, called):
         )
 
 
-def fingerprint(folder, flag):
-    """{path below the folder: SHA-256} of its volumes."""
-    folder = Path(folder)
-    return {p.relative_to(folder).as_posix(): file_digest(p) for p in find_volumes(folder, flag)}
+def fingerprint(folder, paths):
+    """{path below the folder: SHA-256} of files in it."""
+    return {path.relative_to(folder).as_posix(): file_digest(path) for path in paths}
 
 
 def verify(config):
@@ -261,7 +276,7 @@ def verify(config):
         raise UserError(f"{path} does not exist: --output is the folder of the scorecard.")
     with as_damaged("give the folder of a scorecard", path):
         known = dict(read_json(path)["fingerprint"])
-    there = fingerprint(config.verify, "--verify")
+    there = fingerprint(config.verify, find_volumes(config.verify, "--verify"))
     differs = [
         f"{name} is another file"
         for name in sorted(known.keys() & there.keys())
@@ -315,15 +330,16 @@ def make_card(config):
     folder = Path(config.output)
     if (folder / "scorecard.json").exists():
         raise UserError(f"{folder} has a scorecard: give another --output, or --verify a folder against it.")
-    found = read_sources(config)
+    found, released = read_sources(config), volumes_in(config.released, "--released")
     record = {
-        "looked_at": check_released(found, config),
+        "looked_at": check_released(released, found, config),
         "criteria": {
             name: [{"state": state, "text": text} for state, text in told]
             for name, told in judged(found).items()
         },
         "released": str(Path(config.released).resolve()),
-        "fingerprint": fingerprint(config.released, "--released"),
+        "fingerprint": fingerprint(config.released, [volume.path for volume in released]),
+        "contents": contents_of({"released": released}),
         "settings": asdict(config),
         "version": __version__,
     }

@@ -5,9 +5,10 @@
 
 or edit the settings below and run it. `build` makes one page that works offline (turing.html, to be sent to
 readers) and its key (key.json, to be kept: the page does not hold it). What would tell the volumes apart
-without looking is taken away, and whether it is gone is checked by a classifier on the grey values; the page
-is not built otherwise. `score` reads the files that readers saved. Volumes are shown by NiiVue
-(niivue/LICENSE). Inputs are never written to.
+without looking is taken away (greys.py; all of it by `--match True`), and whether it is gone is checked on
+the grey values of up to CHECKED volumes of each kind; the page is not built otherwise, nor where they are too
+few to tell. Key and page say what was done. `score` reads the files that readers saved. Volumes are shown by
+NiiVue (niivue/LICENSE). Inputs are never written to.
 """
 
 import base64
@@ -20,6 +21,7 @@ from pathlib import Path
 import nibabel as nib
 import numpy as np
 
+from trust.greys import FEW, LEVELS, REMEDY, check, levelled, matched, stored_as
 from trust.reading import read_answers, summarise, told_of_training, write_scores
 from volumetric.cli import UserError, check_fields, one_line_errors, option, parse_cli
 from volumetric.collection import contents_of, known_by_content, refuse_overlap, same_geometry, volumes_in
@@ -38,10 +40,7 @@ generated = "synthetic"
 output = "reading"
 
 MODES = {"build": "the page and its key", "score": "what readers answered"}
-LEVELS = 256  # grey values of every volume that is shown
-QUANTILES = 33  # of the grey values, that the check looks at
-LEAK_P = 0.01  # of the check
-SHUFFLES = 100  # of the check
+CHECKED = 50  # volumes of each kind that the grey values are checked on, those shown among them
 HERE = Path(__file__).resolve().parent
 
 
@@ -58,6 +57,9 @@ class TuringConfig:
     output: str = option(output, "New folder.", folder=True)
     num_items: int = option(50, "Volumes shown, half of each kind.", least=10, most=1000)
     repeats: int = option(5, "Of them, how many come twice.", least=0, most=100)
+    match: bool = option(
+        False, "Give all volumes the same grey values, whatever their type, rounding and clipping."
+    )
     results: str | None = option(None, "Folder of the files that readers saved.")
     key: str | None = option(None, "key.json of the page.", file=True)
     seed: int = option(0, "Seed of choice and order.", least=0)
@@ -77,61 +79,36 @@ class TuringConfig:
 # ╚══════════════════════════════════════════════════════════════════════════════════════════════════════════╝
 
 
-def levelled(arrays):
-    """Volumes with one histogram, the median of all theirs: ranks stay, grey values tell nothing.
+def treated(volumes, is_real, config):
+    """Volumes as the page shows them, what was done to them, and what their grey values still tell.
 
-    Equal voxels of a volume stay equal, so that rounding which differs is not hidden but found by `check`.
+    Args:
+        volumes: [VolumeFile].
+        is_real: For each.
+        config: TuringConfig.
 
-    Shapes: n of (X, Y, Z) -> n of (X, Y, Z) uint8
+    Returns:
+        ([(X, Y, Z) uint8], {"match", "told": in words, "stored": {kind: means of `stored_as`}}, of `check`).
     """
-    common = np.median([np.sort(array, axis=None) for array in arrays], axis=0)
-    common = np.rint((LEVELS - 1) * (common - common[0]) / (common[-1] - common[0]))
-    levels = []
-    for array in arrays:
-        _, place, count = np.unique(array, return_inverse=True, return_counts=True)
-        middle = np.cumsum(count) - (count + 1) // 2
-        levels.append(common[middle][place.reshape(array.shape)].astype(np.uint8))
-    return levels
-
-
-def looks_of(array):
-    """What a reader must not tell volumes apart by: grey values. Shapes: (X, Y, Z) uint8 -> (features,)"""
-    flat = array.ravel().astype(float)
-    same = [(np.diff(array.astype(int), axis=axis) == 0).mean() for axis in range(3)]
-    edge = np.concatenate([array.take(n, axis).ravel() for axis in range(3) for n in (0, -1)])
-    found = [len(np.unique(array)), (array == array.min()).mean(), (array == array.max()).mean()]
-    found += [flat.mean(), flat.std(), min(same), (edge == array.min()).mean()]
-    return np.array([*found, *np.quantile(flat, np.linspace(0, 1, QUANTILES))])
-
-
-def check(levels, is_real, seed):
-    """How well grey values alone tell the kinds apart: {"auc", "p"}.
-
-    A logistic regression on `looks_of`, cross-validated; p by shuffling the kinds.
-
-    Raises:
-        UserError: They do.
-    """
-    from sklearn.linear_model import LogisticRegression
-    from sklearn.model_selection import StratifiedKFold, permutation_test_score
-    from sklearn.pipeline import make_pipeline
-    from sklearn.preprocessing import StandardScaler
-
-    features = np.stack([looks_of(array) for array in levels])
-    model = make_pipeline(StandardScaler(), LogisticRegression(C=0.1, max_iter=1000))
-    folds = StratifiedKFold(5, shuffle=True, random_state=seed)
-    settings = {"scoring": "roc_auc", "cv": folds, "n_permutations": SHUFFLES, "random_state": seed}
-    auc, _, p = permutation_test_score(model, features, is_real, **settings)
-    if p < LEAK_P:
-        kinds = np.array(is_real)
-        gap = np.abs(features[kinds].mean(0) - features[~kinds].mean(0)) / (features.std(0) + 1e-9)
-        names = ["numbers of grey values", "shares of black", "shares of white", "means", "contrasts"]
-        names += ["flat regions", "borders", *(QUANTILES * ["histograms"])]
-        raise UserError(
-            f"Grey values alone tell real from generated volumes (AUC {auc:.2f}, p {p:.3f}): they differ in "
-            f"their {names[int(gap.argmax())]}. Store both alike (type, rounding, scaling, cropping) first."
+    arrays = [volume.read() for volume in volumes]
+    if config.match:
+        levels, done = matched(arrays, config.seed)
+        ends = [f"{done[end]:.0%} {end}" for end in ("black", "white") if done[end] > FEW]
+        ends = f", {' and '.join(ends)} among them" if ends else ""
+        told = (
+            f"Every volume was rounded to {done['grey_values']} grey values and has as many voxels of each "
+            f"as every other{ends}; voxels of one value were put in order by their neighbours."
         )
-    return {"auc": float(auc), "p": float(p)}
+    else:
+        levels, done = levelled(arrays), {}
+        told = "All volumes were brought to one histogram; voxels of one value kept one value."
+    stored = {}
+    for name, real in (("real", True), ("generated", False)):
+        rows = [stored_as(array) for array, r in zip(arrays, is_real, strict=True) if r == real]
+        stored[name] = {part: float(np.mean([row[part] for row in rows])) for part in rows[0]}
+    about = {"match": config.match, "told": told, **done, "stored": stored}
+    remedy = REMEDY if config.match else f"{REMEDY}, or take it away by --match True"
+    return levels, about, check(levels, is_real, config.seed, remedy)
 
 
 def as_base64(array, spacing):
@@ -161,6 +138,34 @@ def shown_of(items, generated):
     }
 
 
+def choose_items(sets, half, rng):
+    """([(kind, VolumeFile)] that are shown, half of each kind, the same of others that are checked too)."""
+    items, others = [], []
+    for kind, volumes in sets.items():
+        chosen = [volumes[n] for n in rng.permutation(len(volumes))[: max(half, CHECKED)].tolist()]
+        items += [(kind, volume) for volume in sorted(chosen[:half], key=lambda volume: volume.path)]
+        others += [(kind, volume) for volume in chosen[half:]]
+    return items, others
+
+
+def write_reading(record, shown, folder):
+    """turing.html and key.json.
+
+    Args:
+        record: What key.json holds.
+        shown: [(name, base64 of NIfTI)], in the readers' order.
+        folder: New folder.
+    """
+    folder.mkdir(parents=True)
+    template = string.Template((HERE / "turing.html").read_text(encoding="utf-8"))
+    script = (HERE / "niivue" / "niivue.umd.js").read_text(encoding="utf-8").replace("</script", "<\\/script")
+    parts = {"niivue": script, "page": json.dumps(record["page"]), "items": json.dumps(shown)}
+    with atomic_path(folder / "turing.html") as part:
+        part.write_text(template.substitute(parts, treatment=record["treatment"]["told"]), encoding="utf-8")
+    with atomic_path(folder / "key.json") as part:
+        part.write_text(json.dumps(record, indent=1), encoding="utf-8")
+
+
 def build(config):
     """Write turing.html and key.json; returns the new folder."""
     half = config.num_items // 2
@@ -171,35 +176,26 @@ def build(config):
     same_geometry(sets)
     refuse_overlap(known_by_content(sets["real"]), sets["generated"], "--real", "--generated")
     rng = host_random(config.seed)
-    items = [
-        (kind, volumes[n])
-        for kind, volumes in sets.items()
-        for n in sorted(rng.permutation(len(volumes))[:half].tolist())
-    ]
-    levels = levelled([volume.read() for _, volume in items])
-    found = check(levels, [kind == "real" for kind, _ in items], config.seed)
+    items, others = choose_items(sets, half, rng)
+    checked = [*items, *others]
+    levels, treatment, found = treated(
+        [volume for _, volume in checked], [kind == "real" for kind, _ in checked], config
+    )
     names = [rng.bytes(6).hex() for _ in items]
     first = rng.permutation(len(items)).tolist()
     order = first + rng.permutation(first[: len(first) // 2 or 1])[: config.repeats].tolist()
-    page = rng.bytes(8).hex()
-    spacing = sets["real"][0].spacing.round(4)
-    shown = [(names[n], as_base64(levels[n], spacing)) for n in order]
-    folder = next_free(Path(config.output))
-    folder.mkdir(parents=True)
-    template = string.Template((HERE / "turing.html").read_text(encoding="utf-8"))
-    script = (HERE / "niivue" / "niivue.umd.js").read_text(encoding="utf-8").replace("</script", "<\\/script")
-    with atomic_path(folder / "turing.html") as part:
-        text = template.substitute(niivue=script, page=json.dumps(page), items=json.dumps(shown))
-        part.write_text(text, encoding="utf-8")
     key = {name: {"kind": kind, "file": str(v.path)} for name, (kind, v) in zip(names, items, strict=True)}
-    record = {"page": page, "items": key, "order": [names[n] for n in order], "check": found}
-    record |= shown_of(items, config.generated)
-    with atomic_path(folder / "key.json") as part:
-        part.write_text(json.dumps(record, indent=1), encoding="utf-8")
+    record = {"page": rng.bytes(8).hex(), "items": key, "order": [names[n] for n in order]}
+    record |= {"check": found, "treatment": treatment, **shown_of(items, config.generated)}
+    spacing = sets["real"][0].spacing.round(4)
+    folder = next_free(Path(config.output))
+    write_reading(record, [(names[n], as_base64(levels[n], spacing)) for n in order], folder)
     twice = len(order) - len(items)
     print(f"{folder / 'turing.html'} shows {half} real and {half} generated volumes, {twice} of them twice.")
     print(f"{told_of_training(record['trained_on'], half)}.")
-    print(f"Grey values alone do not tell them apart: AUC {found['auc']:.2f}, p {found['p']:.2f}.")
+    print(treatment["told"])
+    told = "Grey values of {} real and {} generated volumes do not tell them apart".format(*found["volumes"])
+    print(f"{told}: AUC {found['auc']:.2f}, p {found['p']:.2g}.")
     print(f"Keep {folder / 'key.json'} from the readers.")
     return folder
 

@@ -17,11 +17,11 @@ import torch
 import torch.nn.functional as F
 
 sys.path.insert(0, str(Path(__file__).parents[2]))
-from MedicalNet.groups import wilson
 from volumetric.cli import check_fields, one_line_errors, option, parse_cli
 from volumetric.collection import find_volumes, read
 from volumetric.files import new_folder
 from volumetric.parallel import be_quick_on, host_random
+from volumetric.rates import wilson
 
 
 @dataclass(kw_only=True)
