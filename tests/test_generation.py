@@ -165,6 +165,23 @@ def test_full_disk_is_said_and_the_rest_is_kept(trained, name, tmp_path, monkeyp
     assert len(list(folder.glob("*.nii.gz"))) == 8
 
 
+@pytest.mark.parametrize("name", ["progressive", "label_to_volume"])
+def test_batches_halve_when_the_memory_is_short(trained, name, tmp_path, monkeypatch, capsys):
+    painter, sizes = {"progressive": pw, "label_to_volume": l2v}[name].Painter, []
+    draw = painter.draw
+
+    def limited(self, given, labels, *more):
+        sizes.append(len(given))
+        if len(given) > 1:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return draw(self, given, labels, *more)
+
+    monkeypatch.setattr(painter, "draw", limited)
+    folder = generate(trained[name], 4, output=str(tmp_path / "made"))
+    assert len(list(folder.glob("*.nii.gz"))) == 4 and sizes == [2, 1, 1, 1, 1]
+    assert "going on with 1 volumes at a time" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize("name", ["label_to_volume"])
 def test_processes_share_the_work(trained, name, tmp_path):
     config, script = trained[name], {"progressive": "progressive_wgan.py"}.get(name, f"{name}.py")

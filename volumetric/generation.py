@@ -73,8 +73,9 @@ class Model(Protocol):
         trained_on: What the training volumes are known by, see collection.py; empty if that is not known.
         device: torch.device.
 
-    One that also interpolates has `between(ends, positions, labels, ...)`, the volumes on the way from one
-    seed to another, (B, 1, Z, X, Y).
+    One whose volumes are of seeds alone also has `labels_of(seeds, name)`, see SeedModel; one that
+    interpolates has `between(ends, positions, labels, ...)`, the volumes on the way from seed to seed,
+    (B, 1, Z, X, Y).
     """
 
     path: Path
@@ -87,10 +88,7 @@ class Model(Protocol):
     trained_on: frozenset[str]
     device: Any
 
-    def labels_of(self, seeds: Sequence[int], name: str | None = None):
-        """Numbers of the classes of seeds, (B,), see `dataset.labels_of_seeds`; None without classes."""
-
-    def volumes_of(self, seeds: Sequence[int], *, batch_size: int = 8, label: str | None = None) -> Iterator:
+    def volumes_of(self, seeds: Sequence[int], *, batch_size: int = 8, **how) -> Iterator:
         """Yield the volume of every seed, (1, Z, X, Y) in [0, 1] on the CPU, the same in any batch."""
 
 
@@ -406,7 +404,7 @@ def drawn_in_batches(items: Sequence[Item], draw: Callable, batch_size: int) -> 
     while done < len(items):
         batch = items[done : done + batch_size]
         try:
-            volumes = draw(batch)
+            volumes = list(draw(batch))
         except RuntimeError as error:  # torch.OutOfMemoryError is one; the CPU's allocator raises a plain one
             if "memory" not in str(error) or batch_size == 1:
                 raise
@@ -524,9 +522,8 @@ def generate_interpolation(config, open_model: Callable, picture_format="none", 
         elif config.label is not None:
             name_of_class(model, ends[0], config.label)  # an error: it has none
         psi, items = how.get("trunc_psi", 1), []
-        for frame, t in enumerate(
-            np.linspace(0, 1, config.interpolation_num_steps, dtype=np.float32).tolist()
-        ):
+        positions = np.linspace(0, 1, config.interpolation_num_steps, dtype=np.float32)
+        for frame, t in enumerate(positions.tolist()):
             name = full_name(f"seed{ends[0]:06d}_frame{frame:04d}", psi, config.label)
             record = {"seeds": ends, "t": t, "labels": labels, **how}
             items.append(Item(name, t, told_of(f"t {t:.2f}", None, how), record))

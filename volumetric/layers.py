@@ -243,8 +243,8 @@ def product_dtype():
 def reliably(layer, x):
     """layer(x), without autocast where the CPU's bfloat16 convolution is wrong.
 
-    On a CPU, PyTorch 2.13 to 2.15 return garbage as the weight gradient of a bfloat16 3x3x3 convolution over 2
-    slices. Layers that small cost next to nothing in float32.
+    On a CPU, PyTorch 2.13 to 2.15 return garbage as the weight gradient of a bfloat16 3x3x3 convolution over
+    2 slices (findings/bfloat16_two_slices.sh). Layers that small cost next to nothing in float32.
     """
     if not on_cpu(x) or x.shape[2] > 2:
         return layer(x)
