@@ -605,8 +605,8 @@ def test_the_generator_writes_what_it_makes(tmp_path):
     for kind in KINDS:
         cow.main([*map(str, flags), "--dicom", kind])
     folder = tmp_path / "normal"
-    right = nib.as_closest_canonical(nib.load(folder / "seed000042.nii.gz"))
-    assert dcmread(folder / "dicom" / "seed000042.dcm").PatientName == "SYNTHETIC^NOBODY"
+    right = nib.as_closest_canonical(nib.load(folder / "seed000000.nii.gz"))
+    assert dcmread(folder / "dicom" / "seed000000.dcm").PatientName == "SYNTHETIC^NOBODY"
     paths, problems = convert_dicom(folder / "dicom", tmp_path / "read", allow_synthetic=True)
     assert len(paths) == 2 and not problems
     for path in paths:

@@ -1,5 +1,7 @@
 """Recipes: sets of defaults, the robust losses, penalties, rates, averages, and their exact resuming."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 
@@ -71,7 +73,7 @@ def test_recipe_is_a_set_of_defaults_and_a_flag_wins():
     )
     given = cli.parse_cli(sg.TrainConfig, ["--recipe", "robust", "--loss", "hinge", "--average", "published"])
     assert (given.loss, given.average) == ("hinge", "published")
-    assert sg.replace(given, seed=3).loss == "hinge"  # what was resolved stays
+    assert replace(given, seed=3).loss == "hinge"  # what was resolved stays
 
 
 @pytest.mark.parametrize(
@@ -125,7 +127,7 @@ def test_equalised_rates_follow_the_size_of_the_layers(make_config):
 def test_zero_centred_penalties_are_of_what_d_sees_and_lazy(make_config, monkeypatch):
     """R1 + R2 of a linear D: gamma / 2 * 2 * |w|^2, times the steps between them."""
     trainer = sg.train_from_folder(make_config(num_train_steps=1))
-    config = sg.replace(trainer.config, penalty="r1r2", penalty_every=4, gamma=0.5, fp16=False)
+    config = replace(trainer.config, penalty="r1r2", penalty_every=4, gamma=0.5, fp16=False)
     trainer = sg.Trainer(config, trainer.audit)
     slope = torch.randn(1, 1, 4, 8, 8)
     monkeypatch.setattr(trainer, "judge", lambda volumes, _: (volumes * slope).sum(dim=(1, 2, 3, 4)))
@@ -148,7 +150,7 @@ def test_zero_centred_penalties_are_of_what_d_sees_and_lazy(make_config, monkeyp
 def test_loss_and_penalty_of_one_pass_are_those_of_passes_of_their_own(make_config, label_table, loss, more):
     more = more | ({"labels": str(label_table)} if more else {})
     config, found = make_config(recipe="robust", loss=loss, fp16=False, batch_size=4, **more), []
-    trainer = sg.train_from_folder(sg.replace(config, num_train_steps=1))
+    trainer = sg.train_from_folder(replace(config, num_train_steps=1))
     start = trainer.state()
     for joint, part, at_once in ((False, 4, 1), (True, 4, 1), (True, 3, 1), (True, 1, 2)):
         trainer.load(start)

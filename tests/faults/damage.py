@@ -158,7 +158,7 @@ def check_texts(folder, number, seed):
     made = ["--checkpoint", models / "model_1.pt", "--save_directory", folder / "made", "--num_generate", "1"]
     made = list(map(str, [*made, "--device", "cpu"]))
     assert run(lambda: CoW_generator.main(made), folder / "log").status == 0
-    sidecar, labels = folder / "made" / "normal" / "seed000042.json", folder / "labels.csv"
+    sidecar, labels = folder / "made" / "normal" / "seed000000.json", folder / "labels.csv"
     labels.write_text(
         "file,label\n" + "".join(f"{n}.nii.gz,{'ab'[n % 2]}\n" for n in range(6)), encoding="utf-8"
     )
