@@ -51,13 +51,13 @@ from volumetric.geometry import affine_of, same_spacing, spacing_of, turn
 from volumetric.parallel import device_random, latent_of, process_group, volume_inputs
 from volumetric.pictures import (
     annotated,
-    enlarged,
+    captioned,
     factor_to,
+    marked,
     plane_views,
     save_curve,
     save_gif,
     save_picture,
-    six_views,
 )
 from volumetric.runs import find_checkpoint
 from volumetric.sidecars import write_trained_on
@@ -279,14 +279,18 @@ class Recipe:
 
     @property
     def caption(self):
-        """What a picture says of the volume: its seeds, and what varies."""
-        style, psi = self.style, f" psi {self.truncation_psi:.2f}" if self.truncation_psi != 1 else ""
+        """What a picture says of the volume: its seeds and classes, and what varies."""
+        style, noise = self.style, self.noise
         if "mix" in style:
-            return f"coarse {style['mix'][0]} fine {style['mix'][1]}{psi}"
-        if "t" in style:
-            return f"t {style['t']:.2f}{psi}"
-        varied = f" noise {self.noise['variation']}" if self.noise.get("variation") else ""
-        return f"seed {self.noise.get('seed')}{varied}{psi}"
+            told = f"coarse {style['mix'][0]} fine {style['mix'][1]}"
+        elif "t" in style:
+            told = f"t {style['t']:.2f}"
+        else:
+            told = f"seed {noise['seed']}" if "seed" in noise else self.name
+            told += f" noise {noise['variation']}" if noise.get("variation") else ""
+        classes = " to ".join(dict.fromkeys(style.get("labels", ())))
+        psi = f"psi {self.truncation_psi:.2f}" if self.truncation_psi != 1 else ""
+        return " ".join(part for part in (told, classes, psi) if part)
 
     def style_for(self, model):
         """w of every block, on the CPU. Shapes: -> (L, latent_dim)"""
@@ -364,6 +368,11 @@ class RecipeWriter(Writer):
             model, folder, "--save_directory", precision="bfloat16" if amp else "float32", **settings
         )
         self.amp = amp
+
+    def files_of(self, item):
+        """Those of the volume, and its style and noise."""
+        arrays = [self.folder / f"style_and_noise/{item.name}_{kind}.npy" for kind in ("style", "noise")]
+        return [*super().files_of(item), *arrays]
 
     def folders(self, items):
         """Those of volumes, and that of styles and noise."""
@@ -614,23 +623,37 @@ def picture_series(writer, items):
     """Sequences: a GIF of the axial middle slice, one of the projection, and what else the mode shows."""
     for series, members in by_series(items).items():
         volumes = np.stack([writer.read(item) for item in members])
-        views = [plane_views(volume, writer.affine) for volume in volumes]
-        for name, index in (("axial", 0), ("axial_mip", 3)):
-            frames = [enlarged(v[index], factor_to(256, v[index])) for v in views]
-            save_gif(frames, writer.folder / f"{series}_{name}.gif", 0.3 if len(frames) < 10 else 0.1)
-        writer.sheet(members, 5, f"{series}_sheet")
+        if writer.picture_format != "none":
+            save_gifs(writer, series, members, volumes)
+        writer.sheet(members[:SHOWN], 5, f"{series}_sheet")
         if "variation" in members[-1].source.noise and members[-1].source.noise["variation"]:
             picture_deviation(writer, series, volumes)
         if "t" in members[0].source.style:
             write_smoothness(writer.folder, series, volumes)
 
 
+def save_gifs(writer, series, items, volumes):
+    """A GIF of the axial middle slice, and one of the projection."""
+    views = [plane_views(volume, writer.affine) for volume in volumes]
+    for name, index in (("axial", 0), ("axial_mip", 3)):
+        frames = []
+        for item, view in zip(items, views, strict=True):
+            factor = factor_to(256, view[index])
+            size = tuple(factor * n for n in view[index].shape[::-1])
+            frame = marked(view[index], factor, size, "RL")
+            frames.append(captioned(frame, f"SYNTHETIC {item.caption}"))
+        save_gif(frames, writer.folder / f"{series}_{name}.gif", 0.3 if len(frames) < 10 else 0.1)
+
+
 def picture_deviation(writer, series, volumes):
     """Voxel-wise standard deviation over the noises: a NIfTI, and a picture scaled to its stated maximum."""
     deviation = volumes.std(axis=0)
     save_nifti(deviation, writer.affine, writer.folder / f"{series}_deviation.{writer.volume_format}")
+    if writer.picture_format == "none":
+        return
     most = max(float(deviation.max()), 1e-12)
-    picture = annotated(deviation / most, writer.affine, f"black 0, white {most:.3f} of the range", edge=256)
+    told = f"SYNTHETIC {series}: deviation, black 0, white {most:.3f} of the range"
+    picture = annotated(deviation / most, writer.affine, told, edge=256)
     save_picture(picture, writer.folder / f"{series}_deviation.{writer.picture_format}", 1)
 
 
@@ -845,9 +868,11 @@ def project(config, model):
         )
     if config.picture_format != "none":
         difference = np.abs(volume.numpy() - target)
-        rows = [six_views(v, affine) for v in (target, volume.numpy(), difference)]
+        shown = {f"target {Path(config.target).name}": target, f"SYNTHETIC {name}": volume.numpy()}
+        shown["difference of the two"] = difference
+        rows = [annotated(array, affine, told, edge=256) for told, array in shown.items()]
         save_picture(
-            np.concatenate(rows, axis=1),
+            np.concatenate(rows),
             config.folder / f"{name}_target_result_difference.{config.picture_format}",
             1,
         )
@@ -902,7 +927,9 @@ def generate(config):
         UserError: The settings, the checkpoint, the template or earlier files do not fit.
     """
     if config.mode == "projection":
-        project(config, open_model(config))
+        with process_group() as group:
+            if group.first:
+                project(config, open_model(config))
         return config.folder
     plan, picture = PLANS[config.mode]
     with process_group() as group:
@@ -910,7 +937,7 @@ def generate(config):
         recipes = plan(config, model)
         writer = writer_of(config, model, choose_affine(config, model))
         items = writer.make(recipes, config.batch_size, group)
-        if group.first and config.picture_format != "none":
+        if group.first:
             picture(writer, items)
         if group.first:
             print(f"{len(items)} volumes are in {config.folder}")

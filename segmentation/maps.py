@@ -484,7 +484,8 @@ class PairWriter(Writer):
     def __init__(self, model, folder):
         about = {"table": {str(n): name for n, name in model.table.items()}}
         super().__init__(model, folder, about=about)
-        self.labels = self.folder.with_name(f"{self.folder.name}_labels")
+        place = self.folder.resolve()  # "." has no name
+        self.labels = place.parent / f"{place.name}_labels"
 
     def item_of(self, path, to_draw, name, seed, config):
         """Item of a label map, of which the path is `path`, and of a seed."""
@@ -495,8 +496,8 @@ class PairWriter(Writer):
             "recipe": {"edit": list(config.edit), "fit": config.fit, "noise": self.model.noise},
             "seed": seed,
         }
-        name = f"{name}_seed{seed:06d}"
-        return Item(name, to_draw, name, record, affine=to_draw.stored)
+        caption = f"seed {seed} {name}"
+        return Item(f"{name}_seed{seed:06d}", to_draw, caption, record, affine=to_draw.stored)
 
     def folders(self, items):
         """Those of volumes, and of label maps."""
@@ -512,9 +513,9 @@ class PairWriter(Writer):
         """Path of the label map of an item."""
         return self.labels / f"{item.name}.nii.gz"
 
-    def is_complete(self, item):
-        """True if volume, sidecar and label map are there."""
-        return super().is_complete(item) and self.labels_path(item).is_file()
+    def files_of(self, item):
+        """Those of the volume, and the label map."""
+        return [*super().files_of(item), self.labels_path(item)]
 
     def write_more(self, item, drawn):
         """The label map as drawn; what is unknown stays unknown."""

@@ -128,9 +128,11 @@ def test_every_program_writes_resumes_and_makes_again(trained, name, tmp_path, c
     before = {p: (p.stat().st_mtime_ns, p.read_bytes()) for p in volumes}
     volumes[1].with_name(f"{volumes[1].name[:-7]}.json").unlink()  # as if it had been killed before that
     volumes[2].write_bytes(b"damaged")
+    volumes[0].with_name(f"{volumes[0].name[:-7]}.png").unlink()
     generate(config, 4)
-    assert "2 volumes are there already" in capsys.readouterr().out
-    assert [p.stat().st_mtime_ns == before[p][0] for p in volumes] == [True, False, False, True]
+    assert "1 volumes are there already" in capsys.readouterr().out
+    assert [p.stat().st_mtime_ns == before[p][0] for p in volumes] == [False, False, False, True]
+    assert volumes[0].with_name(f"{volumes[0].name[:-7]}.png").is_file()
     assert all(p.read_bytes() == before[p][1] for p in volumes)
     if name == "label_to_volume":  # without --table, too, the segmentation can read what was drawn
         array, _ = read_labels(folder.with_name("model_0_labels") / volumes[0].name, "topcow2024")
@@ -139,7 +141,7 @@ def test_every_program_writes_resumes_and_makes_again(trained, name, tmp_path, c
     open_model = PROGRAMS[name][3]
     (l2v.recreate(again) if open_model is None else generation.recreate_volume(again, open_model))
     assert f"{volumes[3].name}: identical" in capsys.readouterr().out
-    with pytest.raises(UserError, match="was made with another checkpoint: choose another --output"):
+    with pytest.raises(UserError, match="was made with another choice of networks: choose another --output"):
         generate(config, 4, use_average=False)
     other = generate(config, 4, use_average=False, output=str(tmp_path / "other"))
     assert other == tmp_path / "other" and len(list(other.glob("*.nii.gz"))) == 4
@@ -265,3 +267,50 @@ def test_generate_interpolation_writes_every_frame_and_a_gif(make_config):
     assert Image.open(folder / "interpolation.gif").n_frames == 4
     first, last = (collection.read_volume(folder / f"seed000042_frame000{n}.nii.gz")[0] for n in (0, 3))
     assert np.abs(first - last).max() > 1e-4
+
+
+def test_odd_requests_are_one_line(trained, tmp_path, monkeypatch, capsys):
+    config = trained["stylegan2"]
+    folder = generate(config, 4)
+    sidecar = folder / "seed000042.json"
+    record = json.loads(sidecar.read_text(encoding="utf-8"))
+    for change, text in (
+        ({"intensity_range": [1, 1]}, "is damaged, intensity_range is 1.0, 1.0"),
+        ({"intensity_range": [0]}, "cannot be read"),
+        ({"checkpoint": None}, "cannot be read"),
+    ):
+        (tmp_path / "a.json").write_text(json.dumps(record | change), encoding="utf-8")
+        with pytest.raises(UserError, match=text):
+            generation.recreate_volume(replace(config, recreate=str(tmp_path / "a.json")), sg.open_generator)
+    (tmp_path / "b.json").write_text("{}", encoding="utf-8")
+    with pytest.raises(UserError, match=r"b\.json is of another program"):
+        cow.recreate(cow.GenerateConfig(recreate=str(tmp_path / "b.json")))
+    with pytest.raises(UserError, match="--output .*more lies in --data"):
+        generate(config, 1, output=str(Path(config.data) / "more"))
+    with pytest.raises(UserError, match="--generate and --generate_interpolation are two commands"):
+        replace(config, generate=True, generate_interpolation=True)
+    settings = {"mode": "truncation", "num_generate": 1, "steps": 1100, "device": "cpu"}
+    settings |= {"checkpoint": record["checkpoint"]["path"], "save_directory": str(tmp_path / "many")}
+    with pytest.raises(UserError, match=r"Two volumes would be called seed000000_psi0\.\d+: ask for fewer"):
+        cow.generate(cow.GenerateConfig(**settings))
+    assert not list((tmp_path / "many").rglob("*.nii.gz"))
+    monkeypatch.chdir(tmp_path)
+    made = generate(trained["label_to_volume"], 2, output=".")
+    assert len(list(made.glob("*.nii.gz"))) == 2
+    assert len(list(tmp_path.with_name(f"{tmp_path.name}_labels").glob("*.nii.gz"))) == 2
+
+
+def test_names_say_what_was_asked_for():
+    assert generation.full_name("seed1", 0.7) == "seed1_psi0.70"
+    assert generation.full_name("seed1", 0.701) == "seed1_psi0.701"
+    assert generation.full_name("seed1", 0.999, "left M1, thin") == "seed1_psi0.999_left-M1-thin"
+    style = {"file": "here/a_style.npy", "sha256": "1"}
+    moved = {"recipe": {"style": style | {"file": "there/a_style.npy"}}}
+    assert not sidecars.different({"recipe": {"style": style}}, moved)
+    assert sidecars.different({"recipe": {"style": style}}, {"recipe": {"style": style | {"sha256": "2"}}})
+    recipe = cow.Recipe("n", {"slerp": [1, 2], "t": 0.5, "labels": ["a", "b"]}, {"seed": 1}, 0.8, {})
+    assert recipe.caption == "t 0.50 a to b psi 0.80"
+    projected = cow.Recipe(
+        "p_projection", {"file": "s", "sha256": "1"}, {"file": "n", "sha256": "2"}, 1.0, {}
+    )
+    assert projected.caption == "p_projection"

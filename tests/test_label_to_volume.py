@@ -519,7 +519,7 @@ def test_volumes_are_drawn_and_drawn_again(trained, capsys):
     assert "12 volumes are there already" in capsys.readouterr().out
     l2v.recreate(config_of(trained, recreate=str(sidecars[1])))
     assert f"{volumes[1].name}: identical" in capsys.readouterr().out
-    with pytest.raises(UserError, match=r"made with another checkpoint: choose another --output"):
+    with pytest.raises(UserError, match=r"made with another choice of networks: choose another --output"):
         l2v.generate_volumes(replace(config, use_average=False))
     write_volume(volumes[1], random_array(0, SHAPE), AFFINE)
     with pytest.raises(UserError, match="differs from what its sidecar describes"):

@@ -491,9 +491,23 @@ class GenerationOptions:
         None, "Sidecar .json of a generated volume, to make it again and compare.", file=True
     )
 
+    def __post_init__(self):
+        super().__post_init__()
+        jobs = ("recreate", "show", "generate", "generate_interpolation", "evaluate_checkpoints")
+        given = [name for name in jobs if getattr(self, name, None)]
+        if len(given) > 1:
+            raise UserError(f"--{given[0]} and --{given[1]} are two commands: give one after the other.")
+
     def generated_folder(self, checkpoint, kind=""):
         """Folder of the volumes of a checkpoint, a Path; `kind` tells interpolations from others."""
         if self.output is not None:
+            for flag in ("data", "labels", "generate"):
+                read = getattr(self, flag, None)
+                if isinstance(read, str) and Path(self.output).resolve().is_relative_to(Path(read).resolve()):
+                    raise UserError(
+                        f"--output {self.output} lies in --{flag} {read}: what is generated would be read as "
+                        f"that. Give a folder outside of it."
+                    )
             return Path(self.output)
         name = Path(checkpoint).stem
         return self.results / "generated" / (f"{name}-{kind}" if kind else name)

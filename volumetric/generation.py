@@ -249,9 +249,16 @@ class Writer:
         """Path of an item's DICOM file, or of the folder of its slices."""
         return self.folder / "dicom" / f"{item.name}{'.dcm' if self.dicom == 'enhanced' else ''}"
 
+    def files_of(self, item: Item) -> list[Path]:
+        """All files of an item but its sidecar; the volume is the first."""
+        pictures = [] if self.picture_format == "none" else [self.path(item, self.picture_format)]
+        dicom = [] if self.dicom is None else [self.dicom_path(item)]
+        return [self.path(item, self.volume_format), *pictures, *dicom]
+
     def made_of(self, item: Item) -> dict[str, Any]:
         """What an item's sidecar says that another volume's does not."""
-        return self.record | {"affine": self.affine_of(item).tolist()} | item.record
+        affine, file = self.affine_of(item).tolist(), self.path(item, self.volume_format).name
+        return self.record | {"affine": affine, "file": file} | item.record
 
     def is_complete(self, item: Item) -> bool:
         """True if all files of an item are there, made of the same.
@@ -266,16 +273,18 @@ class Writer:
         with reading(sidecar, "remove it; the volume is then made again"):
             defaults = {"intensity_range": None, "precision": "float32"}  # of earlier versions
             other = different(defaults | found, self.made_of(item))
+            same_file = found["checkpoint"]["sha256"] == self.record["checkpoint"]["sha256"]
         if other:
+            named = ["choice of networks" if n == "checkpoint" and same_file else n for n in other]
             raise UserError(
-                f"{sidecar} was made with another {' and '.join(other)}: choose another {self.flag}."
+                f"{sidecar} was made with another {' and '.join(named)}: choose another {self.flag}."
             )
-        if self.dicom is not None and not self.dicom_path(item).exists():
+        if not all(path.exists() and path.stat().st_size for path in self.files_of(item)):
             return False
         try:
             load_nifti(self.path(item, self.volume_format))
         except UserError:
-            return False  # it is not there, or damaged
+            return False  # it is damaged
         return True
 
     def write(self, item: Item, drawn: Drawn) -> None:
@@ -292,8 +301,7 @@ class Writer:
             write_dicom(volume_to_array(scaled), affine, target, origin, self.dicom)
         if self.picture_format != "none":
             save_picture(self.picture_of(item, volume), self.path(item, self.picture_format), smallest=1)
-        file = self.path(item, self.volume_format).name
-        record = self.about | self.made_of(item) | {"file": file} | details
+        record = self.about | self.made_of(item) | details
         record |= {"volume_sha256": digest_of(volume), "versions": versions()}
         with atomic_path(self.path(item, "json")) as part:
             part.write_text(json.dumps(record, indent=1), encoding="utf-8")
@@ -350,6 +358,10 @@ class Writer:
         Raises:
             UserError: Volumes of these names were made of something else, or the disk is full.
         """
+        names = {}
+        for item in items:
+            if names.setdefault(item.name, item) is not item:
+                raise UserError(f"Two volumes would be called {item.name}: ask for fewer volumes at a time.")
         rank, world = (group.rank, group.world) if group else (0, 1)
         mine = items[rank::world]  # shared out before looking at files that another process may be writing
         missing = [item for item in mine if not self.is_complete(item)]
@@ -439,19 +451,24 @@ def recreate(sidecar, program: str, draw: Callable, checkpoint=None, sources=("c
     """
     sidecar = Path(sidecar)
     record, remedy = read_json(sidecar), f"give the .json beside a volume that {program} made"
+    if not {*sources, "file", "volume_sha256"} <= record.keys():
+        raise UserError(f"{sidecar} is of another program: {remedy}.")
     with as_damaged(remedy, sidecar):
         paths = check_sources(sidecar, record, *sources, given=checkpoint)
         volume = draw(record, *paths)
         file, digest = sidecar.parent / record["file"], record["volume_sha256"]
-        scale = tuple(map(float, record.get("intensity_range") or (0, 1)))
+        low, high = map(float, record.get("intensity_range") or (0, 1))
+        if not low < high:
+            raise UserError(f"{sidecar} is damaged, intensity_range is {low}, {high}: {remedy}.")
         half = record.get("precision", "float32") != "float32"
-    return compare(volume, file, digest, scale, HALF_ROUNDING if half else ROUNDING)
+    return compare(volume, file, digest, (low, high), HALF_ROUNDING if half else ROUNDING)
 
 
 def full_name(name: str, psi: float = 1.0, label: str | None = None) -> str:
     """A file name that says the truncation, if there is any, and the class, if one was asked for."""
-    name = name if psi == 1 else f"{name}_psi{psi:.2f}"
-    return name if label is None else f"{name}_{re.sub('[^A-Za-z0-9.]+', '-', label)}"
+    digits = f"{psi:.2f}" if round(psi, 2) == psi else f"{psi:g}"
+    name = name if psi == 1 else f"{name}_psi{digits}"
+    return name if label is None else name + "_" + re.sub(r"[^\w.]+", "-", label)
 
 
 def name_of_class(model: Model, seed: int, label: str | None = None) -> str | None:

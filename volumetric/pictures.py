@@ -74,23 +74,6 @@ def factor_to(smallest, picture):
     return max(1, -(-smallest // picture.shape[0]))
 
 
-def enlarged(picture, factor):
-    """A picture with every pixel repeated `factor` times along both axes."""
-    return np.kron(picture, np.ones((factor, factor), np.uint8))
-
-
-def six_views(volume, affine, smallest=256):
-    """Three planes above their projections, enlarged until the axial plane has `smallest` rows."""
-    views = plane_views(volume, affine)
-    factor = factor_to(smallest, views[0])
-    views = [enlarged(view, factor) for view in views]
-    rows = [
-        np.concatenate([on_canvas(v, views[0].shape[0]) for v in row], axis=1)
-        for row in (views[:3], views[3:])
-    ]
-    return np.concatenate(rows, axis=0)
-
-
 BAR_MM = 20.0
 
 
@@ -180,16 +163,11 @@ def marked(view, scale, size, sides, bar=0):
     canvas.paste(shown.resize(shape, how), place)
     draw = ImageDraw.Draw(canvas)
     for side, left in zip(sides, (3, size[0] - 9), strict=True):
-        draw.text((left, size[1] // 2 - 6), side, fill="white")
+        outline = {"stroke_width": 1, "stroke_fill": "black"}  # legible on bright tissue, too
+        draw.text((left, size[1] // 2 - 6), side, fill="white", **outline)
     if bar:
         draw.rectangle((4, size[1] - 5, 4 + bar, size[1] - 4), fill="white")
     return np.asarray(canvas)
-
-
-def on_canvas(picture, height):
-    """A picture in the middle of a dark strip of the given height, with a margin of 4 pixels."""
-    space = max(0, height - picture.shape[0])
-    return np.pad(picture, ((4 + space // 2, 4 + space - space // 2), (4, 4)), constant_values=MARGIN)
 
 
 # ╔══════════════════════════════════════════════════════════════════════════════════════════════════════════╗

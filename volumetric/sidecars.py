@@ -6,6 +6,7 @@ import contextlib
 import hashlib
 import json
 import platform
+import sys
 from importlib.metadata import version
 from pathlib import Path
 
@@ -40,7 +41,7 @@ def versions() -> dict[str, str]:
     """Versions of what draws and writes a volume."""
     return {
         "stylegan2_pytorch": __version__,
-        "torch": version("torch"),
+        "torch": getattr(sys.modules.get("torch"), "__version__", None) or version("torch"),
         "numpy": np.__version__,
         "nibabel": nib.__version__,
         "python": platform.python_version(),
@@ -58,9 +59,12 @@ def different(found, wanted):
 
 
 def essence(value):
-    """A part of a record as JSON has it, without places and names."""
+    """A part of a record as JSON has it, without places and names; a file is known by its digest."""
     value = json.loads(json.dumps(value))
-    return {k: v for k, v in value.items() if k not in PLACES} if isinstance(value, dict) else value
+    if not isinstance(value, dict):
+        return value
+    places = {*PLACES, *({"file"} if "sha256" in value else ())}
+    return {key: essence(part) for key, part in value.items() if key not in places}
 
 
 def check_sources(sidecar, record, *names, given=None):
