@@ -107,7 +107,8 @@ def test_a_release_that_was_not_measured_is_refused(tmp_path, how):
         record["contents"]["generated"] = contents[:2]
     if how == "old":
         del record["contents"]
-    write_trained_on(released, {"trained on": [contents[1]], "held out": ["h", "t"]}.get(how, ["t"]), "m.pt")
+    seen = {"flagged": contents[1:2], "trained on": contents[1:2], "held out": ["h", "t"]}.get(how, ["t"])
+    write_trained_on(released, seen, "m.pt")  # what is flagged is told first: released.txt lists the others
     (tmp_path / "replicas.json").write_text(json.dumps(record), encoding="utf-8")
     flags = {"released": str(released), "output": str(tmp_path / "card")}
     config = scorecard.ScorecardConfig(**flags, replicas=str(tmp_path / "replicas.json"))

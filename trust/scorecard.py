@@ -231,6 +231,7 @@ def check_released(released, found, config):
             held-out ones.
     """
     looked, folder = {}, f"--released {config.released}"
+    refuse_flagged(released, found, config)
     refuse_overlap(found["trained_on"], released, "what the model was trained on", "--released")
     for name in (name for name in SOURCES if name in found):
         called, contents = f"--{name} {getattr(config, name)}", found[name]["contents"]
@@ -243,15 +244,19 @@ def check_released(released, found, config):
                 f"the first {others[0].path}; run that program on these."
             )
         looked[name] = len(released) - len(others)
+    return looked
+
+
+def refuse_flagged(released, found, config):
+    """Raise a UserError if volumes that the replica gate flagged are still among the released ones."""
     flagged = {row["content"] for row in found.get("replicas", {}).get("flagged", ())}
     left = [volume for volume in released if volume.content in flagged]
     if left:
         raise UserError(
-            f"{len(left)} of the {len(released)} volumes in {folder} are flagged in --replicas "
-            f"{config.replicas}, the first {left[0].path}: take them out; released.txt beside it lists the "
-            f"others."
+            f"{len(left)} of the {len(released)} volumes in --released {config.released} are flagged in "
+            f"--replicas {config.replicas}, the first {left[0].path}: take them out; released.txt beside it "
+            f"lists the others."
         )
-    return looked
 
 
 def refuse_trained(contents, known, called):
