@@ -285,7 +285,7 @@ def test_odd_requests_are_one_line(trained, tmp_path, monkeypatch, capsys):
     (tmp_path / "b.json").write_text("{}", encoding="utf-8")
     with pytest.raises(UserError, match=r"b\.json is of another program"):
         cow.recreate(cow.GenerateConfig(recreate=str(tmp_path / "b.json")))
-    with pytest.raises(UserError, match="--output .*more lies in --data"):
+    with pytest.raises(UserError, match=r"--output .*more lies in --data"):
         generate(config, 1, output=str(Path(config.data) / "more"))
     with pytest.raises(UserError, match="--generate and --generate_interpolation are two commands"):
         replace(config, generate=True, generate_interpolation=True)
