@@ -614,9 +614,13 @@ def by_series(items):
 
 
 def picture_sheet(writer, items):
-    """normal and style_mixing: a contact sheet."""
-    grid = "row" in items[0].source.position
-    writer.sheet(items if grid else items[:SHOWN], items[0].source.position["of"] if grid else None)
+    """normal and style_mixing: a contact sheet, of a large grid its first rows and columns."""
+    if "row" not in items[0].source.position:
+        writer.sheet(items)
+        return
+    edge = math.isqrt(SHOWN)
+    shown = [i for i in items if max(i.source.position[n] for n in ("row", "column")) < edge]
+    writer.sheet(shown, min(edge, items[0].source.position["of"]))
 
 
 def picture_series(writer, items):
@@ -625,7 +629,7 @@ def picture_series(writer, items):
         volumes = np.stack([writer.read(item) for item in members])
         if writer.picture_format != "none":
             save_gifs(writer, series, members, volumes)
-        writer.sheet(members[:SHOWN], 5, f"{series}_sheet")
+        writer.sheet(members, 5, f"{series}_sheet")
         if "variation" in members[-1].source.noise and members[-1].source.noise["variation"]:
             picture_deviation(writer, series, volumes)
         if "t" in members[0].source.style:

@@ -1,8 +1,4 @@
-"""A fourth trainer: rectified flow (Liu et al. 2022, arXiv:2209.03003; flow matching, arXiv:2210.02747).
-
-The velocity from noise to volumes is learned by least squares, and followed by Euler's rule. It shows what a
-trainer of another kind of model needs, and is what users would take instead of a GAN.
-"""
+"""A fourth trainer: rectified flow (Liu et al. 2022, arXiv:2209.03003; flow matching, arXiv:2210.02747)."""
 
 import copy
 from collections import defaultdict
@@ -13,18 +9,20 @@ from monai.networks.nets import DiffusionModelUNet
 from torch import nn
 
 from MedicalNet.scores import scores_of
-from volumetric import dataset, generation, parallel, runs, training
-from volumetric.cli import EvaluationOptions, SeedOptions, VolumeConfig, inherited, option, parse_cli
+from volumetric import cli, dataset, generation, parallel, runs, training
 from volumetric.pictures import contact_sheet
 
 
 @dataclass(kw_only=True)
-class FlowConfig(SeedOptions, EvaluationOptions, VolumeConfig):
+class FlowConfig(cli.SeedOptions, cli.EvaluationOptions, cli.VolumeConfig):
     """Train a rectified flow on a folder of NIfTI volumes, or generate with one."""
 
-    width: int = option(8, "Channels of the first block.", network=True)
-    integration_steps: int = option(16, "Steps of Euler's rule.", resumed=True)
-    learning_rate: float = inherited(VolumeConfig, "learning_rate", 1e-3)
+    width: int = cli.option(8, "Channels of the first block.", network=True)
+    integration_steps: int = cli.option(16, "Steps of Euler's rule.", resumed=True)
+    learning_rate: float = cli.inherited(cli.VolumeConfig, "learning_rate", 1e-3)
+
+
+NETWORK = (*cli.options_of(FlowConfig, network=True), "integration_steps")
 
 
 class Networks(nn.Module):
@@ -92,6 +90,8 @@ class FlowTrainer(training.VolumeTrainer):
             yield from flow(self.networks.VE, [seed], labels, self.config, self.device)
 
     def preview(self):
+        if not self.group.first:
+            return {}
         shown = torch.stack(list(self.generated(range(self.config.seed, self.config.seed + 4))))
         return {"VE": contact_sheet(shown, self.audit.affine, 2)}
 
@@ -103,7 +103,8 @@ class FlowModel(generation.SeedModel):
         path, name = generation.checkpoint_of(config), "VE" if config.use_average else "V"
         state = runs.read_state(path)
         super().__init__(path, state, name, parallel.choose_device(config.device))
-        self.settings, self.config = state["config"], FlowConfig(**state["config"])
+        self.settings = {n: state["config"][n] for n in NETWORK}
+        self.config = FlowConfig(**self.settings)
         networks = Networks(self.config.width, len(self.class_names))
         runs.load_networks(networks, state["flow"])
         self.V = getattr(networks, name).requires_grad_(False).eval().to(self.device)
@@ -113,7 +114,7 @@ class FlowModel(generation.SeedModel):
 
 
 def main(argv=None):
-    config = parse_cli(FlowConfig, argv)
-    if config.generate:
-        return generation.generate(config, FlowModel)
+    config = cli.parse_cli(FlowConfig, argv)
+    if config.recreate or config.generate:
+        return (generation.recreate_volume if config.recreate else generation.generate)(config, FlowModel)
     return training.run_from_command_line(config, lambda *a: training.train_from_folder(FlowTrainer, *a))

@@ -263,8 +263,8 @@ def test_generate_interpolation_writes_every_frame_and_a_gif(make_config):
     folder = sg.generate_interpolation(make_config(interpolation_num_steps=4, save_frames=True))
     names = sorted(p.name for p in folder.iterdir() if not p.name.startswith("trained_on-"))
     files = [f"seed000042_frame{n:04d}.{e}" for n in range(4) for e in ("json", "nii.gz", "png")]
-    assert names == ["interpolation.gif", *files]
-    assert Image.open(folder / "interpolation.gif").n_frames == 4
+    assert names == sorted(["seed000042.gif", *files])
+    assert Image.open(folder / "seed000042.gif").n_frames == 4
     first, last = (collection.read_volume(folder / f"seed000042_frame000{n}.nii.gz")[0] for n in (0, 3))
     assert np.abs(first - last).max() > 1e-4
 
@@ -314,3 +314,31 @@ def test_names_say_what_was_asked_for():
         "p_projection", {"file": "s", "sha256": "1"}, {"file": "n", "sha256": "2"}, 1.0, {}
     )
     assert projected.caption == "p_projection"
+
+
+def test_a_run_of_another_program_is_one_line(trained):
+    config = trained["progressive"]
+    with pytest.raises(UserError, match=r"model_0\.pt.*of another program"):
+        pw.train_from_folder(replace(config, name="stylegan2", num_train_steps=2))
+
+
+def test_large_models_are_made_again(tmp_path, monkeypatch):
+    """Sizes above the defaults are taken from the sidecar."""
+    seen = []
+
+    def open_model(config):
+        seen.append((config.image_size, config.image_depth))
+        raise UserError("seen")
+
+    (tmp_path / "m.pt").write_bytes(b"0")
+    networks = {
+        "path": str(tmp_path / "m.pt"),
+        "sha256": generation.file_digest(tmp_path / "m.pt"),
+        "step": 1,
+    }
+    record = {"checkpoint": networks | {"networks": "GE"}, "model": {"image_size": 64, "image_depth": 64}}
+    record |= {"seed": 1, "label": None, "file": "a.nii.gz", "volume_sha256": "0"}
+    (tmp_path / "a.json").write_text(json.dumps(record), encoding="utf-8")
+    with pytest.raises(UserError, match="seen"):
+        generation.recreate_volume(pw.ProgressiveConfig(recreate=str(tmp_path / "a.json")), open_model)
+    assert seen == [(64, 64)]

@@ -291,7 +291,7 @@ def test_the_way_from_class_to_class(trained):
     config = config_of(trained, label="bright,dark", interpolation_num_steps=3, seed=2)
     folder = generation.generate_interpolation(config, pw.open_model)
     frames = [nib.load(p).get_fdata() for p in sorted(folder.glob("*.nii.gz"))]
-    assert len(frames) == 3 and (folder / "interpolation.gif").is_file()
+    assert len(frames) == 3 and (folder / "seed000002_bright-dark.gif").is_file()
     model = pw.open_model(config)
     for frame, seed, name in ((0, 2, "bright"), (2, 3, "dark")):
         (alone,) = model.volumes_of([seed], label=name)

@@ -8,8 +8,6 @@ Whether kinds can be told is asked of every number of `looks_of` (rank sums, Hol
 together (a linear classifier, cross-validated); p are by drawing the kinds again.
 """
 
-from math import comb
-
 import numpy as np
 from scipy import ndimage, stats
 
@@ -24,7 +22,7 @@ SHUFFLES = 9999  # of the kinds
 FOLDS = 5
 RIDGE = 0.1  # penalty, in shares of the number of volumes
 REMEDY = "Store both alike (type, rounding, scaling, cropping) first"
-FEWEST = 8  # volumes of each kind; of fewer no p of a number can be below half of LEAK_P
+FEWEST = 8  # volumes of each kind; of fewer, equally many, no p of a number can be below half of LEAK_P
 FEW = 0.01  # of the voxels: so many equal ones at an end of the range are put in order like all others
 NEIGHBOURS = (0.7, 2.0)  # voxels, Gaussians whose values put equal voxels in order
 
@@ -65,7 +63,7 @@ def stored_as(array):
     Shapes: (X, Y, Z) in [0, 1]
     """
     values, count = np.unique(array, return_counts=True)
-    steps = min(LEVELS - 1, round(1 / np.diff(values).min()))
+    steps = round(1 / max(np.diff(values).min(), 1 / (LEVELS - 1)))
     return {"grey_values": steps + 1, "black": count[0] / array.size, "white": count[-1] / array.size}
 
 
@@ -173,10 +171,9 @@ def check(levels, is_real, seed, remedy=REMEDY):
     kinds, rng = np.array(is_real), np.random.default_rng(seed)
     volumes = [int(kinds.sum()), int((~kinds).sum())]  # real, generated
     if min(volumes) < FEWEST:
-        smallest = 2 * len(NAMES) / comb(sum(volumes), volumes[0])
         raise UserError(
             f"{volumes[0]} real and {volumes[1]} generated volumes are too few to tell whether grey values "
-            f"give them away (no p can be below {smallest:.2g}): at least {FEWEST} of each are needed."
+            f"give them away: at least {FEWEST} of each are needed."
         )
     features = np.stack([looks_of(array) for array in levels])
     vary = np.flatnonzero(features.min(axis=0) < features.max(axis=0))

@@ -392,7 +392,7 @@ class RunConfig(Continued):
     new: bool = option(False, "Start afresh; an earlier run of this name is moved aside, never deleted.")
     load_from: int = option(-1, "Number n of the checkpoint to go back to; -1: newest.", least=-1)
     init_from: str | None = option(None, "Checkpoint whose weights a new run starts from.", file=True)
-    num_train_steps: int = option(100000, "Steps in the whole run, those of earlier sessions included.")
+    num_train_steps: int = option(100000, "Steps in the whole run, those of earlier commands included.")
     device: str = option("auto", "auto, cpu, cuda or cuda:<n>.", check=check_device_name, resumed=True)
     multi_gpus: bool = option(False, "Train on all GPUs of this machine; the batch is shared out.")
     fp16: bool = option(True, "Mixed precision; penalties are always computed in float32.", resumed=True)
@@ -501,9 +501,11 @@ class GenerationOptions:
     def generated_folder(self, checkpoint, kind=""):
         """Folder of the volumes of a checkpoint, a Path; `kind` tells interpolations from others."""
         if self.output is not None:
+            output = Path(self.output).resolve()
             for flag in ("data", "labels", "generate"):
                 read = getattr(self, flag, None)
-                if isinstance(read, str) and Path(self.output).resolve().is_relative_to(Path(read).resolve()):
+                folder = Path(read).resolve() if isinstance(read, str) else None
+                if folder is not None and folder.is_dir() and output.is_relative_to(folder):
                     raise UserError(
                         f"--output {self.output} lies in --{flag} {read}: what is generated would be read as "
                         f"that. Give a folder outside of it."

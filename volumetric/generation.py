@@ -31,6 +31,7 @@ from volumetric.files import (
     clear_parts,
     file_digest,
     load_nifti,
+    naming,
     read_json,
     reading,
     save_nifti,
@@ -298,7 +299,8 @@ class Writer:
             target, origin = self.dicom_path(item), Origin(Path(item.name).name, self.program, synthetic=True)
             shutil.rmtree(target, ignore_errors=True)  # what stands there is of no complete volume
             target.unlink(missing_ok=True)
-            write_dicom(volume_to_array(scaled), affine, target, origin, self.dicom)
+            with naming(target):
+                write_dicom(volume_to_array(scaled), affine, target, origin, self.dicom)
         if self.picture_format != "none":
             save_picture(self.picture_of(item, volume), self.path(item, self.picture_format), smallest=1)
         record = self.about | self.made_of(item) | details
@@ -327,9 +329,10 @@ class Writer:
         return array_to_volume((array - low) / (high - low))
 
     def sheet(self, items: Sequence[Item], columns: int | None = None, name="contact_sheet") -> None:
-        """Write a picture of some volumes, slice and projection of each, in rows of `columns`."""
+        """Write a picture of the first SHOWN volumes, slice and projection of each, in rows of `columns`."""
         if self.picture_format == "none" or not items:
             return
+        items = items[:SHOWN]
         tiles = [
             labelled_views(self.read(item), self.affine_of(item), item.caption, beside=self.beside(item))
             for item in items
@@ -552,7 +555,7 @@ def generate_interpolation(config, open_model: Callable, picture_format="none", 
         writer = Writer(model, folder, picture_format=picture_format)
         writer.write_all(items, draw, group=group)
         if group.first:
-            writer.animate(items, "interpolation")
+            writer.animate(items, full_name(f"seed{ends[0]:06d}", psi, config.label))
             print(f"{len(items)} volumes and a GIF are in {writer.folder}")
     return writer.folder
 
@@ -562,8 +565,8 @@ def recreate_volume(config, open_model: Callable) -> float:
 
     def draw(record, path):
         average = record["checkpoint"]["networks"].endswith("E")  # SE, GE are averages of S and G
-        depth = record["model"]["image_depth"]
-        settings = {"checkpoint": str(path), "use_average": average, "image_depth": depth}
+        settings = {name: record["model"][name] for name in ("image_size", "image_depth")}
+        settings |= {"checkpoint": str(path), "use_average": average}
         model = open_model(replace(config, **settings))
         how = {name: record[name] for name in ("trunc_psi",) if name in record}
         if "t" in record:

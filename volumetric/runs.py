@@ -162,18 +162,19 @@ def run(trainer):
         if lacks_preview(trainer):
             preview(trainer, log)
         log.start_clock()
-        while trainer.step < plan.num_train_steps and not received:
-            retry_call(
+        ended_by = []
+        while trainer.step < plan.num_train_steps and not ended_by:
+            ended_by = retry_call(
                 train_to_checkpoint,
                 [trainer, log, received],
                 exceptions=NanException,
                 tries=1 + NAN_REVERTS,
                 logger=None,
             )
-    if received:
+    if ended_by:
         if trainer.step < plan.num_train_steps:
-            trainer.ended_by = signal.Signals[received[0]]
-        print(f"{received[0]}: saved after step {trainer.step}. The same command continues the run.")
+            trainer.ended_by = signal.Signals[ended_by[0]]
+        print(f"{ended_by[0]}: saved after step {trainer.step}. The same command continues the run.")
     return trainer
 
 
@@ -184,7 +185,7 @@ def end_by_signal(trainer):
 
 
 def train_to_checkpoint(trainer, log, received):
-    """Train until a checkpoint is saved, because it is due or a signal was received.
+    """Train until a checkpoint is saved, because it is due or by signals; returns the names of these.
 
     Raises:
         NanException: A loss or a weight is not finite; the run is back at its last checkpoint.
@@ -197,14 +198,15 @@ def train_to_checkpoint(trainer, log, received):
             if not (log.is_full or signalled or plan.anything_at(trainer.step)):
                 continue
             log.read()
-            agree_on_end(trainer, received)
+            ended_by = agree_on_end(trainer, received)
             log.write(evaluate(trainer, received) if plan.evaluates_at(trainer.step) else {})
-            saved = plan.saves_at(trainer.step) or bool(received)
+            saved = plan.saves_at(trainer.step) or bool(ended_by)
             if saved:
                 save(trainer)
             if plan.previews_at(trainer.step):
                 preview(trainer, log)
             log.start_clock()
+        return ended_by
     except NanException as error:
         go_back(trainer, log, error)
 
@@ -224,11 +226,12 @@ def go_back(trainer, log, error):
 
 
 def agree_on_end(trainer, received):
-    """End all processes after the same step when any has received a signal."""
-    if trainer.group.world > 1:
-        asked = torch.tensor([float(one.name in received) for one in SIGNALS], device=trainer.device)
-        trainer.group.sum_([asked])
-        received[:] = [one.name for one, times in zip(SIGNALS, asked.tolist(), strict=True) if times]
+    """Names of the signals that any process has received, the same for all; what comes later waits."""
+    if trainer.group.world == 1:
+        return list(received)
+    asked = torch.tensor([float(one.name in received) for one in SIGNALS], device=trainer.device)
+    trainer.group.sum_([asked])
+    return [one.name for one, times in zip(SIGNALS, asked.tolist(), strict=True) if times]
 
 
 def preview(trainer, log):

@@ -427,7 +427,9 @@ def adopt_settings(config, former, source, goes_on=True, otherwise="another --na
     kind, adopted = type(config), {}
     kept = [name for name in options_of(kind, kept=True) if goes_on and name in former]
     for name in [*options_of(kind, network=True), *kept]:
-        asked, there = getattr(config, name), former[name]
+        with as_damaged("it is damaged or of another program", source):
+            there = former[name]
+        asked = getattr(config, name)
         if asked not in (there, getattr(kind, name)):
             remedy = f"give the same, {otherwise}" if goes_on else "give the same"
             raise UserError(f"--{name} is {asked}, but {source} has {there}: {remedy}.")
