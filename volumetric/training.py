@@ -621,7 +621,9 @@ def print_report(trainer, peaks):
     print(*audit.summary, *([audit.classes.summary()] if audit.classes else []), sep="\n")
     print(audit.kept(config.cache, config.packs), f"parameters (million): {sizes}", sep="\n")
     print(f"device: {trainer.device}, precision: {precision}, PyTorch {torch.__version__}")
-    print(f"steps per epoch: {len(audit.paths) / trainer.plan.volumes_per_step:.1f}")
+    trained_on = len(audit.paths if trainer.members is None else trainer.members)
+    taken = trainer.plan.volumes_per_step * trainer.batches_per_micro
+    print(f"steps per epoch: {trained_on / taken:.1f}")
     if trainer.at_once > 1:
         print(f"micro-batches in a pass, for which there is memory: {trainer.at_once}")
     if trainer.replay is not None:
