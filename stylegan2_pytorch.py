@@ -1084,7 +1084,9 @@ class Trainer(training.VolumeTrainer):
 
     def reals_of(self, randoms):
         """Real volumes of a pass, and their classes. Shapes: -> (b, 1, D, H, W), (b,) or None"""
-        return map(joined, zip(*(self.next_real() for _ in randoms), strict=True))
+        batches = [self.next_real() for _ in randoms]
+        volumes = joined([volumes for volumes, _ in batches])
+        return volumes, joined([labels for _, labels in batches])
 
     def seen_by_D(self, volumes, randoms):
         """Volumes of a pass as D sees them. Shapes: (b, 1, D, H, W) -> the same"""
@@ -1206,8 +1208,8 @@ class Trainer(training.VolumeTrainer):
         for micro in zip(*(split_labelled(*kind, self.batch_size) for kind in both), strict=True):
             seen = []
             for pairs in zip(*(split_labelled(*kind, self.penalty_part) for kind in micro), strict=True):
-                volumes, labels = (joined(parts) for parts in zip(*pairs, strict=True))
-                volumes = volumes.float().requires_grad_()
+                volumes = joined([volumes for volumes, _ in pairs]).float().requires_grad_()
+                labels = joined([labels for _, labels in pairs])
                 logits = self.judge(volumes, labels)
                 seen.append([self.group.gather(part) for part in logits.chunk(2)])
                 share = len(logits) / 2 / self.batch_size / micro_batches
