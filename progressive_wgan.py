@@ -46,18 +46,19 @@ from volumetric.cli import (
 )
 from volumetric.files import as_damaged, naming, new_folder
 from volumetric.layers import (
+    GROUP,
     SLOPE,
     channels_last,
     convolve,
     gradient_penalty,
     grown,
     growth_schedule,
+    minibatch_deviation,
     move_averages,
     zero_centered_penalty,
 )
 from volumetric.pictures import contact_sheet, save_picture
 
-STATISTICS_OF = 4  # volumes whose standard deviation D sees, as published
 LARGER_BATCHES = (1, 2, 4)  # times batch_size, at the full size, half of it, and all smaller ones
 EPSILON = 1e-8
 STREAM_D, STREAM_G = parallel.STREAM_STEP, parallel.STREAM_SECOND_STEP
@@ -199,20 +200,6 @@ def pixel_norm(x):
     with torch.autocast(x.device.type, enabled=False):
         x = x.float()
         return x * (x.square().mean(dim=1, keepdim=True) + EPSILON).rsqrt()
-
-
-def minibatch_deviation(x, group):
-    """x and a channel of the mean standard deviation within each group of volumes (arXiv:1710.10196, Sec. 3).
-
-    In float32; a group are neighbours in the batch, so that processes of four volumes have the groups of one.
-
-    Shapes: (B, C, d, h, w) -> (B, C + 1, d, h, w)
-    """
-    with torch.autocast(x.device.type, enabled=False):
-        groups = x.float().unflatten(0, (-1, group))
-        deviation = (groups.var(dim=1, unbiased=False) + EPSILON).sqrt().mean(dim=(1, 2, 3, 4))
-        deviation = deviation.repeat_interleave(group).view(-1, 1, 1, 1, 1)
-        return torch.cat([x.float(), deviation.expand(-1, 1, *x.shape[2:])], dim=1)
 
 
 def act(x):
@@ -392,7 +379,7 @@ class Trainer(training.VolumeTrainer):
             self.loader = None
         self.phase, self.whole_batch = phase, phase.batch
         self.batch_size = self.penalty_part = self.group.own(phase.batch)
-        self.together = math.gcd(STATISTICS_OF, self.batch_size)  # volumes whose deviation D sees
+        self.together = math.gcd(GROUP, self.batch_size)  # volumes whose deviation D sees
         self.counted_from = min(one.start for one in self.phases if one.stage == phase.stage)
         self.order_key = (phase.stage,)
 

@@ -59,6 +59,7 @@ from volumetric.diff_augment import AUGMENTATIONS, UNSTEADY, AdaptiveAugmentatio
 from volumetric.files import as_damaged, naming, read_json, reading
 from volumetric.geometry import axes_of, check_affine
 from volumetric.layers import (
+    GROUP,
     Conv3d,
     FeatureQuantizer,
     Upsampling,
@@ -73,6 +74,7 @@ from volumetric.layers import (
     gradient_penalty,
     growth_schedule,
     leaky_relu,
+    minibatch_deviation,
     move_averages,
     nt_xent,
     product_dtype,
@@ -115,6 +117,7 @@ TRUNCATION_SAMPLES = 2000  # styles averaged for the truncation centre
 RECIPES = {"published": "as in the paper", "robust": "learns sooner and stays diverse"}
 LOSSES = {"hinge": "as published", "logistic": "softplus", "relativistic": "pairs of real and generated"}
 PENALTIES = {"one_centered": "as published", "r1": "to 0 at real volumes", "r1r2": "at generated ones too"}
+NOISES = {"all": "as published", "last": "the last one, where it draws no shapes"}
 AVERAGES = {"published": "from step 20000", "ramped": "from the first step, ever longer"}
 
 
@@ -136,6 +139,7 @@ class TrainConfig(SeedOptions, EvaluationOptions, VolumeConfig):
     fq_layers: tuple = option((), "Blocks of D with feature quantisation, a list; as above.", network=True)
     fq_dict_size: int = option(256, "Codes of each feature quantisation.", most=65536, network=True)
     cl_reg: bool = option(False, "Contrastive regularisation of the discriminator.", network=True)
+    minibatch_std: bool = option(False, "D sees how volumes differ.", robust=True, network=True)
     transparent: bool = option(False, "Not available: a one-channel volume has no alpha channel.")
     # training step
     recipe: str = option("published", "Set of defaults.", choices=RECIPES, resumed=True)
@@ -143,6 +147,7 @@ class TrainConfig(SeedOptions, EvaluationOptions, VolumeConfig):
     learning_rate: float = inherited(VolumeConfig, "learning_rate", 1e-4, robust=3e-3)
     ttur_mult: float = option(1.5, "D's rate is learning_rate times this.", robust=1.0, resumed=True)
     equalized_lr: bool = option(False, "Rates by each layer's fan-in.", robust=True, kept=True)
+    noise: str = option("all", "Convolutions of G with noise.", choices=NOISES, robust="last", kept=True)
     final_rate: float = inherited(VolumeConfig, "final_rate", 1.0, robust=0.02)
     adam_betas: tuple = inherited(VolumeConfig, "adam_betas", (0.5, 0.9), robust=(0.0, 0.99))
     average: str = option("published", "Moving average.", choices=AVERAGES, robust="ramped", resumed=True)
@@ -215,6 +220,7 @@ class TrainConfig(SeedOptions, EvaluationOptions, VolumeConfig):
 
 
 NETWORK_SETTINGS = options_of(TrainConfig, network=True)
+BEFORE = {"noise": "all", "minibatch_std": False}  # of a checkpoint that does not state them
 GENERATOR_SETTINGS = ("image_size", "image_depth", "network_capacity", "fmap_max", "attn_layers", "no_const")
 
 
@@ -512,6 +518,9 @@ class Discriminator(nn.Module):
     With classes, the logit is joined by the product of the mean features with an embedding of the class
     (Miyato & Koyama 2018, arXiv:1802.05637, Eq. 3).
 
+    With minibatch_std, the last convolution also sees how much the volumes of a group of neighbours in the
+    batch differ (arXiv:1710.10196, Sec. 3): what is too alike is then not real.
+
     Shapes: volumes (B, 1, Z, S, S), labels (B,) or None -> logits (B,), quantize_loss (1,)
     """
 
@@ -525,9 +534,11 @@ class Discriminator(nn.Module):
         fq_layers=(),
         fq_dict_size=256,
         num_classes=0,
+        minibatch_std=False,
     ):
         super().__init__()
         self.checkpoint_activations = False
+        self.group = GROUP if minibatch_std else None  # volumes whose deviation is seen
         strides = shrink_schedule(image_size, image_depth)
         widths = [1, *(min(fmap_max, 4 * network_capacity * 2**i) for i in range(len(strides) + 1))]
         self.blocks = nn.ModuleList(
@@ -540,7 +551,7 @@ class Discriminator(nn.Module):
         self.quantizers = nn.ModuleDict(
             {str(layer): FeatureQuantizer(widths[layer], fq_dict_size) for layer in sorted(fq_layers)}
         )
-        self.final_conv = Conv3d(widths[-1], widths[-1], 3, padding=1)
+        self.final_conv = Conv3d(widths[-1] + minibatch_std, widths[-1], 3, padding=1)
         self.num_features = 8 * widths[-1]
         self.to_logit = nn.Linear(self.num_features, 1)
         self.class_embedding = nn.Embedding(num_classes, widths[-1]) if num_classes else None
@@ -559,6 +570,8 @@ class Discriminator(nn.Module):
             if str(layer) in self.quantizers:
                 x, commitment = self.quantizers[str(layer)](x)
                 loss = loss + commitment
+        if self.group is not None:
+            x = minibatch_deviation(x, self.group)
         return reliably(self.final_conv, x), loss
 
     def forward(self, volumes, labels=None):
@@ -604,6 +617,7 @@ class StyleGAN2(nn.Module):
         fq_layers=(),
         fq_dict_size=256,
         cl_reg=False,
+        minibatch_std=False,
         num_classes=0,
     ):
         super().__init__()
@@ -613,8 +627,8 @@ class StyleGAN2(nn.Module):
         mapping = (latent_dim, style_depth, lr_mlp, num_classes)
         self.S = StyleVectorizer(*mapping)
         self.G = Generator(**generator)
-        quantizers = {"fq_layers": fq_layers, "fq_dict_size": fq_dict_size}
-        self.D = Discriminator(**size, **quantizers, num_classes=num_classes)
+        further = {"fq_layers": fq_layers, "fq_dict_size": fq_dict_size, "minibatch_std": minibatch_std}
+        self.D = Discriminator(**size, **further, num_classes=num_classes)
         self.SE = StyleVectorizer(*mapping)
         self.GE = Generator(**generator)
         self.D_aug = nn.ModuleDict({"D": self.D})  # as the original's checkpoints name D a second time
@@ -887,7 +901,8 @@ def network_settings(state, path, image_depth=None):
         UserError: The tensors are not those of a 3D StyleGAN2.
     """
     if "config" in state:
-        return {name: state["config"][name] for name in (*NETWORK_SETTINGS, "latent_dim", "style_depth")}
+        stated = BEFORE | state["config"]
+        return {name: stated[name] for name in (*NETWORK_SETTINGS, "latent_dim", "style_depth")}
     original = {name: getattr(TrainConfig, name) for name in NETWORK_SETTINGS}  # it has no option
     shapes = {name: tuple(tensor.shape) for name, tensor in state["GAN"].items()}
     try:
@@ -949,7 +964,8 @@ class Trainer(training.VolumeTrainer):
         """As `VolumeTrainer`'s; what an original's checkpoint does not state follows from its tensors."""
         with as_damaged("it is damaged or of another program", source):
             state = read_checkpoint(source)
-            return dict(state.get("config", {})) | network_settings(state, source, config.chosen_depth)
+            settings = network_settings(state, source, config.chosen_depth)
+            return BEFORE | dict(state.get("config", {})) | settings
 
     @staticmethod
     def unsteady(config):
@@ -983,7 +999,8 @@ class Trainer(training.VolumeTrainer):
         cached = config.penalty != "one_centered" and self.device.type == "cpu"
         voxels = (CACHED_VOXELS if cached else PENALTY_VOXELS) // math.prod(config.shape)
         least = 1 if cached else -(-self.batch_size // PENALTY_PARTS)
-        self.penalty_part = max(least, voxels)  # volumes, or pairs, that are penalised at once
+        group = self.GAN.D.group or 1
+        self.penalty_part = -(-max(least, voxels) // group) * group  # volumes, or pairs, penalised at once
         self.pl_mean = None  # running mean of the path length
 
     def reported(self):
@@ -996,7 +1013,22 @@ class Trainer(training.VolumeTrainer):
         GAN = StyleGAN2(**self.config.network(), num_classes=num_classes)
         for network in (GAN.G, GAN.D):
             network.checkpoint_activations = self.config.checkpoint_activations
+        if self.config.minibatch_std:
+            GAN.D.group = math.gcd(GROUP, self.batch_size)
+            if GAN.D.group == 1:
+                print(
+                    f"--minibatch_std sees nothing in {self.batch_size} volumes: an even --batch_size lets it."
+                )
+        for name in self.silent:
+            GAN.G.get_parameter(name).requires_grad_(False)
         return self.placed(GAN)
+
+    @property
+    def silent(self):
+        """Names of G's noise weights that stay 0."""
+        blocks = range(len(growth_schedule(self.config.image_size, self.config.image_depth)))
+        names = [f"blocks.{i}.to_noise{j}.weight" for i in blocks for j in (1, 2)]
+        return [] if self.config.noise == "all" else names[:-1]
 
     def rate_scale(self, module, name, parameter):
         """As `VolumeTrainer`'s."""
@@ -1339,8 +1371,10 @@ class Trainer(training.VolumeTrainer):
     # ---- the heaviest step
 
     def networks_in(self, state):
-        """State dict of the networks in a checkpoint, the original's included."""
-        return network_tensors(state)
+        """State dict of the networks in a checkpoint, the original's included; silent weights are 0."""
+        tensors = network_tensors(state)
+        silent = {f"{G}.{name}" for G in ("G", "GE") for name in self.silent}
+        return {name: torch.zeros_like(t) if name in silent else t for name, t in tensors.items()}
 
     def rehearsed(self):
         """[(phase, function, arguments)] of the heaviest work."""

@@ -114,12 +114,13 @@ def test_equalised_rates_follow_the_size_of_the_layers(make_config):
     rates = {
         id(p): g["lr"] for o in (trainer.G_opt, trainer.D_opt) for g in o.param_groups for p in g["params"]
     }
-    block = trainer.GAN.G.blocks[0]
-    assert len(rates) == sum(1 for n in "SGD" for _ in getattr(trainer.GAN, n).parameters())
+    block, last = trainer.GAN.G.blocks[0], trainer.GAN.G.blocks[-1]
+    assert len(rates) == sum(p.requires_grad for n in "SGD" for p in getattr(trainer.GAN, n).parameters())
+    assert id(block.to_noise1.weight) not in rates and id(last.to_noise1.weight) not in rates
     fan_in = block.conv1.weight[0].numel()
     assert rates[id(block.conv1.weight)] == pytest.approx(3e-3 * (2 / fan_in) ** 0.5)
     assert rates[id(block.to_style1.weight)] == pytest.approx(3e-3 * (2 / 512) ** 0.5)
-    plain = (block.to_noise1.weight, block.to_style1.bias, trainer.GAN.G.initial_block)
+    plain = (last.to_noise2.weight, block.to_style1.bias, trainer.GAN.G.initial_block)
     assert all(rates[id(p)] == 3e-3 for p in plain)
     assert rates[id(trainer.GAN.S.net[0].weight)] == pytest.approx(3e-3 * 0.01)
 
@@ -146,13 +147,24 @@ def test_zero_centred_penalties_are_of_what_d_sees_and_lazy(make_config, monkeyp
 
 
 @pytest.mark.parametrize("loss", ["relativistic", "logistic", "hinge"])
-@pytest.mark.parametrize("more", [{}, {"labels": "LABELS", "ada_target": 0.6, "aug_prob": 0.5}])
+@pytest.mark.parametrize(
+    "more",
+    [
+        {"minibatch_std": False},
+        {"minibatch_std": False, "labels": "LABELS", "ada_target": 0.6, "aug_prob": 0.5},
+        {"labels": "LABELS"},
+    ],
+)
 def test_loss_and_penalty_of_one_pass_are_those_of_passes_of_their_own(make_config, label_table, loss, more):
-    more = more | ({"labels": str(label_table)} if more else {})
+    """Also where D sees how the two volumes of a group differ."""
+    more = more | ({"labels": str(label_table)} if "labels" in more else {})
     config, found = make_config(recipe="robust", loss=loss, fp16=False, batch_size=4, **more), []
     trainer = sg.train_from_folder(replace(config, num_train_steps=1))
-    start = trainer.state()
-    for joint, part, at_once in ((False, 4, 1), (True, 4, 1), (True, 3, 1), (True, 1, 2)):
+    start, parts = trainer.state(), (3, 1)
+    if trainer.config.minibatch_std:
+        assert trainer.GAN.D.group == 4 and trainer.penalty_part % 4 == 0
+        trainer.GAN.D.group, parts = 2, (2, 2)
+    for joint, part, at_once in ((False, 4, 1), (True, 4, 1), (True, parts[0], 1), (True, parts[1], 2)):
         trainer.load(start)
         trainer.joint, trainer.penalty_part, trainer.at_once, trainer.loader = joint, part, at_once, None
         losses = trainer.accumulate_discriminator(True, 2)
@@ -168,3 +180,49 @@ def test_loss_and_penalty_of_one_pass_are_those_of_passes_of_their_own(make_conf
         )
         for name, gradient in gradients.items():
             assert (same[name] - gradient).norm() <= 1e-5 * max(gradient.norm(), floor), name
+
+
+def test_noise_of_the_last_convolution_alone_draws_no_shape(make_config, data):
+    """The other noise weights stay 0, whatever the run starts from, and are not of the optimiser."""
+    first = sg.train_from_folder(make_config(name="all", recipe="robust", noise="all", num_train_steps=2))
+    weights = [n for n, _ in first.GAN.G.named_parameters() if "to_noise" in n and n.endswith("weight")]
+    *silent, last = weights
+    assert all(first.GAN.G.get_parameter(name).any() for name in weights)
+    source = str(first.config.models / "model_0.pt")
+    tuned = sg.train_from_folder(
+        make_config(name="tuned", recipe="robust", init_from=source, num_train_steps=2)
+    )
+    for G in (tuned.GAN.G, tuned.GAN.GE):
+        assert not any(G.get_parameter(name).any() for name in silent)
+        assert G.get_parameter(last).any()
+    assert tuned.silent == silent
+    again = sg.train_from_folder(make_config(name="all", recipe="robust", num_train_steps=3))
+    assert again.config.noise == "all"  # as the run began
+
+
+def test_run_of_an_earlier_robust_recipe_goes_on_as_it_was(make_config, capsys):
+    """Its checkpoint states neither where noise is nor whether D sees how volumes differ."""
+    former = {"recipe": "robust", "noise": "all", "minibatch_std": False}
+    trainer = sg.train_from_folder(make_config(num_train_steps=1, **former))
+    path = trainer.config.models / "model_0.pt"
+    state = torch.load(path, weights_only=True)
+    for name in ("noise", "minibatch_std"):
+        del state["config"][name], state["command"][name]
+    torch.save(state, path)
+    again = sg.train_from_folder(make_config(recipe="robust", num_train_steps=2))
+    assert "minibatch_std False, noise all" in capsys.readouterr().out
+    assert again.step == 2 and again.GAN.D.group is None and not again.silent
+    with pytest.raises(UserError, match="--minibatch_std is True, but .* has False"):
+        training.adopt_settings(make_config(minibatch_std=True), {**vars(again.config)}, "model_0.pt")
+
+
+def test_d_sees_how_volumes_differ(make_config, capsys):
+    """Of volumes that are all alike, more or fewer in a batch look the same to it; of others, not."""
+    trainer = sg.train_from_folder(make_config(recipe="robust", batch_size=4, num_train_steps=1, fp16=False))
+    one, other = torch.rand(2, 1, *trainer.config.shape)
+    with torch.no_grad():
+        alike = trainer.judge(one.expand(4, 1, *one.shape[1:]), None)
+        among = trainer.judge(torch.stack([one, one, one, other]), None)
+    assert torch.allclose(alike, alike[0].expand(4)) and not torch.allclose(alike[0], among[0], rtol=1e-4)
+    sg.Trainer(make_config(recipe="robust", batch_size=3))
+    assert "--minibatch_std sees nothing in 3 volumes" in capsys.readouterr().out

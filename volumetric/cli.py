@@ -108,6 +108,13 @@ def with_recipes(config_class):
     return config_class
 
 
+def default_of(config, name):
+    """What an option is when it is not given, by the recipe in use."""
+    rule = type(config).__dataclass_fields__[name].metadata["option"]
+    by_recipe = getattr(config, "recipe", None) == "robust" and rule.robust is not UNSET
+    return rule.robust if by_recipe else getattr(type(config), name)
+
+
 def options_of(config_class, **wanted):
     """Names of the fields whose Option has the wanted settings, as in options_of(Settings, network=True)."""
     return [

@@ -18,6 +18,8 @@ from torch.utils.checkpoint import checkpoint
 from volumetric.cli import UserError, check_networks
 
 SLOPE = 0.2  # of LeakyReLU
+GROUP = 4  # volumes whose standard deviation D sees (arXiv:1710.10196)
+LEAST_VARIANCE = 1e-8  # added below a square root
 
 
 def leaky_relu():
@@ -282,6 +284,20 @@ def add_noise_(x, noise, layer):
     with torch.autocast(x.device.type, enabled=False):
         voxels = voxels_first(x).baddbmm_(noise.to(x.dtype), factors.expand(len(x), -1, -1))
     return voxels.unflatten(1, x.shape[2:]).movedim(-1, 1)
+
+
+def minibatch_deviation(x, group):
+    """x and a channel of the mean standard deviation within each group of volumes (arXiv:1710.10196, Sec. 3).
+
+    In float32; a group are neighbours in the batch, so that processes of four volumes have the groups of one.
+
+    Shapes: (B, C, d, h, w) -> (B, C + 1, d, h, w)
+    """
+    with torch.autocast(x.device.type, enabled=False):
+        groups = x.float().unflatten(0, (-1, group))
+        deviation = (groups.var(dim=1, unbiased=False) + LEAST_VARIANCE).sqrt().mean(dim=(1, 2, 3, 4))
+        deviation = deviation.repeat_interleave(group).view(-1, 1, 1, 1, 1)
+        return torch.cat([x.float(), deviation.expand(-1, 1, *x.shape[2:])], dim=1)
 
 
 class ChannelNorm(nn.Module):

@@ -14,7 +14,7 @@ import numpy as np
 import torch
 
 from volumetric import dataset, memory, parallel, runs
-from volumetric.cli import UserError, VolumeConfig, options_of
+from volumetric.cli import UserError, VolumeConfig, default_of, options_of
 from volumetric.collection import choose
 from volumetric.files import __version__, as_damaged, locked, naming
 from volumetric.geometry import CANONICAL, axes_of
@@ -176,7 +176,8 @@ class VolumeTrainer:
         for module in names:
             named = getattr(self.networks, module)
             for name, p in () if named is None else named.named_parameters():
-                parameters.append((self.rate_scale(module, name, p), p))
+                if p.requires_grad:
+                    parameters.append((self.rate_scale(module, name, p), p))
         return adam(parameters, self.config.learning_rate * mult, self.config.adam_betas)
 
     def rate_scale(self, module, name, parameter):
@@ -430,7 +431,7 @@ def adopt_settings(config, former, source, goes_on=True, otherwise="another --na
         with as_damaged("it is damaged or of another program", source):
             there = former[name]
         asked = getattr(config, name)
-        if asked not in (there, getattr(kind, name)):
+        if asked not in (there, default_of(config, name)):
             remedy = f"give the same, {otherwise}" if goes_on else "give the same"
             raise UserError(f"--{name} is {asked}, but {source} has {there}: {remedy}.")
         if asked != there:
