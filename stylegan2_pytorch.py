@@ -1017,7 +1017,7 @@ class Trainer(training.VolumeTrainer):
             GAN.D.group = math.gcd(GROUP, self.batch_size)
             if GAN.D.group == 1:
                 print(
-                    f"--minibatch_std sees nothing in {self.batch_size} volumes: an even --batch_size lets it."
+                    f"--minibatch_std sees nothing in {self.batch_size} volumes: give an even --batch_size."
                 )
         for name in self.silent:
             GAN.G.get_parameter(name).requires_grad_(False)

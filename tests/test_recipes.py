@@ -212,7 +212,7 @@ def test_run_of_an_earlier_robust_recipe_goes_on_as_it_was(make_config, capsys):
     again = sg.train_from_folder(make_config(recipe="robust", num_train_steps=2))
     assert "minibatch_std False, noise all" in capsys.readouterr().out
     assert again.step == 2 and again.GAN.D.group is None and not again.silent
-    with pytest.raises(UserError, match="--minibatch_std is True, but .* has False"):
+    with pytest.raises(UserError, match=r"--minibatch_std is True, but .* has False"):
         training.adopt_settings(make_config(minibatch_std=True), {**vars(again.config)}, "model_0.pt")
 
 
