@@ -152,6 +152,7 @@ class TrainConfig(SeedOptions, EvaluationOptions, VolumeConfig):
     adam_betas: tuple = inherited(VolumeConfig, "adam_betas", (0.5, 0.9), robust=(0.0, 0.99))
     average: str = option("published", "Moving average.", choices=AVERAGES, robust="ramped", resumed=True)
     loss: str = option("hinge", "Loss of G and D.", choices=LOSSES, robust="relativistic", resumed=True)
+    all_pairs: bool = option(False, "Relativistic: all pairs of a group.", robust=True, kept=True)
     penalty: str = option("one_centered", "Of D's gradient.", choices=PENALTIES, robust="r1r2", resumed=True)
     penalty_every: int = option(16, "Steps between gradient penalties.", robust=4, resumed=True)
     gamma: float = option(1.0, "Weight of a zero-centred penalty.", resumed=True)
@@ -220,7 +221,11 @@ class TrainConfig(SeedOptions, EvaluationOptions, VolumeConfig):
 
 
 NETWORK_SETTINGS = options_of(TrainConfig, network=True)
-BEFORE = {"noise": "all", "minibatch_std": False}  # of a checkpoint that does not state them
+BEFORE = {
+    "noise": "all",
+    "all_pairs": False,
+    "minibatch_std": False,
+}  # of a checkpoint that does not state them
 GENERATOR_SETTINGS = ("image_size", "image_depth", "network_capacity", "fmap_max", "attn_layers", "no_const")
 
 
@@ -663,14 +668,15 @@ def logistic_loss(real_logits, fake_logits):
     return F.softplus(-real_logits).mean() + F.softplus(fake_logits).mean()
 
 
-def relativistic_pairs(one, other):
+def relativistic_pairs(one, other, group=1):
     """How much less real the one is than the other, in pairs: mean(softplus(other - one)) (arXiv:2501.05441).
 
-    D minimises it for (real, fake), G for (fake, real).
+    D minimises it for (real, fake), G for (fake, real). Differs from the paper: with a `group`, the pairs are
+    all those within so many neighbours of the batch, which makes gradients less noisy.
 
     Shapes: (B,), (B,) -> scalar
     """
-    return F.softplus(other - one).mean()
+    return F.softplus(other.view(-1, 1, group) - one.view(-1, group, 1)).mean()
 
 
 def relativistic(real_logits, fake_logits):
@@ -982,6 +988,7 @@ class Trainer(training.VolumeTrainer):
     def __init__(self, config, audit=None, group=None, scores=None, command=None):
         super().__init__(config, audit, group, scores, command)
         self.plan = config.plan(scores)
+        self.grouped = math.gcd(GROUP, self.batch_size)  # neighbours whose pairs are compared, and deviation
         self.GAN = self.networks = self.build_networks()
         self.G_opt = self.adam("G", "S")
         self.D_opt = self.adam("D", "CR", mult=config.ttur_mult)
@@ -999,8 +1006,8 @@ class Trainer(training.VolumeTrainer):
         cached = config.penalty != "one_centered" and self.device.type == "cpu"
         voxels = (CACHED_VOXELS if cached else PENALTY_VOXELS) // math.prod(config.shape)
         least = 1 if cached else -(-self.batch_size // PENALTY_PARTS)
-        group = self.GAN.D.group or 1
-        self.penalty_part = -(-max(least, voxels) // group) * group  # volumes, or pairs, penalised at once
+        whole = self.grouped if config.minibatch_std or config.all_pairs else 1
+        self.penalty_part = -(-max(least, voxels) // whole) * whole  # volumes, or pairs, penalised at once
         self.pl_mean = None  # running mean of the path length
 
     def reported(self):
@@ -1014,7 +1021,7 @@ class Trainer(training.VolumeTrainer):
         for network in (GAN.G, GAN.D):
             network.checkpoint_activations = self.config.checkpoint_activations
         if self.config.minibatch_std:
-            GAN.D.group = math.gcd(GROUP, self.batch_size)
+            GAN.D.group = self.grouped
             if GAN.D.group == 1:
                 print(
                     f"--minibatch_std sees nothing in {self.batch_size} volumes: give an even --batch_size."
@@ -1072,8 +1079,12 @@ class Trainer(training.VolumeTrainer):
         if self.config.rel_disc_loss:
             real_logits, fake_logits = relativistic(real_logits, fake_logits)
         losses = {"hinge": hinge_loss, "dual": dual_contrastive_loss}
-        losses |= {"logistic": logistic_loss, "relativistic": relativistic_pairs}
+        losses |= {"logistic": logistic_loss, "relativistic": self.compare_pairs}
         return losses[self.loss](real_logits, fake_logits)
+
+    def compare_pairs(self, one, other):
+        """The relativistic loss. Shapes: (B,), (B,) -> scalar"""
+        return relativistic_pairs(one, other, self.grouped if self.config.all_pairs else 1)
 
     def generator_loss(self, fake_logits, real_logits=None):
         """The loss that the run's options choose for G. Shapes: (B,), (B,) or None -> scalar"""
@@ -1083,7 +1094,7 @@ class Trainer(training.VolumeTrainer):
             share = (config.generator_top_k_gamma, config.generator_top_k_frac)
             fake_logits = most_real(fake_logits, epochs, *share, self.sense)
         if self.compares:
-            compare = dual_contrastive_loss if self.loss == "dual" else relativistic_pairs
+            compare = dual_contrastive_loss if self.loss == "dual" else self.compare_pairs
             return compare(fake_logits, real_logits)
         return fake_logits.mean() if self.loss == "hinge" else F.softplus(-fake_logits).mean()
 

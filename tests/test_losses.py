@@ -1,9 +1,11 @@
 """Every loss and regulariser against values worked out by hand."""
 
+import itertools
 import math
 
 import pytest
 import torch
+import torch.nn.functional as F
 
 import stylegan2_pytorch as sg
 from volumetric import parallel
@@ -51,6 +53,8 @@ def test_logistic_and_relativistic_losses_of_known_logits():
     assert sg.logistic_loss(real, fake).item() == pytest.approx(sum(softplus) / 2, rel=1e-6)
     pairs = (math.log(1 + math.exp(-1.0)) + math.log(1 + math.exp(3.0))) / 2
     assert sg.relativistic_pairs(real, fake).item() == pytest.approx(pairs, rel=1e-6)
+    groups = [F.softplus(fake[i] - real[j]) for i, j in itertools.product(range(2), repeat=2)]
+    assert sg.relativistic_pairs(real[:2], fake[:2], 2).item() == pytest.approx(sum(groups).item() / 4)
     assert sg.relativistic_pairs(real + 5, fake + 5).item() == pytest.approx(pairs, rel=1e-6)
 
 

@@ -150,20 +150,21 @@ def test_zero_centred_penalties_are_of_what_d_sees_and_lazy(make_config, monkeyp
 @pytest.mark.parametrize(
     "more",
     [
-        {"minibatch_std": False},
-        {"minibatch_std": False, "labels": "LABELS", "ada_target": 0.6, "aug_prob": 0.5},
+        {"minibatch_std": False, "all_pairs": False},
+        {"minibatch_std": False, "all_pairs": False, "labels": "LABELS", "ada_target": 0.6, "aug_prob": 0.5},
         {"labels": "LABELS"},
     ],
 )
 def test_loss_and_penalty_of_one_pass_are_those_of_passes_of_their_own(make_config, label_table, loss, more):
-    """Also where D sees how the two volumes of a group differ."""
+    """Also where groups of two are compared, all with all."""
     more = more | ({"labels": str(label_table)} if "labels" in more else {})
     config, found = make_config(recipe="robust", loss=loss, fp16=False, batch_size=4, **more), []
     trainer = sg.train_from_folder(replace(config, num_train_steps=1))
     start, parts = trainer.state(), (3, 1)
     if trainer.config.minibatch_std:
-        assert trainer.GAN.D.group == 4 and trainer.penalty_part % 4 == 0
-        trainer.GAN.D.group, parts = 2, (2, 2)
+        assert trainer.GAN.D.group == trainer.grouped == 4 and trainer.penalty_part % 4 == 0
+        trainer.GAN.D.group = trainer.grouped = 2
+        parts = (2, 2)
     for joint, part, at_once in ((False, 4, 1), (True, 4, 1), (True, parts[0], 1), (True, parts[1], 2)):
         trainer.load(start)
         trainer.joint, trainer.penalty_part, trainer.at_once, trainer.loader = joint, part, at_once, None
@@ -201,16 +202,16 @@ def test_noise_of_the_last_convolution_alone_draws_no_shape(make_config, data):
 
 
 def test_run_of_an_earlier_robust_recipe_goes_on_as_it_was(make_config, capsys):
-    """Its checkpoint states neither where noise is nor whether D sees how volumes differ."""
-    former = {"recipe": "robust", "noise": "all", "minibatch_std": False}
+    """Its checkpoint does not state where noise is, which pairs are compared, what D sees."""
+    former = {"recipe": "robust", "noise": "all", "all_pairs": False, "minibatch_std": False}
     trainer = sg.train_from_folder(make_config(num_train_steps=1, **former))
     path = trainer.config.models / "model_0.pt"
     state = torch.load(path, weights_only=True)
-    for name in ("noise", "minibatch_std"):
+    for name in ("noise", "all_pairs", "minibatch_std"):
         del state["config"][name], state["command"][name]
     torch.save(state, path)
     again = sg.train_from_folder(make_config(recipe="robust", num_train_steps=2))
-    assert "minibatch_std False, noise all" in capsys.readouterr().out
+    assert "minibatch_std False, noise all, all_pairs False" in capsys.readouterr().out
     assert again.step == 2 and again.GAN.D.group is None and not again.silent
     with pytest.raises(UserError, match=r"--minibatch_std is True, but .* has False"):
         training.adopt_settings(make_config(minibatch_std=True), {**vars(again.config)}, "model_0.pt")
