@@ -788,6 +788,8 @@ class Synthesizer:
         autocast: Function that opens the precision of G's passes; without, it is the caller's.
     """
 
+    noise_input = True  # volumes_of takes the noise's seed
+
     def __init__(self, S, G, center, class_names=(), class_shares=None, autocast=contextlib.nullcontext):
         self.S, self.G, self.truncation_center, self.autocast = S, G, center, autocast
         self.class_names, self.class_shares = list(class_names), class_shares
@@ -838,14 +840,16 @@ class Synthesizer:
         w = [self.noise_to_styles(*one) for one in zip(z, itertools.repeat(trunc_psi), labels, strict=False)]
         return torch.cat(w)
 
-    def volumes_of(self, seeds, trunc_psi=1.0, batch_size=8, label=None, styles=None):
+    def volumes_of(self, seeds, trunc_psi=1.0, batch_size=8, label=None, styles=None, noise_seed=None):
         """Yield the volume of every seed, (1, Z, S, S) in [0, 1] on the CPU, a batch at a time.
 
-        A seed gives latent, noise and, without a label, class; `styles` take the place of the latents'.
+        A seed gives latent, noise and, without a label, class; `styles` take the place of the latents', and
+        the noise of `noise_seed` that of all seeds' noises.
         """
         for start in range(0, len(seeds), batch_size):
             chosen = slice(start, start + batch_size)
-            _, noise = parallel.batch_inputs(seeds[chosen], self.latent_dim, self.shape)
+            noisy = seeds[chosen] if noise_seed is None else len(seeds[chosen]) * [noise_seed]
+            _, noise = parallel.batch_inputs(noisy, self.latent_dim, self.shape)
             w = self.styles_of(seeds[chosen], trunc_psi, label) if styles is None else styles[chosen]
             yield from self.render(w, noise)
 

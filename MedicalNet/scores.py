@@ -3,19 +3,24 @@
 import csv
 import functools
 import json
+import re
 import sys
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 from tqdm import tqdm
 
 from MedicalNet.comparing import compare, named
 from MedicalNet.evaluation import EvaluateConfig, Evaluator, describe, unpublished
 from MedicalNet.measuring import joined, measure
+from MedicalNet.noise import shares_of
 from MedicalNet.volumes import in_memory
 from volumetric import parallel, runs
 from volumetric.cli import UserError
 from volumetric.files import atomic_path, by, file_digest, finite, next_free, read_json
+
+ALONE = ("MD", "recall", "coverage")  # numbers that are also given of volumes with one noise for all
 
 
 def open_scores(config, group, bootstrap=0):
@@ -40,23 +45,45 @@ def scores_of(config, group):
 
 
 def evaluate_checkpoints(config, open_model, **how):
-    """`--evaluate_checkpoints`: scores of every checkpoint of a run; returns the folder with them.
+    """`--evaluate_checkpoints`: scores of all checkpoints of a run, or of --checkpoint; returns the folder.
 
     Args:
         config: RunConfig with EvaluationOptions and GenerationOptions.
         open_model: Function of the configuration that gives the generation.Model.
         how: What its `volumes_of` takes beside.
     """
-    runs.find_checkpoint(config.models)  # or say that there is none
+    if config.checkpoint is None:
+        runs.find_checkpoint(config.models)  # or say that there is none
     scores = open_scores(config, parallel.Group(), bootstrap=200)
     models = {}
-    for number in runs.checkpoint_numbers(config.models):
-        of_number = replace(config, load_from=number, checkpoint=None)
-        models[config.models / f"model_{number}.pt"] = functools.partial(open_model, of_number)
+    if config.checkpoint is not None:
+        models[Path(config.checkpoint)] = functools.partial(open_model, config)
+    else:
+        for number in runs.checkpoint_numbers(config.models):
+            of_number = replace(config, load_from=number)
+            models[config.models / f"model_{number}.pt"] = functools.partial(open_model, of_number)
     seeds = range(config.seed, config.seed + config.calculate_fid_num_images)
     folder = scores.sweep(models, seeds, config.batch_size, config.results / "sweep", **how)
     print(f"{folder / 'sweep.png'} shows the curves; the numbers are in {folder / 'sweep.csv'}.")
     return folder
+
+
+def remember_maxima(volumes, maxima):
+    """Yield volumes, and add the maximum of each to a list."""
+    for volume in volumes:
+        maxima.append(float(volume.max()))
+        yield volume
+
+
+def plain_result(value, better, estimand):
+    """A result as of `compare`, without interval."""
+    return {
+        "value": float(value),
+        "interval_95": None,
+        "spread_95": None,
+        "better": better,
+        "estimand": estimand,
+    }
 
 
 def until_received(items, received):
@@ -156,8 +183,6 @@ class TrainingScores:
 
     def rehearse(self, shape):
         """Run every network once on a volume of a shape (X, Y, Z), for its memory."""
-        import numpy as np
-
         ramp = np.linspace(0, 1, int(np.prod(shape)), dtype=np.float32).reshape(shape)
         for extractor in self.evaluator.extractors:
             extractor(ramp, np.eye(4))
@@ -190,14 +215,13 @@ class TrainingScores:
                 continue
             model = load()
             self.check_shape(model)
-            made = model.volumes_of(seeds, batch_size=batch_size, **how)
-            volumes = zip(seeds, made, strict=True)
             try:
-                results = self.compare_parts([self.measure_part(volumes, len(seeds), model.affine)])
+                results = self.of_model(model, seeds, batch_size=batch_size, **how)
             except UserError as error:
                 print(f"{model.path}: no numbers. {error}")
                 continue
-            number = int(model.path.stem.removeprefix("model_"))
+            number = re.search(r"\d*$", model.path.stem).group()
+            number = int(number) if number else None
             step = number if model.step is None else model.step
             rows.append({"checkpoint": number, "step": step, "sha256": digest, "metrics": results})
             folder.mkdir(parents=True, exist_ok=True)
@@ -207,6 +231,31 @@ class TrainingScores:
         if not rows:
             raise UserError("No checkpoint could be evaluated.")
         return folder
+
+    def of_model(self, model, seeds, **how):
+        """{metric: result} of a model's volumes.
+
+        Beside those of `compare`: the median of their maxima before they are scaled, which is 1 in training
+        volumes; and of a model with a noise input, its noise shares, and what is left of the numbers in
+        ALONE when all volumes have the noise of the first seed. That takes as many volumes again, and 192.
+        """
+        maxima = []
+        found = self.compare_volumes(remember_maxima(model.volumes_of(seeds, **how), maxima), seeds, model)
+        found["maximum-generated"] = plain_result(np.median(maxima), "near 1", "median maximum, unscaled")
+        if not getattr(model, "noise_input", False):
+            return found
+        fixed = self.compare_volumes(model.volumes_of(seeds, noise_seed=seeds[0], **how), seeds, model)
+        for name in (named(name, self.evaluator.config.embedding) for name in ALONE):
+            if name in fixed:
+                found[f"{name}-one-noise"] = fixed[name]
+        for name, share in shares_of(model, seeds[0], **how).items():
+            found[name] = plain_result(share, "lower", "share of the variance that noise explains, not z")
+        return found
+
+    def compare_volumes(self, volumes, seeds, model):
+        """{metric: result} of the volumes of some seeds; see `compare`."""
+        pairs = zip(seeds, volumes, strict=True)
+        return self.compare_parts([self.measure_part(pairs, len(seeds), model.affine)])
 
     def check_shape(self, model):
         """Raise a UserError unless a model generates volumes of the real ones' shape."""

@@ -119,6 +119,12 @@ def test_sweep_over_the_checkpoints_of_a_run(evaluated, without_slices, make_con
     assert sweep(make_config(**settings)) == folder
     with open(folder / "sweep.csv", encoding="utf-8") as file:
         assert list(csv.DictReader(file)) == rows
+    assert 0 < float(rows[2]["noise-share-voxels"]) < 1 and 0 < float(rows[2]["maximum-generated"]) <= 1
+    assert {"noise-share-vessels", "FD-random-volume-one-noise", "recall-random-one-noise"} <= set(rows[0])
+    one = make_config().models / "model_1.pt"
+    alone = sweep(make_config(**settings, name="alone", checkpoint=str(one)))
+    with open(alone / "sweep.csv", encoding="utf-8") as file:
+        assert list(csv.DictReader(file)) == [rows[1]]
     other = sweep(make_config(**settings | {"calculate_fid_num_images": 7}))
     assert other != folder
     for number, row in enumerate(rows):  # the same volumes that --generate makes

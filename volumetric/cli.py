@@ -546,7 +546,9 @@ class EvaluationOptions:
         1782, "Volumes generated for each.", least=FEWEST_EVALUATED, most=10**6
     )
     clear_fid_cache: bool = option(False, "Compute the features of the real volumes again.")
-    evaluate_checkpoints: bool = option(False, "Evaluate every checkpoint of the run: a table and curves.")
+    evaluate_checkpoints: bool = option(
+        False, "Evaluate all checkpoints of the run, or --checkpoint: table, curves."
+    )
     embedding: str = option("pretrained", "Networks that evaluate.", choices=EMBEDDINGS)
     medicalnet_weights: str | None = option(None, "resnet_10_23dataset.pth; None downloads it.", file=True)
     inception_weights: str | None = option(None, "weights-inception-2015-12-05-6726825d.pth.", file=True)

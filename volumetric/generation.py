@@ -76,7 +76,8 @@ class Model(Protocol):
 
     One whose volumes are of seeds alone also has `labels_of(seeds, name)`, see SeedModel; one that
     interpolates has `between(ends, positions, labels, ...)`, the volumes on the way from seed to seed,
-    (B, 1, Z, X, Y).
+    (B, 1, Z, X, Y); one with a noise input has `noise_input`, and `volumes_of(seeds, noise_seed=...)` gives
+    all seeds the noise of one.
     """
 
     path: Path

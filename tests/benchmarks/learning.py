@@ -18,6 +18,11 @@ their first 10 components; spread: ratio of the standard deviations between volu
 against the held-out ones, and "floor, smooth" the same when only their first 50 components are kept: R falls
 to a tenth although nothing else is lost, for in thousands of dimensions it asks for the finest details. R10
 asks whether the large modes are there.
+
+All volumes are scaled by their own range first, as training volumes are read; "max" is the median of their
+maxima before that. A score with "1" behind its name is of volumes that all have the noise of one seed: what z
+alone gives. "share" is the noise share of the vessels, see MedicalNet/noise.py; that of phantoms is of one
+anatomy with several draws of noise.
 """
 
 import csv
@@ -26,18 +31,19 @@ import os
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
-from scipy import ndimage
 
 ROOT = Path(__file__).parents[2]
 sys.path.insert(0, str(ROOT))
 from MedicalNet.distances import Neighbours, OfNeighbours, frechet_distance  # noqa: E402
+from MedicalNet.noise import LATENTS, NOISES, as_read, noise_share, shares_of, vessels_in  # noqa: E402
+from sample_data import phantom  # noqa: E402
 from stylegan2_pytorch import ModelLoader  # noqa: E402
 from volumetric.cli import check_fields, one_line_errors, option, parse_cli  # noqa: E402
-from volumetric.collection import read_volume  # noqa: E402
+from volumetric.collection import read_volume, scaled  # noqa: E402
 from volumetric.files import atomic_path  # noqa: E402
 from volumetric.pictures import axial_pictures, new_axes, save_figure, save_picture, tile  # noqa: E402
 from volumetric.runs import checkpoint_numbers  # noqa: E402
@@ -62,12 +68,19 @@ RECIPES = {
     "relativistic, constant rate": [*ROBUST, "--final_rate", "1"],
     "relativistic, a third of the rate": [*ROBUST, "--final_rate", "0.3"],
     "relativistic, larger D": [*ROBUST, "--fmap_max", "128"],
+    "robust, noise everywhere": [*ROBUST, "--noise", "all"],
+    "robust, pair by pair": [*ROBUST, "--all_pairs", "False"],
+    "robust, without minibatch_std": [*ROBUST, "--minibatch_std", "False"],
+    "robust, as it was": [*ROBUST, "--noise", "all", "--all_pairs", "False", "--minibatch_std", "False"],
+    "robust, augmented": [*ROBUST, "--aug_prob", "0.5"],
+    "robust, adaptive": [*ROBUST, "--ada_target", "0.6"],
 }
 TRAINED, HELD_OUT, FLOOR, SAMPLES = 1024, 512, 256, 256
 COMPARED = 3  # of the recipes, the first ones
 COMPONENTS, LARGE = 50, 10
-TISSUE = 3.0  # voxels, width of the Gaussian that is taken for tissue in a projection
-SCORES = ("FD", "FDv", "P", "R", "R10", "C", "spread")
+SCORES = ("FD", "FDv", "FDv1", "P", "R", "R1", "R10", "R10_1", "C", "C1", "spread", "share", "max")
+WITH_ONE_NOISE = {"FDv": "FDv1", "R": "R1", "R10": "R10_1", "C": "C1"}
+RULE = 2  # of the scores, part of what is kept: raise it when they change
 
 
 @dataclass(kw_only=True)
@@ -100,18 +113,11 @@ def read_all(folder):
     return np.stack([read_volume(path)[0][0] for path in sorted(Path(folder).glob("*.nii.gz"))])
 
 
-def vessels_in(volumes):
-    """Projection of each volume without its tissue. Shapes: (N, Z, X, Y) -> (N, X * Y)"""
-    projections = volumes.max(axis=1)
-    tissue = ndimage.gaussian_filter(np.minimum(projections, np.median(projections)), (0, TISSUE, TISSUE))
-    return np.clip(projections - tissue, 0, None).reshape(len(volumes), -1)
-
-
 class Judge:
     """Scores of volumes against held-out phantoms.
 
     Args:
-        held_out: (N, Z, X, Y).
+        held_out: (N, Z, X, Y), each in [0, 1] by its own range, as all volumes that are scored.
     """
 
     def __init__(self, held_out):
@@ -134,9 +140,11 @@ class Judge:
         views, found = {"FD": volumes.reshape(len(volumes), -1), "FDv": projections}, {}
         for name, view in views.items():
             mean, axes = self.axes[name]
-            real, fake = ((v - mean) @ axes for v in (self.views[name], view))
-            moments = [f(x) for x in (real, fake) for f in (lambda x: x.mean(0), lambda x: np.cov(x.T))]
-            found[name] = frechet_distance(*moments) / np.trace(moments[1])
+            real = (self.views[name] - mean) @ axes
+            fake = (view - mean) @ axes
+            covariance = np.cov(real.T)
+            distance = frechet_distance(real.mean(0), covariance, fake.mean(0), np.cov(fake.T))
+            found[name] = distance / np.trace(covariance)
         neighbours = Neighbours(self.views["FDv"], views["FDv"])
         for short, name in (("P", "precision"), ("R", "recall"), ("C", "coverage")):
             found[short] = OfNeighbours(neighbours, name, (0, 1)).exact()
@@ -176,11 +184,36 @@ def once(flags):
     return [part for pair in dict(zip(flags[::2], flags[1::2], strict=True)).items() for part in pair]
 
 
+def scores_of(model, judge):
+    """{score: value} of a model's volumes, and these volumes. Shapes: -> (N, Z, X, Y)"""
+    seeds = range(10**6, 10**6 + SAMPLES)
+    raw = list(model.volumes_of(seeds))
+    made = as_read(raw)
+    fixed = judge(as_read(model.volumes_of(seeds, noise_seed=seeds[0])))
+    found = judge(made) | {new: fixed[name] for name, new in WITH_ONE_NOISE.items()}
+    found["share"] = shares_of(model)["noise-share-vessels"]
+    return found | {"max": float(np.median([float(volume.max()) for volume in raw]))}, made
+
+
+def floor_share(shape=(32, 32, 8)):
+    """Noise share of the vessels of phantoms: LATENTS anatomies, each with NOISES draws of Rician noise."""
+    volumes = []
+    for number in range(LATENTS):
+        rng = np.random.default_rng((3 * 10**6, number))
+        scanner = list(phantom.SCANNERS.values())[number % len(phantom.SCANNERS)]
+        clean, _ = phantom.render_phantom(phantom.build_tree(rng), replace(scanner, noise=0), shape, rng)
+        noises = scanner.noise * rng.standard_normal((NOISES, 2, *shape))
+        volumes.append([scaled(np.hypot(clean + noise[0], noise[1]))[0] for noise in noises])
+    vessels = vessels_in(np.concatenate(volumes))
+    return noise_share(vessels.reshape(LATENTS, NOISES, -1))
+
+
 def score(recipe, seed, config, judge):
     """Rows of a run: its checkpoints' scores, computed once and kept in a file."""
     folder, name = Path(config.output), name_of(recipe, seed, config)
     kept = folder / "scores" / f"{name}.json"
     rows = json.loads(kept.read_text(encoding="utf-8")) if kept.exists() else []
+    rows = [row for row in rows if row.get("rule") == RULE]
     known = {(row["step"], row["networks"]) for row in rows}
     for number in checkpoint_numbers(folder / "models" / name):
         for networks in ("average", "current"):
@@ -189,9 +222,9 @@ def score(recipe, seed, config, judge):
             step = model.step  # an interrupted run leaves checkpoints between those that are due
             if step == 0 or (step, networks) in known:
                 continue
-            made = np.stack([v[0].numpy() for v in model.volumes_of(range(10**6, 10**6 + SAMPLES))])
+            found, made = scores_of(model, judge)
             about = {"recipe": recipe, "volumes": config.volumes, "seed": seed, "steps": config.steps}
-            rows.append({**about, "step": step, "networks": networks, **judge(made)})
+            rows.append({**about, "step": step, "networks": networks, "rule": RULE, **found})
             if networks == "average":
                 sheet = tile(axial_pictures(made[:16, None], model.affine)[1], 8)
                 save_picture(sheet, folder / "pictures" / f"{name}_{step:06d}.png", 512)
@@ -216,7 +249,8 @@ def write_table(folder, floors):
         table.writerows(rows)
     lines = [f"| recipe | seed | step | {' | '.join(SCORES)} |", "|---" * (3 + len(SCORES)) + "|"]
     for name, floor in floors.items():
-        lines += [f"| floor: {name} | | | {' | '.join(f'{floor[s]:.2f}' for s in SCORES)} |"]
+        values = [f"{floor[s]:.2f}" if s in floor else "" for s in SCORES]
+        lines.append(f"| floor: {name} | | | {' | '.join(values)} |")
     groups = {}
     for row in rows:
         groups.setdefault(
@@ -236,7 +270,7 @@ def write_table(folder, floors):
 
 def draw_curves(groups, floor, path):
     """Course of every score, a line for each run of the averaged networks, a colour for each recipe."""
-    figure, plots = new_axes(4, 2, width=3.6, height=2.8)
+    figure, plots = new_axes(4, 4, width=3.6, height=2.8)
     recipes = list(dict.fromkeys(key[:3] for key in groups))
     for one, name in zip(plots, SCORES, strict=False):
         for (*kind, _, networks), members in groups.items():
@@ -245,11 +279,13 @@ def draw_curves(groups, floor, path):
                 label = kind[0] + ("" if kind[1] == TRAINED else f", {kind[1]}")
                 again = label in [line.get_label() for line in one.lines]
                 colour = f"C{[r[0] for r in recipes].index(kind[0]) % 10}"
-                steps, values = zip(*((row["step"], row[name]) for row in members), strict=True)
+                steps, values = [row["step"] for row in members], [row[name] for row in members]
                 one.plot(steps, values, ".-", color=colour, linewidth=1, label="_" if again else label)
-        one.axhline(floor[name], color="0.6", linestyle=":", linewidth=1)
+        if name in floor:
+            one.axhline(floor[name], color="0.6", linestyle=":", linewidth=1)
         one.set(title=name, xlabel="step")
-    plots[-1].axis("off")
+    for one in plots[len(SCORES) :]:
+        one.axis("off")
     plots[-1].legend(*plots[0].get_legend_handles_labels(), frameon=False, fontsize=8, loc="center left")
     save_figure(figure, path)
 
@@ -264,7 +300,8 @@ def main(argv=None):
         phantoms(folder / f"train_{config.volumes}", config.volumes, 0)
         judge = Judge(read_all(phantoms(folder / "held_out", HELD_OUT, 10**6)))
         others = read_all(phantoms(folder / "floor", FLOOR, 2 * 10**6))
-        floors = {"other phantoms": judge(others), "other phantoms, smooth": judge.smooth(others)}
+        floors = {"other phantoms": judge(others) | {"share": floor_share(), "max": 1.0}}
+        floors["other phantoms, smooth"] = judge.smooth(others)
         recipes = list(RECIPES)[:COMPARED] if config.only is None else [config.only]
         planned = [(recipe, seed) for seed in config.seeds for recipe in recipes]
 
