@@ -51,13 +51,12 @@ from volumetric.geometry import affine_of, same_spacing, spacing_of, turn
 from volumetric.parallel import device_random, latent_of, process_group, volume_inputs
 from volumetric.pictures import (
     annotated,
-    captioned,
-    factor_to,
-    marked,
+    enlarged,
     plane_views,
     save_curve,
     save_gif,
     save_picture,
+    sheet_of,
 )
 from volumetric.runs import find_checkpoint
 from volumetric.sidecars import write_trained_on
@@ -624,29 +623,30 @@ def picture_sheet(writer, items):
 
 
 def picture_series(writer, items):
-    """Sequences: a GIF of the axial middle slice, one of the projection, and what else the mode shows."""
+    """Sequences: GIFs of axial middle slice and projection, a sheet, and what else the mode shows."""
     for series, members in by_series(items).items():
         volumes = np.stack([writer.read(item) for item in members])
         if writer.picture_format != "none":
-            save_gifs(writer, series, members, volumes)
-        writer.sheet(members, 5, f"{series}_sheet")
+            picture_sequence(writer, series, members, volumes)
         if "variation" in members[-1].source.noise and members[-1].source.noise["variation"]:
             picture_deviation(writer, series, volumes)
         if "t" in members[0].source.style:
             write_smoothness(writer.folder, series, volumes)
 
 
-def save_gifs(writer, series, items, volumes):
-    """A GIF of the axial middle slice, and one of the projection."""
+def picture_sequence(writer, series, items, volumes):
+    """A GIF of the axial middle slice, one of the projection, and a sheet of the first SHOWN projections."""
     views = [plane_views(volume, writer.affine) for volume in volumes]
     for name, index in (("axial", 0), ("axial_mip", 3)):
-        frames = []
-        for item, view in zip(items, views, strict=True):
-            factor = factor_to(256, view[index])
-            size = tuple(factor * n for n in view[index].shape[::-1])
-            frame = marked(view[index], factor, size, "RL")
-            frames.append(captioned(frame, f"SYNTHETIC {item.caption}"))
+        frames = [
+            enlarged(view[index], f"SYNTHETIC {item.caption}")
+            for item, view in zip(items, views, strict=True)
+        ]
         save_gif(frames, writer.folder / f"{series}_{name}.gif", 0.3 if len(frames) < 10 else 0.1)
+    shown = zip(items[:SHOWN], views[:SHOWN], strict=True)
+    tiles = [enlarged(view[3], item.caption) for item, view in shown]
+    sheet = sheet_of(tiles, min(5, len(tiles)), "SYNTHETIC: projection along the body axis, R is right")
+    save_picture(sheet, writer.folder / f"{series}_sheet.{writer.picture_format}")
 
 
 def picture_deviation(writer, series, volumes):

@@ -119,6 +119,14 @@ def test_every_mode_writes_its_files(make, mode):
         assert shown == 300 * (3 if mode == "stochastic_variation" else 4)
 
 
+def test_a_sequence_is_shown_large_and_by_its_projection(make):
+    folder = make(mode="interpolation", num_generate=1, steps=6)
+    for gif in folder.glob("*.gif"):
+        assert Image.open(gif).size == (256, 256 + 14)  # of 8 x 8 voxels
+    sheet = Image.open(folder / "slerp000042-000043_sheet.png")
+    assert sheet.size == (5 * 257, 2 * (256 + 14 + 1) + 14)  # rows of five, a gap, and the line below all
+
+
 def test_sidecar_describes_the_volume(make):
     folder = make(num_generate=1, truncation_psi=0.7)
     details = json.loads((folder / "seed000042_psi0.70.json").read_text(encoding="utf-8"))

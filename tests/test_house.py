@@ -29,7 +29,8 @@ GROUND = {
     "layers": {"cli"},
     "memory": {"cli"},
     "replay": {"cli"},
-    "runs": {"cli", "files", "parallel", "pictures"},
+    "logs": {"files"},
+    "runs": {"cli", "files", "logs", "parallel", "pictures"},
     "training": {
         "cli",
         "collection",
@@ -54,6 +55,7 @@ WITHOUT_TORCH = (
     "volumetric/rates.py",
     "volumetric/vessels.py",
     "volumetric/pages.py",
+    "volumetric/logs.py",
     "volumetric/sidecars.py",
 )
 # Programs in one file, and how long they may be; every other file has at most 700 lines.

@@ -72,6 +72,18 @@ def losses_of(trainer):
     return [row["loss"] for row in rows_of(trainer)]
 
 
+def held_by(trainer):
+    """{number: step} of its checkpoints, in the order of the steps."""
+    folder = trainer.plan.models
+    return {n: runs.read_state(folder / f"model_{n}.pt")["step"] for n in runs.checkpoint_numbers(folder)}
+
+
+def ended_at(step, folder, steps=99, **plan):
+    """A trainer that SIGTERM ended after so many steps."""
+    events = {step - 1: lambda _: os.kill(os.getpid(), signal.SIGTERM)}
+    return runs.run(LineTrainer(folder, steps, events=events, **plan))
+
+
 def test_a_run_in_pieces_is_the_run_in_one(tmp_path):
     whole = runs.run(LineTrainer(tmp_path / "whole", 11))
     for steps in (2, 5, 5, 11):
@@ -81,7 +93,8 @@ def test_a_run_in_pieces_is_the_run_in_one(tmp_path):
     assert float(losses_of(whole)[-1]) < float(losses_of(whole)[0])
     previews = sorted(p.name for p in (tmp_path / "whole" / "results" / "previews").iterdir())
     assert previews == [f"{step:06d}-line.png" for step in (0, 3, 6, 9)]
-    assert runs.checkpoint_numbers(whole.plan.models) == [0, 1, 2]  # 11 // 4 is the last
+    assert runs.checkpoint_numbers(whole.plan.models) == [0, 1, 2, 3]  # of steps 0, 4, 8 and 11
+    assert held_by(parts) == {1: 4, 2: 8, 3: 11}  # what was between, and at the ends of parts, is gone
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
@@ -91,7 +104,7 @@ def test_a_signal_saves_and_ends(tmp_path, number, capsys):
     with pytest.raises(SystemExit) as ended:
         runs.end_by_signal(stopped)
     assert stopped.ended_by == number and ended.value.code == {"SIGINT": 130, "SIGTERM": 143}[number.name]
-    assert stopped.step == 7 and runs.read_state(tmp_path / "models" / "model_1.pt")["step"] == 7
+    assert stopped.step == 7 and held_by(stopped) == {0: 0, 1: 4, 2: 7}
     assert f"{number.name}: saved after step 7. The same command continues" in capsys.readouterr().out
     assert signal.getsignal(number) is before
 
@@ -152,16 +165,76 @@ def test_old_checkpoints_go(tmp_path):
     assert runs.checkpoint_numbers(tmp_path / "models") == [3, 4]
 
 
+def test_a_due_checkpoint_stays_when_a_signal_comes_soon_after_it(tmp_path):
+    whole = runs.run(LineTrainer(tmp_path / "whole", 12))
+    parts = tmp_path / "parts"
+    assert held_by(ended_at(5, parts)) == {0: 0, 1: 4, 2: 5}
+    assert held_by(ended_at(6, parts)) == {0: 0, 1: 4, 2: 6}  # one such file, however many signals
+    assert held_by(ended_at(8, parts)) == {0: 0, 1: 4, 2: 8}  # a due one has its own number again
+    assert runs.find_checkpoint(parts / "models").name == "model_2.pt"
+    ended = ended_at(9, parts)
+    assert held_by(ended) == {0: 0, 1: 4, 2: 8, 3: 9}
+    assert runs.find_checkpoint(parts / "models").name == "model_3.pt"
+    last = runs.run(LineTrainer(parts, 12))
+    assert held_by(last) == held_by(whole) == {0: 0, 1: 4, 2: 8, 3: 12}
+    assert torch.equal(whole.line.weight, last.line.weight) and losses_of(whole) == losses_of(last)
+
+
+def test_a_signal_before_the_first_due_checkpoint(tmp_path):
+    """It takes the place of the networks that have learned nothing, and goes with the first due one."""
+    assert held_by(ended_at(3, tmp_path)) == {0: 3}
+    assert held_by(ended_at(7, tmp_path)) == {1: 4, 2: 7}
+
+
+def test_the_end_of_a_run_replaces_no_due_checkpoint(tmp_path):
+    assert held_by(runs.run(LineTrainer(tmp_path, 9))) == {0: 0, 1: 4, 2: 8, 3: 9}
+    assert held_by(runs.run(LineTrainer(tmp_path, 10))) == {0: 0, 1: 4, 2: 8, 3: 10}
+    assert held_by(runs.run(LineTrainer(tmp_path, 13, keep_checkpoints=2))) == {3: 12, 4: 13}
+
+
+def test_nan_goes_back_to_the_step_of_a_signal(tmp_path, capsys):
+    ended_at(5, tmp_path)
+    again = runs.run(LineTrainer(tmp_path, 12, events={5: lambda _: float("nan")}))
+    assert "went back to" in capsys.readouterr().err and again.reverts == 1
+    assert held_by(again) == {0: 0, 1: 4, 2: 8, 3: 12}
+    assert len(rows_of(again)) == 12
+
+
+def test_a_run_that_a_signal_ended_goes_back_to_a_due_checkpoint(tmp_path):
+    trainer = ended_at(9, tmp_path)
+    runs.set_aside_later(trainer.plan.models, 1)  # --load_from 1
+    assert held_by(runs.run(LineTrainer(tmp_path, 8))) == {0: 0, 1: 4, 2: 8}
+    assert sorted(p.name for p in (tmp_path / "models" / "after-model_1").iterdir()) == [
+        "model_2.pt",
+        "model_3.pt",
+    ]
+
+
+def test_folders_of_earlier_versions_lose_nothing(tmp_path):
+    """Whose checkpoints do not say whether they were due, and had a signal's step in a due one's place."""
+    trainer = ended_at(8, tmp_path)
+    late = LineTrainer(tmp_path, 99)
+    late.load(trainer.state() | {"step": 10})
+    torch.save(late.state(), tmp_path / "models" / "model_2.pt")
+    assert held_by(ended_at(11, tmp_path)) == {0: 0, 1: 4, 2: 10, 3: 11}
+    assert held_by(runs.run(LineTrainer(tmp_path, 12))) == {0: 0, 1: 4, 2: 10, 3: 12}
+
+
 def test_another_save_every_loses_nothing(tmp_path):
     """The step inside decides which checkpoint is the newest, not its number alone."""
     runs.run(LineTrainer(tmp_path, 6, save_every=1))
-    runs.run(LineTrainer(tmp_path, 20, save_every=7, keep_checkpoints=2))
-    models = tmp_path / "models"
-    steps = [runs.read_state(models / f"model_{n}.pt")["step"] for n in runs.checkpoint_numbers(models)]
-    assert steps == [7, 20]  # the last one takes the place of that of step 14, in whose interval it is
-    assert runs.read_state(runs.find_checkpoint(models))["step"] == 20
+    kept = runs.run(LineTrainer(tmp_path, 20, save_every=7, keep_checkpoints=2))
+    assert list(held_by(kept).values()) == [14, 20]
     last = runs.run(LineTrainer(tmp_path, 23, save_every=3))
-    assert last.step == 23 and runs.read_state(runs.find_checkpoint(models))["step"] == 23
+    assert list(held_by(last).values()) == [14, 21, 23]  # step 20 was due to no one
+
+
+@pytest.mark.parametrize("every", [1, 3, 7, 490, 500])
+def test_a_signals_file_goes_whatever_save_every_becomes(tmp_path, every):
+    ended = ended_at(6, tmp_path, save_every=5)
+    assert held_by(ended) == {0: 0, 1: 5, 2: 6}
+    steps = list(held_by(runs.run(LineTrainer(tmp_path, 8, save_every=every))).values())
+    assert steps == [0, 5, *(n for n in (7,) if n % every == 0), 8]
 
 
 def test_another_save_every_keeps_all_that_is_there(tmp_path):
@@ -169,10 +242,10 @@ def test_another_save_every_keeps_all_that_is_there(tmp_path):
     runs.run(LineTrainer(tmp_path, 15, save_every=7))
     models = tmp_path / "models"
     steps = [runs.read_state(models / f"model_{n}.pt")["step"] for n in runs.checkpoint_numbers(models)]
-    assert steps == [*range(7), 7, 15]
+    assert steps == [*range(7), 7, 14, 15]
     runs.set_aside_later(models, 6)
     assert runs.read_state(runs.find_checkpoint(models))["step"] == 6
-    assert len(list((models / "after-model_6").iterdir())) == 2
+    assert len(list((models / "after-model_6").iterdir())) == 3
 
 
 def test_a_finished_run_says_so(tmp_path, capsys):

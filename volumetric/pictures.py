@@ -6,7 +6,7 @@ front or top is up; in a sagittal one the front is on the left.
 
 import numpy as np
 from nibabel import affines, orientations
-from PIL import Image, ImageDraw
+from PIL import Image, ImageDraw, ImageFont
 
 from volumetric.files import atomic_path, volume_to_array
 
@@ -69,11 +69,6 @@ def square_pixels(plane, height, width, size):
     return np.asarray(Image.fromarray(grey(plane)).resize((columns, rows), Image.Resampling.BILINEAR))
 
 
-def factor_to(smallest, picture):
-    """Whole number by which a picture must grow to have at least `smallest` rows."""
-    return max(1, -(-smallest // picture.shape[0]))
-
-
 BAR_MM = 20.0
 
 
@@ -105,10 +100,14 @@ def annotated(volume, affine, caption, edge=128):
     return captioned(np.concatenate([*large, *small], axis=1), caption)
 
 
-def captioned(picture, caption):
-    """A picture with a line of text below. Shapes: (H, W) or (H, W, 3) -> (H + 14, W), or with 3 colours"""
-    strip = Image.new("L", (picture.shape[1], 14), 0)
-    ImageDraw.Draw(strip).text((4, 1), caption.encode("ascii", "replace").decode(), fill=EDGE)
+def captioned(picture, caption, size=10):
+    """A picture with a line of text of `size` pixels below.
+
+    Shapes: (H, W) or (H, W, 3) -> (H + size + 4, W), or with 3 colours
+    """
+    strip = Image.new("L", (picture.shape[1], size + 4), 0)
+    text, font = caption.encode("ascii", "replace").decode(), ImageFont.load_default(size)
+    ImageDraw.Draw(strip).text((4, 1), text, fill=EDGE, font=font)
     return np.concatenate(alike([picture, np.asarray(strip)]), axis=0)
 
 
@@ -153,8 +152,17 @@ def sheet_of(pictures, columns, caption):
     return captioned(tile(np.stack(tiles), columns), caption)
 
 
-def marked(view, scale, size, sides, bar=0):
-    """A view in the middle of a picture of (columns, rows) pixels, with its sides and a bar below."""
+def enlarged(view, caption, smallest=256):
+    """A view as large as it must be to have `smallest` rows, with its sides and a line of text below.
+
+    Shapes: (h, w) uint8 -> (H, W), h and w times a whole number, and the text's rows
+    """
+    factor = max(1, -(-smallest // view.shape[0]))
+    return captioned(marked(view, factor, tuple(factor * n for n in view.shape[::-1]), "RL"), caption)
+
+
+def marked(view, scale, size, sides="", bar=0):
+    """A view in the middle of a picture of (columns, rows) pixels, with its two sides and a bar below."""
     shape = [max(1, round(n * scale)) for n in view.shape[1::-1]]
     shown = Image.fromarray(view)
     canvas = Image.new(shown.mode, size, (MARGIN,) * len(shown.getbands()))
@@ -162,7 +170,7 @@ def marked(view, scale, size, sides, bar=0):
     place = tuple((a - b) // 2 for a, b in zip(size, shape, strict=True))
     canvas.paste(shown.resize(shape, how), place)
     draw = ImageDraw.Draw(canvas)
-    for side, left in zip(sides, (3, size[0] - 9), strict=True):
+    for side, left in zip(sides, (3, size[0] - 9), strict=False):
         outline = {"stroke_width": 1, "stroke_fill": "black"}  # legible on bright tissue, too
         draw.text((left, size[1] // 2 - 6), side, fill="white", **outline)
     if bar:

@@ -20,11 +20,9 @@ and, for memory.py, `rehearsals()`: [(phase, function that runs its heaviest wor
 import contextlib
 import csv
 import functools
-import io
 import json
 import math
 import re
-import shutil
 import signal
 import sys
 import threading
@@ -40,7 +38,8 @@ from torch.utils._pytree import tree_leaves
 from tqdm import tqdm
 
 from volumetric.cli import UserError
-from volumetric.files import as_damaged, atomic_path, clear_parts, next_free, one_line, reading, save_nifti
+from volumetric.files import atomic_path, clear_parts, next_free, one_line, reading, save_nifti
+from volumetric.logs import append_scores, continue_table
 from volumetric.pictures import save_picture
 
 CHECKPOINT = r"model_(0|[1-9][0-9]{0,11})\.pt"  # its file's name
@@ -114,9 +113,13 @@ class Plan:
             about |= {"evaluate_every": config.calculate_fid_every, "lowest_is_best": BEST}
         return cls(**about | more)
 
+    def is_due(self, step):
+        """True if a checkpoint of so many steps is one that stays."""
+        return step % self.save_every == 0
+
     def saves_at(self, step):
-        """True if a checkpoint is due after so many steps."""
-        return step % self.save_every == 0 or step == self.num_train_steps
+        """True if a checkpoint is written after so many steps: a due one, or the run's last."""
+        return self.is_due(step) or step == self.num_train_steps
 
     def previews_at(self, step):
         """True if a preview is due after so many steps."""
@@ -280,21 +283,6 @@ def evaluate(trainer, received):
     return scores
 
 
-def append_scores(path, step, scores):
-    """Add the numbers of an evaluation to fid_scores.txt, lines of step,metric,value; later steps go."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    lines = path.read_text(encoding="utf-8").splitlines()[1:] if path.exists() else []
-    lines = [line for line in lines if is_before(line.split(",")[0], step)]
-    lines += [f"{step},{name},{value:.8g}" for name, value in scores.items()]
-    with atomic_path(path) as part:
-        part.write_text("\n".join(["step,metric,value", *lines, ""]), encoding="utf-8")
-
-
-def is_before(text, step):
-    """True if a text is the number of an earlier step."""
-    return re.fullmatch("[0-9]{1,15}", text or "") is not None and int(text) < step
-
-
 @contextlib.contextmanager
 def interruptions():
     """List of the signals (SIGTERM, Ctrl-C) that have arrived; a second Ctrl-C aborts."""
@@ -336,31 +324,46 @@ def number_of(path):
 def age(path):
     """Key by which a later checkpoint comes after an earlier one; a damaged one is last, to be named.
 
-    Numbers do not tell: they are step // save_every, and save_every may have changed. Those of the original,
+    Numbers do not tell: they follow from save_every, which may have changed. Those of the original,
     which hold no step, come first, by their number.
     """
-    about = path.stat()
-    step = step_inside(path, about.st_mtime_ns, about.st_size)
+    step, _ = about(path)
     return (0, number_of(path), 0) if step is None else (1, step, number_of(path))
 
 
+def about(path):
+    """Step of a checkpoint, and whether it was due; None if it holds no step, infinity if it is damaged."""
+    stat = path.stat()
+    return read_about(path, stat.st_mtime_ns, stat.st_size)
+
+
 @functools.lru_cache(maxsize=1024)
-def step_inside(path, *_):
-    """Step of a checkpoint; None if it holds none, infinity if it cannot be read."""
+def read_about(path, *_):
+    """`about` a file of this age and size, which is read once."""
     try:
-        return read_state(path, check=False).get("step")
+        state = read_state(path, check=False)
     except UserError:
-        return math.inf
+        return math.inf, True
+    step = state.get("step")
+    return step, step is None or state.get("due") is not False  # those of earlier versions stay
 
 
-def number_for(plan, step):
-    """Number of the checkpoint to write: step // save_every, or more, so that later ones have higher ones."""
-    number, there = step // plan.save_every, checkpoint_numbers(plan.models)
-    if not there or number > max(there):
-        return number
-    _, newest, _ = age(plan.models / f"model_{there[-1]}.pt")
-    same = there[-1] == max(there) and newest // plan.save_every == number
-    return there[-1] if same else max(there) + 1
+def place_for(plan, step):
+    """Number of the checkpoint to write, and the numbers of those that go when it is there.
+
+    A due checkpoint has the number step // save_every, and stays. One between two of these, of a signal or
+    of a run's end, has the number of the next, until that is written; before the first it takes the place
+    of step 0, of networks that have learned nothing. Where numbers of another save_every are in the way, all
+    later ones are higher.
+    """
+    folder = plan.models
+    found = {n: about(folder / f"model_{n}.pt") for n in checkpoint_numbers(folder)}
+    passed = [n for n, (then, due) in found.items() if not due and then < step]
+    stay = [n for n, (then, due) in found.items() if n not in passed and then not in (0, step)]
+    number = step // plan.save_every
+    if number and not plan.is_due(step):
+        number += 1
+    return max([number, *(n + 1 for n in stay)]), passed
 
 
 def find_checkpoint(folder, load_from=-1):
@@ -446,7 +449,7 @@ def take_up(trainer, path, **changed):
 
 
 def save(trainer):
-    """Write a checkpoint; remove those beyond keep_checkpoints.
+    """Write a checkpoint; remove those that it takes the place of, and those beyond keep_checkpoints.
 
     Raises:
         NanException: It would hold a number that is not finite.
@@ -457,7 +460,10 @@ def save(trainer):
         raise NanException(f"a weight is not finite after step {trainer.step}")
     if not trainer.group.first:
         return
-    save_checkpoint(state, plan.models / f"model_{number_for(plan, trainer.step)}.pt")
+    number, passed = place_for(plan, trainer.step)
+    save_checkpoint(state | {"due": plan.is_due(trainer.step)}, plan.models / f"model_{number}.pt")
+    for former in set(passed) - {number}:
+        (plan.models / f"model_{former}.pt").unlink()
     with dispensable(".config.json"), atomic_path(plan.models / ".config.json") as part:
         part.write_text(json.dumps(state.get("config", {}), indent=1), encoding="utf-8")
     if plan.keep_checkpoints is not None:
@@ -675,26 +681,3 @@ class RunLog:
         """Give a picture (H, W) or (H, W, 3) to TensorBoard."""
         if self.board is not None:
             self.board.add_image(name, picture, self.bar.n, dataformats="HW" if picture.ndim == 2 else "HWC")
-
-
-def continue_table(path, step, columns):
-    """Open a CSV table to append to, without the rows beyond a step; a longer one is kept beside it.
-
-    Returns:
-        The open file, and its columns: the given ones and those that it had.
-    """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    rows, columns = [], list(dict.fromkeys(columns))
-    if path.exists():
-        text = path.read_text(encoding="utf-8", errors="replace").replace("\0", "")
-        with as_damaged("move it away", path):
-            written = list(csv.DictReader(io.StringIO(text, newline="")))
-        rows = [row for row in written if is_before(row.get("step"), step + 1) and None not in row.values()]
-        columns += [name for name in (rows[0] if rows else ()) if name and name not in columns]
-        if len(rows) < len(written) or not written:
-            shutil.move(path, next_free(path.with_name("metrics-superseded.csv")))
-    with atomic_path(path) as part, open(part, "w", newline="", encoding="utf-8") as file:
-        table = csv.DictWriter(file, columns, extrasaction="ignore")
-        table.writeheader()
-        table.writerows(rows)
-    return open(path, "a", newline="", buffering=1, encoding="utf-8"), columns
