@@ -14,7 +14,16 @@ import pytest
 import torch
 from PIL import Image
 
-from tests.conftest import ROOT, SMALL, run_script, tiny_flags, write_data, write_labels
+from tests.conftest import (
+    ROOT,
+    SMALL,
+    random_array,
+    run_script,
+    tiny_flags,
+    write_data,
+    write_labels,
+    write_volume,
+)
 from volumetric.cli import UserError
 from volumetric.dataset import SeededBatches
 from volumetric.parallel import Group, SharedRandom, host_random
@@ -102,7 +111,10 @@ OPTIONS = {
     "dual_contrast_loss": {"dual_contrast_loss": True},
     "top_k_training": {"top_k_training": True, "generator_top_k_gamma": 0.5},
     "labels": {"labels": "LABELS", "balance_classes": True, "pl_batch_shrink": 2},
-    "recipe": {"recipe": "robust", "aug_prob": 0.5, "no_pl_reg": False, "labels": "LABELS"},
+    "recipe": {
+        **{"recipe": "robust", "aug_prob": 0.5, "no_pl_reg": False, "labels": "LABELS"},
+        "batch_size": 8,  # groups of four in each process
+    },
     "logistic": {"loss": "logistic", "penalty": "r1", "labels": "LABELS"},
     "attn_layers": {
         **{"attn_layers": [1, 2], "fq_layers": [2], "fq_dict_size": 8, "cl_reg": True, "no_const": True}
@@ -117,6 +129,8 @@ def gradients(tmp_path_factory):
     folder = tmp_path_factory.mktemp("gradients")
     shared = {**SMALL, "batch_size": 4, "gradient_accumulate_every": 2, "device": "cpu", "fp16": False}
     data = write_data(folder)
+    for n in (6, 7):
+        write_volume(data / f"v{n}.nii.gz", random_array(n))
     shared |= {"data": str(data), "aug_prob": 0.7}
     settings = {name: shared | options for name, options in OPTIONS.items()}
     text = json.dumps(settings).replace("LABELS", str(write_labels(folder, data)))

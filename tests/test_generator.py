@@ -134,6 +134,7 @@ def test_sidecar_describes_the_volume(make):
     assert details["checkpoint"]["step"] == 3 and details["checkpoint"]["networks"] == "SE, GE"
     assert re.fullmatch("[0-9a-f]{64}", details["checkpoint"]["sha256"])
     plain = {"attn_layers": [], "fq_layers": [], "fq_dict_size": 256, "cl_reg": False, "no_const": False}
+    plain["minibatch_std"] = False
     assert details["model"] == {**SMALL, "lr_mlp": 0.1, "latent_dim": 512, "style_depth": 8, **plain}
     assert {"torch", "numpy", "nibabel", "python", "stylegan2_pytorch"} == set(details["versions"])
     assert np.load(folder / details["style"]).shape == (1, 512)

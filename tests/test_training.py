@@ -257,7 +257,7 @@ def test_checkpoint_holds_everything_and_fits_the_original(make_config):
     path = trainer.config.models / "model_2.pt"
     state = torch.load(path, weights_only=True)
     wanted = {"GAN", "G_opt", "D_opt", "scaler", "step", "reverts", "pl_mean", "random", "config", "affine"}
-    wanted |= {"best", "ada", "class_names", "class_shares", "class_digest", "command"}
+    wanted |= {"best", "due", "ada", "class_names", "class_shares", "class_digest", "command"}
     assert wanted | {"format_version", "version", "truncation_center", "data_digest", "trained_on"} == set(
         state
     )
