@@ -690,13 +690,17 @@ class Trainer(training.VolumeTrainer):
 
     def update(self):
         """One update of every network."""
-        losses = self.update_by("D_opt", self.accumulate_discriminators, self.penalty_is_due)
+        losses = self.update_by("D_opt", self.accumulate_discriminators, self.penalty_is_due(self.step))
         return losses | self.update_by("G_opt", self.accumulate_generator)
 
-    @property
-    def penalty_is_due(self):
-        """True if R1 is computed in this step."""
-        return self.step % self.config.r1_every == 0
+    def penalty_is_due(self, step):
+        """True if R1 is computed in a step."""
+        return step % self.config.r1_every == 0
+
+    def step_kinds(self):
+        """As `VolumeTrainer`'s: with and without R1."""
+        share = math.ceil(self.config.num_train_steps / self.config.r1_every) / self.config.num_train_steps
+        return {0: share} | ({1: 1 - share} if share < 1 else {})
 
     def accumulate_discriminators(self, regularize, micro_batches):
         """Gradients of all discriminators; R1 in a pass of its own in float32."""

@@ -478,6 +478,11 @@ class Trainer(training.VolumeTrainer):
             self.networks.D_classes.weight.grad = None
         return losses
 
+    def step_kinds(self):
+        """As `VolumeTrainer`'s: the phases."""
+        total = self.phases[-1].end
+        return {phase.start: (phase.end - phase.start) / total for phase in self.phases}
+
     def rehearsed(self):
         """[(phase, function, arguments)] of the heaviest work: a fade to the full size."""
         two = min(2, self.config.gradient_accumulate_every)

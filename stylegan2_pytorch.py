@@ -32,7 +32,7 @@ import contextlib
 import functools
 import itertools
 import math
-from collections import defaultdict
+from collections import Counter, defaultdict
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -73,6 +73,8 @@ from volumetric.layers import (
     equalized_scale,
     gradient_penalty,
     growth_schedule,
+    haar,
+    inverse_haar,
     leaky_relu,
     minibatch_deviation,
     move_averages,
@@ -104,6 +106,7 @@ CONTRAST_FAKES_AFTER = 20000
 
 PENALTY_PARTS = 4  # of a micro-batch, whose penalties are computed one after the other to save memory
 PENALTY_VOXELS = 2**19  # in such a part, at least, unless the micro-batch has fewer
+HALF_PENALTY_SCALE = 2.0**10  # of logits in float16, whose gradient in a voxel is some 1e-4 and less inside
 CACHED_VOXELS = 2**15  # the same for a zero-centred penalty on a CPU, whose caches hold as much
 STREAM_D, STREAM_G = parallel.STREAM_STEP, parallel.STREAM_SECOND_STEP
 TRUNCATION_SAMPLES = 2000  # styles averaged for the truncation centre
@@ -118,6 +121,7 @@ RECIPES = {"published": "as in the paper", "robust": "learns sooner and stays di
 LOSSES = {"hinge": "as published", "logistic": "softplus", "relativistic": "pairs of real and generated"}
 PENALTIES = {"one_centered": "as published", "r1": "to 0 at real volumes", "r1r2": "at generated ones too"}
 NOISES = {"all": "as published", "last": "the last one, where it draws no shapes"}
+PRECISIONS = {"float32": "as published", "mixed": "that of the other passes, with --fp16"}
 AVERAGES = {"published": "from step 20000", "ramped": "from the first step, ever longer"}
 
 
@@ -140,6 +144,7 @@ class TrainConfig(SeedOptions, EvaluationOptions, VolumeConfig):
     fq_dict_size: int = option(256, "Codes of each feature quantisation.", most=65536, network=True)
     cl_reg: bool = option(False, "Contrastive regularisation of the discriminator.", network=True)
     minibatch_std: bool = option(False, "D sees how volumes differ.", robust=True, network=True)
+    haar: bool = option(False, "G's last and D's first level are of Haar bands.", network=True)
     transparent: bool = option(False, "Not available: a one-channel volume has no alpha channel.")
     # training step
     recipe: str = option("published", "Set of defaults.", choices=RECIPES, resumed=True)
@@ -155,6 +160,7 @@ class TrainConfig(SeedOptions, EvaluationOptions, VolumeConfig):
     all_pairs: bool = option(False, "Relativistic: all pairs of a group.", robust=True, kept=True)
     penalty: str = option("one_centered", "Of D's gradient.", choices=PENALTIES, robust="r1r2", resumed=True)
     penalty_every: int = option(16, "Steps between gradient penalties.", robust=4, resumed=True)
+    penalty_precision: str = option("float32", "Of penalties.", choices=PRECISIONS, resumed=True)
     gamma: float = option(1.0, "Weight of a zero-centred penalty.", resumed=True)
     final_gamma: float | None = option(None, "Its weight at the end; None keeps it.", resumed=True)
     mixed_prob: float = option(0.9, "Probability of style mixing.", **SHARE, robust=0.0, resumed=True)
@@ -187,9 +193,8 @@ class TrainConfig(SeedOptions, EvaluationOptions, VolumeConfig):
         super().__post_init__()
         if self.transparent:
             raise UserError("--transparent is not possible: a one-channel volume has no alpha channel.")
-        blocks = len(growth_schedule(self.image_size, self.image_depth))
         for name in ("attn_layers", "fq_layers"):
-            check_layers(name, getattr(self, name), blocks)
+            check_layers(name, getattr(self, name), self.blocks)
         for name in ("cl_reg", "ada_target"):
             if getattr(self, name) and not self.aug_types:
                 raise UserError(f"--{name} needs augmentations: give --aug_types.")
@@ -197,6 +202,11 @@ class TrainConfig(SeedOptions, EvaluationOptions, VolumeConfig):
             raise UserError(f"--loss {self.loss} stands alone: leave the flags of other losses out.")
         if self.loss == "relativistic" and self.top_k_training:
             raise UserError("--loss relativistic compares pairs: leave --top_k_training out.")
+
+    @property
+    def blocks(self):
+        """Number of G's blocks."""
+        return len(growth_schedule(self.image_size, self.image_depth)) - self.haar
 
     @property
     def chosen_depth(self):
@@ -207,6 +217,11 @@ class TrainConfig(SeedOptions, EvaluationOptions, VolumeConfig):
     def batch_divisor(self):
         """Of a process's part of a batch."""
         return self.pl_batch_shrink
+
+    @property
+    def least_batch(self):
+        """Volumes that a step can be of: a group, if groups are compared."""
+        return math.lcm(GROUP if self.minibatch_std or self.all_pairs else 1, self.pl_batch_shrink)
 
     @property
     def scheduled(self):
@@ -221,12 +236,10 @@ class TrainConfig(SeedOptions, EvaluationOptions, VolumeConfig):
 
 
 NETWORK_SETTINGS = options_of(TrainConfig, network=True)
-BEFORE = {
-    "noise": "all",
-    "all_pairs": False,
-    "minibatch_std": False,
-}  # of a checkpoint that does not state them
+# of a checkpoint that does not state them
+BEFORE = {"noise": "all", "all_pairs": False, "minibatch_std": False, "haar": False}
 GENERATOR_SETTINGS = ("image_size", "image_depth", "network_capacity", "fmap_max", "attn_layers", "no_const")
+GENERATOR_SETTINGS = (*GENERATOR_SETTINGS, "haar")
 
 
 # ╔══════════════════════════════════════════════════════════════════════════════════════════════════════════╗
@@ -314,24 +327,24 @@ class Conv3DMod(nn.Module):
 
 
 class ModulatedSum(nn.Module):
-    """Modulated 1x1x1 convolution to one channel, without demodulation: a sum over channels for each sample.
+    """Modulated 1x1x1 convolution to one channel, or few, without demodulation: a sum over channels.
 
     As a product of matrices it reads x once; the convolution would need x times the style first.
 
     Shapes:
         x:      (B, C, D, H, W)
         style:  (B, C)
-        return: (B, 1, D, H, W)
+        return: (B, sums, D, H, W)
     """
 
-    def __init__(self, channels):
+    def __init__(self, channels, sums=1):
         super().__init__()
-        self.weight = nn.Parameter(torch.empty(1, channels, 1, 1, 1))
+        self.weight = nn.Parameter(torch.empty(sums, channels, 1, 1, 1))
         nn.init.kaiming_normal_(self.weight, a=0, mode="fan_in", nonlinearity="leaky_relu")
 
     def forward(self, x, style):
-        factors = (1 + style) * self.weight.view(1, -1)  # (B, C)
-        return (voxels_first(x) @ factors.to(x.dtype)[..., None]).view(len(x), 1, *x.shape[2:])
+        factors = (1 + style)[..., None] * self.weight.flatten(1).T  # (B, C, sums)
+        return (voxels_first(x) @ factors.to(x.dtype)).unflatten(1, x.shape[2:]).movedim(-1, 1)
 
 
 # ╔══════════════════════════════════════════════════════════════════════════════════════════════════════════╗
@@ -371,6 +384,8 @@ class StyleVectorizer(nn.Module):
 class ToGrayscale(nn.Module):
     """Grey volume of one block, added to the enlarged grey volume of the block before.
 
+    A last block of Haar bands gives details of a volume of twice its size.
+
     Shapes:
         x:        (B, C, D, H, W)
         previous: (B, 1, D, H, W) or None
@@ -378,14 +393,19 @@ class ToGrayscale(nn.Module):
         return:   (B, 1, D', H', W'), enlarged unless this is the last block
     """
 
-    def __init__(self, latent_dim, channels, enlarge):
+    def __init__(self, latent_dim, channels, enlarge, bands=None):
         super().__init__()
         self.to_style = StyleLinear(latent_dim, channels)
-        self.conv = ModulatedSum(channels)
+        self.bands = bands  # factors of the axes that they halve
+        self.conv = ModulatedSum(channels, math.prod(bands or (1,)))
+        enlarge = enlarge or bands
         self.upsample = nn.Sequential(Upsampling(enlarge), Blur()) if enlarge else None
 
     def forward(self, x, previous, w):
         x = self.conv(x, self.to_style(w))
+        if self.bands:
+            x = inverse_haar(x, self.bands)
+            return x if previous is None else x + self.upsample(previous)
         if previous is not None:
             x = x + previous
         return x if self.upsample is None else self.upsample(x)
@@ -398,28 +418,30 @@ class GeneratorBlock(nn.Module):
         x:        (B, C_in, D, H, W)
         grey:     (B, 1, D', H', W') or None, at this block's size
         w:        (B, latent_dim)
-        noise:    (B, >= D', >= H', >= W', 1), its first corner is used
+        noise:    (B, >= D', >= H', >= W', 1), its first corner is used, or its bands
         return:   (B, C_out, D', H', W'), grey volume at the next block's size
     """
 
-    def __init__(self, latent_dim, in_channels, out_channels, enlarge, enlarge_next):
+    def __init__(self, latent_dim, in_channels, out_channels, enlarge, enlarge_next, bands=None):
         super().__init__()
+        self.bands = bands or (1, 1, 1)
+        noises = math.prod(self.bands)
         self.upsample = Upsampling(enlarge) if max(enlarge) > 1 else None
         self.to_style1 = StyleLinear(latent_dim, in_channels)
-        self.to_noise1 = nn.Linear(1, out_channels)
+        self.to_noise1 = nn.Linear(noises, out_channels)
         self.conv1 = Conv3DMod(in_channels, out_channels, kernel_size=3)
         self.to_style2 = StyleLinear(latent_dim, out_channels)
-        self.to_noise2 = nn.Linear(1, out_channels)
+        self.to_noise2 = nn.Linear(noises, out_channels)
         self.conv2 = Conv3DMod(out_channels, out_channels, kernel_size=3)
         self.activation = leaky_relu()
-        self.to_grayscale = ToGrayscale(latent_dim, out_channels, enlarge_next)
+        self.to_grayscale = ToGrayscale(latent_dim, out_channels, enlarge_next, bands)
 
     def forward(self, x, grey, w, noise):
         if self.upsample is not None:
             x = self.upsample(x)
-        d, h, w_axis = x.shape[2:]
-        noise = noise[:, :d, :h, :w_axis].flatten(1, 3)
-        noise = torch.cat([noise, torch.ones_like(noise)], dim=-1)  # (B, D' * H' * W', 2)
+        d, h, w_axis = (size * factor for size, factor in zip(x.shape[2:], self.bands, strict=True))
+        noise = voxels_first(haar(noise[:, None, :d, :h, :w_axis, 0], self.bands))
+        noise = torch.cat([noise, torch.ones_like(noise[..., :1])], dim=-1)  # (B, D' * H' * W', noises + 1)
         x = self.activation(add_noise_(self.conv1(x, self.to_style1(w)), noise, self.to_noise1))
         x = self.activation(add_noise_(self.conv2(x, self.to_style2(w)), noise, self.to_noise2))
         return x, self.to_grayscale(x, grey, w)
@@ -427,6 +449,9 @@ class GeneratorBlock(nn.Module):
 
 class Generator(nn.Module):
     """Synthesis network: styles and noise to volumes.
+
+    With haar, the last block is missing; the one before gives the bands of a Haar transform of the details,
+    and takes those of the noise (as the wavelet generators of arXiv:2102.06108).
 
     Shapes:
         styles: (B, num_layers, latent_dim), one w for each block
@@ -443,13 +468,16 @@ class Generator(nn.Module):
         fmap_max=512,
         attn_layers=(),
         no_const=False,
+        haar=False,
     ):
         super().__init__()
         self.checkpoint_activations = False
         factors = growth_schedule(image_size, image_depth)
         self.image_size, self.image_depth, self.latent_dim = image_size, image_depth, latent_dim
+        widths = [min(fmap_max, network_capacity * 2 ** (i + 1)) for i in reversed(range(len(factors)))]
+        bands = factors.pop() if haar else None
         self.num_layers = len(factors)
-        widths = [min(fmap_max, network_capacity * 2 ** (i + 1)) for i in reversed(range(self.num_layers))]
+        widths = widths[: self.num_layers]
         if no_const:
             self.to_initial_block = nn.ConvTranspose3d(latent_dim, widths[0], 4, bias=False)
         else:
@@ -457,7 +485,7 @@ class Generator(nn.Module):
         self.initial_conv = Conv3d(widths[0], widths[0], 3, padding=1)
         widths = [widths[0], *widths]
         self.blocks = nn.ModuleList(
-            GeneratorBlock(latent_dim, *channels, enlarge, enlarge_next)
+            GeneratorBlock(latent_dim, *channels, enlarge, enlarge_next, None if enlarge_next else bands)
             for channels, enlarge, enlarge_next in zip(
                 itertools.pairwise(widths), factors, [*factors[1:], None], strict=True
             )
@@ -523,6 +551,8 @@ class Discriminator(nn.Module):
     With classes, the logit is joined by the product of the mean features with an embedding of the class
     (Miyato & Koyama 2018, arXiv:1802.05637, Eq. 3).
 
+    With haar, the first block is missing, and the second one sees the bands of a Haar transform.
+
     With minibatch_std, the last convolution also sees how much the volumes of a group of neighbours in the
     batch differ (arXiv:1710.10196, Sec. 3): what is too alike is then not real.
 
@@ -540,12 +570,15 @@ class Discriminator(nn.Module):
         fq_dict_size=256,
         num_classes=0,
         minibatch_std=False,
+        haar=False,
     ):
         super().__init__()
         self.checkpoint_activations = False
         self.group = GROUP if minibatch_std else None  # volumes whose deviation is seen
         strides = shrink_schedule(image_size, image_depth)
         widths = [1, *(min(fmap_max, 4 * network_capacity * 2**i) for i in range(len(strides) + 1))]
+        self.bands = strides.pop(0) if haar else (1, 1, 1)
+        widths = [math.prod(self.bands), *widths[2:]] if haar else widths
         self.blocks = nn.ModuleList(
             DiscriminatorBlock(*channels, stride, downsample=i < len(strides))
             for i, (channels, stride) in enumerate(
@@ -566,7 +599,7 @@ class Discriminator(nn.Module):
 
     def features(self, volumes):
         """What the logits are made of, and the loss of quantisation. Shapes: -> (B, C, 2, 2, 2), (1,)"""
-        x, again = volumes, self.checkpoint_activations
+        x, again = haar(volumes, self.bands), self.checkpoint_activations
         loss = torch.zeros(1, device=x.device)
         for layer, block in enumerate(self.blocks, start=1):
             x = run_block(functools.partial(reliably, block), x, again=again)
@@ -623,11 +656,12 @@ class StyleGAN2(nn.Module):
         fq_dict_size=256,
         cl_reg=False,
         minibatch_std=False,
+        haar=False,
         num_classes=0,
     ):
         super().__init__()
         size = {"image_size": image_size, "image_depth": image_depth, "attn_layers": attn_layers}
-        size |= {"network_capacity": network_capacity, "fmap_max": fmap_max}
+        size |= {"network_capacity": network_capacity, "fmap_max": fmap_max, "haar": haar}
         generator = {**size, "latent_dim": latent_dim, "no_const": no_const}
         mapping = (latent_dim, style_depth, lr_mlp, num_classes)
         self.S = StyleVectorizer(*mapping)
@@ -1037,8 +1071,7 @@ class Trainer(training.VolumeTrainer):
     @property
     def silent(self):
         """Names of G's noise weights that stay 0."""
-        blocks = range(len(growth_schedule(self.config.image_size, self.config.image_depth)))
-        names = [f"blocks.{i}.to_noise{j}.weight" for i in blocks for j in (1, 2)]
+        names = [f"blocks.{i}.to_noise{j}.weight" for i in range(self.config.blocks) for j in (1, 2)]
         return [] if self.config.noise == "all" else names[:-1]
 
     def rate_scale(self, module, name, parameter):
@@ -1077,6 +1110,17 @@ class Trainer(training.VolumeTrainer):
     def judge(self, volumes, labels):
         """Logits of volumes, float32. Shapes: (B, 1, D, H, W), (B,) or None -> (B,)"""
         return self.GAN.D(volumes, labels)[0].float()
+
+    def judge_smoothly(self, volumes, labels):
+        """The same in the precision of penalties. Shapes: (B, 1, D, H, W), (B,) or None -> (B,)"""
+        with self.autocast() if self.config.penalty_precision == "mixed" else contextlib.nullcontext():
+            return self.judge(volumes, labels)
+
+    @property
+    def penalty_scale(self):
+        """Factor on the logits whose gradient is penalised: a gradient in float16 may be too small for it."""
+        half = self.scaler.is_enabled() and self.config.penalty_precision == "mixed"
+        return HALF_PENALTY_SCALE if half else 1.0
 
     def discriminator_loss(self, real_logits, fake_logits):
         """The loss that the run's options choose for D. Shapes: (B,), (B,) -> scalar"""
@@ -1173,9 +1217,17 @@ class Trainer(training.VolumeTrainer):
         """The same for a penalty that stands for those of the steps without one."""
         return self.gamma() * self.config.penalty_every
 
+    def penalty_is_due(self, step):
+        """True if D's gradient is penalised in a step."""
+        return step % self.config.penalty_every == 0
+
+    def path_length_is_due(self, step):
+        """True if path lengths are penalised in a step."""
+        return step > PATH_LENGTH_AFTER and step % PATH_LENGTH_EVERY == 0 and not self.config.no_pl_reg
+
     def discriminator_step(self):
         """One update of D; returns its losses."""
-        regularize = self.step % self.config.penalty_every == 0
+        regularize = self.penalty_is_due(self.step)
         losses = self.compute(self.accumulate_discriminator, regularize)
         shares = [losses[name] for name in ("GP", "Q") if name in losses]
         self.group.sum_([p.grad for p in trained_by(self.D_opt)] + shares)
@@ -1188,7 +1240,7 @@ class Trainer(training.VolumeTrainer):
         return losses
 
     def accumulate_discriminator(self, regularize, micro_batches):
-        """Gradients of D; the loss in mixed precision, the penalty, in its own pass or not, in float32."""
+        """Gradients of D; the loss in mixed precision, the penalty, in its own pass or not, in its own."""
         losses = defaultdict(float)
         for randoms in self.passes(STREAM_D, micro_batches):
             volumes, labels = self.reals_of(randoms)
@@ -1208,11 +1260,13 @@ class Trainer(training.VolumeTrainer):
                         losses["CR"] += self.contrast(part, rng, micro_batches)
             if through:
                 seen = real.split(self.penalty_part)
-                losses["GP"] += self.penalize_gradient(parts, seen, labels, gradient_penalty, micro_batches)
+                penalty = functools.partial(gradient_penalty, scale=self.penalty_scale)
+                losses["GP"] += self.penalize_gradient(parts, seen, labels, penalty, micro_batches)
             elif regularize and not self.joint:
                 for seen, of in both if self.config.penalty == "r1r2" else both[:1]:
                     parts = [p.detach().float().requires_grad_() for p in seen.split(self.penalty_part)]
                     penalty = functools.partial(zero_centered_penalty, gamma=self.lazy_gamma())
+                    penalty = functools.partial(penalty, scale=self.penalty_scale)
                     losses["GP"] += self.penalize_gradient(parts, parts, of, penalty, micro_batches)
         return losses
 
@@ -1247,7 +1301,7 @@ class Trainer(training.VolumeTrainer):
         self.scaler.scale(loss / micro_batches).backward()
 
     def tell_apart_smoothly(self, both, losses, micro_batches):
-        """As `tell_apart`, with R1 and R2 of the same pass in float32, of some pairs after the other.
+        """As `tell_apart`, with R1 and R2 of the same pass in their precision, some pairs after the other.
 
         Shapes: both are ((b, 1, D, H, W), labels (b,) or None), of real and of generated volumes
         """
@@ -1257,11 +1311,11 @@ class Trainer(training.VolumeTrainer):
             for pairs in zip(*(split_labelled(*kind, self.penalty_part) for kind in micro), strict=True):
                 volumes = joined([volumes for volumes, _ in pairs]).float().requires_grad_()
                 labels = joined([labels for _, labels in pairs])
-                logits = self.judge(volumes, labels)
+                logits = self.judge_smoothly(volumes, labels)
                 seen.append([self.group.gather(part) for part in logits.chunk(2)])
                 share = len(logits) / 2 / self.batch_size / micro_batches
                 loss = self.discriminator_loss(*seen[-1]) * share
-                penalty = zero_centered_penalty(volumes, logits, self.lazy_gamma())
+                penalty = zero_centered_penalty(volumes, logits, self.lazy_gamma(), self.penalty_scale)
                 penalty = 2 * penalty * share / self.group.world  # the sum of R1 and R2, not their mean
                 self.scaler.scale(loss + penalty).backward(inputs=weights)
                 losses["D"] += loss.detach()
@@ -1289,7 +1343,7 @@ class Trainer(training.VolumeTrainer):
     def penalize_gradient(self, parts, seen, labels, penalty, micro_batches):
         """Add the gradients of a gradient penalty; returns this process's share of its value.
 
-        One part after another, so that the graph of gradients, in float32, is that of a part only. `seen` is
+        One part after another, so that the graph of gradients is that of a part only. `seen` is
         what D sees of `parts`, in whose voxels the gradient is taken.
 
         Shapes: parts and seen of (b, 1, D, H, W), labels (B,) or None
@@ -1298,15 +1352,14 @@ class Trainer(training.VolumeTrainer):
         labels = len(parts) * [None] if labels is None else labels.split(self.penalty_part)
         for part, volumes, of in zip(parts, seen, labels, strict=True):
             share = len(part) / self.config.batch_size / micro_batches
-            value = penalty(part, self.judge(volumes, of)) * share
+            value = penalty(part, self.judge_smoothly(volumes, of)) * share
             self.scaler.scale(value).backward(inputs=weights)  # the augmentation is needed again
             total += value.detach()
         return total
 
     def generator_step(self):
         """One update of G and S, and of the running mean of the path length; returns their losses."""
-        due = self.step > PATH_LENGTH_AFTER and self.step % PATH_LENGTH_EVERY == 0
-        regularize = due and not self.config.no_pl_reg
+        regularize = self.path_length_is_due(self.step)
         losses = self.compute(self.accumulate_generator, regularize)
         self.group.sum_([p.grad for p in trained_by(self.G_opt)])
         self.scaler.step(self.G_opt)
@@ -1400,6 +1453,13 @@ class Trainer(training.VolumeTrainer):
             ("path length" if path_length else "generator", self.accumulate_generator, path_length, two),
             ("preview", self.preview_volumes),
         ]
+
+    def step_kinds(self):
+        """As `VolumeTrainer`'s: with and without penalties of D and of path lengths."""
+        steps = range(self.config.num_train_steps)
+        kinds = {step: (self.penalty_is_due(step), self.path_length_is_due(step)) for step in steps}
+        first = {kind: step for step, kind in reversed(kinds.items())}
+        return {first[kind]: number / len(steps) for kind, number in Counter(kinds.values()).items()}
 
     def use_room(self, peaks):
         """Replay steps as CUDA graphs if they are all alike, and there is memory for both ways."""

@@ -1,6 +1,5 @@
 """What is measured of a set of volumes: features, anatomy, and the similarity of pairs."""
 
-import os
 from collections import deque
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -25,6 +24,7 @@ from MedicalNet.extractors import (
 from MedicalNet.volumes import READER, VolumeFile, progress
 from volumetric.cli import UserError
 from volumetric.files import array_to_volume, by, file_digest
+from volumetric.machine import usable_cores
 from volumetric.parallel import choose_device, host_random
 
 SIMILARITY = 1  # protocol of MS-SSIM, part of every cached value
@@ -226,7 +226,7 @@ def measured_ahead(sources, extractors, config, cache):
             return extractor.together([array for *_, array in group])
         return [extract(extractor, source, array) for source, *_, array in group]
 
-    workers = min(8, os.cpu_count() or 1)
+    workers = min(8, usable_cores())
     coming = deque()
     with ThreadPoolExecutor(workers) as pool:
         for source in sources:

@@ -73,6 +73,7 @@ from volumetric.collection import (
 )
 from volumetric.files import __version__, atomic_path, by, clear_parts, naming, part_of
 from volumetric.geometry import SAME_PLACE, spacing_of
+from volumetric.machine import usable_cores
 from volumetric.pictures import captioned, save_picture, tile
 
 # Edit these, or pass them as flags; a flag wins.
@@ -551,7 +552,7 @@ def chosen(config):
     else:
         partners = dict(pair_up({"data": config.data, "labels": config.labels}).values())
         paths = list(partners)
-    readers = min(MOST_THREADS, os.cpu_count() or 1)
+    readers = min(MOST_THREADS, usable_cores())
     scans = read_all(paths, survey, "Looking at scans", config.data, readers=readers)
     if scans[0].labels:  # read_all refuses some among others
         raise UserError(f"--data {config.data} holds label maps: give the scans, and the maps by --labels.")

@@ -30,6 +30,7 @@ from preprocessing.dicom_stacks import Stack, stacks_of
 from volumetric.cli import UserError
 from volumetric.collection import walk
 from volumetric.files import NIFTI_SUFFIXES, SYNTHETIC, atomic_path, file_digest, read_json
+from volumetric.machine import usable_cores
 
 RULES = 1  # number of the rules by which series are converted: files made by others are made anew
 DIGITS = 6  # of the digest of a series' UID, in its name
@@ -141,7 +142,7 @@ def convert_all(folder, output, wanted, allow_synthetic):
                 jobs.append((outcomes[-1], stack, output / f"{name}.nii.gz"))
     if jobs:
         output.mkdir(parents=True, exist_ok=True)
-        with quiet(), ThreadPoolExecutor(min(4, os.cpu_count() or 1)) as pool:
+        with quiet(), ThreadPoolExecutor(min(4, usable_cores())) as pool:
             done = pool.map(lambda job: convert(*job), jobs)
             list(tqdm(done, "Converting DICOM", len(jobs), leave=False))
     return outcomes

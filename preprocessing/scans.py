@@ -6,7 +6,6 @@ volume is asked by volumetric.collection and volumetric.geometry; here is what o
 
 import contextlib
 import fnmatch
-import os
 import re
 from collections import Counter, defaultdict
 from concurrent.futures import ThreadPoolExecutor
@@ -29,6 +28,7 @@ from volumetric.collection import (
     told_apart,
 )
 from volumetric.files import array_to_volume, by, file_digest, is_marked_synthetic, read_header
+from volumetric.machine import usable_cores
 
 SMALLEST_EDGE = 16  # voxels; a registration of less succeeds and means nothing
 BIDS_PATTERNS = ("*_angio.nii*", "*TOF*.nii*")
@@ -242,7 +242,7 @@ def audit(named):
         except UserError as error:
             return item[0], str(error)
 
-    with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
+    with ThreadPoolExecutor(min(8, usable_cores())) as pool:
         found = list(tqdm(pool.map(check, named.items()), "Checking scans", len(named), leave=False))
     problems = dict(f for f in found if isinstance(f, tuple))
     scans = [f for f in found if not isinstance(f, tuple)]

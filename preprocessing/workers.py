@@ -12,32 +12,15 @@ import sys
 import threading
 from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
-from pathlib import Path
 
 from tqdm import tqdm
 
 from volumetric.cli import UserError
+from volumetric.machine import usable_cores, usable_memory
 
 ATTEMPTS = 2  # of a scan whose worker was killed
 BASE_GIB = 0.6  # of a worker that has done nothing
 GIB_PER_MEGAVOXEL = 0.085  # of the largest image that it works on: 1.6 GiB for 13 million voxels
-CGROUP_LIMITS = ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes")
-
-
-def usable_cores():
-    """Cores that this process may use."""
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
-
-
-def usable_memory():
-    """Bytes of memory that this process may use: the machine's, or its control group's, if that is less."""
-    limits = [os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")]
-    for path in CGROUP_LIMITS:
-        with contextlib.suppress(OSError, ValueError):  # not Linux, or "max"
-            limits.append(int(Path(path).read_text(encoding="utf-8")))
-    return min(limits)
 
 
 def default_workers(voxels):

@@ -10,7 +10,6 @@ Aydin et al., NeuroImage 304 (2024) 120936, of its seven merged classes. Inputs 
 
 import functools
 import itertools
-import os
 import sys
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
@@ -30,6 +29,7 @@ from segmentation.report import write_report
 from volumetric.cli import UserError, check_fields, one_line_errors, option, parse_cli
 from volumetric.collection import pair_up, refuse_other_grid
 from volumetric.files import next_free
+from volumetric.machine import usable_cores
 
 # Edit these, or pass them as flags; a flag wins.
 # folder of true label maps
@@ -359,7 +359,7 @@ def score_folders(config):
         The new folder with scores.json, scores.csv, summary.md and pictures.
     """
     cases = pair_up({"truth": config.truth, "prediction": config.prediction})
-    number = config.workers or min(len(os.sched_getaffinity(0)), len(cases))
+    number = config.workers or min(usable_cores(), len(cases))
     results = {}
     with ProcessPoolExecutor(number) as pool:
         waiting = {name: pool.submit(score_files, paths, config.resample) for name, paths in cases.items()}

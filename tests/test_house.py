@@ -15,13 +15,15 @@ GROUND = {
     "files": {"cli"},
     "geometry": {"cli", "files"},
     "tables": {"cli", "files"},
-    "collection": {"cli", "files", "geometry", "tables"},
+    "collection": {"cli", "files", "geometry", "machine", "tables"},
     "dicom_writing": {"cli", "files", "geometry"},
     "pictures": {"files"},
     "pages": {"files"},
     "parallel": {"cli"},
-    "dataset": {"cli", "collection", "files", "geometry", "parallel", "tables"},
+    "dataset": {"cli", "collection", "files", "geometry", "machine", "parallel", "tables"},
     "rates": set(),
+    "machine": set(),
+    "timing": {"machine"},
     "vessels": set(),
     "sidecars": {"cli", "collection", "files"},
     "generation": {"cli", "dataset", "dicom_writing", "files", "parallel", "pictures", "runs", "sidecars"},
@@ -42,6 +44,7 @@ GROUND = {
         "parallel",
         "runs",
         "tables",
+        "timing",
     },
 }
 WITHOUT_TORCH = (
@@ -56,6 +59,7 @@ WITHOUT_TORCH = (
     "volumetric/vessels.py",
     "volumetric/pages.py",
     "volumetric/logs.py",
+    "volumetric/machine.py",
     "volumetric/sidecars.py",
 )
 # Programs in one file, and how long they may be; every other file has at most 700 lines.

@@ -1,5 +1,6 @@
 """Every loss and regulariser against values worked out by hand."""
 
+import functools
 import itertools
 import math
 
@@ -15,6 +16,29 @@ def test_hinge_loss_drives_real_to_minus_one_and_fake_to_plus_one():
     assert sg.hinge_loss(torch.tensor([-1.0, -3.0]), torch.tensor([1.0, 2.0])).item() == 0
     real, fake = torch.tensor([0.0, -2.0]), torch.tensor([0.5, -0.5])
     assert sg.hinge_loss(real, fake).item() == (1 + 0) / 2 + (0.5 + 1.5) / 2
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize(
+    "penalty", [sg.gradient_penalty, functools.partial(sg.zero_centered_penalty, gamma=1)]
+)
+def test_penalties_of_half_precision_are_those_of_float32(dtype, penalty):
+    torch.manual_seed(0)
+    D, volumes, found = (
+        sg.Discriminator(16, 8, network_capacity=4, fmap_max=16),
+        torch.rand(2, 1, 8, 16, 16),
+        [],
+    )
+    for half in (False, True):
+        with torch.autocast("cpu", dtype, enabled=half):
+            logits, _ = D(volumes.requires_grad_())
+        value = penalty(volumes, logits, scale=2.0**10 if half else 1.0)
+        gradients = torch.autograd.grad(value, [*D.blocks.parameters()], allow_unused=True)
+        found.append((value.item(), torch.cat([g.flatten() for g in gradients if g is not None])))
+    (exact, right), (value, gradient) = found
+    assert value == pytest.approx(exact, rel=0.04)  # (norm - 1)^2 doubles an error
+    assert torch.cosine_similarity(gradient, right, dim=0) > 0.99
+    assert float(gradient.norm() / right.norm()) == pytest.approx(1, abs=0.03)
 
 
 def test_relativistic_logits():

@@ -14,7 +14,6 @@ shown too. membership.json and report.html hold the result; the exit status is 0
 """
 
 import json
-import os
 import subprocess
 import sys
 import tempfile
@@ -42,6 +41,7 @@ from trust.workers import LIBRARY, prepare, spread_out
 from volumetric.cli import UserError, check_fields, one_line_errors, option, parse_cli
 from volumetric.collection import contents_of
 from volumetric.files import __version__, atomic_path, finite, next_free, read_json
+from volumetric.machine import usable_cores
 from volumetric.rates import wilson
 
 # Edit these, or pass them as flags; a flag wins.
@@ -292,7 +292,7 @@ def compare_inversions(sets, config):
 def run_test(config):
     """Compare, and write what was found; returns (record of membership.json, the new folder)."""
     sets, left = read_sets(config, dict.fromkeys(("training", "held_out", "generated"), FEWEST))
-    workers = config.workers or len(os.sched_getaffinity(0))
+    workers = config.workers or usable_cores()
     scores = scores_of(sets, workers, config.seed)
     record = summarise(scores["training"], scores["held_out"], config.planted, config.seed)
     record["n"] |= {name: len(volumes) for name, volumes in sets.items()} | {"left_of_training": left}

@@ -18,7 +18,6 @@ Similarities are in similarity.py, copies in controls.py, rates in rates.py, the
 """
 
 import json
-import os
 import shutil
 import sys
 from dataclasses import asdict, dataclass
@@ -37,6 +36,7 @@ from trust.workers import LIBRARY, prepare, spread_out
 from volumetric.cli import check_fields, one_line_errors, option, parse_cli
 from volumetric.collection import contents_of, name_of, unique_names
 from volumetric.files import __version__, atomic_path, finite, next_free
+from volumetric.machine import usable_cores
 from volumetric.rates import CONFIDENCE, wilson
 from volumetric.sidecars import TRAINED_ON, beside_volumes
 
@@ -303,7 +303,7 @@ def run_gate(config):
         (record of replicas.json, the new folder).
     """
     sets, left = read_sets(config, FEWEST)
-    workers = config.workers or len(os.sched_getaffinity(0))
+    workers = config.workers or usable_cores()
     prints = spread_out(prepare, sets["training"], "Training volumes", workers)
     library = Library(prints, sets["training"][0].shape)
     looked = {

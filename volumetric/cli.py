@@ -371,6 +371,7 @@ class Continued:
     derived = frozenset()  # names of the options that were left out and follow from others
     scheduled = False  # something changes in the course of num_train_steps
     batch_divisor = 1  # of a process's part of a batch
+    least_batch = 1  # volumes that a step can be of
 
     def derive(self, name, value):
         """Give an option the value that follows from others, if it was left out."""

@@ -42,11 +42,12 @@ from volumetric.geometry import (
     spacing_of,
     turn,
 )
+from volumetric.machine import usable_cores
 from volumetric.tables import Split
 
 MAX_FILES_NAMED = 50  # files listed in one message
 FEW_NAMED = 8  # files named in a line of what is passed over
-READERS = min(8, os.cpu_count() or 1)  # threads
+READERS = min(8, usable_cores())  # threads
 FEW_VALUES = 64  # whole numbers, of which fewer make a label map
 WHOLE = 1e-3  # of a whole number, that a slope in the header leaves of it
 MAPS = tuple(f"_deviation{suffix}" for suffix in NIFTI_SUFFIXES)  # that the generator writes beside volumes
@@ -185,9 +186,8 @@ def find_volumes(folder, flag="--data", say=print):
         UserError: There are none, or a link leads to a volume that is not here.
     """
     found = find(folder, flag)
-    refuse_unusable(
-        [f"{p} {why}" for p, why in found.lost.items()], len(found.paths) + len(found.lost), folder
-    )
+    lost = [f"{path} {why}" for path, why in found.lost.items()]
+    refuse_unusable(lost, len(found.paths) + len(lost), folder)
     if not found.paths:
         more = "".join(f"\n  {line}" for line in found.notes())
         raise UserError(f"{flag} {folder} holds no .nii or .nii.gz file.{more}")

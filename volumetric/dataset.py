@@ -35,6 +35,7 @@ from volumetric.collection import (
 )
 from volumetric.files import by, clear_parts, file_digest, part_of
 from volumetric.geometry import CANONICAL, axes_of, left_right_axis, spacing_of
+from volumetric.machine import usable_cores
 from volumetric.parallel import STREAM_CLASS, STREAM_FLIP, STREAM_ORDER, Group, host_random, to_device
 from volumetric.tables import read_table, rows_of
 
@@ -549,7 +550,7 @@ def make_loader(dataset, batches, num_workers, device):
     if getattr(dataset.volumes, "is_cuda", False):
         return batches_of(dataset.volumes, batches, dataset.left_right)
     if num_workers is None:
-        num_workers = 0 if dataset.volumes is not None else min(4, os.cpu_count() or 1)
+        num_workers = 0 if dataset.volumes is not None else min(4, usable_cores())
     return iter(
         DataLoader(
             dataset,

@@ -270,17 +270,17 @@ def voxels_first(x):
 
 
 def add_noise_(x, noise, layer):
-    """x + Linear(1, C)(noise), in x's own memory.
+    """x + Linear(n, C)(noise), in x's own memory.
 
     As a product of matrices, [noise, 1] @ [weight, bias], added to x in one pass; on a CPU in bfloat16,
     adding the bias and the noise by broadcasting takes forty times as long.
 
     Shapes:
         x:      (B, C, D, H, W), overwritten
-        noise:  (B, D * H * W, 2), of which the second is 1
+        noise:  (B, D * H * W, n + 1), of which the last is 1
         return: (B, C, D, H, W)
     """
-    factors = torch.stack([layer.weight.squeeze(1), layer.bias]).to(x.dtype)  # (2, C)
+    factors = torch.cat([layer.weight.T, layer.bias[None]]).to(x.dtype)  # (n + 1, C)
     with torch.autocast(x.device.type, enabled=False):
         voxels = voxels_first(x).baddbmm_(noise.to(x.dtype), factors.expand(len(x), -1, -1))
     return voxels.unflatten(1, x.shape[2:]).movedim(-1, 1)
@@ -474,7 +474,16 @@ def nt_xent(one, other, temperature=0.1):
     return F.cross_entropy(similarity, partner)
 
 
-def gradient_penalty(volumes, logits, weight=10.0):
+def input_gradient(volumes, logits, scale):
+    """Gradient of logits, each in its own volume, by way of `scale` times as much; gradients of any order.
+
+    Shapes: (B, 1, D, H, W), (B,) -> (B, D * H * W)
+    """
+    (gradient,) = torch.autograd.grad(logits.float().sum() * scale, volumes, create_graph=True)
+    return gradient.flatten(1) / scale
+
+
+def gradient_penalty(volumes, logits, weight=10.0, scale=1.0):
     """Pull the norm of the discriminator's input gradient to 1 (arXiv:1704.00028, Eq. 3).
 
         weight * mean_b (||dD(x_b)/dx_b||_2 - 1)^2
@@ -483,19 +492,19 @@ def gradient_penalty(volumes, logits, weight=10.0):
 
     Shapes: (B, 1, D, H, W), (B,) -> scalar
     """
-    (gradient,) = torch.autograd.grad(logits.float().sum(), volumes, create_graph=True)
-    return weight * (gradient.flatten(1).norm(dim=1) - 1).square().mean()
+    gradient = input_gradient(volumes, logits, scale)
+    return weight * (gradient.norm(dim=1) - 1).square().mean()
 
 
-def zero_centered_penalty(volumes, logits, gamma):
+def zero_centered_penalty(volumes, logits, gamma, scale=1.0):
     """R1 at real volumes, R2 at generated ones (arXiv:1801.04406, Eq. 9).
 
         gamma / 2 * mean_b ||dD(x_b)/dx_b||_2^2
 
     Shapes: (B, 1, D, H, W), (B,) -> scalar
     """
-    (gradient,) = torch.autograd.grad(logits.float().sum(), volumes, create_graph=True)
-    return gamma / 2 * gradient.flatten(1).square().sum(dim=1).mean()
+    gradient = input_gradient(volumes, logits, scale)
+    return gamma / 2 * gradient.square().sum(dim=1).mean()
 
 
 def equalized_scale(name, parameter):

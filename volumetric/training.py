@@ -13,7 +13,7 @@ from dataclasses import asdict, replace
 import numpy as np
 import torch
 
-from volumetric import dataset, memory, parallel, runs
+from volumetric import dataset, memory, parallel, runs, timing
 from volumetric.cli import UserError, VolumeConfig, default_of, options_of
 from volumetric.collection import choose
 from volumetric.files import __version__, as_damaged, locked, naming
@@ -325,6 +325,10 @@ class VolumeTrainer:
                 parameter.grad = None
             del moments
 
+    def step_kinds(self):
+        """{a step: share of the run's steps that take as long}."""
+        return {0: 1.0}
+
     def use_room(self, peaks):
         """Take more memory than the rehearsal's {phase: bytes}, if that makes steps faster; here nothing."""
 
@@ -594,8 +598,10 @@ def start(make, config, audit, device, group):
         trainer.use_room(peaks)
         print_report(trainer, peaks)
     else:
-        print_report(trainer, rehearse_on_cpu(make, config, audit, group) if config.dry_run else {})
+        peaks = rehearse_on_cpu(make, config, audit, group) if config.dry_run else {}
+        print_report(trainer, peaks)
     if config.dry_run:
+        expect(trainer, make, peaks)
         return trainer
     group.wait()  # until all have read what is there
     with contextlib.ExitStack() as stack:
@@ -612,6 +618,21 @@ def start(make, config, audit, device, group):
         trainer.train()
     print(f"Checkpoints are in {config.models}, previews and metrics.csv in {config.results}.")
     return trainer
+
+
+def expect(trainer, make, peaks):
+    """Time steps of a dry run's trainer, on a CPU of one with tensors, and say what to expect."""
+    config, device = trainer.config, trainer.device
+    if device.type == "cuda":
+        seconds = timing.seconds_a_step(trainer)
+    elif not trainer.group.first:
+        return
+    else:
+        if said := timing.threads_in_the_way():
+            print(said)
+        alone = replace(config, batch_size=config.batch_size // trainer.group.world)
+        seconds = timing.seconds_on_cpu(make, alone, trainer.audit, peaks)
+    timing.print_expectations(config, device, seconds, peaks)
 
 
 def print_report(trainer, peaks):

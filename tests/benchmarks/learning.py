@@ -72,6 +72,16 @@ RECIPES = {
     "robust, pair by pair": [*ROBUST, "--all_pairs", "False"],
     "robust, without minibatch_std": [*ROBUST, "--minibatch_std", "False"],
     "robust, as it was": [*ROBUST, "--noise", "all", "--all_pairs", "False", "--minibatch_std", "False"],
+    "robust, haar": [*ROBUST, "--haar", "True"],
+    "robust, haar, twice as wide": [
+        *ROBUST,
+        "--haar",
+        "True",
+        "--network_capacity",
+        "8",
+        "--fmap_max",
+        "128",
+    ],
     "robust, augmented": [*ROBUST, "--aug_prob", "0.5"],
     "robust, adaptive": [*ROBUST, "--ada_target", "0.6"],
 }
@@ -240,6 +250,7 @@ def write_table(folder, floors):
         row
         for path in sorted((folder / "scores").glob("*.json"))
         for row in json.loads(path.read_text(encoding="utf-8"))
+        if row.get("rule") == RULE
     ]
     if not rows:
         return
