@@ -55,7 +55,13 @@ from volumetric.cli import (
     parse_cli,
     with_recipes,
 )
-from volumetric.diff_augment import AUGMENTATIONS, UNSTEADY, AdaptiveAugmentation, augment, augment_each
+from volumetric.diff_augment import (
+    AUGMENTATIONS,
+    UNSTEADY,
+    AdaptiveAugmentation,
+    augmented,
+    draw_augmentation,
+)
 from volumetric.files import as_damaged, naming, read_json, reading
 from volumetric.geometry import axes_of, check_affine
 from volumetric.layers import (
@@ -1095,17 +1101,41 @@ class Trainer(training.VolumeTrainer):
         noise = self.draw(torch.rand, (*self.config.shape, 1), generator)
         draw = functools.partial(self.draw, torch.randn, (LATENT_DIM,), generator)
         w = self.GAN.S(draw(), labels)
-        if rng.random() >= self.config.mixed_prob:
+        other = self.draw_mixing(rng, generator)
+        if other is None:
             return same_style(w, layers), noise
-        return mix_styles(w, self.GAN.S(draw(), labels), layers, int(rng.integers(layers))), noise
+        z, crossover = other
+        return mix_styles(w, self.GAN.S(z, labels), layers, crossover), noise
+
+    def draw_mixing(self, rng, generator):
+        """Latents to mix with, and the block from which on; None mixes nothing.
+
+        A replayed step mixes always: what the host decides is from which block on, maybe after the last.
+
+        Shapes: -> (B, latent), scalar
+        """
+        mixes, layers = rng.random() < self.config.mixed_prob, self.GAN.G.num_layers
+        if not mixes and (self.replay is None or not self.config.mixed_prob):
+            return None
+        function = torch.randn if mixes else torch.zeros
+        generator = {"generator": generator} if mixes else {}
+        z = self.group.part(function((self.whole_batch, LATENT_DIM), device=self.device, **generator))
+        crossover = int(rng.integers(layers)) if mixes else layers
+        return z, parallel.to_device(np.array(crossover), self.device)
 
     def augment(self, volumes, rng, prob=None):
         """Volumes as D sees them. Shapes: (B, 1, D, H, W) -> the same"""
+        left_right = () if self.audit is None else (self.audit.left_right,)
+        return augmented(volumes, self.draw_augmentation(volumes.shape, rng, prob), *left_right)
+
+    def draw_augmentation(self, shape, rng, prob):
+        """What an augmentation of volumes of a shape needs; see `diff_augment.draw_augmentation`."""
         if prob is None:
             prob = self.config.aug_prob if self.ada is None else self.ada.prob
-        geometry = () if self.audit is None else (self.audit.spacing, self.audit.left_right)
-        how = augment_each if self.config.aug_each else augment
-        return how(volumes, prob, self.config.aug_types, rng, *geometry)
+        spacing = () if self.audit is None else (self.audit.spacing,)
+        fixed = self.replay is not None and (prob > 0 or self.ada is not None)
+        how = {"each": self.config.aug_each, "fixed": fixed}
+        return draw_augmentation(shape, self.device, prob, self.config.aug_types, rng, *spacing, **how)
 
     def judge(self, volumes, labels):
         """Logits of volumes, float32. Shapes: (B, 1, D, H, W), (B,) or None -> (B,)"""
@@ -1200,13 +1230,10 @@ class Trainer(training.VolumeTrainer):
         return accumulate(*args) if self.replay is None else self.replay(accumulate, *args)
 
     def steps_are_alike(self):
-        """Whether the host decides nothing in a step: what it would decide, a replay repeats."""
+        """Whether the host decides nothing in a step but by replay.SOURCES: a replay repeats the rest."""
         config = self.config
-        decides = (
-            *(config.mixed_prob, config.aug_prob, self.ada, config.cl_reg, config.fq_layers),
-            *(config.top_k_training, config.final_gamma, not config.no_pl_reg, config.checkpoint_activations),
-        )
-        return self.group.world == 1 and not any(decides)
+        decides = (config.cl_reg, config.fq_layers, config.top_k_training, config.final_gamma)
+        return self.group.world == 1 and not any((*decides, config.checkpoint_activations))
 
     def gamma(self):
         """Weight of a zero-centred penalty at this step; it goes to final_gamma exponentially."""
@@ -1234,6 +1261,7 @@ class Trainer(training.VolumeTrainer):
         self.scaler.step(self.D_opt)
         self.D_opt.zero_grad(set_to_none=True)
         if self.ada is not None:
+            self.ada.observe(losses.pop("signs"), self.plan.volumes_per_step)
             if self.step % ADA_EVERY == ADA_EVERY - 1:
                 self.ada.update()
             losses["aug_prob"] = torch.full((), self.ada.prob, device=self.device)
@@ -1295,9 +1323,8 @@ class Trainer(training.VolumeTrainer):
             self.group.sum_([taken])
             losses["Q_usage"] += (taken > 0).float().mean() / micro_batches
             loss = loss + commitment
-        if self.ada is not None and not self.rehearsing:
-            for pair in pairs:
-                self.ada.observe(*pair, self.sense)
+        if self.ada is not None:
+            losses["signs"] += sum(self.ada.signs_of(*pair, self.sense) for pair in pairs)
         self.scaler.scale(loss / micro_batches).backward()
 
     def tell_apart_smoothly(self, both, losses, micro_batches):
@@ -1320,8 +1347,9 @@ class Trainer(training.VolumeTrainer):
                 self.scaler.scale(loss + penalty).backward(inputs=weights)
                 losses["D"] += loss.detach()
                 losses["GP"] += penalty.detach()
-            if self.ada is not None and not self.rehearsing:
-                self.ada.observe(*(torch.cat(parts) for parts in zip(*seen, strict=True)), self.sense)
+            if self.ada is not None:
+                kinds = (torch.cat(parts) for parts in zip(*seen, strict=True))
+                losses["signs"] += self.ada.signs_of(*kinds, self.sense)
 
     def contrast(self, volumes, rng, micro_batches):
         """Add the gradients of D's contrastive regularisation on two augmented views; returns its share.
@@ -1366,9 +1394,10 @@ class Trainer(training.VolumeTrainer):
         self.G_opt.zero_grad(set_to_none=True)
         if regularize:
             length = losses.pop("pl_length").double()
-            former = length if self.pl_mean is None else self.pl_mean
-            self.pl_mean = PATH_LENGTH_DECAY * former + (1 - PATH_LENGTH_DECAY) * length
-            losses["pl_mean"] = self.pl_mean
+            self.pl_mean = length.clone() if self.pl_mean is None else self.pl_mean
+            # in its own memory, where a replay reads it
+            self.pl_mean.copy_(PATH_LENGTH_DECAY * self.pl_mean + (1 - PATH_LENGTH_DECAY) * length)
+            losses["pl_mean"] = self.pl_mean.clone()
         return losses
 
     def accumulate_generator(self, regularize, micro_batches):
@@ -1461,11 +1490,13 @@ class Trainer(training.VolumeTrainer):
         first = {kind: step for step, kind in reversed(kinds.items())}
         return {first[kind]: number / len(steps) for kind, number in Counter(kinds.values()).items()}
 
+    def may_replay(self):
+        """As `VolumeTrainer`'s."""
+        return self.config.cuda_graphs and not self.config.deterministic and self.steps_are_alike()
+
     def use_room(self, peaks):
         """Replay steps as CUDA graphs if they are all alike, and there is memory for both ways."""
-        asked = self.config.cuda_graphs and not self.config.deterministic
-        roomy = sum(peaks.values()) < memory.comfortable(self.device)
-        if asked and roomy and self.steps_are_alike():
+        if self.may_replay() and sum(peaks.values()) < memory.comfortable(self.device):
             self.replay = Replay(self, self.GAN.parameters())
 
     def rehearse(self, function, *args):
@@ -1543,6 +1574,8 @@ class Trainer(training.VolumeTrainer):
             self.inherit(state)
             return
         super().load(state)
+        if self.replay is not None:
+            self.replay.forget()
         self.pl_mean = state["pl_mean"]
         if self.pl_mean is not None:
             self.pl_mean = torch.tensor(self.pl_mean, dtype=torch.float64, device=self.device)

@@ -10,14 +10,21 @@ VOLUMES = torch.arange(1.0, 1 + 2 * 4 * 8 * 6).view(2, 1, 4, 8, 6)
 
 
 def test_zero_shift_is_the_identity():
-    assert torch.equal(diff_augment.shift_volumes(VOLUMES, np.zeros((2, 3), int)), VOLUMES)
+    assert torch.equal(diff_augment.shift_volumes(VOLUMES, torch.zeros(2, 3, dtype=torch.int64)), VOLUMES)
 
 
 def test_shift_moves_voxels_and_zeros_enter():
-    moved = diff_augment.shift_volumes(VOLUMES, np.array([[1, -2, 0], [0, 0, 3]]))
+    moved = diff_augment.shift_volumes(VOLUMES, torch.tensor([[1, -2, 0], [0, 0, 3]]))
     assert torch.equal(moved[0, 0, 1:, :-2], VOLUMES[0, 0, :-1, 2:])
     assert not moved[0, 0, 0].any() and not moved[0, 0, :, -2:].any()
     assert torch.equal(moved[1, 0, :, :, 3:], VOLUMES[1, 0, :, :, :-3]) and not moved[1, 0, :, :, :3].any()
+
+
+def test_shifts_lose_no_digit():
+    half, shifts = (VOLUMES.half() / 7, torch.tensor([[0, 1, 0], [0, 0, -2]]))
+    moved = diff_augment.shift_volumes(half, shifts)
+    assert torch.equal(moved[0, :, :, 1:], half[0, :, :, :-1])
+    assert torch.equal(moved[1, ..., :-2], half[1, ..., 2:])
 
 
 def test_translation_reaches_an_eighth_of_each_axis():
@@ -72,13 +79,28 @@ def test_probability_decides_for_the_whole_micro_batch():
     assert diff_augment.augment(VOLUMES, 0.0, ("cutout",), rng) is VOLUMES
 
 
+@pytest.mark.parametrize("each", [False, True])
+def test_what_is_replayed_has_the_same_tensors_whatever_is_decided(each):
+    """So that a graph can be filled with them: chosen or not, they give what an ordinary step has."""
+    types, shapes = tuple(diff_augment.AUGMENTATIONS), set()
+    about = (VOLUMES.shape, VOLUMES.device, 0.5, types)
+    for seed in range(8):
+        rng = [np.random.default_rng(seed) for _ in range(2)]
+        drawn = diff_augment.draw_augmentation(*about, rng[0], each=each, fixed=True)
+        shapes.add(tuple((name, tensor.shape, tensor.dtype) for name, tensor in drawn.items()))
+        expected = diff_augment.augment(VOLUMES, 0.5, types, rng[1], each=each)
+        assert torch.equal(diff_augment.augmented(VOLUMES, drawn), expected)
+        assert rng[0].random() == rng[1].random()
+    assert len(shapes) == 1
+
+
 def test_each_volume_is_augmented_by_its_own_decision():
     rng = np.random.default_rng(0)
     many = torch.rand(64, 1, 4, 6, 8) + 1
-    y = diff_augment.augment_each(many, 0.5, ("cutout",), rng)
+    y = diff_augment.augment(many, 0.5, ("cutout",), rng, each=True)
     same = [torch.equal(a, b) for a, b in zip(y, many, strict=True)]
     assert 20 <= sum(same) <= 44
-    assert diff_augment.augment_each(many, 0.0, ("cutout",), rng) is many
-    everything = diff_augment.augment_each(many, 1.0, (), rng)
+    assert diff_augment.augment(many, 0.0, ("cutout",), rng, each=True) is many
+    everything = diff_augment.augment(many, 1.0, (), rng, each=True)
     flipped = sum(torch.equal(a, b.flip(2)) for a, b in zip(everything, many, strict=True))
     assert 20 <= flipped <= 44

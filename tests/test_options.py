@@ -140,7 +140,7 @@ def test_controller_reaches_its_target():
     for _ in range(2000):
         r = 0.9 - 0.6 * ada.prob
         real = np.where(rng.random(256) < (1 + r) / 2, -1.0, 1.0)  # taken for real is negative
-        ada.observe(torch.from_numpy(real), torch.zeros(256), sense=-1)
+        ada.observe(ada.signs_of(torch.from_numpy(real), torch.zeros(256), sense=-1), 256)
         ada.update()
         seen.append(ada.prob)
     assert np.mean(seen[1000:]) == pytest.approx(0.5, abs=0.05)
@@ -160,9 +160,10 @@ def test_what_each_loss_takes_for_real(make_config, options, offset):
     ahead = [float(trainer.discriminator_loss(apart[0], fake + d * trainer.sense)) for d in (0.0, 0.5)]
     assert ahead[1] >= ahead[0] or (offset and not options)  # fakes that go the same way are harder for D
     assert float(kept) == float(fake[(trainer.sense * fake).argmax()])
-    trainer.ada.observe(apart[1], fake, trainer.sense)
+    trainer.ada.observe(trainer.ada.signs_of(apart[1], fake, trainer.sense), 4)
     trainer.ada.update()
-    trainer.ada.observe(offset - trainer.sense * torch.ones(4), fake, trainer.sense)
+    behind = offset - trainer.sense * torch.ones(4)
+    trainer.ada.observe(trainer.ada.signs_of(behind, fake, trainer.sense), 4)
     trainer.ada.update()  # an update looks at what was seen before the last one
     assert trainer.ada.prob > 0.5  # D tells them apart: more augmentation
     trainer.ada.update()
@@ -180,7 +181,8 @@ def test_codes_stop_learning_after_an_error():
 def test_controller_stays_a_probability(target, end):
     ada = diff_augment.AdaptiveAugmentation(0.5, target, volumes=10)
     for _ in range(20):
-        ada.observe(torch.tensor([-1.0, -1.0, -1.0, 1.0]), torch.zeros(4), sense=-1)
+        signs = ada.signs_of(torch.tensor([-1.0, -1.0, -1.0, 1.0]), torch.zeros(4), sense=-1)
+        ada.observe(signs, 4)
         ada.update()
     assert ada.prob == end
 

@@ -6,7 +6,8 @@ from torch.utils._pytree import tree_leaves
 from volumetric.cli import UserError
 
 ORDINARY_RUNS = 3  # before a capture: cuDNN tries its algorithms, optimisers make their moments
-SOURCES = ("random", "draw", "draw_labels", "next_real")  # methods by which a trainer takes what is new
+# Methods by which a trainer takes what is new, and what the host decides.
+SOURCES = ("random", "draw", "draw_labels", "draw_mixing", "draw_augmentation", "next_real")
 
 
 class Inputs:
@@ -118,6 +119,10 @@ class Replay:
         for parameter, gradient in part.gradients:
             parameter.grad = gradient
         return {name: loss.clone() for name, loss in part.losses.items()}
+
+    def forget(self):
+        """Capture all parts anew: what they read may be elsewhere."""
+        self.parts.clear()
 
     def capture(self, part, run):
         """Capture a part, with the inputs of this step; nothing else is changed."""

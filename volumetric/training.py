@@ -329,6 +329,10 @@ class VolumeTrainer:
         """{a step: share of the run's steps that take as long}."""
         return {0: 1.0}
 
+    def may_replay(self):
+        """Whether steps can be replayed as CUDA graphs, if there is memory for them."""
+        return False
+
     def use_room(self, peaks):
         """Take more memory than the rehearsal's {phase: bytes}, if that makes steps faster; here nothing."""
 
