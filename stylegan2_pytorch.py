@@ -230,6 +230,13 @@ class TrainConfig(SeedOptions, EvaluationOptions, VolumeConfig):
         return math.lcm(GROUP if self.minibatch_std or self.all_pairs else 1, self.pl_batch_shrink)
 
     @property
+    def largest_layer(self):
+        """Channels and voxels (D, H, W) of D's first block, what half precision is tried with on a GPU."""
+        strides = shrink_schedule(self.image_size, self.image_depth)[0] if self.haar else (1, 1, 1)
+        sizes = tuple(size // stride for size, stride in zip(self.shape, strides, strict=True))
+        return min(self.fmap_max, 4 * self.network_capacity * (1 + self.haar)), sizes
+
+    @property
     def scheduled(self):
         """Something changes in the course of num_train_steps."""
         return super().scheduled or self.final_gamma is not None

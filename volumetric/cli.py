@@ -372,6 +372,7 @@ class Continued:
     scheduled = False  # something changes in the course of num_train_steps
     batch_divisor = 1  # of a process's part of a batch
     least_batch = 1  # volumes that a step can be of
+    largest_layer = (16, (4, 8, 8))  # channels and voxels, that half precision is tried with on a GPU
 
     def derive(self, name, value):
         """Give an option the value that follows from others, if it was left out."""

@@ -92,9 +92,9 @@ def measure_peak_memory(trainer):
     """Peak bytes of the worst steps on the GPU, {phase: bytes}, found by running each once without an update.
 
     As many micro-batches go through the networks together, and as many volumes are penalised at once, as
-    leaves a part of every process's memory free: fewer and larger launches. If steps can be replayed, launches
-    cost nothing, and the graphs, each with memory of its own, are to find room first. Neither in a
-    deterministic run, whose rounding the memory must not decide.
+    leaves a part of every process's memory free: fewer and larger launches. If steps can be replayed, their
+    graphs, each with memory of its own, are to find room first, for launches then cost nothing. Neither in
+    a deterministic run, whose rounding the memory must not decide.
 
     Raises:
         UserError: A step does not fit into the GPU's memory.

@@ -18,6 +18,8 @@ MESSAGE_BYTES = 32 * 2**20  # of gradients sent at once between processes
 # What gloo says when a peer is gone or does not answer; NCCL has an error class of its own.
 LOST_PEER = re.compile(r"gloo|[Cc]onnection|[Tt]imed out|[Tt]imeout|socket|EOF|[Bb]roken pipe")
 MALLOPT_TRIM_THRESHOLD, MALLOPT_MMAP_THRESHOLD = -1, -3  # of malloc.h
+SMALL_LAYER = (16, (4, 8, 8))  # channels and voxels of the layer that half precision is tried with on a CPU
+REMEDY = {"cpu": "PyTorch", "cuda": "PyTorch, or nvidia-cudnn 9.16 or newer"}  # where a convolution is wrong
 HALF_ERROR = 0.05  # of a convolution in half precision, relative; bfloat16's is 0.004
 WAIT = timedelta(minutes=10)  # for the gradients of another process before it counts as hanging
 LONG_WAIT = timedelta(hours=6)  # for what the first process does alone: downloads, packing, evaluation
@@ -332,37 +334,53 @@ def open_device(config, unsteady=()):
             f"--deterministic is not possible with {', '.join(sorted(unsteady))}: leave one of them out."
         )
     if config.fp16:
-        check_half_precision(choose_amp_dtype(config.amp_dtype, device), device)
+        layer = config.largest_layer if device.type == "cuda" else SMALL_LAYER
+        check_half_precision(choose_amp_dtype(config.amp_dtype, device), device, *layer)
     return device
 
 
-def check_half_precision(dtype, device):
+def check_half_precision(dtype, device, channels=SMALL_LAYER[0], sizes=SMALL_LAYER[1]):
     """Raise a UserError if a convolution in half precision, or its gradients, are wrong on this machine.
 
-    PyTorch and cuDNN had versions where they were (PyTorch issues 166122, 163539).
+    PyTorch and cuDNN had versions where they were, some for large layers alone (PyTorch issues 166122 and
+    163539), and some in TF32 (167024), in which a GPU generates.
+
+    Args:
+        dtype: Half precision; float32 needs no check.
+        device: torch.device.
+        channels, sizes: Of the layer, that the check is made with: channels, and (D, H, W) voxels.
     """
     if dtype == torch.float32:
         return
     generator = torch.Generator().manual_seed(0)
     draw = functools.partial(torch.randn, generator=generator)
-    x, weight, gradient = draw(2, 16, 4, 8, 8), draw(16, 16, 3, 3, 3) / 20, draw(2, 16, 4, 8, 8)
-    found = {}
-    for kind in (torch.float32, dtype):
-        inputs = [
-            t.to(device, kind, memory_format=torch.channels_last_3d).requires_grad_() for t in (x, weight)
-        ]
-        with tf32(False):
-            y = torch.nn.functional.conv3d(*inputs, padding=1)
-            grads = torch.autograd.grad(y, inputs, gradient.to(device, kind))
-        found[kind] = [t.detach().double() for t in (y, *grads)]
-    for what, right, half in zip(("", " gradient in x", " gradient in w"), *found.values(), strict=True):
-        error = float((half - right).norm() / right.norm())
-        if not error < HALF_ERROR:
-            name = str(dtype).removeprefix("torch.")
-            raise UserError(
-                f"A convolution{what} in {name} is wrong on {device} by {error:.0%} with PyTorch "
-                f"{torch.__version__}: use another version, another --amp_dtype, or leave --fp16 out."
-            )
+    x, weight = draw(2, channels, *sizes), draw(channels, channels, 3, 3, 3) / (27 * channels) ** 0.5
+    given = (x, weight, draw(2, channels, *sizes))
+    right = convolved(*given, device, torch.float32)
+    ways = {str(dtype).removeprefix("torch."): (dtype, False)}
+    ways |= {"TF32": (torch.float32, True)} if device.type == "cuda" else {}
+    for name, way in ways.items():
+        found = convolved(*given, device, *way)
+        for what in right:
+            error = float((found[what] - right[what]).norm() / right[what].norm())
+            if not error < HALF_ERROR:
+                cudnn = f", cuDNN {torch.backends.cudnn.version()}" if device.type == "cuda" else ""
+                raise UserError(
+                    f"A convolution{what} in {name} is wrong on {device} by {error:.0%} with PyTorch "
+                    f"{torch.__version__}{cudnn}: install another version of {REMEDY[device.type]}, use another "
+                    f"--amp_dtype, or leave --fp16 out."
+                )
+
+
+def convolved(x, weight, gradient, device, dtype, by_tf32=False):
+    """{what: result} of a convolution and its gradients, float32 on the device."""
+    layout = {"memory_format": torch.channels_last_3d}
+    inputs = [t.to(device, dtype, **layout).requires_grad_() for t in (x, weight)]
+    with tf32(by_tf32):
+        y = torch.nn.functional.conv3d(*inputs, padding=1)
+        in_x, in_w = torch.autograd.grad(y, inputs, gradient.to(device, dtype))
+    named = {"": y, " gradient in x": in_x, " gradient in w": in_w}
+    return {what: tensor.detach().float() for what, tensor in named.items()}
 
 
 def choose_amp_dtype(name, device):
