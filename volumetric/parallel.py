@@ -367,8 +367,8 @@ def check_half_precision(dtype, device, channels=SMALL_LAYER[0], sizes=SMALL_LAY
                 cudnn = f", cuDNN {torch.backends.cudnn.version()}" if device.type == "cuda" else ""
                 raise UserError(
                     f"A convolution{what} in {name} is wrong on {device} by {error:.0%} with PyTorch "
-                    f"{torch.__version__}{cudnn}: install another version of {REMEDY[device.type]}, use another "
-                    f"--amp_dtype, or leave --fp16 out."
+                    f"{torch.__version__}{cudnn}: install another version of {REMEDY[device.type]}, use "
+                    f"another --amp_dtype, or leave --fp16 out."
                 )
 
 
