@@ -141,7 +141,9 @@ class TrainConfig(SeedOptions, EvaluationOptions, VolumeConfig):
     """
 
     # networks; what every training has is in RunConfig, flips and classes are in VolumeConfig
-    network_capacity: int = option(8, "Half the channels of G's last block.", most=1024, network=True)
+    network_capacity: int = option(
+        8, "Half the channels of G's last block.", most=1024, network=True, section="Networks"
+    )
     fmap_max: int = option(512, "Largest number of channels of any layer.", most=16384, network=True)
     lr_mlp: float = option(0.1, "Learning-rate multiplier of the mapping network.", most=10, network=True)
     no_const: bool = option(False, "Start G from the mean style, not a learned constant.", network=True)
@@ -153,7 +155,9 @@ class TrainConfig(SeedOptions, EvaluationOptions, VolumeConfig):
     haar: bool = option(False, "G's last and D's first level are of Haar bands.", network=True)
     transparent: bool = option(False, "Not available: a one-channel volume has no alpha channel.")
     # training step
-    recipe: str = option("published", "Set of defaults.", choices=RECIPES, resumed=True)
+    recipe: str = option(
+        "published", "Set of defaults.", choices=RECIPES, resumed=True, section="Training step"
+    )
     gradient_accumulate_every: int = inherited(VolumeConfig, "gradient_accumulate_every", 4)
     learning_rate: float = inherited(VolumeConfig, "learning_rate", 1e-4, robust=3e-3)
     ttur_mult: float = option(1.5, "D's rate is learning_rate times this.", robust=1.0, resumed=True)
@@ -178,7 +182,14 @@ class TrainConfig(SeedOptions, EvaluationOptions, VolumeConfig):
     generator_top_k_gamma: float = option(0.99, "Factor of that share per epoch.", **SHARE, resumed=True)
     generator_top_k_frac: float = option(0.5, "Smallest share of fakes kept.", **SHARE, resumed=True)
     # augmentation and memory
-    aug_prob: float = option(0.5, "Probability of augmentation before D.", **SHARE, robust=0.0, resumed=True)
+    aug_prob: float = option(
+        0.5,
+        "Probability of augmentation before D.",
+        **SHARE,
+        robust=0.0,
+        resumed=True,
+        section="Augmentation and memory",
+    )
     aug_each: bool = option(False, "Decide for each volume, not micro-batch.", robust=True, resumed=True)
     aug_types: tuple = option(
         ("translation", "cutout"), "Augmentations beside a flip.", choices=AUGMENTATIONS, resumed=True
@@ -188,10 +199,14 @@ class TrainConfig(SeedOptions, EvaluationOptions, VolumeConfig):
     checkpoint_activations: bool = option(False, "Compute blocks again going backward: saves memory.")
     cuda_graphs: bool = option(True, "On a GPU, replay small steps that are all alike as CUDA graphs.")
     # previews and evaluation
-    num_image_tiles: int = option(8, "Previews show num_image_tiles x num_image_tiles volumes.", most=64)
+    num_image_tiles: int = option(
+        8, "Previews show num_image_tiles x num_image_tiles volumes.", most=64, section="Previews"
+    )
     trunc_psi: float = option(1.0, "Truncation psi of previews and generation; 1 is none.", **SHARE)
     # generation
-    generate_interpolation: bool = option(False, "Generate the way from one volume to another.")
+    generate_interpolation: bool = option(
+        False, "Generate the way from one volume to another.", section="Interpolation"
+    )
     interpolation_num_steps: int = option(100, "Volumes of an interpolation.", most=10**6)
     save_frames: bool = option(False, "Save every frame of an interpolation also as PNG.")
 

@@ -32,6 +32,7 @@ from MedicalNet.groups import by_group, read_groups
 from MedicalNet.measuring import LIBRARIES, build_extractors, measure, ms_ssim_settings
 from MedicalNet.verdicts import verdicts
 from MedicalNet.volumes import PROTOCOLS, compare_geometry, copies, list_volumes
+from volumetric import __version__
 from volumetric.cli import (
     FEWEST_EVALUATED,
     UserError,
@@ -42,7 +43,7 @@ from volumetric.cli import (
     parse_cli,
 )
 from volumetric.collection import content_of_set, contents_of, find
-from volumetric.files import __version__, atomic_path, finite, next_free
+from volumetric.files import atomic_path, finite, next_free
 from volumetric.geometry import left_right_axis
 from volumetric.sidecars import left_of_training, refuse_seen, trained_on
 from volumetric.tables import Split

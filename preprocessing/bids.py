@@ -6,7 +6,8 @@ import re
 import shutil
 from pathlib import Path
 
-from volumetric.files import __version__, part_of
+from volumetric import __version__
+from volumetric.files import part_of
 
 ENTITY = re.compile(r"(?:sub|ses|run)-[A-Za-z0-9]+")
 ABOUT = {"Name": "TOF MRA regions", "BIDSVersion": "1.9.0", "DatasetType": "derivative"}

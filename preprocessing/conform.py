@@ -47,6 +47,7 @@ from preprocessing.resampling import (
     voxel_map,
 )
 from preprocessing.workers import default_workers
+from volumetric import __version__
 from volumetric.cli import (
     LONGEST_NAME,
     PACKED,
@@ -71,7 +72,7 @@ from volumetric.collection import (
     scaled,
     unique_names,
 )
-from volumetric.files import __version__, atomic_path, by, clear_parts, naming, part_of
+from volumetric.files import atomic_path, by, clear_parts, naming, part_of
 from volumetric.geometry import SAME_PLACE, spacing_of
 from volumetric.machine import usable_cores
 from volumetric.pictures import captioned, save_picture, tile

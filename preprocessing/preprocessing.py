@@ -86,12 +86,12 @@ from preprocessing.registration import (
 )
 from preprocessing.scans import audit, audit_scan, collect, summary
 from preprocessing.workers import default_workers, open_workers, run_all
+from volumetric import __version__
 from volumetric.cli import UserError, check_fields, one_line_errors, option, parse_cli
 from volumetric.collection import read
 from volumetric.dicom_writing import KINDS
 from volumetric.files import (
     SYNTHETIC,
-    __version__,
     atomic_path,
     clear_parts,
     file_digest,

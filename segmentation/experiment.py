@@ -37,7 +37,7 @@ from segmentation.segmentation import (
     train,
 )
 from segmentation.teacher import FEWEST, TeacherConfig, label_folder
-from volumetric import runs
+from volumetric import __version__, runs
 from volumetric.cli import UserError, check_device_name, check_fields, one_line_errors, option, parse_cli
 from volumetric.collection import (
     content_of_set,
@@ -48,7 +48,6 @@ from volumetric.collection import (
     volumes_in,
 )
 from volumetric.files import (
-    __version__,
     atomic_path,
     clear_parts,
     finite,

@@ -38,7 +38,7 @@ from tqdm import tqdm
 from segmentation.cases import Classes, brought_to, in_order, pairs_among, read_cases, read_scan
 from segmentation.labels import TABLES, save_labels
 from segmentation.report import coloured
-from volumetric import parallel, runs, training
+from volumetric import __version__, parallel, runs, training
 from volumetric.cli import (
     Continued,
     UserError,
@@ -50,7 +50,7 @@ from volumetric.cli import (
     parse_cli,
 )
 from volumetric.collection import content_of_set, find_volumes, names_in
-from volumetric.files import __version__, as_damaged, atomic_path, new_folder
+from volumetric.files import as_damaged, atomic_path, new_folder
 from volumetric.parallel import host_random
 
 # Edit these, or pass them as flags; a flag wins.

@@ -14,6 +14,7 @@ import CoW_generator as cow
 import label_to_volume
 import progressive_wgan
 import stylegan2_pytorch as sg
+import volumetric
 from MedicalNet import evaluation
 from preprocessing import conform
 from preprocessing.background import BackgroundConfig
@@ -187,9 +188,26 @@ def test_help_explains_every_flag():
     run = run_script("stylegan2_pytorch.py", "--help")
     text = run.stdout + run.stderr
     for field in fields(sg.TrainConfig):
-        assert re.search(
-            rf"--{field.name}=.*\n.*Type.*\n\s+Default: {re.escape(repr(field.default))}", text
-        ), field.name
+        assert re.search(rf"^  --{field.name}( [A-Z]+)?(  |$)", text, re.MULTILINE), field.name
+    for line in (
+        "Networks:",
+        "Evaluation:",
+        "[0.0001]",
+        "[translation,cutout]",
+        "One of: published (as in the",
+    ):
+        assert line in text
+    assert max(map(len, text.splitlines())) <= 110 and text.count("\n") < 200
+    by_recipe = run_script("stylegan2_pytorch.py", "--recipe", "robust", "--help").stdout
+    assert "[0.003]" in by_recipe and "[0.003]" not in text
+
+
+def test_version(capsys):
+    with pytest.raises(SystemExit) as stop:
+        sg.main(["--version"])
+    assert (
+        not stop.value.code and capsys.readouterr().out == f"stylegan2-pytorch-3d {volumetric.__version__}\n"
+    )
 
 
 def test_every_default_is_a_valid_setting():

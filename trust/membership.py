@@ -38,9 +38,10 @@ from trust.rates import (
 from trust.sets import check_held_out, read_sets
 from trust.similarity import Library, print_of
 from trust.workers import LIBRARY, prepare, spread_out
+from volumetric import __version__
 from volumetric.cli import UserError, check_fields, one_line_errors, option, parse_cli
 from volumetric.collection import contents_of
-from volumetric.files import __version__, atomic_path, finite, next_free, read_json
+from volumetric.files import atomic_path, finite, next_free, read_json
 from volumetric.machine import usable_cores
 from volumetric.rates import wilson
 

@@ -33,9 +33,10 @@ from trust.rates import conformal, realised_rate
 from trust.sets import check_held_out, read_sets
 from trust.similarity import Library, print_of
 from trust.workers import LIBRARY, prepare, spread_out
+from volumetric import __version__
 from volumetric.cli import check_fields, one_line_errors, option, parse_cli
 from volumetric.collection import contents_of, name_of, unique_names
-from volumetric.files import __version__, atomic_path, finite, next_free
+from volumetric.files import atomic_path, finite, next_free
 from volumetric.machine import usable_cores
 from volumetric.rates import CONFIDENCE, wilson
 from volumetric.sidecars import TRAINED_ON, beside_volumes

@@ -22,9 +22,10 @@ from trust import STATES
 from trust.pages import told_of_power
 from trust.reading import told_of_training
 from trust.sets import told_by
+from volumetric import __version__
 from volumetric.cli import UserError, check_fields, one_line_errors, option, parse_cli
 from volumetric.collection import LABELS, contents_of, find_volumes, refuse_overlap, volumes_in
-from volumetric.files import __version__, as_damaged, atomic_path, file_digest, finite, read_json
+from volumetric.files import as_damaged, atomic_path, file_digest, finite, read_json
 from volumetric.pages import rows_of, three, write_page
 from volumetric.sidecars import trained_on
 from volumetric.tables import read_table

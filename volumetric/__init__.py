@@ -1,6 +1,7 @@
 """The ground that every program stands on; nothing here knows who stands on it.
 
     cli.py            options as dataclass fields, their parsing and their errors
+    help.py           what --help prints
     files.py          NIfTI in and out, atomic writing
     pictures.py       planes, projections, sheets, GIFs and curves, in one orientation
     pages.py          HTML pages in one file
@@ -11,8 +12,13 @@
     diff_augment.py   differentiable augmentation
     layers.py         operations with gradients of any order, schedules, attention
     memory.py         the memory of the worst step, predicted and measured
+    machine.py        cores and memory that a process may use
+    timing.py         how long a run takes, and where it fits
+    logs.py           tables that a run writes
     runs.py           the training loop, checkpoints, logs
     training.py       what trainers share: draws, batches, state, their start
 
 The first six import no torch.
 """
+
+__version__ = "0.1.0"

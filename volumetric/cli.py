@@ -30,6 +30,9 @@ from pathlib import Path
 
 import fire
 
+from volumetric import __version__
+from volumetric.help import help_text
+
 
 class UserError(ValueError):
     """A mistake of the user's: what was found, what is expected and what to do, in one line.
@@ -60,6 +63,7 @@ class Option:
         kept: A continued run keeps it; its checkpoint decides, and another value is refused.
         network: Part of the networks' shape, which a checkpoint decides for any run that starts from it.
         robust: Default under `--recipe robust`, if it is another.
+        section: Title above it in --help, where a section begins.
     """
 
     help: str
@@ -73,6 +77,7 @@ class Option:
     kept: bool = False
     network: bool = False
     robust: object = UNSET
+    section: str | None = None
 
     def described(self):
         """The sentence for --help, with the choices and what a recipe changes."""
@@ -122,13 +127,6 @@ def options_of(config_class, **wanted):
         for f in fields(config_class)
         if all(getattr(f.metadata["option"], name) == value for name, value in wanted.items())
     ]
-
-
-def describe(config_class):
-    """Docstring of a configuration with one line for every option, as fire shows it."""
-    rules = {f.name: f.metadata["option"] for f in fields(config_class)}
-    lines = [f"    {name}: {rule.described()}" for name, rule in rules.items()]
-    return "\n".join([inspect.cleandoc(config_class.__doc__), "", "Args:", *lines])
 
 
 def check_fields(config):
@@ -226,19 +224,39 @@ def check_folder(flag, path):
 
 
 def parse_cli(config_class, argv=None):
-    """Build `config_class` from flags, and exit on an unknown flag or a wrong value before any work."""
-    built = []
+    """Build `config_class` from flags, and exit on an unknown flag or a wrong value before any work.
+
+    With --help or --version it prints that, and exits.
+    """
+    words, built = list(map(str, sys.argv[1:] if argv is None else argv)), []
+    if {"--help", "-h", "--version"} & set(words):
+        tell_about(config_class, words)
+        sys.exit()
 
     def build(**flags):
         built.append(config_class(**flags))
 
-    build.__doc__ = describe(config_class)
     build.__signature__ = inspect.signature(config_class)
     keep_text = {f.name: str for f in fields(config_class) if f.type in (str, str | None)}
     fire.decorators.SetParseFns(**keep_text)(build)  # else `--name 20240101_1` becomes a number
     with one_line_errors():
-        fire.Fire(build, command=joined_words(config_class, sys.argv[1:] if argv is None else argv))
+        fire.Fire(build, command=joined_words(config_class, words))
     return built[0]
+
+
+def tell_about(config_class, words):
+    """Print the version, or the options with their defaults, by the recipe among the words."""
+    if "--version" in words:
+        print(f"stylegan2-pytorch-3d {__version__}")
+        return
+    plain = " ".join(words).replace("=", " ").split()
+    robust = "--recipe" in plain and "robust" in plain[plain.index("--recipe") :][:2]
+
+    def default_of(field):
+        rule = field.metadata["option"].robust
+        return rule if robust and rule is not UNSET else field.default
+
+    print(help_text(config_class, os.path.relpath(sys.argv[0]), default_of))
 
 
 def joined_words(config_class, words):
@@ -247,9 +265,7 @@ def joined_words(config_class, words):
     Raises:
         UserError: A word is no flag, a flag is unknown, comes twice or lacks its value.
     """
-    words = list(map(str, words))
-    if {"--help", "-h"} & set(words):
-        return ["--help"]
+    words = list(words)
     switches = {f.name: f.type is bool for f in fields(config_class)}
     given = {}
     while words:
@@ -389,7 +405,11 @@ class Continued:
 class RunConfig(Continued):
     """Options of any training: its folders, how far it goes, on what machine, and its steps."""
 
-    data: str = option("./data", "Folder of NIfTI volumes of (image_size, image_size, image_depth) voxels.")
+    data: str = option(
+        "./data",
+        "Folder of NIfTI volumes of (image_size, image_size, image_depth) voxels.",
+        section="Data and the run",
+    )
     split: str | None = option(
         None, "Table of preprocessing/split.py: what is trained on, and what is not.", file=True
     )
@@ -402,9 +422,11 @@ class RunConfig(Continued):
     load_from: int = option(-1, "Number n of the checkpoint to go back to; -1: newest.", least=-1)
     init_from: str | None = option(None, "Checkpoint whose weights a new run starts from.", file=True)
     num_train_steps: int = option(100000, "Steps in the whole run, those of earlier commands included.")
-    device: str = option("auto", "auto, cpu, cuda or cuda:<n>.", check=check_device_name, resumed=True)
+    device: str = option(
+        "auto", "cpu, cuda or cuda:<n>.", check=check_device_name, resumed=True, section="Machine"
+    )
     multi_gpus: bool = option(False, "Train on all GPUs of this machine; the batch is shared out.")
-    fp16: bool = option(True, "Mixed precision; penalties are always computed in float32.", resumed=True)
+    fp16: bool = option(True, "Mixed precision; --fp16 False computes all in float32.", resumed=True)
     amp_dtype: str = option("auto", "Of mixed precision.", choices=AMP_DTYPES, resumed=True)
     deterministic: bool = option(False, "Bit-exact resuming on a GPU too, slower; a CPU always does it.")
     cache: str = option("ram", "Where the training volumes are kept.", choices=CACHES, resumed=True)
@@ -412,12 +434,18 @@ class RunConfig(Continued):
         None, "Processes that read; None: 0 with a cache, else up to 4.", **WORKERS
     )
     seed: int = option(42, "Seed of everything; also of the first generated volume.", least=0, resumed=True)
-    save_every: int = option(3000, "Steps between checkpoints.", resumed=True)
+    save_every: int = option(3000, "Steps between checkpoints.", resumed=True, section="What is kept")
     keep_checkpoints: int | None = option(None, "Number of newest checkpoints kept; None keeps all.")
     evaluate_every: int = option(3000, "Steps between previews (below step 2500 every 100).")
     log: bool = option(False, "Write TensorBoard files beside metrics.csv; they need no server.")
     dry_run: bool = option(False, "Check everything, print sizes and peak memory, and train nothing.")
-    image_size: int = option(128, "In-plane edge in voxels, a power of two.", most=LARGEST_EDGE, network=True)
+    image_size: int = option(
+        128,
+        "In-plane edge in voxels, a power of two.",
+        most=LARGEST_EDGE,
+        network=True,
+        section="Volumes, steps",
+    )
     image_depth: int = option(32, "Axial slices, a power of two, 4 <= depth <= image_size.", network=True)
     batch_size: int = option(8, "Volumes in a micro-batch, of all processes together.", resumed=True)
     gradient_accumulate_every: int = option(1, "Micro-batches in a training step.", resumed=True)
@@ -473,7 +501,9 @@ class RunConfig(Continued):
 class VolumeConfig(RunConfig):
     """Options of a training on volumes alone: flips, and classes."""
 
-    dataset_aug_prob: float = option(0.5, "Probability of a left-right flip.", **SHARE, resumed=True)
+    dataset_aug_prob: float = option(
+        0.5, "Probability of a left-right flip.", **SHARE, resumed=True, section="Flips and classes"
+    )
     labels: str | None = option(
         None, "Train for classes: `folders` of data, or a CSV of file and label.", resumed=True
     )
@@ -490,7 +520,10 @@ class GenerationOptions:
     """Options of a trainer that also generates; a mixin of RunConfig."""
 
     checkpoint: str | None = option(
-        None, "Checkpoint to generate from; None is the run's, by --load_from.", file=True
+        None,
+        "Checkpoint to generate from; None is the run's, by --load_from.",
+        file=True,
+        section="Generation",
     )
     use_average: bool = option(True, "Generate from averaged networks; False takes the current ones.")
     output: str | None = option(
@@ -543,7 +576,9 @@ FEWEST_EVALUATED = 6  # volumes in a set: more than the neighbours that precisio
 class EvaluationOptions:
     """Options of a trainer that evaluates what it generates; a mixin of RunConfig."""
 
-    calculate_fid_every: int | None = option(None, "Steps between evaluations (FID, MD, ...); None is never.")
+    calculate_fid_every: int | None = option(
+        None, "Steps between evaluations (FID, MD, ...); None is never.", section="Evaluation"
+    )
     calculate_fid_num_images: int = option(
         1782, "Volumes generated for each.", least=FEWEST_EVALUATED, most=10**6
     )

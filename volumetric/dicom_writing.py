@@ -21,8 +21,9 @@ from pathlib import Path
 
 import numpy as np
 
+from volumetric import __version__
 from volumetric.cli import UserError
-from volumetric.files import __version__, atomic_path, part_of, to_disk
+from volumetric.files import atomic_path, part_of, to_disk
 from volumetric.geometry import OFF_MM
 
 KINDS = {"enhanced": "one Enhanced MR file a volume", "classic": "a folder of MR slices a volume"}

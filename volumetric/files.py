@@ -23,6 +23,7 @@ import nibabel as nib
 import numpy as np
 from einops import rearrange
 
+from volumetric import __version__
 from volumetric.cli import UserError
 
 try:
@@ -30,7 +31,6 @@ try:
 except ModuleNotFoundError:  # Windows has no such locks
     fcntl = None
 
-__version__ = "0.1.0"
 
 SYNTHETIC = "SYNTHETIC"  # how the description of a made volume begins
 NIFTI_SUFFIXES = (".nii", ".nii.gz")

@@ -13,10 +13,10 @@ from pathlib import Path
 import nibabel as nib
 import numpy as np
 
+from volumetric import __version__
 from volumetric.cli import UserError
 from volumetric.collection import LABELS, content_of_set, find, known_by_content, refuse_overlap
 from volumetric.files import (
-    __version__,
     atomic_path,
     file_digest,
     load_nifti,

@@ -13,10 +13,10 @@ from dataclasses import asdict, replace
 import numpy as np
 import torch
 
-from volumetric import dataset, memory, parallel, runs, timing
+from volumetric import __version__, dataset, memory, parallel, runs, timing
 from volumetric.cli import UserError, VolumeConfig, default_of, options_of
 from volumetric.collection import choose
-from volumetric.files import __version__, as_damaged, locked, naming
+from volumetric.files import as_damaged, locked, naming
 from volumetric.geometry import CANONICAL, axes_of
 from volumetric.layers import channels_last, count_parameters, move_averages, set_rates, trained_by
 from volumetric.tables import Split
