@@ -4,13 +4,15 @@
     python CoW_generator.py --mode interpolation --seeds 3,8 --steps 30
     python CoW_generator.py --recreate generated/normal/seed000042.json
 
-Edit the settings below, or pass them as flags: a flag wins. Sections: settings, configuration, recipes,
-modes, rendering, pictures, projection, entry points.
+Edit the settings below, or pass them as flags: a flag wins. Settings of your own, in lines like those below,
+can stand in a file that no update of this program touches: --settings mine.py. Sections: settings,
+configuration, recipes, modes, rendering, pictures, projection, entry points.
 
 A volume is a function of its recipe (which style, which noise, which truncation) and of the checkpoint. A
 mode is a list of recipes; one loop renders them, in batches of any size, on any number of processes.
 """
 
+import ast
 import itertools
 import json
 import math
@@ -199,6 +201,9 @@ class GenerateConfig:
         None, "MedicalNet ResNet-10 weights; adds its features to the loss of the projection.", file=True
     )
     recreate: str | None = option(None, "Sidecar .json of a volume to render again and compare.", file=True)
+    settings: str | None = option(
+        None, "File of settings of your own, lines name = value as at the top of this program.", file=True
+    )
 
     def __post_init__(self):
         check_fields(self)
@@ -234,6 +239,24 @@ class GenerateConfig:
     def folder(self):
         """Folder of this mode's results."""
         return Path(self.save_directory) / self.mode
+
+
+def with_settings(words):
+    """Words of a command line with the flags of its --settings, which other flags come before.
+
+    Raises:
+        UserError: The file cannot be read, or has something else than lines `name = value`.
+    """
+    plain = " ".join(map(str, words)).replace("=", " ").split()
+    if "--settings" not in plain or plain[-1] == "--settings":
+        return words
+    given = {word.removeprefix("--").replace("-", "_") for word in plain if word.startswith("--")}
+    path = Path(plain[plain.index("--settings") + 1])
+    with reading(path, "each line must be name = value, as in CoW_generator.py"):
+        lines = ast.parse(path.read_text(encoding="utf-8")).body
+        values = {line.targets[0].id: ast.literal_eval(line.value) for line in lines}
+    own = {name: value for name, value in values.items() if value is not None and name not in given}
+    return [*words, *(f"--{name}={value}" for name, value in own.items())]
 
 
 def parse_seeds(text):
@@ -664,7 +687,9 @@ def picture_deviation(writer, series, volumes):
 def write_smoothness(folder, series, volumes):
     """How even the steps of a sequence are, printed and in a JSON file."""
     largest, mean = smoothness(volumes)
-    print(f"{series}: smoothness {largest / mean:.2f} (largest step / mean step)")
+    print(
+        f"{series}: from volume to volume it changes at most {largest / mean:.2f} times as much as on average"
+    )
     figures = {"largest_step": largest, "mean_step": mean, "smoothness": largest / mean}
     with atomic_path(folder / f"{series}_smoothness.json") as part:
         part.write_text(json.dumps(figures, indent=1), encoding="utf-8")
@@ -959,7 +984,9 @@ def join_pairs(argv):
 
 def main(argv=None):
     """The command line."""
-    config = parse_cli(GenerateConfig, join_pairs(sys.argv[1:] if argv is None else argv))
+    with one_line_errors():
+        words = with_settings(join_pairs(sys.argv[1:] if argv is None else argv))
+    config = parse_cli(GenerateConfig, words)
     with one_line_errors("Interrupted. The same command continues; complete volumes are kept."):
         if config.recreate is not None:
             recreate(config)

@@ -1,5 +1,6 @@
 # make install   create .venv and install the project with its test tools
 # make demo      volumes of the model that comes along, then train a small one; both are evaluated
+#                make demo NAME=long STEPS=3000 trains another one, longer
 # make test      lint, format check and all tests
 # make gpu       what only a GPU can show: tests and measurements of ten minutes, in gpu/report.md
 # make faults    kills, full disks, damaged files and odd command lines, for about an hour
@@ -8,6 +9,8 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 DEMO := demo
+NAME ?= demo
+STEPS ?= 600
 
 .PHONY: install demo test gpu faults
 
@@ -23,9 +26,9 @@ $(VENV)/.installed: pyproject.toml
 GENERATE := $(BIN)/python CoW_generator.py --save_directory $(DEMO)/shipped
 PHANTOM := $(BIN)/python sample_data/phantom.py
 EVALUATE := $(BIN)/python MedicalNet/evaluation.py --embedding random --metrics md,ms_ssim,anatomy,copies
-DEMO_RUN := --name demo --results_dir $(DEMO)/results --models_dir $(DEMO)/models
-DEMO_MODEL := --image_size 32 --image_depth 8 --network_capacity 4 --fmap_max 64
-DEMO_TRAINING := --recipe robust --batch_size 8 --gradient_accumulate_every 1 --num_train_steps 600 \
+RUN := --name $(NAME) --results_dir $(DEMO)/results --models_dir $(DEMO)/models
+MODEL := --image_size 32 --image_depth 8 --network_capacity 4 --fmap_max 64
+TRAINING := --recipe robust --batch_size 8 --gradient_accumulate_every 1 --num_train_steps $(STEPS) \
 	--save_every 300 --num_image_tiles 4
 
 demo: install
@@ -38,11 +41,13 @@ demo: install
 	$(EVALUATE) --real $(DEMO)/unseen --generated $(DEMO)/shipped/normal --output $(DEMO)/evaluation-shipped
 	test -e $(DEMO)/phantoms/variants.csv || $(PHANTOM) --output $(DEMO)/phantoms --num 256 --image_size 32 \
 		--image_depth 8
-	$(BIN)/python stylegan2_pytorch.py --data $(DEMO)/phantoms $(DEMO_RUN) $(DEMO_MODEL) $(DEMO_TRAINING)
-	$(BIN)/python stylegan2_pytorch.py $(DEMO_RUN) --generate --num_generate 128
-	$(EVALUATE) --real $(DEMO)/phantoms --generated $(DEMO)/results/demo/generated/model_2 \
-		--output $(DEMO)/evaluation
-	@echo "Pictures of the training are in $(DEMO)/results/demo/previews"
+	$(BIN)/python stylegan2_pytorch.py --data $(DEMO)/phantoms $(RUN) $(MODEL) $(TRAINING)
+	$(BIN)/python stylegan2_pytorch.py $(RUN) --generate --num_generate 128 --output $(DEMO)/volumes-$(NAME)-$(STEPS)
+	$(EVALUATE) --real $(DEMO)/phantoms --generated $(DEMO)/volumes-$(NAME)-$(STEPS) \
+		--output $(DEMO)/evaluation-$(NAME)-$(STEPS)
+	$(BIN)/python tests/benchmarks/demo.py --shipped $(DEMO)/evaluation-shipped \
+		--trained $(DEMO)/evaluation-$(NAME)-$(STEPS)
+	@echo "Pictures of the training are in $(DEMO)/results/$(NAME)/previews"
 
 test: install
 	$(BIN)/ruff check .

@@ -363,7 +363,11 @@ class Trainer(training.VolumeTrainer):
 
     def reported(self):
         """{name: network} whose sizes are told."""
-        return {name: getattr(self.networks, name) for name in "GD"}
+        return {"generator G": self.networks.G, "discriminator D": self.networks.D}
+
+    def legend(self):
+        """As `VolumeTrainer`'s."""
+        return "D and G: losses; GP: penalty of D's gradient"
 
     def averaged(self):
         """As `VolumeTrainer`'s."""

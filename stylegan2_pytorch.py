@@ -1078,7 +1078,16 @@ class Trainer(training.VolumeTrainer):
 
     def reported(self):
         """{name: network} whose sizes are told."""
-        return {name: getattr(self.GAN, name) for name in "SGD"}
+        return {
+            "mapping network S": self.GAN.S,
+            "generator G": self.GAN.G,
+            "discriminator D": self.GAN.D,
+        }
+
+    def legend(self):
+        """As `VolumeTrainer`'s."""
+        chance = {"hinge": " (D at chance: 2)", "relativistic": " (at chance: 0.69)"}.get(self.loss, "")
+        return f"D and G: losses{chance}; GP: penalty of D's gradient; PL: of path lengths"
 
     def build_networks(self):
         """StyleGAN2 on the device, ready for training."""

@@ -1,5 +1,6 @@
 """The command line as a user meets it: flags, messages, the README's commands, the set-up files."""
 
+import json
 import re
 import shlex
 import shutil
@@ -23,6 +24,7 @@ from preprocessing.preprocessing import PreprocessConfig
 from preprocessing.split import SplitConfig
 from sample_data import release
 from segmentation import experiment, fidelity, labels, metrics, nnunet, segmentation, teacher
+from tests.benchmarks import demo
 from tests.conftest import ROOT, run_script, tiny_flags
 from trust import membership, replicas, scorecard, turing
 from volumetric import cli
@@ -230,7 +232,7 @@ def test_dry_run_of_the_published_command(tmp_path, tmp_path_factory, monkeypatc
     assert run.returncode == 0, run.stderr
     for text in (
         "8 volumes of 128 x 128 x 32 voxels",
-        "S 2.1, G 30.1, D 66.7",
+        "mapping network S 2.1, generator G 30.1, discriminator D 66.7",
         "batch_size: 8",
         "training without the metrics of this network. The MedicalNet ResNet-10 weights are not here",
         "training without the metrics of this network. The FID Inception weights are not here",
@@ -323,11 +325,20 @@ def test_the_readme_is_a_newcomers_page():
         if path.parent.name == "docs" and path.name not in WITHOUT_COMMANDS:  # else it opens with three
             first = re.search(r"```bash\n(.*?)```", text, re.DOTALL)[1]
             assert len(first.replace("\\\n", " ").splitlines()) == 3
-        for link in re.findall(r"\]\(([\w./-]+)(?:#[\w-]+)?\)", text):
-            assert (path.parent / link).exists(), (path.name, link)
+        for link, anchor in re.findall(r"\]\(([\w./-]*)(?:#([\w-]+))?\)", text):
+            linked = path.parent / link if link else path
+            assert linked.exists(), (path.name, link)
+            if anchor and linked.suffix == ".md":
+                titles = re.findall(r"^#+ (.*)$", linked.read_text(encoding="utf-8"), re.MULTILINE)
+                slugs = {re.sub(r"[^\w -]", "", title.lower()).replace(" ", "-") for title in titles}
+                assert anchor in slugs, (path.name, link, anchor)
     targets = set(re.findall(r"^(\w+):", (ROOT / "Makefile").read_text(encoding="utf-8"), re.MULTILINE))
     used = {target for text in PAGES.values() for target in re.findall(r"`?make (\w+)`?", text)}
     assert used and used <= targets
+
+
+def test_the_readme_has_the_numbers_of_the_demo():
+    assert demo.table_of(json.loads(demo.KEPT.read_text(encoding="utf-8"))) in README
 
 
 def test_the_first_commands_run(tmp_path):

@@ -241,7 +241,7 @@ def test_two_processes_have_the_gradients_of_one(folder):
 def test_memory_is_predicted(folder):
     run = run_script("progressive_wgan.py", *flags_of(folder, dry_run=True))
     assert run.returncode == 0, run.stderr
-    assert "peak memory, gradient penalty" in run.stdout and "parameters (million): G" in run.stdout
+    assert "peak memory, gradient penalty" in run.stdout and "parameters (million): generator G" in run.stdout
 
 
 def test_flags_that_do_not_go_together(folder):

@@ -21,4 +21,4 @@
 The first six import no torch.
 """
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"

@@ -150,6 +150,10 @@ class VolumeTrainer:
         """{name: network} whose sizes are told."""
         return {self.entry: self.networks}
 
+    def legend(self):
+        """What the losses in the progress bar are."""
+        return ""
+
     def evaluate(self, received):
         """{metric: value} of generated volumes, which the processes share out.
 
@@ -607,6 +611,8 @@ def start(make, config, audit, device, group):
     if config.dry_run:
         expect(trainer, make, peaks)
         return trainer
+    if trainer.legend():
+        print(f"In the progress bar: {trainer.legend()}. How to read them: docs/training.md#what-you-see")
     group.wait()  # until all have read what is there
     with contextlib.ExitStack() as stack:
         if group.first:
