@@ -510,7 +510,9 @@ class Trainer(training.VolumeTrainer):
             painter.draw(seeds, None if label is None else torch.full((columns,), label), stage, alpha)
             for label in (range(len(self.classes.names)) if self.classes else (None,))
         ]
-        return {"GE": contact_sheet(torch.cat(rows), self.audit.affine, columns)}
+        classes = f", a row for each of {', '.join(self.classes.names)}" if self.classes else ""
+        caption = f"SYNTHETIC, step {self.step}, averaged GE{classes}"
+        return {"GE": contact_sheet(torch.cat(rows), self.audit.affine, columns, caption)}
 
     def load(self, state):
         """Take up the state of a checkpoint."""

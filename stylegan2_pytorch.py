@@ -101,6 +101,7 @@ from volumetric.replay import Replay
 LATENT_DIM = 512  # of z and w, as published
 STYLE_DEPTH = 8  # layers of the mapping network, as published
 
+PREVIEWED = {"G": "current G", "GE": "averaged GE", "mixed": "GE, coarse style by row, fine by column"}
 # The training schedule of the published model, in steps.
 PATH_LENGTH_EVERY, PATH_LENGTH_AFTER, PATH_LENGTH_DECAY = 32, 5000, 0.99
 AVERAGE_EVERY, AVERAGE_AFTER, AVERAGE_DECAY = 10, 20000, 0.995
@@ -1571,7 +1572,8 @@ class Trainer(training.VolumeTrainer):
             volumes = self.preview_volumes(*which)
             if volumes is None:
                 continue
-            shown[name] = contact_sheet(volumes, self.audit.affine, self.config.num_image_tiles)
+            caption = f"SYNTHETIC, step {self.step}, {PREVIEWED[name]}"
+            shown[name] = contact_sheet(volumes, self.audit.affine, self.config.num_image_tiles, caption)
             if name == "GE":
                 shown["GE.nii.gz"] = (volumes[0], self.audit.affine)
         return shown

@@ -10,6 +10,7 @@ from PIL import Image, ImageDraw, ImageFont
 
 from volumetric.files import atomic_path, volume_to_array
 
+CAPTIONED = 720  # columns of a sheet with a caption, at least
 GAP, EDGE, MARGIN = 64, 255, 24  # grey values between tiles, between halves of a sheet, around a view
 
 
@@ -193,11 +194,19 @@ def tile(pictures, columns):
     return grid.swapaxes(1, 2).reshape(rows * (height + 1), columns * (width + 1), *colours)
 
 
-def contact_sheet(volumes, affine, columns):
-    """Axial slices on the left, their projections on the right. Shapes: (N, 1, Z, X, Y) -> (H, W)"""
+def contact_sheet(volumes, affine, columns, caption=""):
+    """Axial slices on the left, their projections on the right; with a caption large enough to read it.
+
+    Shapes: (N, 1, Z, X, Y) -> (H, W)
+    """
     left, right = (tile(p, columns) for p in axial_pictures(volumes, affine))
     gap = np.full((len(left), 8), EDGE, np.uint8)
-    return np.concatenate([left, gap, right], axis=1)
+    sheet = np.concatenate([left, gap, right], axis=1)
+    if not caption:
+        return sheet
+    factor = -(-CAPTIONED // sheet.shape[1])
+    text = f"{caption}; axial middle slices, then projections; the patient's right is on the left"
+    return captioned(sheet.repeat(factor, axis=0).repeat(factor, axis=1), text, 12)
 
 
 # ╔══════════════════════════════════════════════════════════════════════════════════════════════════════════╗
