@@ -14,7 +14,6 @@ mode is a list of recipes; one loop renders them, in batches of any size, on any
 
 import ast
 import itertools
-import json
 import math
 import re
 import sys
@@ -47,6 +46,7 @@ from volumetric.files import (
     read_json,
     reading,
     save_nifti,
+    write_json,
 )
 from volumetric.generation import SHOWN, Drawn, Item, Writer, full_name
 from volumetric.geometry import affine_of, same_spacing, spacing_of, turn
@@ -691,8 +691,7 @@ def write_smoothness(folder, series, volumes):
         f"{series}: from volume to volume it changes at most {largest / mean:.2f} times as much as on average"
     )
     figures = {"largest_step": largest, "mean_step": mean, "smoothness": largest / mean}
-    with atomic_path(folder / f"{series}_smoothness.json") as part:
-        part.write_text(json.dumps(figures, indent=1), encoding="utf-8")
+    write_json(folder / f"{series}_smoothness.json", figures)
 
 
 def smoothness(volumes):

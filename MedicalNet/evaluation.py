@@ -13,7 +13,6 @@ vessels in anatomy.py, report.html in report.py. Inputs are never written to.
 
 import contextlib
 import csv
-import json
 import os
 import platform
 from collections import Counter
@@ -43,7 +42,7 @@ from volumetric.cli import (
     parse_cli,
 )
 from volumetric.collection import content_of_set, contents_of, find
-from volumetric.files import atomic_path, finite, next_free
+from volumetric.files import atomic_path, next_free, write_json
 from volumetric.geometry import left_right_axis
 from volumetric.sidecars import left_of_training, refuse_seen, trained_on
 from volumetric.tables import Split
@@ -375,8 +374,7 @@ def new_folder(path):
 
 def write_values(record, folder):
     """metrics.json, metrics.csv, and metric_values.txt with the paper's three numbers."""
-    with atomic_path(folder / "metrics.json") as part:
-        part.write_text(json.dumps(finite(record), indent=1, allow_nan=False), encoding="utf-8")
+    write_json(folder / "metrics.json", record)
     metrics = record["metrics"]
     with atomic_path(folder / "metrics.csv") as part, open(part, "w", newline="", encoding="utf-8") as file:
         table = csv.writer(file)

@@ -6,13 +6,12 @@ accepted; what was made of a scan that is gone, has changed, or is excluded lies
 
 import csv
 import itertools
-import json
 import os
 import sys
 from pathlib import Path
 
 from volumetric.cli import UserError
-from volumetric.files import atomic_path, file_digest, naming, read_json, reading
+from volumetric.files import atomic_path, file_digest, naming, read_json, reading, write_json
 
 FOLDERS = ("volumes", "flagged", "transforms", "masks", "qc", "sidecars")
 STEPS = ("read", "bias", "mask", "register", "region", "resample", "picture", "write")
@@ -57,8 +56,7 @@ def same_settings(folder, settings):
     if not path.exists():
         for name in FOLDERS:
             (folder / name).mkdir(parents=True, exist_ok=True)
-        with atomic_path(path) as part:
-            part.write_text(json.dumps(settings, indent=1), encoding="utf-8")
+        write_json(path, settings)
         return
     earlier = read_json(path)
     changed = [

@@ -8,7 +8,6 @@ template_mask.nii.gz and template_brain.nii.gz, all on the grid of the reference
 anterior, superior), with template.json and a picture of the iterations.
 """
 
-import json
 import sys
 import tempfile
 import time
@@ -40,7 +39,7 @@ from preprocessing.scans import audit, collect, summary
 from preprocessing.workers import default_workers, in_words, open_workers, run_all
 from volumetric.cli import UserError, check_fields, one_line_errors, option, parse_cli
 from volumetric.collection import read
-from volumetric.files import atomic_path, clear_parts, locked, naming, part_of
+from volumetric.files import atomic_path, clear_parts, locked, naming, part_of, write_json
 
 # Edit these, or pass them as flags; a flag wins.
 # folder of raw scans
@@ -358,8 +357,7 @@ def write_template(config, image, mask, record):
         "settings": asdict(config),
         "versions": {name: version(name) for name in ("antspyx", "nibabel", "numpy", "scipy")},
     }
-    with atomic_path(folder / "template.json") as part:
-        part.write_text(json.dumps(record, indent=1), encoding="utf-8")
+    write_json(folder / "template.json", record)
     with atomic_path(folder / "template.nii.gz") as part:
         write_image(image.numpy().astype(np.float32), affine, part, "TOF MRA template")
 

@@ -99,6 +99,7 @@ from volumetric.files import (
     load_nifti,
     locked,
     naming,
+    write_json,
 )
 
 # Edit these, or pass them as flags; a flag wins.
@@ -497,8 +498,7 @@ def write_results(job, result, raw, volume, grid, measured):
         "settings": job.settings,
         "versions": versions(),
     }
-    with atomic_path(folder / "sidecars" / f"{name}.json") as part:
-        part.write_text(json.dumps(record, indent=1), encoding="utf-8")
+    write_json(folder / "sidecars" / f"{name}.json", record)
 
 
 def versions():

@@ -3,7 +3,6 @@
 Millimetres about a landmark mean the same on every template; voxels mean it on one alone.
 """
 
-import json
 import sys
 from dataclasses import dataclass
 
@@ -15,7 +14,7 @@ from preprocessing.images import Grid, check_bounds, crop_or_pad, fitted, grid_o
 from preprocessing.quality import draw_region
 from preprocessing.registration import COARSE_MM, at_spacing, mirror_of, resample
 from volumetric.cli import UserError
-from volumetric.files import atomic_path, read_json, reading
+from volumetric.files import read_json, reading, write_json
 from volumetric.vessels import vessel_mask
 
 HEAD_SMOOTHING_MM, HEAD_SHARE = 2.0, 0.2  # a head is brighter than this share of its 99th percentile
@@ -220,8 +219,7 @@ def place_region(config, path):
         print(f"Warning: {warning}.", file=sys.stderr)
     record = {"shape": grid.shape, "affine": grid.affine.tolist(), "mirror": mirror.tolist()}
     record |= {"about": text, "warnings": warnings}
-    with atomic_path(kept) as part:
-        part.write_text(json.dumps(record, indent=1), encoding="utf-8")
+    write_json(kept, record)
     return grid, mirror
 
 

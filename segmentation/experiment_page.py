@@ -1,14 +1,12 @@
 """report.html of an experiment: whether synthetic volumes help, curves of every class, pictures of cases."""
 
-import json
-
 import numpy as np
 
 from segmentation.cases import Classes
 from segmentation.comparison import AVERAGE, LOWER_IS_BETTER, NAMES, RARE, SCORES, verdict
 from segmentation.labels import as_topcow, read_labels
 from segmentation.report import coloured
-from volumetric.files import atomic_path, finite
+from volumetric.files import write_json
 from volumetric.pages import drawing, picture, rows_of, section, three, write_page, write_table
 from volumetric.pictures import new_axes
 
@@ -29,8 +27,7 @@ def write_experiment(record, tests, folder):
         tests: {case: Pair} of cases.py.
         folder: Of the experiment, with runs/<run>/predicted.
     """
-    with atomic_path(folder / "experiment.json") as part:
-        part.write_text(json.dumps(finite(record), indent=1, allow_nan=False), encoding="utf-8")
+    write_json(folder / "experiment.json", record)
     rows = [
         (cell["real"], cell["synthetic"], name, one["mean"], *(one["interval_95"] or ("", "")), one["n"])
         for cell in record["cells"]

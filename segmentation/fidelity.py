@@ -11,7 +11,6 @@ and SSIM (Wang et al. 2004, doi:10.1109/TIP.2003.819861, in 3D) to the real volu
 """
 
 import csv
-import json
 import sys
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,7 +26,7 @@ from tqdm import tqdm
 from segmentation.labels import read_labels
 from volumetric.cli import UserError, check_device_name, check_fields, one_line_errors, option, parse_cli
 from volumetric.collection import find_volumes, names_in, pair_up, read, refuse_other_grid, scaled
-from volumetric.files import array_to_volume, atomic_path, by, finite, naming, new_folder
+from volumetric.files import array_to_volume, atomic_path, by, naming, new_folder, write_json
 from volumetric.geometry import same_spacing
 
 # Edit these, or pass them as flags; a flag wins.
@@ -204,8 +203,7 @@ def means(rows):
 def write_scores(config, record, cases):
     """fidelity.json, fidelity.csv and summary.md; returns the new folder."""
     folder = new_folder(Path(config.output))
-    with atomic_path(folder / "fidelity.json") as part:
-        part.write_text(json.dumps(finite(record | {"cases": cases}), indent=1), encoding="utf-8")
+    write_json(folder / "fidelity.json", record | {"cases": cases})
     with (
         atomic_path(folder / "fidelity.csv") as part,
         open(part, "w", newline="", encoding="utf-8") as file,

@@ -14,7 +14,6 @@ maps back to the axes of their volumes. Its folds are drawn here, by subject: nn
 subject and the synthetic volumes made from it on both sides. Inputs are never written to.
 """
 
-import json
 import shlex
 import sys
 from dataclasses import dataclass
@@ -41,7 +40,7 @@ from volumetric.collection import (
     refuse_unusable,
     unique_names,
 )
-from volumetric.files import as_damaged, atomic_path, new_folder
+from volumetric.files import as_damaged, atomic_path, new_folder, write_json
 from volumetric.geometry import axes_of, turn
 from volumetric.pages import write_table
 from volumetric.tables import Split, read_table, rows_of, subjects_of
@@ -243,8 +242,7 @@ def export(config):
         "file_ending": ".nii.gz",
     }
     for path, record in ((raw / "dataset.json", about), (prepared / "splits_final.json", splits)):
-        with atomic_path(path) as part:
-            part.write_text(json.dumps(record, indent=1), encoding="utf-8")
+        write_json(path, record)
     commands = commands_for(config, folder)
     with atomic_path(folder / "commands.sh") as part:
         part.write_text(commands, encoding="utf-8")

@@ -13,7 +13,6 @@ shown too. membership.json and report.html hold the result; the exit status is 0
 (inconclusive). Inputs are never written to.
 """
 
-import json
 import subprocess
 import sys
 import tempfile
@@ -41,7 +40,7 @@ from trust.workers import LIBRARY, prepare, spread_out
 from volumetric import __version__
 from volumetric.cli import UserError, check_fields, one_line_errors, option, parse_cli
 from volumetric.collection import contents_of
-from volumetric.files import atomic_path, finite, next_free, read_json
+from volumetric.files import next_free, read_json, write_json
 from volumetric.machine import usable_cores
 from volumetric.rates import wilson
 
@@ -301,8 +300,7 @@ def run_test(config):
     record |= {"contents": contents_of(sets), "settings": asdict(config), "version": __version__}
     folder = next_free(Path(config.output))
     folder.mkdir(parents=True)
-    with atomic_path(folder / "membership.json") as part:
-        part.write_text(json.dumps(finite(record), indent=1, allow_nan=False), encoding="utf-8")
+    write_json(folder / "membership.json", record)
     write_membership(record, {name: one.score for name, one in scores.items()}, folder)
     return record, folder
 

@@ -6,23 +6,6 @@ from scipy import stats
 from volumetric.rates import CONFIDENCE
 
 
-def clopper_pearson(hits, number):
-    """Exact 95 % interval of a share (Clopper & Pearson 1934)."""
-    found = stats.binomtest(hits, number).proportion_ci(CONFIDENCE, method="exact")
-    return float(found.low), float(found.high)
-
-
-def upper_limit(hits, number):
-    """One-sided exact 95 % upper limit of a share."""
-    found = stats.binomtest(hits, number, alternative="less").proportion_ci(CONFIDENCE, method="exact")
-    return float(found.high)
-
-
-def most_expected(number, rate):
-    """Largest count that chance at a rate exceeds in at most 5 % of cases."""
-    return int(stats.binom.ppf(CONFIDENCE, number, rate))
-
-
 def conformal(scores, held_out):
     """Conformal p-values: how often an unseen real subject scores as high (Vovk et al. 2005).
 

@@ -15,11 +15,10 @@ from trust.rates import (
     power_of_equivalence,
 )
 from volumetric.cli import UserError
-from volumetric.files import as_damaged, atomic_path, finite
+from volumetric.files import as_damaged, write_json
 from volumetric.pages import rows_of, three, write_page
 from volumetric.rates import CONFIDENCE, wilson
 
-ANSWERS = ("real", "synthetic")
 MARGIN = 0.1  # around one half, of the test of equivalence
 RESAMPLES = 2000
 
@@ -161,8 +160,7 @@ def told_of_training(number, shown):
 
 def write_scores(record, folder):
     """turing.json and report.html."""
-    with atomic_path(folder / "turing.json") as part:
-        part.write_text(json.dumps(finite(record), indent=1, allow_nan=False), encoding="utf-8")
+    write_json(folder / "turing.json", record)
     pooled = record["pooled"]
     told = f"{pooled['readers']} readers, {pooled['items']} volumes: accuracy {around(pooled, 'accuracy')}"
     words = "It is not shown that readers cannot tell them apart"

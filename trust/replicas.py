@@ -17,7 +17,6 @@ volumes but the flagged ones. Inputs are never written to. Sections:
 Similarities are in similarity.py, copies in controls.py, rates in rates.py, the page in pages.py.
 """
 
-import json
 import shutil
 import sys
 from dataclasses import asdict, dataclass
@@ -36,7 +35,7 @@ from trust.workers import LIBRARY, prepare, spread_out
 from volumetric import __version__
 from volumetric.cli import check_fields, one_line_errors, option, parse_cli
 from volumetric.collection import contents_of, name_of, unique_names
-from volumetric.files import atomic_path, finite, next_free
+from volumetric.files import atomic_path, next_free, write_json
 from volumetric.machine import usable_cores
 from volumetric.rates import CONFIDENCE, wilson
 from volumetric.sidecars import TRAINED_ON, beside_volumes
@@ -343,8 +342,7 @@ def run_gate(config):
     kept = withhold(record["flagged"], sets["generated"], folder)
     if record["verdict"] == "passed":
         release(kept, Path(config.generated), folder / "released")
-    with atomic_path(folder / "replicas.json") as part:
-        part.write_text(json.dumps(finite(record), indent=1, allow_nan=False), encoding="utf-8")
+    write_json(folder / "replicas.json", record)
     write_replicas(record, sets, {"held_out": held, "generated": found, "planted": planted}, folder)
     return record, folder
 

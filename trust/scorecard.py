@@ -13,7 +13,6 @@ with the fingerprint. Inputs are never written to.
 """
 
 import html
-import json
 import sys
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -25,7 +24,7 @@ from trust.sets import told_by
 from volumetric import __version__
 from volumetric.cli import UserError, check_fields, one_line_errors, option, parse_cli
 from volumetric.collection import LABELS, contents_of, find_volumes, refuse_overlap, volumes_in
-from volumetric.files import as_damaged, atomic_path, file_digest, finite, read_json
+from volumetric.files import as_damaged, file_digest, read_json, write_json
 from volumetric.pages import rows_of, three, write_page
 from volumetric.sidecars import trained_on
 from volumetric.tables import read_table
@@ -303,8 +302,7 @@ def verify(config):
 
 def write_card(record, folder):
     """scorecard.json and report.html."""
-    with atomic_path(folder / "scorecard.json") as part:
-        part.write_text(json.dumps(finite(record), indent=1, allow_nan=False), encoding="utf-8")
+    write_json(folder / "scorecard.json", record)
     cards = []
     for name, question in CRITERIA.items():
         told = record["criteria"][name]

@@ -25,7 +25,7 @@ from trust.greys import FEW, LEVELS, REMEDY, check, levelled, matched, stored_as
 from trust.reading import read_answers, summarise, told_of_training, write_scores
 from volumetric.cli import UserError, check_fields, one_line_errors, option, parse_cli
 from volumetric.collection import contents_of, known_by_content, refuse_overlap, same_geometry, volumes_in
-from volumetric.files import atomic_path, next_free
+from volumetric.files import atomic_path, next_free, write_json
 from volumetric.parallel import host_random
 from volumetric.sidecars import trained_on
 
@@ -162,8 +162,7 @@ def write_reading(record, shown, folder):
     parts = {"niivue": script, "page": json.dumps(record["page"]), "items": json.dumps(shown)}
     with atomic_path(folder / "turing.html") as part:
         part.write_text(template.substitute(parts, treatment=record["treatment"]["told"]), encoding="utf-8")
-    with atomic_path(folder / "key.json") as part:
-        part.write_text(json.dumps(record, indent=1), encoding="utf-8")
+    write_json(folder / "key.json", record)
 
 
 def build(config):

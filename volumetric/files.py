@@ -352,6 +352,13 @@ def new_folder(path):
     return folder
 
 
+def write_json(path, record):
+    """Write a record as JSON in one piece, or not at all; numbers that are not finite become null."""
+    text = json.dumps(finite(record), indent=1, allow_nan=False)
+    with atomic_path(path) as part:
+        part.write_text(text, encoding="utf-8")
+
+
 def finite(record):
     """A record with None in place of numbers that are not finite, which JSON does not have."""
     if isinstance(record, dict):

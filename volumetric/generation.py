@@ -7,7 +7,6 @@ bit for bit; see sidecars.py. Sections: models, writing, what every trainer can 
 """
 
 import errno
-import json
 import math
 import re
 import shutil
@@ -27,7 +26,6 @@ from volumetric.dicom_writing import Origin, write_dicom
 from volumetric.files import (
     array_to_volume,
     as_damaged,
-    atomic_path,
     clear_parts,
     file_digest,
     load_nifti,
@@ -36,6 +34,7 @@ from volumetric.files import (
     reading,
     save_nifti,
     volume_to_array,
+    write_json,
 )
 from volumetric.parallel import process_group
 from volumetric.pictures import annotated, labelled_views, save_gif, save_picture, sheet_of
@@ -306,8 +305,7 @@ class Writer:
             save_picture(self.picture_of(item, volume), self.path(item, self.picture_format), smallest=1)
         record = self.about | self.made_of(item) | details
         record |= {"volume_sha256": digest_of(volume), "versions": versions()}
-        with atomic_path(self.path(item, "json")) as part:
-            part.write_text(json.dumps(record, indent=1), encoding="utf-8")
+        write_json(self.path(item, "json"), record)
 
     def write_more(self, item: Item, drawn: Drawn) -> dict[str, Any]:
         """Write what else a program keeps of a volume; returns what its sidecar says of that."""
