@@ -572,7 +572,9 @@ def test_a_release_generates_as_its_checkpoint_and_says_what_it_lacks(home, tmp_
 
 def test_settings_of_ones_own_stand_in_a_file(tmp_path, capsys):
     own = tmp_path / "mine.py"
-    own.write_text('mode = "interpolation"  # the way\nsteps = 7\nlabel = None\ntruncation_psi = 0.5\n')
+    own.write_text(
+        'mode = "interpolation"  # the way\nsteps = 7\nlabel = None\ntruncation_psi = 0.5\n', "utf-8"
+    )
     config = cow.parse_cli(cow.GenerateConfig, cow.with_settings(["--settings", str(own), "--steps", "9"]))
     assert (config.mode, config.steps, config.truncation_psi, config.label) == ("interpolation", 9, 0.5, None)
     for text, said in (
@@ -580,7 +582,7 @@ def test_settings_of_ones_own_stand_in_a_file(tmp_path, capsys):
         ("import os", "each line must be name = value"),
         ("modus = 1", "There is no flag '--modus', do you mean --mode?"),
     ):
-        own.write_text(text)
+        own.write_text(text, encoding="utf-8")
         with pytest.raises(SystemExit) as stop:
             cow.main(["--settings", str(own)])
         assert said in str(stop.value) and "\n" not in str(stop.value)
