@@ -572,9 +572,8 @@ def test_a_release_generates_as_its_checkpoint_and_says_what_it_lacks(home, tmp_
 
 def test_settings_of_ones_own_stand_in_a_file(tmp_path, capsys):
     own = tmp_path / "mine.py"
-    own.write_text(
-        'mode = "interpolation"  # the way\nsteps = 7\nlabel = None\ntruncation_psi = 0.5\n', "utf-8"
-    )
+    lines = ('mode = "interpolation"  # the way', "steps = 7", "label = None", "truncation_psi = 0.5")
+    own.write_text("\n".join(lines), encoding="utf-8")
     config = cow.parse_cli(cow.GenerateConfig, cow.with_settings(["--settings", str(own), "--steps", "9"]))
     assert (config.mode, config.steps, config.truncation_psi, config.label) == ("interpolation", 9, 0.5, None)
     for text, said in (
