@@ -79,8 +79,6 @@ from volumetric.layers import (
     equalized_scale,
     gradient_penalty,
     growth_schedule,
-    haar,
-    inverse_haar,
     leaky_relu,
     minibatch_deviation,
     move_averages,
@@ -153,7 +151,6 @@ class TrainConfig(SeedOptions, EvaluationOptions, VolumeConfig):
     fq_dict_size: int = option(256, "Codes of each feature quantisation.", most=65536, network=True)
     cl_reg: bool = option(False, "Contrastive regularisation of the discriminator.", network=True)
     minibatch_std: bool = option(False, "D sees how volumes differ.", robust=True, network=True)
-    haar: bool = option(False, "G's last and D's first level are of Haar bands.", network=True)
     transparent: bool = option(False, "Not available: a one-channel volume has no alpha channel.")
     # training step
     recipe: str = option(
@@ -228,7 +225,7 @@ class TrainConfig(SeedOptions, EvaluationOptions, VolumeConfig):
     @property
     def blocks(self):
         """Number of G's blocks."""
-        return len(growth_schedule(self.image_size, self.image_depth)) - self.haar
+        return len(growth_schedule(self.image_size, self.image_depth))
 
     @property
     def chosen_depth(self):
@@ -248,9 +245,7 @@ class TrainConfig(SeedOptions, EvaluationOptions, VolumeConfig):
     @property
     def largest_layer(self):
         """Channels and voxels (D, H, W) of D's first block, what half precision is tried with on a GPU."""
-        strides = shrink_schedule(self.image_size, self.image_depth)[0] if self.haar else (1, 1, 1)
-        sizes = tuple(size // stride for size, stride in zip(self.shape, strides, strict=True))
-        return min(self.fmap_max, 4 * self.network_capacity * (1 + self.haar)), sizes
+        return min(self.fmap_max, 4 * self.network_capacity), self.shape
 
     @property
     def scheduled(self):
@@ -266,9 +261,8 @@ class TrainConfig(SeedOptions, EvaluationOptions, VolumeConfig):
 
 NETWORK_SETTINGS = options_of(TrainConfig, network=True)
 # of a checkpoint that does not state them
-BEFORE = {"noise": "all", "all_pairs": False, "minibatch_std": False, "haar": False}
+BEFORE = {"noise": "all", "all_pairs": False, "minibatch_std": False}
 GENERATOR_SETTINGS = ("image_size", "image_depth", "network_capacity", "fmap_max", "attn_layers", "no_const")
-GENERATOR_SETTINGS = (*GENERATOR_SETTINGS, "haar")
 
 
 # ╔══════════════════════════════════════════════════════════════════════════════════════════════════════════╗
@@ -356,24 +350,24 @@ class Conv3DMod(nn.Module):
 
 
 class ModulatedSum(nn.Module):
-    """Modulated 1x1x1 convolution to one channel, or few, without demodulation: a sum over channels.
+    """Modulated 1x1x1 convolution to one channel, without demodulation: a sum over channels for each sample.
 
     As a product of matrices it reads x once; the convolution would need x times the style first.
 
     Shapes:
         x:      (B, C, D, H, W)
         style:  (B, C)
-        return: (B, sums, D, H, W)
+        return: (B, 1, D, H, W)
     """
 
-    def __init__(self, channels, sums=1):
+    def __init__(self, channels):
         super().__init__()
-        self.weight = nn.Parameter(torch.empty(sums, channels, 1, 1, 1))
+        self.weight = nn.Parameter(torch.empty(1, channels, 1, 1, 1))
         nn.init.kaiming_normal_(self.weight, a=0, mode="fan_in", nonlinearity="leaky_relu")
 
     def forward(self, x, style):
-        factors = (1 + style)[..., None] * self.weight.flatten(1).T  # (B, C, sums)
-        return (voxels_first(x) @ factors.to(x.dtype)).unflatten(1, x.shape[2:]).movedim(-1, 1)
+        factors = (1 + style) * self.weight.view(1, -1)  # (B, C)
+        return (voxels_first(x) @ factors.to(x.dtype)[..., None]).view(len(x), 1, *x.shape[2:])
 
 
 # ╔══════════════════════════════════════════════════════════════════════════════════════════════════════════╗
@@ -413,8 +407,6 @@ class StyleVectorizer(nn.Module):
 class ToGrayscale(nn.Module):
     """Grey volume of one block, added to the enlarged grey volume of the block before.
 
-    A last block of Haar bands gives details of a volume of twice its size.
-
     Shapes:
         x:        (B, C, D, H, W)
         previous: (B, 1, D, H, W) or None
@@ -422,19 +414,14 @@ class ToGrayscale(nn.Module):
         return:   (B, 1, D', H', W'), enlarged unless this is the last block
     """
 
-    def __init__(self, latent_dim, channels, enlarge, bands=None):
+    def __init__(self, latent_dim, channels, enlarge):
         super().__init__()
         self.to_style = StyleLinear(latent_dim, channels)
-        self.bands = bands  # factors of the axes that they halve
-        self.conv = ModulatedSum(channels, math.prod(bands or (1,)))
-        enlarge = enlarge or bands
+        self.conv = ModulatedSum(channels)
         self.upsample = nn.Sequential(Upsampling(enlarge), Blur()) if enlarge else None
 
     def forward(self, x, previous, w):
         x = self.conv(x, self.to_style(w))
-        if self.bands:
-            x = inverse_haar(x, self.bands)
-            return x if previous is None else x + self.upsample(previous)
         if previous is not None:
             x = x + previous
         return x if self.upsample is None else self.upsample(x)
@@ -447,30 +434,28 @@ class GeneratorBlock(nn.Module):
         x:        (B, C_in, D, H, W)
         grey:     (B, 1, D', H', W') or None, at this block's size
         w:        (B, latent_dim)
-        noise:    (B, >= D', >= H', >= W', 1), its first corner is used, or its bands
+        noise:    (B, >= D', >= H', >= W', 1), its first corner is used
         return:   (B, C_out, D', H', W'), grey volume at the next block's size
     """
 
-    def __init__(self, latent_dim, in_channels, out_channels, enlarge, enlarge_next, bands=None):
+    def __init__(self, latent_dim, in_channels, out_channels, enlarge, enlarge_next):
         super().__init__()
-        self.bands = bands or (1, 1, 1)
-        noises = math.prod(self.bands)
         self.upsample = Upsampling(enlarge) if max(enlarge) > 1 else None
         self.to_style1 = StyleLinear(latent_dim, in_channels)
-        self.to_noise1 = nn.Linear(noises, out_channels)
+        self.to_noise1 = nn.Linear(1, out_channels)
         self.conv1 = Conv3DMod(in_channels, out_channels, kernel_size=3)
         self.to_style2 = StyleLinear(latent_dim, out_channels)
-        self.to_noise2 = nn.Linear(noises, out_channels)
+        self.to_noise2 = nn.Linear(1, out_channels)
         self.conv2 = Conv3DMod(out_channels, out_channels, kernel_size=3)
         self.activation = leaky_relu()
-        self.to_grayscale = ToGrayscale(latent_dim, out_channels, enlarge_next, bands)
+        self.to_grayscale = ToGrayscale(latent_dim, out_channels, enlarge_next)
 
     def forward(self, x, grey, w, noise):
         if self.upsample is not None:
             x = self.upsample(x)
-        d, h, w_axis = (size * factor for size, factor in zip(x.shape[2:], self.bands, strict=True))
-        noise = voxels_first(haar(noise[:, None, :d, :h, :w_axis, 0], self.bands))
-        noise = torch.cat([noise, torch.ones_like(noise[..., :1])], dim=-1)  # (B, D' * H' * W', noises + 1)
+        d, h, w_axis = x.shape[2:]
+        noise = noise[:, :d, :h, :w_axis].flatten(1, 3)
+        noise = torch.cat([noise, torch.ones_like(noise)], dim=-1)  # (B, D' * H' * W', 2)
         x = self.activation(add_noise_(self.conv1(x, self.to_style1(w)), noise, self.to_noise1))
         x = self.activation(add_noise_(self.conv2(x, self.to_style2(w)), noise, self.to_noise2))
         return x, self.to_grayscale(x, grey, w)
@@ -478,9 +463,6 @@ class GeneratorBlock(nn.Module):
 
 class Generator(nn.Module):
     """Synthesis network: styles and noise to volumes.
-
-    With haar, the last block is missing; the one before gives the bands of a Haar transform of the details,
-    and takes those of the noise (as the wavelet generators of arXiv:2102.06108).
 
     Shapes:
         styles: (B, num_layers, latent_dim), one w for each block
@@ -497,16 +479,13 @@ class Generator(nn.Module):
         fmap_max=512,
         attn_layers=(),
         no_const=False,
-        haar=False,
     ):
         super().__init__()
         self.checkpoint_activations = False
         factors = growth_schedule(image_size, image_depth)
         self.image_size, self.image_depth, self.latent_dim = image_size, image_depth, latent_dim
-        widths = [min(fmap_max, network_capacity * 2 ** (i + 1)) for i in reversed(range(len(factors)))]
-        bands = factors.pop() if haar else None
         self.num_layers = len(factors)
-        widths = widths[: self.num_layers]
+        widths = [min(fmap_max, network_capacity * 2 ** (i + 1)) for i in reversed(range(self.num_layers))]
         if no_const:
             self.to_initial_block = nn.ConvTranspose3d(latent_dim, widths[0], 4, bias=False)
         else:
@@ -514,7 +493,7 @@ class Generator(nn.Module):
         self.initial_conv = Conv3d(widths[0], widths[0], 3, padding=1)
         widths = [widths[0], *widths]
         self.blocks = nn.ModuleList(
-            GeneratorBlock(latent_dim, *channels, enlarge, enlarge_next, None if enlarge_next else bands)
+            GeneratorBlock(latent_dim, *channels, enlarge, enlarge_next)
             for channels, enlarge, enlarge_next in zip(
                 itertools.pairwise(widths), factors, [*factors[1:], None], strict=True
             )
@@ -580,8 +559,6 @@ class Discriminator(nn.Module):
     With classes, the logit is joined by the product of the mean features with an embedding of the class
     (Miyato & Koyama 2018, arXiv:1802.05637, Eq. 3).
 
-    With haar, the first block is missing, and the second one sees the bands of a Haar transform.
-
     With minibatch_std, the last convolution also sees how much the volumes of a group of neighbours in the
     batch differ (arXiv:1710.10196, Sec. 3): what is too alike is then not real.
 
@@ -599,15 +576,12 @@ class Discriminator(nn.Module):
         fq_dict_size=256,
         num_classes=0,
         minibatch_std=False,
-        haar=False,
     ):
         super().__init__()
         self.checkpoint_activations = False
         self.group = GROUP if minibatch_std else None  # volumes whose deviation is seen
         strides = shrink_schedule(image_size, image_depth)
         widths = [1, *(min(fmap_max, 4 * network_capacity * 2**i) for i in range(len(strides) + 1))]
-        self.bands = strides.pop(0) if haar else (1, 1, 1)
-        widths = [math.prod(self.bands), *widths[2:]] if haar else widths
         self.blocks = nn.ModuleList(
             DiscriminatorBlock(*channels, stride, downsample=i < len(strides))
             for i, (channels, stride) in enumerate(
@@ -628,7 +602,7 @@ class Discriminator(nn.Module):
 
     def features(self, volumes):
         """What the logits are made of, and the loss of quantisation. Shapes: -> (B, C, 2, 2, 2), (1,)"""
-        x, again = haar(volumes, self.bands), self.checkpoint_activations
+        x, again = volumes, self.checkpoint_activations
         loss = torch.zeros(1, device=x.device)
         for layer, block in enumerate(self.blocks, start=1):
             x = run_block(functools.partial(reliably, block), x, again=again)
@@ -685,12 +659,11 @@ class StyleGAN2(nn.Module):
         fq_dict_size=256,
         cl_reg=False,
         minibatch_std=False,
-        haar=False,
         num_classes=0,
     ):
         super().__init__()
         size = {"image_size": image_size, "image_depth": image_depth, "attn_layers": attn_layers}
-        size |= {"network_capacity": network_capacity, "fmap_max": fmap_max, "haar": haar}
+        size |= {"network_capacity": network_capacity, "fmap_max": fmap_max}
         generator = {**size, "latent_dim": latent_dim, "no_const": no_const}
         mapping = (latent_dim, style_depth, lr_mlp, num_classes)
         self.S = StyleVectorizer(*mapping)

@@ -31,7 +31,6 @@ def test_a_wrong_convolution_in_half_precision_is_refused(make_config, monkeypat
 def test_a_gpu_is_tried_with_the_runs_own_largest_layer(make_config):
     published = {"image_size": 128, "image_depth": 32, "network_capacity": 8, "fmap_max": 512}
     assert make_config(**published).largest_layer == (32, (32, 128, 128))
-    assert make_config(**published, haar=True).largest_layer == (64, (16, 64, 64))
     assert make_config(**{**published, "fmap_max": 16}).largest_layer[0] == 16
     channels, sizes = make_config().largest_layer
     parallel.check_half_precision(torch.bfloat16, torch.device("cpu"), channels, sizes)

@@ -49,7 +49,6 @@ OPTIONS = {
     "logistic": {"loss": "logistic", "penalty": "r1"},
     "relativistic pairs": {"loss": "relativistic", "penalty": "r1r2", "gamma": 0.5},
     "equalised": {"equalized_lr": True, "adam_betas": (0.0, 0.99), "cl_reg": True},
-    "Haar bands": {"haar": True, "attn_layers": (1,)},
     "penalty in float16": {"penalty_precision": "mixed", "amp_dtype": "float16", "penalty_every": 1},
     "each augmented": {"aug_each": True, "aug_prob": 0.5},
     "everything": {

@@ -270,17 +270,17 @@ def voxels_first(x):
 
 
 def add_noise_(x, noise, layer):
-    """x + Linear(n, C)(noise), in x's own memory.
+    """x + Linear(1, C)(noise), in x's own memory.
 
     As a product of matrices, [noise, 1] @ [weight, bias], added to x in one pass; on a CPU in bfloat16,
     adding the bias and the noise by broadcasting takes forty times as long.
 
     Shapes:
         x:      (B, C, D, H, W), overwritten
-        noise:  (B, D * H * W, n + 1), of which the last is 1
+        noise:  (B, D * H * W, 2), of which the second is 1
         return: (B, C, D, H, W)
     """
-    factors = torch.cat([layer.weight.T, layer.bias[None]]).to(x.dtype)  # (n + 1, C)
+    factors = torch.stack([layer.weight.squeeze(1), layer.bias]).to(x.dtype)  # (2, C)
     with torch.autocast(x.device.type, enabled=False):
         voxels = voxels_first(x).baddbmm_(noise.to(x.dtype), factors.expand(len(x), -1, -1))
     return voxels.unflatten(1, x.shape[2:]).movedim(-1, 1)

@@ -72,10 +72,7 @@ RECIPES = {
     "robust, pair by pair": [*ROBUST, "--all_pairs", "False"],
     "robust, without minibatch_std": [*ROBUST, "--minibatch_std", "False"],
     "robust, as it was": [*ROBUST, "--noise", "all", "--all_pairs", "False", "--minibatch_std", "False"],
-    "robust, haar": [*ROBUST, "--haar", "True"],
-    "robust, haar, twice as wide": [
         *ROBUST,
-        "--haar",
         "True",
         "--network_capacity",
         "8",
