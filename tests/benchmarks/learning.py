@@ -72,13 +72,6 @@ RECIPES = {
     "robust, pair by pair": [*ROBUST, "--all_pairs", "False"],
     "robust, without minibatch_std": [*ROBUST, "--minibatch_std", "False"],
     "robust, as it was": [*ROBUST, "--noise", "all", "--all_pairs", "False", "--minibatch_std", "False"],
-        *ROBUST,
-        "True",
-        "--network_capacity",
-        "8",
-        "--fmap_max",
-        "128",
-    ],
     "robust, augmented": [*ROBUST, "--aug_prob", "0.5"],
     "robust, adaptive": [*ROBUST, "--ada_target", "0.6"],
 }
