@@ -989,10 +989,32 @@ def joined(parts):
     return parts[0] if len(parts) == 1 or parts[0] is None else torch.cat(parts)
 
 
-def split_labelled(volumes, labels, size):
-    """Parts of volumes and of their classes, if any. Shapes: (b, ...), (b,) or None -> [((n, ...), ...)]"""
-    parts = volumes.split(size)
-    return list(zip(parts, len(parts) * [None] if labels is None else labels.split(size), strict=True))
+@dataclass(frozen=True)
+class Batch:
+    """Volumes and their classes.
+
+    Args:
+        volumes: (b, 1, D, H, W).
+        labels: (b,), or None without classes.
+    """
+
+    volumes: torch.Tensor
+    labels: torch.Tensor | None = None
+
+    @classmethod
+    def cat(cls, batches):
+        """Some as one."""
+        return cls(joined([one.volumes for one in batches]), joined([one.labels for one in batches]))
+
+    def split(self, size):
+        """Parts of `size` volumes."""
+        parts = self.volumes.split(size)
+        labels = len(parts) * [None] if self.labels is None else self.labels.split(size)
+        return [Batch(*part) for part in zip(parts, labels, strict=True)]
+
+    def seen(self, volumes):
+        """Other volumes of the same classes."""
+        return Batch(volumes, self.labels)
 
 
 class Trainer(training.VolumeTrainer):
@@ -1209,10 +1231,8 @@ class Trainer(training.VolumeTrainer):
         return map(joined, zip(*found, strict=True))
 
     def reals_of(self, randoms):
-        """Real volumes of a pass, and their classes. Shapes: -> (b, 1, D, H, W), (b,) or None"""
-        batches = [self.next_real() for _ in randoms]
-        volumes = joined([volumes for volumes, _ in batches])
-        return volumes, joined([labels for _, labels in batches])
+        """Batch of a pass's real volumes."""
+        return Batch.cat([Batch(*self.next_real()) for _ in randoms])
 
     def seen_by_D(self, volumes, randoms):
         """Volumes of a pass as D sees them. Shapes: (b, 1, D, H, W) -> the same"""
@@ -1273,52 +1293,46 @@ class Trainer(training.VolumeTrainer):
         return losses
 
     def accumulate_discriminator(self, regularize, micro_batches):
-        """Gradients of D; the loss in mixed precision, the penalty, in its own pass or not, in its own."""
-        losses = defaultdict(float)
+        """Gradients of D; the loss in mixed precision, penalties in theirs, in a pass of their own or not."""
+        losses, penalty = defaultdict(float), self.config.penalty if regularize else None
         for randoms in self.passes(STREAM_D, micro_batches):
-            volumes, labels = self.reals_of(randoms)
-            generated, fake_labels = self.generate(randoms, labels)
-            through = regularize and self.config.penalty == "one_centered"  # the augmentation
-            parts = [p.requires_grad_() for p in volumes.split(self.penalty_part)] if through else []
-            real = self.seen_by_D(torch.cat(parts) if through else volumes, randoms)
-            fake = self.seen_by_D(generated, randoms)
-            both = ((real.detach(), labels), (fake, fake_labels))
-            if regularize and self.joint:
-                self.tell_apart_smoothly(both, losses, micro_batches)
+            real = self.reals_of(randoms)
+            fake = self.generate(randoms, real.labels)
+            # a penalty at the real volumes goes through their augmentation, others begin behind it
+            given = real.volumes.split(self.penalty_part) if penalty == "one_centered" else ()
+            given = [part.requires_grad_() for part in given]
+            shown = self.seen_by_D(torch.cat(given) if given else real.volumes, randoms)
+            seen_real, seen_fake = real.seen(shown.detach()), fake.seen(self.seen_by_D(fake.volumes, randoms))
+            if penalty and self.joint:
+                self.tell_apart_smoothly(seen_real, seen_fake, losses, micro_batches)
             else:
-                self.tell_apart(*both, losses, micro_batches)
+                self.tell_apart(seen_real, seen_fake, losses, micro_batches)
             if self.config.cl_reg:
-                for shown in (volumes.detach(), generated)[: 1 + (self.step >= CONTRAST_FAKES_AFTER)]:
-                    for part, (rng, _) in zip(shown.split(self.batch_size), randoms, strict=True):
-                        losses["CR"] += self.contrast(part, rng, micro_batches)
-            if through:
-                seen = real.split(self.penalty_part)
-                penalty = functools.partial(gradient_penalty, scale=self.penalty_scale)
-                losses["GP"] += self.penalize_gradient(parts, seen, labels, penalty, micro_batches)
-            elif regularize and not self.joint:
-                for seen, of in both if self.config.penalty == "r1r2" else both[:1]:
-                    parts = [p.detach().float().requires_grad_() for p in seen.split(self.penalty_part)]
-                    penalty = functools.partial(zero_centered_penalty, gamma=self.lazy_gamma())
-                    penalty = functools.partial(penalty, scale=self.penalty_scale)
-                    losses["GP"] += self.penalize_gradient(parts, parts, of, penalty, micro_batches)
+                self.contrast_all(real.volumes.detach(), fake.volumes, randoms, losses, micro_batches)
+            if given:
+                parts = shown.split(self.penalty_part)
+                losses["GP"] += self.penalize_gradient(given, parts, real.labels, micro_batches)
+            elif penalty and not self.joint:
+                for one in (seen_real, seen_fake) if penalty == "r1r2" else (seen_real,):
+                    parts = one.volumes.split(self.penalty_part)
+                    parts = [part.detach().float().requires_grad_() for part in parts]
+                    losses["GP"] += self.penalize_gradient(parts, parts, one.labels, micro_batches)
         return losses
 
     @torch.no_grad()
     def generate(self, randoms, real_labels):
-        """Volumes for D, and their classes. Shapes: (b,) or None -> (b, 1, D, H, W), (b,) or None"""
+        """Batch of volumes for D. Shapes: real_labels (b,) or None"""
         styles, noise, labels = self.inputs_of(randoms, real_labels)
         with self.autocast():
-            return self.GAN.G(styles, noise), labels
+            return Batch(self.GAN.G(styles, noise), labels)
 
     def tell_apart(self, real, fake, losses, micro_batches):
-        """Add the gradients of D's loss, and its shares to `losses`; real and fake go through D in one batch.
-
-        Shapes: real and fake are ((b, 1, D, H, W), labels (b,) or None)
-        """
-        labels = None if real[1] is None else torch.cat([real[1], fake[1]])
+        """Add the gradients of D's loss, and its shares to `losses`; both Batches go through D as one."""
+        both = Batch.cat([real, fake])
         with self.autocast(), self.GAN.D.learning_codes(not self.rehearsing):
-            logits, commitment = self.GAN.D(torch.cat([real[0], fake[0]]), labels)
-        pairs = list(zip(*map(self.logits_of, logits.float().chunk(2)), strict=True))
+            logits, commitment = self.GAN.D(both.volumes, both.labels)
+        of_real, of_fake = logits.float().chunk(2)
+        pairs = list(zip(self.logits_of(of_real), self.logits_of(of_fake), strict=True))
         loss = sum(self.discriminator_loss(*pair) for pair in pairs)
         losses["D"] += loss.detach() / micro_batches
         if self.config.fq_layers:
@@ -1332,29 +1346,49 @@ class Trainer(training.VolumeTrainer):
             losses["signs"] += sum(self.ada.signs_of(*pair, self.sense) for pair in pairs)
         self.scaler.scale(loss / micro_batches).backward()
 
-    def tell_apart_smoothly(self, both, losses, micro_batches):
-        """As `tell_apart`, with R1 and R2 of the same pass in their precision, some pairs after the other.
-
-        Shapes: both are ((b, 1, D, H, W), labels (b,) or None), of real and of generated volumes
-        """
-        weights = [p for p in self.GAN.D.parameters() if p.requires_grad]
-        for micro in zip(*(split_labelled(*kind, self.batch_size) for kind in both), strict=True):
-            seen = []
-            for pairs in zip(*(split_labelled(*kind, self.penalty_part) for kind in micro), strict=True):
-                volumes = joined([volumes for volumes, _ in pairs]).float().requires_grad_()
-                labels = joined([labels for _, labels in pairs])
-                logits = self.judge_smoothly(volumes, labels)
-                seen.append([self.group.gather(part) for part in logits.chunk(2)])
-                share = len(logits) / 2 / self.batch_size / micro_batches
-                loss = self.discriminator_loss(*seen[-1]) * share
-                penalty = zero_centered_penalty(volumes, logits, self.lazy_gamma(), self.penalty_scale)
-                penalty = 2 * penalty * share / self.group.world  # the sum of R1 and R2, not their mean
-                self.scaler.scale(loss + penalty).backward(inputs=weights)
-                losses["D"] += loss.detach()
-                losses["GP"] += penalty.detach()
+    def tell_apart_smoothly(self, real, fake, losses, micro_batches):
+        """As `tell_apart`, with R1 and R2 of the same pass in their precision, some pairs after the other."""
+        for micro in zip(real.split(self.batch_size), fake.split(self.batch_size), strict=True):
+            real_logits, fake_logits = [], []
+            parts = (one.split(self.penalty_part) for one in micro)
+            for real_part, fake_part in zip(*parts, strict=True):
+                of_real, of_fake = self.learn_pairs(real_part, fake_part, losses, micro_batches)
+                real_logits.append(of_real)
+                fake_logits.append(of_fake)
             if self.ada is not None:
-                kinds = (torch.cat(parts) for parts in zip(*seen, strict=True))
+                kinds = torch.cat(real_logits), torch.cat(fake_logits)
                 losses["signs"] += self.ada.signs_of(*kinds, self.sense)
+
+    def learn_pairs(self, real, fake, losses, micro_batches):
+        """Add the gradients of D's loss of some pairs, of R1 and of R2; returns the logits, of all processes.
+
+        Shapes: two Batches of n volumes -> (n * world,), (n * world,)
+        """
+        both = Batch.cat([real, fake])
+        volumes = both.volumes.float().requires_grad_()
+        logits = self.judge_smoothly(volumes, both.labels)
+        of_real, of_fake = [self.group.gather(part) for part in logits.chunk(2)]
+        share = len(real.volumes) / self.batch_size / micro_batches
+        loss = self.discriminator_loss(of_real, of_fake) * share
+        penalty = zero_centered_penalty(volumes, logits, self.lazy_gamma(), self.penalty_scale)
+        penalty = 2 * penalty * share / self.group.world  # the sum of R1 and R2, not their mean
+        self.scaler.scale(loss + penalty).backward(inputs=self.learning_in_D())
+        losses["D"] += loss.detach()
+        losses["GP"] += penalty.detach()
+        return of_real, of_fake
+
+    def learning_in_D(self):
+        """Parameters of D that get gradients."""
+        return [p for p in self.GAN.D.parameters() if p.requires_grad]
+
+    def contrast_all(self, real, fake, randoms, losses, micro_batches):
+        """Contrastive regularisation of a pass's real volumes, late in a run also of the generated ones.
+
+        Shapes: (b, 1, D, H, W), (b, 1, D, H, W)
+        """
+        for volumes in (real, fake) if self.step >= CONTRAST_FAKES_AFTER else (real,):
+            for part, (rng, _) in zip(volumes.split(self.batch_size), randoms, strict=True):
+                losses["CR"] += self.contrast(part, rng, micro_batches)
 
     def contrast(self, volumes, rng, micro_batches):
         """Add the gradients of D's contrastive regularisation on two augmented views; returns its share.
@@ -1373,20 +1407,22 @@ class Trainer(training.VolumeTrainer):
         self.scaler.scale(loss).backward()
         return loss.detach()
 
-    def penalize_gradient(self, parts, seen, labels, penalty, micro_batches):
-        """Add the gradients of a gradient penalty; returns this process's share of its value.
+    def penalize_gradient(self, parts, seen, labels, micro_batches):
+        """Add the gradients of the chosen gradient penalty; returns this process's share of its value.
 
-        One part after another, so that the graph of gradients is that of a part only. `seen` is
-        what D sees of `parts`, in whose voxels the gradient is taken.
+        One part after another, so that the graph of gradients is that of a part only. `seen` is what D sees
+        of `parts`, in whose voxels the gradient is taken.
 
         Shapes: parts and seen of (b, 1, D, H, W), labels (B,) or None
         """
-        weights, total = [p for p in self.GAN.D.parameters() if p.requires_grad], 0.0
-        labels = len(parts) * [None] if labels is None else labels.split(self.penalty_part)
+        penalty = functools.partial(zero_centered_penalty, gamma=self.lazy_gamma())
+        penalty = gradient_penalty if self.config.penalty == "one_centered" else penalty
+        labels, total = len(parts) * [None] if labels is None else labels.split(self.penalty_part), 0.0
         for part, volumes, of in zip(parts, seen, labels, strict=True):
             share = len(part) / self.config.batch_size / micro_batches
-            value = penalty(part, self.judge_smoothly(volumes, of)) * share
-            self.scaler.scale(value).backward(inputs=weights)  # the augmentation is needed again
+            value = penalty(part, self.judge_smoothly(volumes, of), scale=self.penalty_scale) * share
+            # the augmentation is needed again
+            self.scaler.scale(value).backward(inputs=self.learning_in_D())
             total += value.detach()
         return total
 
@@ -1410,14 +1446,14 @@ class Trainer(training.VolumeTrainer):
         losses = defaultdict(float)
         self.GAN.D.requires_grad_(False)
         for randoms in self.passes(STREAM_G, micro_batches):
-            real, real_labels = self.reals_of(randoms) if self.compares else (None, None)
-            mapped, noise, labels = self.inputs_of(randoms, real_labels)
+            real = self.reals_of(randoms) if self.compares else None
+            mapped, noise, labels = self.inputs_of(randoms, real and real.labels)
             styles = mapped.detach().requires_grad_()  # collects the gradients of both passes for S
             with self.autocast():
                 fake_logits = self.judge(self.seen_by_D(self.GAN.G(styles, noise), randoms), labels)
             real_logits = [None] * len(randoms)
             if self.compares:
-                real_logits = self.judge_real(real, real_labels, randoms)
+                real_logits = self.judge_real(real, randoms)
             pairs = zip(self.logits_of(fake_logits), real_logits, strict=True)
             loss = sum(self.generator_loss(*pair) for pair in pairs)
             losses["G"] += loss.detach() / micro_batches
@@ -1432,13 +1468,10 @@ class Trainer(training.VolumeTrainer):
         return losses
 
     @torch.no_grad()
-    def judge_real(self, real, labels, randoms):
-        """Logits of real volumes, of all processes, without gradients.
-
-        Shapes: (b, 1, D, H, W), (b,) or None -> [(B,)]
-        """
+    def judge_real(self, real, randoms):
+        """Logits of a Batch of real volumes, of all processes, without gradients. Shapes: -> [(B,)]"""
         with self.autocast():
-            return self.logits_of(self.judge(self.seen_by_D(real, randoms), labels))
+            return self.logits_of(self.judge(self.seen_by_D(real.volumes, randoms), real.labels))
 
     def penalize_path_length(self, styles, noise, y, micro_batches):
         """Add the gradients of the path-length penalty; returns shares of the mean length and the penalty.
