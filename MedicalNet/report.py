@@ -154,11 +154,11 @@ def number_tables(record):
                     state = "bad" if equal["outside"] else "good"
                     told = give_or_take(equal["floor_mean"], equal["floor_standard_deviation"])
                     mean = give_or_take(equal["mean"], equal["standard_deviation"])
-                    floor = (f"{mean} (n = {equal['n']})", told, (MARKS[state], state))
+                    floor = ((MARKS[state], state), f"{mean} (n = {equal['n']})", told)
                 value = "none" if m["value"] is None else float(m["value"])
-                rows.append([Explained(name, meaning(name, m)), value, around, *floor])
+                rows.append([Explained(name, meaning(name, m)), value, *floor, around])
         if rows:
-            head = ["", "value", "95 %", "at equal n", "real against real", ""]
+            head = ["", "value", "", "at equal n", "real against real", "95 %"]
             page.append(f"<h2>{QUESTIONS[topic]}</h2>{rows_of(head, rows)}")
     note = (
         "95 %: confidence interval of numbers without bias; (spread): how much the number moves when volumes "
@@ -230,14 +230,12 @@ def worst(measured, files, labels):
     """The generated volumes that are worst: by their features, saturated, and without a vessel."""
     generated, number = files[1], len(files[1])
     figures, notes = [], []
-    if "volume" in measured[0].features:
-        away = Neighbours(*(m.features["volume"][:, 0] for m in measured)).rg.min(axis=0)
-        order = np.argsort(-away, kind="stable")[:WORST]
-        figures.append(sheet(generated, order, labels, "furthest in features from any real one"))
     found, usual = saturated(files)
     if found:
-        told = f"saturated: {len(found)} of {number}, the worst with {found[0][1]:.2%} of its voxels at the "
-        told += f"maximum (real ones at most {usual:.2%})"
+        told = (
+            f"saturated: {len(found)} of {number}, the worst with {100 * found[0][1]:.2g} % of its voxels at "
+        )
+        told += f"the maximum; of real ones {f'{100 * usual:.2g} % at most' if usual else 'hardly any'}"
         figures.append(sheet(generated, [n for n, _ in found[:WORST]], labels, told))
     else:
         notes.append("None has more voxels at its maximum than real ones have.")
@@ -247,6 +245,10 @@ def worst(measured, files, labels):
         figures.append(sheet(generated, empty[:WORST], labels, told))
     elif measured[1].anatomy:
         notes.append("Vessels were found in every one.")
+    if "volume" in measured[0].features:
+        away = Neighbours(*(m.features["volume"][:, 0] for m in measured)).rg.min(axis=0)
+        order = np.argsort(-away, kind="stable")[:WORST]
+        figures.append(sheet(generated, order, labels, "furthest in features from any real one"))
     note = f'<p class="small">{" ".join(notes)}</p>' if notes else ""
     return section("The worst generated volumes", figures, note)
 

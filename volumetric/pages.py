@@ -19,10 +19,9 @@ body { font: 15px/1.5 system-ui, sans-serif; max-width: 110rem; margin: 1.5rem a
   color: #222; overflow-wrap: break-word; }
 h1 { font-size: 1.5rem; margin-bottom: .3rem; }
 h2 { font-size: 1.15rem; margin-top: 2rem; border-bottom: 1px solid #ddd; }
-.verdicts { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(19rem, 100%), 1fr));
-  gap: .8rem; margin: .8rem 0; }
+.verdicts { display: flex; flex-wrap: wrap; gap: .8rem; margin: .8rem 0; }
 .verdict { border: 1px solid #ddd; border-left: 6px solid #999; border-radius: 4px; padding: .5rem .8rem;
-  min-width: 0; }
+  flex: 1 1 24rem; min-width: 0; box-sizing: border-box; }
 .verdict.good { border-left-color: #2c8a4b; }
 .verdict.bad { border-left-color: #c0392b; }
 .verdict.good.unsure { border-left-color: #999; }
@@ -36,7 +35,7 @@ h2 { font-size: 1.15rem; margin-top: 2rem; border-bottom: 1px solid #ddd; }
 .mark.bad { color: #c0392b; }
 .note { display: block; color: #555; font-size: .8rem; line-height: 1.35; }
 .path { overflow-wrap: anywhere; }
-.scroll { overflow-x: auto; }
+.scroll { overflow-x: auto; max-width: 100%; }
 table { border-collapse: collapse; font-size: .85rem; }
 td, th { padding: .15rem 1.2rem .15rem 0; text-align: left; white-space: nowrap; vertical-align: top; }
 td.number { font-variant-numeric: tabular-nums; text-align: right; }
@@ -48,7 +47,7 @@ tr:nth-child(even) { background: #f6f6f4; }
 .warning { background: #fff3d6; border-left: 4px solid #e0a020; padding: .3rem .8rem; margin: .3rem 0; }
 .sheets { display: flex; flex-wrap: wrap; gap: .6rem; }
 figure { margin: 0; min-width: 0; max-width: 100%; }
-figcaption { color: #555; font-size: .85rem; }
+figcaption { color: #555; font-size: .85rem; width: 0; min-width: 100%; }
 img { max-width: 100%; background: #000; }
 svg { max-width: 100%; height: auto; }
 .small { color: #555; font-size: .85rem; }
@@ -84,7 +83,7 @@ def give_or_take(value, deviation):
     """12.7 ± 0.31; the value alone where the deviation is that of rounding."""
     if value is None or deviation is None or deviation <= ROUNDING * max(abs(value), ROUNDING):
         return three(value)
-    return f"{three(value)} ± {three(deviation)}"
+    return f"{three(value)}\u00a0±\u00a0{three(deviation)}"
 
 
 @dataclass(frozen=True)
