@@ -1,4 +1,4 @@
-"""The report to a stranger: what decided an answer, what numbers measure, few volumes first, the worst by eye."""
+"""The report to a stranger: what decided an answer, what a number measures, few volumes first, the worst."""
 
 import re
 
