@@ -295,6 +295,11 @@ def with_vessels(measured_set):
     return sum(len(volume["radius-mm"]) > 0 for volume in measured_set.anatomy)
 
 
+def only(found, number):
+    """only 89 of the 128; none of the 128"""
+    return f"only {found} of the {number}" if found else f"none of the {number}"
+
+
 def few_samples(measured_sets, extractors, config):
     """Warnings where a Frechet distance has no more volumes than dimensions, or a set few vessels."""
     warnings = []
@@ -311,5 +316,5 @@ def few_samples(measured_sets, extractors, config):
     for which, one in zip(("real", "generated"), measured_sets, strict=True):
         number = with_vessels(one)
         if one.anatomy and number < FEW_VESSELS * len(one.names):
-            warnings.append(f"vessels were found in {number} of the {len(one.names)} {which} volumes alone")
+            warnings.append(f"vessels were found in {only(number, len(one.names))} {which} volumes")
     return warnings

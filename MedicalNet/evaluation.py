@@ -29,7 +29,7 @@ from MedicalNet.distances import frechet_distance, prd_area, prd_curve
 from MedicalNet.extractors import PLANES, PUBLISHED, FeatureCache, default_cache
 from MedicalNet.groups import by_group, read_groups
 from MedicalNet.measuring import LIBRARIES, build_extractors, measure, ms_ssim_settings
-from MedicalNet.verdicts import verdicts
+from MedicalNet.verdicts import in_order, verdicts
 from MedicalNet.volumes import PROTOCOLS, compare_geometry, copies, list_volumes
 from volumetric import __version__
 from volumetric.cli import (
@@ -41,7 +41,7 @@ from volumetric.cli import (
     option,
     parse_cli,
 )
-from volumetric.collection import content_of_set, contents_of, find
+from volumetric.collection import content_of_set, contents_of, find, find_volumes
 from volumetric.files import atomic_path, next_free, write_json
 from volumetric.geometry import left_right_axis
 from volumetric.sidecars import left_of_training, refuse_seen, trained_on
@@ -296,7 +296,7 @@ def look_for_copies(evaluator, sets, files):
 
 
 def check_folders(config):
-    """Raise a UserError if the output lies among the volumes, or a folder cannot be looked into."""
+    """Raise a UserError if the output lies among the volumes, or a folder does not hold enough of them."""
     output = Path(config.output).resolve()
     for flag in ("real", "generated", "held_out"):
         given = getattr(config, flag)
@@ -306,6 +306,15 @@ def check_folders(config):
         for place, _, _ in os.walk(folder) if folder else ():
             if not os.access(place, os.R_OK | os.X_OK):
                 raise UserError(f"--{flag} {given}: {place} cannot be looked into; change its permissions.")
+        number = (
+            FEWEST_EVALUATED
+            if given is None
+            else len(find_volumes(given, f"--{flag}", say=lambda line: None))
+        )
+        if number < FEWEST_EVALUATED:
+            raise UserError(
+                f"--{flag} {given} holds {number} volumes, at least {FEWEST_EVALUATED} are needed."
+            )
 
 
 def said_of_copies(found, number):
@@ -408,7 +417,7 @@ def text_of(value, digits=3):
 
 def print_numbers(record):
     """The answers, the numbers as a table, then the warnings."""
-    for verdict in record["verdicts"]:
+    for verdict in in_order(record):
         print(f"{verdict['question']} {verdict['answer']}")
     for name, m in record["metrics"].items():
         kind, low_high = interval_of(m)

@@ -8,14 +8,27 @@ import numpy as np
 
 from MedicalNet.anatomy import MEASURES
 from MedicalNet.distances import Neighbours, PrecisionRecallCurve, principal_components
-from MedicalNet.verdicts import QUESTIONS
+from MedicalNet.looks import saturated, without_vessels
+from MedicalNet.meanings import meaning
+from MedicalNet.verdicts import QUESTIONS, few, in_order
 from volumetric.collection import unique_names
 from volumetric.files import array_to_volume, by
-from volumetric.pages import drawing, picture, rows_of, section, three, write_page, write_table
+from volumetric.pages import (
+    Explained,
+    drawing,
+    give_or_take,
+    picture,
+    rows_of,
+    section,
+    three,
+    write_page,
+    write_table,
+)
 from volumetric.pictures import annotated, new_axes, save_figure
 
 SHOWN = 8  # volumes of each set
-WORST = 4  # generated volumes that are furthest from any real one
+WORST = 4  # generated volumes of each kind of bad ones
+MOST_NUMBERS = 4  # of those that decided an answer, the worst
 PAIRS_SHOWN = 6  # generated volumes beside their nearest real ones, the closest first
 COLOURS = {"real": "#1f6f8b", "generated": "#d1603d"}
 BINS = 24  # of a histogram
@@ -23,6 +36,7 @@ SHARE_SHOWN = (0.5, 99.5)  # percentiles between which a histogram has its bins
 MARKS = {"good": "inside", "bad": "outside"}
 
 BODY = string.Template("""
+$few
 <p>$n_real real volumes in $real, $n_generated generated in $generated; $shape voxels of $spacing mm.</p>
 $privacy
 <div class="verdicts">$verdicts</div>
@@ -49,10 +63,9 @@ def write_report(record, near, curve, measured, files, folder):
     share, labels = record["settings"]["share"], {}
     for one in files:
         labels |= unique_names([file.path for file in one])
-    sections = [volumes_shown(files, labels, share)]
+    sections = [worst(measured, files, labels), volumes_shown(files, labels, share)]
     if "volume" in measured[0].features:
         features = [m.features["volume"][:, 0] for m in measured]
-        sections.insert(0, worst(features, files, labels))
         if curve is not None:
             sections.append(precision_recall(*map(np.asarray, curve), features, record, folder))
         sections.append(scatter(features, measured, folder, share))
@@ -64,18 +77,23 @@ def write_report(record, near, curve, measured, files, folder):
         sections.append(group_tables(record["groups"]))
     if measured[0].similarity is not None and not share:
         write_pairs(measured, folder)
-    real_set = record["real"]
+    real_set, unsure = record["real"], few(record)
+    cards = [
+        verdict_card(v, record["metrics"], unsure and v["question"] != QUESTIONS["enough"])
+        for v in in_order(record)
+    ]
     body = BODY.substitute(
         n_real=real_set["n"],
         n_generated=record["generated"]["n"],
-        real="a folder" if share else html.escape(real_set["folder"]),
-        generated=html.escape(
+        real="a folder" if share else path_of(real_set["folder"]),
+        generated=path_of(
             Path(record["generated"]["folder"]).name if share else record["generated"]["folder"]
         ),
         shape=by(real_set["shape"]),
         spacing=by(real_set["spacing_mm"]),
         privacy="" if share else f'<p class="warning">{PRIVATE}</p>',
-        verdicts="".join(verdict_card(v, record["metrics"]) for v in record["verdicts"]),
+        few=f'<div class="verdicts">{cards[0]}</div>' if few(record) else "",
+        verdicts="".join(cards[1:] if few(record) else cards),
         warnings="".join(f'<p class="warning">{html.escape(w)}.</p>' for w in record["warnings"])
         or "<p>None.</p>",
         numbers=number_tables(record),
@@ -90,25 +108,35 @@ def write_report(record, near, curve, measured, files, folder):
 # ╚══════════════════════════════════════════════════════════════════════════════════════════════════════════╝
 
 
-def verdict_card(verdict, metrics):
-    """One answer with the numbers that it rests on."""
-    lines = []
-    for name in verdict["numbers"]:
-        m = metrics[name]
-        equal = m.get("equal_n")
-        told = f"{html.escape(name)} {three(m['value'])}"
-        if equal:
-            state = "bad" if equal["outside"] else "good"
-            told = (
-                f"{html.escape(name)} {three(equal['mean'])} at n = {equal['n']}; real against real "
-                f'{three(equal["floor_mean"])} <span class="mark {state}">{MARKS[state]}</span>'
-            )
-        lines.append(f"<li>{told}</li>")
+def path_of(path):
+    """A path, which may be broken anywhere, as HTML."""
+    return f'<span class="path">{html.escape(path)}</span>'
+
+
+def verdict_card(verdict, metrics, unsure=False):
+    """One answer with the numbers that decided it, the worst first, each with what it measures."""
+    names = verdict["numbers"]
+    lines = [number_line(name, metrics[name]) for name in names[:MOST_NUMBERS]]
+    more = len(names) - len(lines)
+    lines += [f"<li>and {more} more, in the tables below</li>"] if more else []
     numbers = f"<ul>{''.join(lines)}</ul>" if lines else ""
+    state = f"{verdict['state']}{' unsure' if unsure else ''}"
     return (
-        f'<div class="verdict {verdict["state"]}"><h3>{html.escape(verdict["question"])}</h3>'
+        f'<div class="verdict {state}"><h3>{html.escape(verdict["question"])}</h3>'
         f"<p>{html.escape(verdict['answer'])}</p>{numbers}</div>"
     )
+
+
+def number_line(name, m):
+    """A number of a card: its value, whether real halves give as much, what it measures, what they give."""
+    equal, told, floor = m.get("equal_n"), three(m["value"]), ""
+    if equal:
+        state = "bad" if equal["outside"] else "good"
+        told = f'{three(equal["mean"])} <span class="mark {state}">{MARKS[state]}</span>'
+        of_real = give_or_take(equal["floor_mean"], equal["floor_standard_deviation"])
+        floor = f" Two sets of {equal['n']} real volumes each give {of_real}."
+    note = html.escape(meaning(name, m) + floor)
+    return f'<li><b>{html.escape(name)}</b> {told}<span class="note">{note}</span></li>'
 
 
 def number_tables(record):
@@ -124,13 +152,13 @@ def number_tables(record):
                 equal, floor = m.get("equal_n"), ("", "", "")
                 if equal:
                     state = "bad" if equal["outside"] else "good"
-                    told = f"{three(equal['floor_mean'])} ± {three(equal['floor_standard_deviation'])}"
-                    mean = f"{three(equal['mean'])} ± {three(equal['standard_deviation'])} (n = {equal['n']})"
-                    floor = (mean, told, ("outside" if equal["outside"] else "inside", state))
+                    told = give_or_take(equal["floor_mean"], equal["floor_standard_deviation"])
+                    mean = give_or_take(equal["mean"], equal["standard_deviation"])
+                    floor = ((MARKS[state], state), f"{mean} (n = {equal['n']})", told)
                 value = "none" if m["value"] is None else float(m["value"])
-                rows.append([name, value, around, *floor, m["better"]])
+                rows.append([Explained(name, meaning(name, m)), value, *floor, around])
         if rows:
-            head = ["", "value", "95 %", "at equal n", "real against real", "", "better"]
+            head = ["", "value", "", "at equal n", "real against real", "95 %"]
             page.append(f"<h2>{QUESTIONS[topic]}</h2>{rows_of(head, rows)}")
     note = (
         "95 %: confidence interval of numbers without bias; (spread): how much the number moves when volumes "
@@ -198,12 +226,37 @@ def volumes_shown(files, labels, share):
     return section("Volumes", figures, note)
 
 
-def worst(features, files, labels):
-    """The generated volumes whose features are furthest from any real volume's."""
-    away = Neighbours(*features).rg.min(axis=0)
-    order = np.argsort(-away, kind="stable")[:WORST]
-    rows = np.concatenate([shown(files[1][n], labels[files[1][n].path]) for n in order], axis=0)
-    return section("The generated volumes furthest from any real one", [picture(rows, "the furthest first")])
+def worst(measured, files, labels):
+    """The generated volumes that are worst: by their features, saturated, and without a vessel."""
+    generated, number = files[1], len(files[1])
+    figures, notes = [], []
+    found, usual = saturated(files)
+    if found:
+        told = (
+            f"saturated: {len(found)} of {number}, the worst with {100 * found[0][1]:.2g} % of its voxels at "
+        )
+        told += f"the maximum; of real ones {f'{100 * usual:.2g} % at most' if usual else 'hardly any'}"
+        figures.append(sheet(generated, [n for n, _ in found[:WORST]], labels, told))
+    else:
+        notes.append("None has more voxels at its maximum than real ones have.")
+    empty = without_vessels(measured[1])
+    if empty:
+        told = f"no vessel found: {len(empty)} of {number}"
+        figures.append(sheet(generated, empty[:WORST], labels, told))
+    elif measured[1].anatomy:
+        notes.append("Vessels were found in every one.")
+    if "volume" in measured[0].features:
+        away = Neighbours(*(m.features["volume"][:, 0] for m in measured)).rg.min(axis=0)
+        order = np.argsort(-away, kind="stable")[:WORST]
+        figures.append(sheet(generated, order, labels, "furthest in features from any real one"))
+    note = f'<p class="small">{" ".join(notes)}</p>' if notes else ""
+    return section("The worst generated volumes", figures, note)
+
+
+def sheet(files, chosen, labels, caption):
+    """A figure of some of the volumes, one below the other."""
+    rows = [shown(files[n], labels[files[n].path]) for n in chosen]
+    return picture(np.concatenate(rows, axis=0), caption)
 
 
 def nearest(near, record, files, labels, folder):

@@ -1,6 +1,8 @@
 """What the numbers say, in words: one answer to each question that a reader has."""
 
-from MedicalNet.comparing import named
+from MedicalNet.comparing import only
+from MedicalNet.meanings import wrong_side
+from volumetric.rates import CONFIDENCE, wilson
 
 QUESTIONS = {
     "realistic": "Do they look like real volumes?",
@@ -9,13 +11,6 @@ QUESTIONS = {
     "anatomy": "Is the anatomy right?",
     "enough": "Are there enough volumes to tell?",
 }
-# The numbers that an answer rests on, the first two or three that there are.
-SHOWN = {
-    "realistic": ("FID", "MD", "precision", "AUC-PRD"),
-    "diverse": ("coverage", "recall", "MS-SSIM-generated"),
-    "anatomy": ("W1-vessel-volume-ml", "W1-radius-mm", "W1-branches"),
-}
-MOST_SHOWN = 3
 FEW = 100  # volumes of a set; below, a Frechet distance of hundreds of dimensions says little
 VESSELS = 0.9  # share of volumes in which vessels must be found
 
@@ -27,14 +22,10 @@ def verdicts(record):
         record: With metrics, copies, vessels, real and generated.
 
     Returns:
-        [{"question", "answer", "state", "numbers"}]; state is good, bad or unknown, numbers are names.
+        [{"question", "answer", "state", "numbers"}]; state is good, bad or unknown, numbers are the names of
+        those that decided it, the worst first.
     """
-    metrics, found = record["metrics"], []
-    for topic in ("realistic", "diverse"):
-        names = [named(name, record["embedding"]) for name in SHOWN[topic]]
-        of_topic = [name for name, m in metrics.items() if m.get("question") == topic and m.get("equal_n")]
-        names = [name for name in names if name in metrics][:MOST_SHOWN]
-        found.append(by_floor(topic, metrics, of_topic, names))
+    found = [by_floor(topic, record) for topic in ("realistic", "diverse")]
     found.append(of_copies(record))
     found.append(of_anatomy(record))
     found.append(of_numbers(record))
@@ -46,17 +37,39 @@ def answer(topic, state, text, names=()):
     return {"question": QUESTIONS[topic], "state": state, "answer": text, "numbers": list(names)}
 
 
-def by_floor(topic, metrics, judged, names):
+def fewest(record):
+    """Volumes of the smaller set."""
+    return min(record["real"]["n"], record["generated"]["n"])
+
+
+def few(record):
+    """True if there are so few volumes that no answer is sure."""
+    return fewest(record) < FEW
+
+
+def in_order(record):
+    """The verdicts as a reader needs them: that there are few volumes comes before all that hangs on it."""
+    enough = [v for v in record["verdicts"] if v["question"] == QUESTIONS["enough"]]
+    others = [v for v in record["verdicts"] if v["question"] != QUESTIONS["enough"]]
+    return enough + others if few(record) else others + enough
+
+
+def by_floor(topic, record):
     """Verdict on what can be compared with real volumes at equal n."""
+    metrics = record["metrics"]
+    of_topic = [name for name, m in metrics.items() if m.get("question") == topic]
+    judged = [name for name in of_topic if metrics[name].get("equal_n")]
     if not judged:
-        return answer(topic, "unknown", "Not told: there is no floor of real against real volumes.", names)
+        return answer(topic, "unknown", "Not told: there is no floor of real against real volumes.", of_topic)
+    judged.sort(key=lambda name: -wrong_side(name, metrics[name]))
     outside = [name for name in judged if metrics[name]["equal_n"]["outside"]]
-    if not outside:
-        text = f"All {len(judged)} numbers are as between real volumes."
-        return answer(topic, "good", text, names)
-    text = f"No: {len(outside)} of {len(judged)} numbers are worse than between real volumes."
-    shown = [name for name in names if name in outside] + [name for name in names if name not in outside]
-    return answer(topic, "bad", text, shown)
+    if outside:
+        told = f"{len(outside)} of {len(judged)} numbers are worse than between real volumes"
+        hedged = f"Probably not: {told}, as far as {fewest(record)} volumes can tell."
+        return answer(topic, "bad", hedged if few(record) else f"No: {told}.", outside)
+    told = f"ll {len(judged)} numbers are as between real volumes."
+    hedged = f"No difference seen, but with {fewest(record)} volumes a small one cannot be told: a{told}"
+    return answer(topic, "good", hedged if few(record) else f"A{told}", judged)
 
 
 def of_copies(record):
@@ -65,36 +78,41 @@ def of_copies(record):
     names = [name for name in metrics if name.startswith("nearest-real") or name in ("C_T", "authenticity")]
     if "copies" not in record["settings"]["metrics"]:
         return answer("copies", "unknown", "Not looked for.", names)
-    if record["copies"]:
+    if record["copies"]:  # these decide, and none of the numbers
         text = f"Yes: {len(record['copies'])} of {number} are copies of real volumes, plain or nearly."
-        return answer("copies", "bad", text, names)
+        return answer("copies", "bad", text)
     closer = metrics.get("C_T", {}).get("value")
     if closer is not None and closer < -2:
         text = f"Perhaps: they lie nearer to the training volumes than held-out ones do (C_T {closer:.1f})."
-        return answer("copies", "bad", text, names)
-    return answer("copies", "good", f"No plain or near copy among {number}. This is no proof.", names)
+        return answer("copies", "bad", text, ["C_T"])
+    text = f"No plain or near copy among {number}. This is no proof."
+    if few(record):
+        most = 1 - (1 - CONFIDENCE) ** (1 / number)  # exact binomial limit of none among so many
+        text += f" With {number} volumes, up to {most:.0%} of what the generator makes could be copies."
+    return answer("copies", "good", text, names)
 
 
 def of_anatomy(record):
     """Verdict on the vessels."""
-    metrics, vessels = record["metrics"], record["vessels"]
-    judged = [name for name in metrics if name.startswith("W1-")]
-    if not judged:
+    vessels = record["vessels"]
+    if not any(name.startswith("W1-") for name in record["metrics"]):
         return answer("anatomy", "unknown", "Not measured.")
-    names = [name for name in SHOWN["anatomy"] if name in judged]
+    by_measures = by_floor("anatomy", record)
     for which in ("real", "generated"):
         number = record[which]["n"]
         if vessels[which] < VESSELS * number:
-            text = f"No: vessels were found in {vessels[which]} of the {number} {which} volumes alone."
-            return answer("anatomy", "bad", text, names)
-    with_floor = [name for name in judged if metrics[name].get("equal_n")]
-    return by_floor("anatomy", metrics, with_floor, names)
+            sure = wilson(vessels[which], number)[1] < VESSELS
+            told = f"vessels were found in {only(vessels[which], number)} {which} volumes"
+            names = by_measures["numbers"] if by_measures["state"] == "bad" else ()
+            return answer("anatomy", "bad", f"{'No' if sure else 'Probably not'}: {told}.", names)
+    return by_measures
 
 
 def of_numbers(record):
     """Verdict on how many volumes there are."""
     real, generated = record["real"]["n"], record["generated"]["n"]
     text = f"{real} real and {generated} generated volumes"
-    if min(real, generated) < FEW:
-        return answer("enough", "bad", f"Few: {text}; below {FEW}, only large differences can be seen.")
+    if few(record):
+        told = f"Few: {text}; below {FEW}, only large differences can be seen, and every answer is unsure."
+        return answer("enough", "bad", told)
     return answer("enough", "good", f"{text[0].upper()}{text[1:]}.")

@@ -171,7 +171,7 @@ def test_the_gate_lets_innocents_pass(sets, tmp_path, monkeypatch):
     page = (folder / "report.html").read_text(encoding="utf-8")
     for part in (
         "Passed: no replica",
-        "16 unseen subjects allow a false-alarm rate of 0.0588",
+        "16 unseen volumes allow a false-alarm rate of 0.0588",
         "half pasted",
     ):
         assert part in page

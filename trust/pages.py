@@ -49,7 +49,7 @@ def write_replicas(record, sets, tables, folder):
     body.append(f"<h2>Copies that were planted</h2>{control_table(record['controls'])}")
     negative = record["negative_control"]
     body.append(
-        f'<p class="small">Negative control: of one half of the unseen subjects, {negative["n"]}, judged by '
+        f'<p class="small">Negative control: of one half of the unseen volumes, {negative["n"]}, judged by '
         f"the other half, {negative['flagged']} are flagged (at {negative['rate']:.3g} by each).</p>"
     )
     flagged = [
@@ -84,10 +84,10 @@ def rates(record):
     closer = record["closer_to_training"]
     low, high = closer["interval_95"]
     return (
-        f"{t['held_out']} unseen subjects allow a false-alarm rate of {t['rate_of_each']:.3g} for each "
-        f"similarity{short}; given these subjects it is {t['realised_mean']:.3g} on average and below "
+        f"{t['held_out']} unseen volumes allow a false-alarm rate of {t['rate_of_each']:.3g} for each "
+        f"similarity{short}; given these volumes it is {t['realised_mean']:.3g} on average and below "
         f"{t['realised_95_limit']:.3g} with 95 % confidence. {closer['share']:.0%} [{low:.0%}, {high:.0%}] "
-        f"of the generated volumes are closer to the training set than to as many unseen subjects; 50 % is "
+        f"of the generated volumes are closer to the training set than to as many unseen volumes; 50 % is "
         f"chance."
     )
 
@@ -101,7 +101,7 @@ def control_table(controls):
         mark = ("required" if row["required"] else "", state)
         around = f"{three(row['recall'])} [{three(low)}, {three(high)}]"
         rows.append([kind, mark, around, row["named"], *row["by"].values()])
-    head = ["copy", "", "found (95 %)", "right subject", *(f"by {name}" for name in row["by"])]
+    head = ["copy", "", "found (95 %)", "right volume", *(f"by {name}" for name in row["by"])]
     return rows_of(head, rows)
 
 

@@ -262,7 +262,7 @@ def judge(found, planted, subjects, threshold, closeness, left=None):
             failures.append(f"{sure.sum()} are as similar by {name} as planted copies are")
     if closeness["interval_95"][0] > 0.5:
         share = closeness["share"]
-        failures.append(f"{share:.0%} are closer to the training set than to as many unseen subjects")
+        failures.append(f"{share:.0%} are closer to the training set than to as many unseen volumes")
     blind = [kind for kind in REQUIRED if controls[kind]["recall"] < LEAST_RECALL]
     doubts = [f"of planted copies ({kind}) {controls[kind]['recall']:.0%} are found" for kind in blind]
     if left:
