@@ -12,6 +12,7 @@
     layers.py         operations with gradients of any order, schedules, attention
     memory.py         the memory of the worst step, predicted and measured
     runs.py           the training loop, checkpoints, logs
+    run_page.py       the page of a run, and curves.py what it draws
     training.py       what trainers share: draws, batches, state, their start
 
 The first six import no torch.
