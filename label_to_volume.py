@@ -95,9 +95,7 @@ NORMS = ("instance", "group")
 
 # Of the columns of metrics.csv, for the run's page.
 MEANINGS = {
-    "D_oasis": Meaning(
-        "Cross-entropy with which D names the class of every voxel, generated being one more."
-    ),
+    "D_oasis": Meaning("Cross-entropy of the class that D names for every voxel, generated being one more."),
     "G_oasis": Meaning("The same of generated volumes, for the classes of their maps: G lowers it."),
     "LM": Meaning("LabelMix: D's answer to a mixture is to be the mixture of its answers."),
     "R1": Meaning("Penalty of the wavelet discriminator's gradient at real volumes."),

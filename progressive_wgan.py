@@ -510,12 +510,8 @@ class Trainer(training.VolumeTrainer):
 
     def explained(self):
         """As `VolumeTrainer`'s."""
-        hinge = (
-            "Hinge loss: 2 if all outputs are 0, 0 if real and generated volumes are separated by a margin."
-        )
-        wgan = (
-            "Mean output on generated less that on real volumes (plus drift): below 0 if they are told apart."
-        )
+        hinge = "Hinge loss: 2 if all outputs are 0, 0 if real and generated volumes are far apart."
+        wgan = "Mean output on generated less that on real volumes: below 0 if they are told apart."
         level = 2.0 if self.config.loss == "hinge" else 0.0
         return {**MEANINGS, "D": Meaning(hinge if level else wgan, level)}
 

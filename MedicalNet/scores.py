@@ -4,7 +4,6 @@ import csv
 import functools
 import json
 import re
-import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -133,7 +132,7 @@ class TrainingScores:
         missing = "training without the metrics of this network."
         warnings = [f"{missing} {reason}" for reason in self.evaluator.missing]
         for text in (*warnings, *(f"{w}." for w in unpublished(self.evaluator.weights))):
-            logs.warn(f"Warning: {text}", file=sys.stdout)
+            logs.say(f"Warning: {text}")
 
     def names(self):
         """Names of the numbers."""

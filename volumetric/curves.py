@@ -66,6 +66,7 @@ class Metrics:
         """Begin from the start."""
         self.file, self.offset, self.names = None, 0, []
         self.series, self.latest, self.seconds = {}, {}, deque(maxlen=LATEST)
+        self.speeds = deque(maxlen=LATEST)  # volumes per second
         self.total = 0.0  # seconds of all steps
 
     def look(self):
@@ -97,9 +98,16 @@ class Metrics:
             if len(known):
                 self.series.setdefault(name, Series()).add(steps, values)
                 self.latest[name] = float(known[-1])
+                if name == "volumes_per_second":
+                    self.speeds.extend(known[-LATEST:])
                 if name == "seconds":
                     self.seconds.extend(known[-LATEST:])
                     self.total += float(known.sum())
+
+    def speed(self):
+        """Volumes per second in the latest steps, of equal numbers of volumes; None at first."""
+        speeds = [one for one in self.speeds if one > 0]
+        return len(speeds) / sum(1 / one for one in speeds) if speeds else None
 
 
 def number(text):

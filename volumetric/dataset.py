@@ -134,7 +134,7 @@ class Classes:
 
 
 def some_volumes(audit, number, members=None):
-    """At most so many volumes of an audit, or of some `members` of it, spread over all. Shapes: (N, 1, Z, X, Y)"""
+    """At most so many volumes of an audit, or its `members`, spread over all. Shapes: -> (N, 1, Z, X, Y)"""
     members = range(len(audit.paths)) if members is None else members
     spread = np.linspace(0, len(members) - 1, min(number, len(members)), dtype=int)
     volumes = VolumeDataset(audit)

@@ -25,6 +25,11 @@ def warn(text, file=None):
         tqdm.write(text, file=file or sys.stderr)
 
 
+def say(text):
+    """`warn` on stdout."""
+    warn(text, sys.stdout)
+
+
 @contextlib.contextmanager
 def heard():
     """List of what is warned of while the block lasts."""

@@ -23,7 +23,7 @@ import re
 import shlex
 import sys
 import time
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from datetime import datetime
 from pathlib import Path
 
@@ -62,23 +62,29 @@ class Meaning:
 # Numbers of evaluations, by how their names begin.
 SCORES = {
     "FID": "Fréchet distance of Inception features of slices, generated against real: lower is better.",
-    "FD": "The same distance, of features of a network without training: lower is better; it is no FID.",
+    "FD": "Fréchet distance of features of a network without training; no FID: lower is better.",
     "MD": "MedicalNet distance, of features of whole volumes: lower is better.",
     "KID": "Kernel distance of the features of slices: lower is better.",
     "KD": "Kernel distance: lower is better.",
     "AUC-PRD": "Area under the precision-recall curve of distributions: higher is better.",
     "precision": "Share of generated volumes that lie among real ones: higher is better.",
-    "recall": "Share of real volumes that lie among generated ones: higher is better; low, they are too alike.",
+    "recall": "Share of real volumes that lie among generated ones: higher is better.",
     "density": "How closely generated volumes lie to real ones: near 1.",
-    "coverage": "Share of real volumes with a generated one nearby: higher is better; low, they are too alike.",
+    "coverage": "Share of real volumes with a generated one nearby: higher is better.",
     "nearest-real": "Distance to the nearest real volume, over that of real ones from each other: near 1.",
-    "MS-SSIM": "Mean similarity of two generated volumes: as of real ones; higher, they are too alike.",
-    "Vendi": "Effective number of different volumes: as of real ones.",
-    "W1": "Distance between generated and real volumes in this measure of vessels, in its unit: lower is better.",
+    "MS-SSIM-generated": "Similarity of two volumes; dashed, of real ones: above it, they are too alike.",
+    "Vendi-generated": "Effective number of different volumes; dashed, of real ones.",
+    "W1": "Distance in this measure of vessels, in its unit, of generated and real volumes: lower is better.",
 }
+FIRST = ("MD", "FD-random-volume", "FID", "recall", "coverage", "precision")  # of many scores
+CARDS = 6  # curves of a section that are seen at once
+NOTE = (
+    '<p class="small">Line: mean of some steps; shade: lowest to highest of them; dashed: the value named '
+    "below. The losses of a GAN do not say how good the volumes are: look at the previews.</p>"
+)
 SPEED = Meaning(
-    "Training volumes of a step over its time, without previews, checkpoints and evaluations. If it falls for "
-    "long, other programs use this machine, or the volumes come more slowly."
+    "Training volumes of a step over its time, without previews, checkpoints and evaluations. If it falls "
+    "for long, other programs use this machine, or the volumes come more slowly."
 )
 WORDS = {
     "step": "one update of every network",
@@ -161,16 +167,22 @@ STYLE = """
 .facts div { border: 1px solid #ddd; border-radius: 4px; padding: .4rem .7rem; }
 .facts b { display: block; font-size: 1.15rem; }
 .facts span { color: #555; font-size: .85rem; }
-.state { display: inline-block; padding: .05rem .6rem; border-radius: 1rem; color: #fff; background: #2867b2; }
+.state { display: inline-block; padding: .05rem .6rem; border-radius: 1rem; color: #fff;
+  background: #2867b2; }
 .state.good { background: #2c8a4b; } .state.bad { background: #c0392b; } .state.held { background: #9a6a00; }
 progress { width: 100%; height: .8rem; margin: .6rem 0; accent-color: #2867b2; }
-.curves { display: grid; grid-template-columns: repeat(auto-fill, minmax(min(20rem, 100%), 1fr)); gap: .8rem; }
+.curves { display: grid; gap: .8rem;
+  grid-template-columns: repeat(auto-fill, minmax(min(20rem, 100%), 1fr)); }
 .curve { border: 1px solid #ddd; border-radius: 4px; padding: .5rem .7rem; min-width: 0; }
-.curve h3 { margin: 0; font-size: 1rem; display: flex; flex-wrap: wrap; justify-content: space-between; gap: 0 .6rem; }
+.curve h3 { margin: 0; font-size: 1rem; display: flex; flex-wrap: wrap; justify-content: space-between;
+  gap: 0 .6rem; }
 .curve h3 span { font-weight: 400; color: #555; font-variant-numeric: tabular-nums; }
 .curve p { margin: .2rem 0 0; font-size: .85rem; color: #555; }
 svg { width: 100%; } svg text { font: 10px system-ui, sans-serif; fill: #666; }
-.grid { stroke: #e8e8e4; } .level { stroke: #c0392b; stroke-dasharray: 4 3; } .band { fill: #2867b2; opacity: .18; }
+.grid { stroke: #e8e8e4; } .level { stroke: #c0392b; stroke-dasharray: 4 3; }
+.band { fill: #2867b2; opacity: .18; }
+summary { margin: .6rem 0; cursor: pointer; }
+code { font: inherit; white-space: nowrap; }
 .line { stroke: #2867b2; stroke-width: 1.4; fill: none; } circle { fill: #2867b2; }
 .at { stroke: #e0a020; visibility: hidden; }
 .turn { display: flex; flex-wrap: wrap; gap: .4rem .6rem; align-items: center; margin: .4rem 0; }
@@ -200,7 +212,7 @@ function turn() {
   said.textContent = "step " + step.toLocaleString("en");
   shown.style.visibility = one ? "visible" : "hidden";
   if (one) { shown.src = one.uri; }
-  caption.textContent = record.kinds[kind];
+  caption.textContent = kind + ": " + record.kinds[kind];
   for (const line of document.querySelectorAll(".at")) {
     line.style.visibility = "visible";
     line.setAttribute("transform", "translate(" + (record.left + record.wide * step / record.last) + " 0)");
@@ -271,7 +283,7 @@ class About:
             program=Path(file or "train.py").name,
             lines=list(trainer.told or trainer.audit.summary),
             meanings=trainer.explained(),
-            words=trainer.words,
+            words=trainer.words or {},
             said=[*warnings, *trainer.said],
             real=real,
         )
@@ -302,6 +314,11 @@ def ended(step, last, by=None, error=None):
     return State(f"stopped by {name}", "held", f"Its networks were saved after step {step:,}. {again}")
 
 
+def flagged(text):
+    """Text whose flags no line breaks apart."""
+    return re.sub(r"--\w+", r"<code>\g<0></code>", html.escape(text))
+
+
 def settings_of(config):
     """[(flag, value, default, sentence of --help)] of all options."""
     rows = []
@@ -313,18 +330,18 @@ def settings_of(config):
 
 def command_of(program, config):
     """The command that continues a run."""
-    words = ["python", program]
+    words = []
     for flag, value, usual, _ in settings_of(config):
         name = flag.removeprefix("--")
         if value != usual and name not in (*ONCE, *config.derived) and value is not None:
             text = "[" + ",".join(map(str, value)) + "]" if isinstance(value, tuple) else str(value)
-            words += [flag, text]
-    return shlex.join(words)
+            words.append(shlex.join([flag, text]))
+    return " \\\n    ".join([f"python {shlex.quote(program)}", *words])
 
 
 def facts(state, step, last, left, metrics):
     """Where the run is."""
-    speed, trained = metrics.latest.get("volumes_per_second"), metrics.total
+    speed, trained = metrics.speed(), metrics.total
     shown = [("step", f"{step:,} of {last:,}"), ("of the run", f"{100 * step / max(last, 1):.3g} %")]
     if left is not None and state is RUNNING:
         shown.append(("left, if steps take as long as the latest", f"about {duration(left)}"))
@@ -338,32 +355,42 @@ def facts(state, step, last, left, metrics):
 
 def curves_of(metrics, scores, meanings, last):
     """The sections of losses, scores and speed."""
-    cards = {"Losses": [], "Scores of evaluations": [], "Speed": []}
+    losses, speed = [], []
     for name, series in metrics.series.items():
         if name in scores or name == "seconds":
             continue
-        meaning = SPEED if name == "volumes_per_second" else meanings.get(name) or meaning_of_score(name)
-        where = "Speed" if name == "volumes_per_second" else "Losses"
-        where = (
-            "Scores of evaluations" if where == "Losses" and name not in meanings and meaning.text else where
-        )
-        drawn = curve(series.points(), last, meaning.level, dots=where.startswith("Scores"))
-        cards[where].append(card(name, metrics.latest[name], drawn, meaning))
+        fast = name == "volumes_per_second"
+        meaning = SPEED if fast else meanings.get(name) or meaning_of_score(name)
+        drawn = curve(series.points(), last, meaning.level)
+        where = speed if fast else losses
+        where.append(card(name, f"now {three(metrics.latest[name])}", drawn, meaning))
+    parts = ["<h2>Losses</h2>", NOTE if losses else "<p>No step has been read yet.</p>", cards_of(losses)]
+    if scores:
+        parts.append(f"<h2>Scores of evaluations</h2>{cards_of(score_cards(scores, last))}")
+    if speed:
+        parts.append(f"<h2>Speed</h2>{cards_of(speed)}")
+    return "".join(parts)
+
+
+def cards_of(cards):
+    """Curves beside each other; more than CARDS are in a part that opens."""
+    first, more = ("".join(some) for some in (cards[:CARDS], cards[CARDS:]))
+    more = f'<details><summary>{len(cards) - CARDS} more</summary><div class="curves">{more}</div></details>'
+    return f'<div class="curves">{first}</div>{more if len(cards) > CARDS else ""}'
+
+
+def score_cards(scores, last):
+    """Curves of evaluations, those first that say most."""
+    found = []
     for name, (steps, values) in scores.items():
-        meaning = meaning_of_score(name)
-        cards["Scores of evaluations"].append(
-            card(name, values[-1], curve((steps, values, values, values), last, dots=True), meaning)
-        )
-    note = (
-        '<p class="small">Line: mean of some steps; shade: lowest to highest of them; dashed: the value named '
-        "below. The losses of a GAN do not say how good the volumes are: look at the previews.</p>"
-    )
-    sections = [
-        f'<h2>{title}</h2>{note if title == "Losses" else ""}<div class="curves">{"".join(those)}</div>'
-        for title, those in cards.items()
-        if those
-    ]
-    return "".join(sections) or "<h2>Losses</h2><p>No step has been read yet.</p>"
+        real = scores.get(name.replace("generated", "real")) if "generated" in name else None
+        if name.startswith(("MS-SSIM-real", "Vendi-real")):
+            continue  # it is the level of another
+        meaning = replace(meaning_of_score(name), level=real[1][-1] if real else None)
+        drawn = curve((steps, values, values, values), last, meaning.level, dots=True)
+        rank = next((n for n, start in enumerate(FIRST) if name == start or name.startswith(f"{start}-")), 99)
+        found.append((rank, card(name, f"{three(values[-1])} at step {steps[-1]:,}", drawn, meaning)))
+    return [drawn for _, drawn in sorted(found, key=lambda one: one[0])]
 
 
 def meaning_of_score(name):
@@ -374,8 +401,8 @@ def meaning_of_score(name):
 
 def card(name, latest, drawn, meaning):
     """A curve with its name, its latest value and what it means."""
-    text = f"<p>{html.escape(meaning.text)}</p>" if meaning.text else ""
-    head = f"<h3>{html.escape(name.replace('_', ' '))}<span>now {three(latest)}</span></h3>"
+    text = f"<p>{flagged(meaning.text)}</p>" if meaning.text else ""
+    head = f"<h3>{html.escape(name.replace('_', ' '))}<span>{latest}</span></h3>"
     return f'<div class="curve">{head}{drawn}{text}</div>'
 
 
@@ -391,11 +418,11 @@ def slider(record, real):
         )
         name = next(n for n in reversed(record["names"][record["kind"]]) if n in record["pictures"])
         parts.append(
-            f'<div class="turn">{buttons}<button id="play">Play</button><input id="slider" type="range" min="0" '
-            f'max="{last}" value="{last}" aria-label="preview"><output id="step">step '
+            f'<div class="turn">{buttons}<button id="play">Play</button><input id="slider" type="range" '
+            f'min="0" max="{last}" value="{last}" aria-label="preview"><output id="step">step '
             f'{record["steps"][-1]:,}</output></div><figure><img class="sheet" id="shown" alt="preview" '
             f'src="{record["pictures"][name]["uri"]}"><figcaption id="caption">'
-            f"{html.escape(kinds[record['kind']])}</figcaption></figure>"
+            f"{html.escape(record['kind'])}: {html.escape(kinds[record['kind']])}</figcaption></figure>"
         )
     else:
         parts.append("<p>There is none yet.</p>")
@@ -450,8 +477,8 @@ def rest(about):
     processes = os.environ.get("WORLD_SIZE", "1")
     several = f" It ran in {html.escape(processes)} processes of torchrun." if processes != "1" else ""
     return (
-        f"<h2>Data, networks, machine</h2><ul>{lines}</ul><h2>How to go on</h2><p>The same command continues the "
-        f"run from its last checkpoint, in the folder {html.escape(str(Path.cwd()))}.{several}</p>"
+        f"<h2>Data, networks, machine</h2><ul>{lines}</ul><h2>How to go on</h2><p>The same command continues "
+        f"the run from its last checkpoint, in the folder {html.escape(str(Path.cwd()))}.{several}</p>"
         f"<pre>{command}</pre><h2>Key</h2><dl>{words}</dl>"
     )
 
@@ -509,6 +536,7 @@ class RunPage:
         if self.about is None or (state is RUNNING and SHARE * (now - self.written) < self.cost):
             return
         with self.optional():
+            self.path.parent.mkdir(parents=True, exist_ok=True)
             self.metrics.look()
             title = self.plan.results.name
             recipe = getattr(self.about.config, "recipe", None)
@@ -532,7 +560,7 @@ class RunPage:
         when = datetime.now().astimezone().strftime("%Y-%m-%d %H:%M:%S %Z")
         age = f'<p id="age" data-written="{time.time():.0f}" data-patience="{self.patience():.0f}"></p>'
         return (
-            f'<p><span class="state {state.mark}">{html.escape(state.word)}</span> {html.escape(state.sentence)} '
+            f'<p><span class="state {state.mark}">{html.escape(state.word)}</span> {flagged(state.sentence)} '
             f'<span class="small">{html.escape(about.program)}, written {html.escape(when)}.</span></p>'
             f"{age if state is RUNNING else ''}{facts(state, step, last, self.left(now), self.metrics)}"
             f"{slider(record, self.real)}{curves_of(self.metrics, scores, about.meanings, max(step, 1))}"

@@ -14,7 +14,8 @@
                        .nii.gz}, of the first process; {} of the others
     evaluate(received) {metric: number}, of the first process; may give up when a signal was received
 
-and, for run.html, `about()`, what its page says of it; for memory.py, `rehearsals()`: [(phase, function that runs its heaviest work once)].
+and, for memory.py, `rehearsals()`: [(phase, function that runs its heaviest work once)], and for a page
+`about()`, a run_page.About.
 """
 
 import contextlib

@@ -8,7 +8,6 @@ import contextlib
 import functools
 import itertools
 import os
-import sys
 from dataclasses import asdict, replace
 
 import numpy as np
@@ -77,7 +76,7 @@ class VolumeTrainer:
     inherited = frozenset()  # contents of the volumes that the weights were trained on before this run;
     history_known = True  # False if some are not known
     replay = None  # of steps that are all alike
-    words = {}  # {abbreviation, or kind of preview: what it is}, for the run's page
+    words = None  # {abbreviation, or kind of preview: what it is}, for the run's page
     told, said = (), ()  # lines that were printed before the run, and warnings
     ended_by = None  # the signal that ended the run before its last step
     batches_per_micro = 1  # batches of volumes that a micro-batch of a step takes
@@ -426,8 +425,7 @@ class VolumeTrainer:
         if self.device.type == "cuda" and "cuda" in state["random"]:
             torch.cuda.set_rng_state(state["random"]["cuda"], self.device)
         if state["data_digest"] != self.audit.digest:
-            what = f"The volumes in {self.config.data} are not those that the checkpoint was trained on."
-            logs.warn(what, sys.stdout)
+            logs.say(f"The volumes in {self.config.data} are not those that the checkpoint was trained on.")
 
 
 # ╔══════════════════════════════════════════════════════════════════════════════════════════════════════════╗
@@ -465,7 +463,7 @@ def adopt_settings(config, former, source, goes_on=True, otherwise="another --na
     for name in [*options_of(kind, resumed=True), *(["num_train_steps"] if config.scheduled else [])]:
         now = getattr(config, name)
         if name in former and former[name] != now:
-            logs.warn(f"--{name} was {former[name]} when {source} was written and is {now} now.", sys.stdout)
+            logs.say(f"--{name} was {former[name]} when {source} was written and is {now} now.")
     return config
 
 
@@ -481,7 +479,7 @@ def compare_classes(classes, source, goes_on=True):
             f"{', '.join(names) or 'none'}: give the same{', another --name, or --new' if goes_on else ''}."
         )
     if goes_on and classes and former not in (None, classes.digest()):
-        logs.warn(f"Volumes have other classes by --labels than when {source} was written.", sys.stdout)
+        logs.say(f"Volumes have other classes by --labels than when {source} was written.")
 
 
 def check_number(number, config, group, folder, times=1):
