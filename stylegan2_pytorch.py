@@ -169,6 +169,7 @@ WORDS = {
     "G": "generator: draws volumes of styles; as a preview, the current one, noisier than GE",
     "S": "style network: makes a style of a latent z",
     "GE": "average of G over many steps, with SE, that of S: the model; generated volumes come from it",
+    "GP, PL": "gradient penalty of D, path-length penalty of G",
     "mixed": "volumes of GE with coarse styles by row and fine ones by column",
 }
 AVERAGES = {"published": "from step 20000", "ramped": "from the first step, ever longer"}

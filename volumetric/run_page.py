@@ -40,6 +40,7 @@ from volumetric.timing import duration
 
 MOST_PREVIEWS = 60  # steps whose pictures are in the page
 PICTURE_BYTES, PICTURE_WIDTHS = 56_000, (1120, 800, 560, 400, 280)  # of a picture in the page, pixels
+DRAWING = 0.7  # seconds, after which pictures wait for the next writing
 PAGE_BYTES = 2**25  # of a former page that is read again
 SHARE = 0.02  # of a run's time that its page may take
 SAID = 40  # warnings that are kept, the first half and the last
@@ -89,6 +90,8 @@ SPEED = Meaning(
 WORDS = {
     "step": "one update of every network",
     "preview": "volumes of the same seeds, drawn again and again in the course of the run",
+    "FID, FD": "Fréchet distance of features, of Inception and of a network without training",
+    "MD": "MedicalNet distance: the same of whole volumes",
     "projection": "maximum-intensity projection: the brightest voxel along the body axis",
 }
 
@@ -460,8 +463,7 @@ def said_section(said):
     if not said:
         return "<h2>Warnings</h2><p>None was printed.</p>"
     lines = "".join(
-        f'<p class="warning">{f"Step {step:,}: " if step else ""}{html.escape(text)}</p>'
-        for step, text in said
+        f'<p class="warning">{f"Step {step:,}: " if step else ""}{flagged(text)}</p>' for step, text in said
     )
     return f"<h2>Warnings</h2>{lines}"
 
@@ -588,11 +590,12 @@ class RunPage:
     def record(self, step):
         """What the script reads, and the next process: pictures by their names, steps, kinds, warnings."""
         found = found_previews(self.plan.results / "previews", step)
-        steps, pictures = chosen_previews(found), {}
-        for one in steps:
+        steps, pictures, began = chosen_previews(found), {}, time.monotonic()
+        for one in (*steps[-1:], *steps[:-1]):
             for path in found[one].values():
-                with contextlib.suppress(OSError, ValueError):  # gone, or damaged
-                    pictures[path.stem] = self.picture(path)
+                if path.stem in self.pictures or one == steps[-1] or time.monotonic() - began < DRAWING:
+                    with contextlib.suppress(OSError, ValueError):  # gone, or damaged
+                        pictures[path.stem] = self.picture(path)
         self.pictures = pictures
         steps = [one for one in steps if any(path.stem in pictures for path in found[one].values())]
         kinds = list(dict.fromkeys(kind for one in steps for kind in found[one]))
