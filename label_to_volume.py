@@ -77,6 +77,7 @@ from volumetric.layers import (
     run_block,
     zero_centered_penalty,
 )
+from volumetric.run_page import Meaning
 
 LOCAL_CELLS = 4  # along each axis, of a z drawn locally
 LEAST_WEIGHT = 1.0  # of a class in the loss of N + 1 classes
@@ -91,6 +92,30 @@ GENERATORS = {"spade": "modulated by the map at every size", "unet": "as pix2pix
 DISCRIMINATORS = {"oasis": "tells classes", "wavelet": "sees no labels", "patch": "sees both, with L1"}
 NOISES = {"global": "one z a volume", "class": "one for each class", "local": "one for each of 64 boxes"}
 NORMS = ("instance", "group")
+
+# Of the columns of metrics.csv, for the run's page.
+MEANINGS = {
+    "D_oasis": Meaning("Cross-entropy of the class that D names for every voxel, generated being one more."),
+    "G_oasis": Meaning("The same of generated volumes, for the classes of their maps: G lowers it."),
+    "LM": Meaning("LabelMix: D's answer to a mixture is to be the mixture of its answers."),
+    "R1": Meaning("Penalty of the wavelet discriminator's gradient at real volumes."),
+    "L1": Meaning("Absolute difference to the real volume, by the weights of the classes."),
+    "mask": Meaning("Difference between what is bright and what has a label."),
+    "cldice": Meaning("1 - clDice: how far the centre lines are from those of the map."),
+}
+for kind in ("wavelet", "patch"):
+    MEANINGS[f"D_{kind}"] = Meaning(
+        f"Logistic loss of the {kind} discriminator: 1.39 if all its outputs are 0.", math.log(4)
+    )
+    MEANINGS[f"G_{kind}"] = Meaning(
+        f"Logistic loss of G by the {kind} discriminator: 0.69 if its outputs are 0.", math.log(2)
+    )
+WORDS = {
+    "D": "discriminator, by its kind: oasis names classes, wavelet and patch tell real from generated",
+    "G": "generator: draws a volume of a label map and a latent z",
+    "GE": "average of G over many steps: the model",
+    "map-real-made-made": "label map, real volume and two drawn by GE of each held-out pair",
+}
 
 
 # ╔══════════════════════════════════════════════════════════════════════════════════════════════════════════╗
@@ -602,6 +627,7 @@ class Trainer(training.VolumeTrainer):
     """
 
     entry = "label_to_volume"
+    words = WORDS
     batches_per_micro = 2  # D and G see different pairs
     parts = ("training", "held_out")
 
@@ -785,6 +811,10 @@ class Trainer(training.VolumeTrainer):
         ]
 
     # ---- previews and state
+
+    def explained(self):
+        """As `VolumeTrainer`'s."""
+        return MEANINGS
 
     def preview(self):
         """Held-out pairs: label map, real volume, and two drawn by GE; projections from above."""

@@ -58,6 +58,7 @@ from volumetric.layers import (
     zero_centered_penalty,
 )
 from volumetric.pictures import contact_sheet, save_picture
+from volumetric.run_page import Meaning
 
 LARGER_BATCHES = (1, 2, 4)  # times batch_size, at the full size, half of it, and all smaller ones
 EPSILON = 1e-8
@@ -65,6 +66,19 @@ STREAM_D, STREAM_G = parallel.STREAM_STEP, parallel.STREAM_SECOND_STEP
 
 KEPT = {"kept": True, "resumed": False}  # of an option that the phases follow from
 LOSSES = {"wgan": "Wasserstein, as published", "hinge": "hinge loss"}
+# Of the columns of metrics.csv, for the run's page.
+MEANINGS = {
+    "G": Meaning("The mean of D's output on generated volumes, with a minus: G lowers it."),
+    "GP": Meaning("Penalty of D's gradient, by --penalty and --penalty_weight."),
+    "stage": Meaning("Which size is trained: every step up doubles edges. The optimisers begin anew there."),
+    "fade": Meaning("Share of the new size that is faded in: 1 is all of it."),
+}
+WORDS = {
+    "D": "discriminator: tells real from generated volumes",
+    "G": "generator",
+    "GE": "volumes of the average of G, at the present size; a row for each class",
+    "GP": "gradient penalty",
+}
 PENALTIES = {
     "zero_centered": "norm 0 between real and generated volumes",
     "one_centered": "norm 1 there, as published",
@@ -347,6 +361,7 @@ class Trainer(training.VolumeTrainer):
     """
 
     entry = "progressive"
+    words = WORDS
 
     @staticmethod
     def largest_batch(config):
@@ -364,10 +379,6 @@ class Trainer(training.VolumeTrainer):
     def reported(self):
         """{name: network} whose sizes are told."""
         return {"generator G": self.networks.G, "discriminator D": self.networks.D}
-
-    def legend(self):
-        """As `VolumeTrainer`'s."""
-        return "D and G: losses; GP: penalty of D's gradient"
 
     def averaged(self):
         """As `VolumeTrainer`'s."""
@@ -496,6 +507,13 @@ class Trainer(training.VolumeTrainer):
         ]
 
     # ---- previews and state
+
+    def explained(self):
+        """As `VolumeTrainer`'s."""
+        hinge = "Hinge loss: 2 if all outputs are 0, 0 if real and generated volumes are far apart."
+        wgan = "Mean output on generated less that on real volumes: below 0 if they are told apart."
+        level = 2.0 if self.config.loss == "hinge" else 0.0
+        return {**MEANINGS, "D": Meaning(hinge if level else wgan, level)}
 
     def preview(self):
         """A row of averaged volumes for every class, at the present size."""

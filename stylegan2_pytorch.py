@@ -93,6 +93,7 @@ from volumetric.layers import (
     voxels_first,
     zero_centered_penalty,
 )
+from volumetric.meanings import GAN_WORDS, meanings_of
 from volumetric.pictures import contact_sheet
 from volumetric.replay import Replay
 
@@ -1026,6 +1027,7 @@ class Trainer(training.VolumeTrainer):
     """
 
     entry = "GAN"
+    words = GAN_WORDS
 
     @staticmethod
     def former_settings(config, source):
@@ -1079,11 +1081,6 @@ class Trainer(training.VolumeTrainer):
             "generator G": self.GAN.G,
             "discriminator D": self.GAN.D,
         }
-
-    def legend(self):
-        """As `VolumeTrainer`'s."""
-        chance = {"hinge": " (D at chance: 2)", "relativistic": " (at chance: 0.69)"}.get(self.loss, "")
-        return f"D and G: losses{chance}; GP: penalty of D's gradient; PL: of path lengths"
 
     def build_networks(self):
         """StyleGAN2 on the device, ready for training."""
@@ -1546,6 +1543,10 @@ class Trainer(training.VolumeTrainer):
             self.pl_mean = former
 
     # ---- previews and evaluation
+
+    def explained(self):
+        """As `VolumeTrainer`'s."""
+        return meanings_of(self.loss, self.config.penalty, self.config.penalty_every)
 
     def synthesizer(self, average=True):
         """Synthesizer of the averaged networks, or of the current ones, in the run's precision."""

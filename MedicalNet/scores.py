@@ -4,19 +4,17 @@ import csv
 import functools
 import json
 import re
-import sys
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
-from tqdm import tqdm
 
 from MedicalNet.comparing import compare, named
 from MedicalNet.evaluation import EvaluateConfig, Evaluator, describe, unpublished
 from MedicalNet.measuring import joined, measure
 from MedicalNet.noise import shares_of
 from MedicalNet.volumes import in_memory
-from volumetric import parallel, runs
+from volumetric import logs, parallel, runs
 from volumetric.cli import UserError
 from volumetric.files import atomic_path, by, file_digest, finite, next_free, read_json
 
@@ -134,7 +132,7 @@ class TrainingScores:
         missing = "training without the metrics of this network."
         warnings = [f"{missing} {reason}" for reason in self.evaluator.missing]
         for text in (*warnings, *(f"{w}." for w in unpublished(self.evaluator.weights))):
-            print(f"Warning: {text}")
+            logs.say(f"Warning: {text}")
 
     def names(self):
         """Names of the numbers."""
@@ -163,7 +161,7 @@ class TrainingScores:
             found = failed[0] if failed else or_reason(self.compare_parts, parts)
         group.wait()  # for the first process, which compares alone
         if isinstance(found, str):
-            tqdm.write(f"Step {step} could not be evaluated: {found}", file=sys.stderr)
+            logs.warn(f"Step {step} could not be evaluated: {found}")
             return {}
         return {name: result["value"] for name, result in found.items() if result["value"] is not None}
 

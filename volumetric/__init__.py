@@ -16,6 +16,7 @@
     timing.py         how long a run takes, and where it fits
     logs.py           tables that a run writes
     runs.py           the training loop, checkpoints, logs
+    run_page.py       the page of a run; curves.py, what it draws; meanings.py, what its numbers mean
     training.py       what trainers share: draws, batches, state, their start
 
 The first six import no torch.

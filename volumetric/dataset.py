@@ -133,6 +133,14 @@ class Classes:
         return "classes: " + ", ".join(f"{name} ({n})" for name, n in zip(self.names, counts, strict=True))
 
 
+def some_volumes(audit, number, members=None):
+    """At most so many volumes of an audit, or its `members`, spread over all. Shapes: -> (N, 1, Z, X, Y)"""
+    members = range(len(audit.paths)) if members is None else members
+    spread = np.linspace(0, len(members) - 1, min(number, len(members)), dtype=int)
+    volumes = VolumeDataset(audit)
+    return torch.stack([volumes[int(members[n]), False][0].float().cpu() for n in spread])
+
+
 def draw_classes(shares, uniform):
     """Classes drawn by uniform numbers in [0, 1). Shapes: (classes,), (B,) -> (B,) int64"""
     return np.searchsorted(np.cumsum(shares)[:-1], uniform, side="right")

@@ -1,14 +1,57 @@
-"""Tables that a run writes: metrics.csv, a row a step, and fid_scores.txt, a line a number.
+"""What a run tells: warnings, and its tables metrics.csv, a row a step, and fid_scores.txt, a line a number.
 
-Both go on where a run goes on: what a killed or reverted run wrote of later steps leaves the table.
+The tables go on where a run goes on: what a killed or reverted run wrote of later steps leaves the table.
 """
 
+import contextlib
 import csv
 import io
 import re
 import shutil
+import sys
 
-from volumetric.files import as_damaged, atomic_path, next_free
+from tqdm import tqdm
+
+from volumetric.files import as_damaged, atomic_path, next_free, one_line
+
+LISTENERS = []  # functions of the text of a warning
+
+
+def warn(text, file=None):
+    """Say a warning beside a progress bar, on stderr or another file, and to all listeners."""
+    for listener in tuple(LISTENERS):
+        listener(text)
+    with contextlib.suppress(OSError):  # the disk may be that of the terminal's log
+        tqdm.write(text, file=file or sys.stderr)
+
+
+def say(text):
+    """`warn` on stdout."""
+    warn(text, sys.stdout)
+
+
+@contextlib.contextmanager
+def heard():
+    """List of what is warned of while the block lasts."""
+    said = []
+
+    def listen(text):
+        said.append(text)
+
+    LISTENERS.append(listen)
+    try:
+        yield said
+    finally:
+        LISTENERS.remove(listen)
+
+
+@contextlib.contextmanager
+def dispensable(what):
+    """Around what a training can do without: a full disk, and what else the system refuses, is a warning."""
+    try:
+        yield
+    except OSError as error:
+        warn(f"Warning: {what} was left out ({one_line(error)}).")
 
 
 def continue_table(path, step, columns):

@@ -67,10 +67,10 @@ $body
 """)
 
 
-def write_page(path, title, body):
-    """Write an HTML page of a title and the HTML below it."""
+def write_page(path, title, body, style=""):
+    """Write an HTML page of a title and the HTML below it; `style` comes after STYLE."""
     with atomic_path(path) as part:
-        text = PAGE.substitute(title=html.escape(title), style=STYLE, body=body)
+        text = PAGE.substitute(title=html.escape(title), style=STYLE + style, body=body)
         part.write_text(text, encoding="utf-8")
 
 

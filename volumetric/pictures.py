@@ -214,12 +214,18 @@ def contact_sheet(volumes, affine, columns, caption=""):
 # ╚══════════════════════════════════════════════════════════════════════════════════════════════════════════╝
 
 
-def save_picture(picture, path, smallest=512):
-    """Write a grey picture; a small one is enlarged to `smallest` pixels without interpolation."""
+def enlarged_picture(picture, smallest=512):
+    """Image of a picture; a small one is enlarged to `smallest` pixels without interpolation."""
     image = Image.fromarray(picture)
     factor = -(-smallest // max(image.size))
     if factor > 1:
         image = image.resize((image.width * factor, image.height * factor), Image.Resampling.NEAREST)
+    return image
+
+
+def save_picture(picture, path, smallest=512):
+    """Write a picture, enlarged if it is small."""
+    image = enlarged_picture(picture, smallest)
     with atomic_path(path) as part:
         image.save(part)
 

@@ -14,7 +14,8 @@
                        .nii.gz}, of the first process; {} of the others
     evaluate(received) {metric: number}, of the first process; may give up when a signal was received
 
-and, for memory.py, `rehearsals()`: [(phase, function that runs its heaviest work once)].
+and, for memory.py, `rehearsals()`: [(phase, function that runs its heaviest work once)], and for a page
+`about()`, a run_page.About.
 """
 
 import contextlib
@@ -39,8 +40,9 @@ from tqdm import tqdm
 
 from volumetric.cli import UserError
 from volumetric.files import atomic_path, clear_parts, next_free, one_line, reading, save_nifti
-from volumetric.logs import append_scores, continue_table
+from volumetric.logs import append_scores, continue_table, dispensable, warn
 from volumetric.pictures import save_picture
+from volumetric.run_page import RunPage
 
 CHECKPOINT = r"model_(0|[1-9][0-9]{0,11})\.pt"  # its file's name
 NAN_REVERTS = 3  # returns to the last checkpoint before training gives up
@@ -174,9 +176,9 @@ def run(trainer):
                 tries=1 + NAN_REVERTS,
                 logger=None,
             )
-    if ended_by:
-        if trainer.step < plan.num_train_steps:
+        if ended_by and trainer.step < plan.num_train_steps:
             trainer.ended_by = signal.Signals[ended_by[0]]
+    if ended_by:
         print(f"{ended_by[0]}: saved after step {trainer.step}. The same command continues the run.")
     return trainer
 
@@ -224,7 +226,7 @@ def go_back(trainer, log, error):
     advice = f"If it happens again, try a lower --learning_rate or --fp16 False{anew}."
     message = " ".join([f"{text}; the run went back to {path}.", *origin, advice])
     if trainer.group.first:
-        tqdm.write(message, file=sys.stderr)
+        warn(message)
     raise NanException(message) from None
 
 
@@ -248,22 +250,13 @@ def preview(trainer, log):
             else:
                 save_picture(shown, folder / f"{trainer.step:06d}-{name}.png")
                 log.show_picture(f"previews/{name}", shown)
+    log.page.write()
 
 
 def lacks_preview(trainer):
     """True if a preview of this step is due and not there, as after a kill between checkpoint and preview."""
     pictures = trainer.plan.results.glob(f"previews/{trainer.step:06d}-*.png")
     return trainer.plan.previews_at(trainer.step) and not any(trainer.group.tell([p.name for p in pictures]))
-
-
-@contextlib.contextmanager
-def dispensable(what):
-    """Around what a training can do without: a full disk, and what else the system refuses, is a warning."""
-    try:
-        yield
-    except OSError as error:
-        with contextlib.suppress(OSError):  # the disk may be that of the terminal's log
-            tqdm.write(f"Warning: {what} was left out ({one_line(error)}).", file=sys.stderr)
 
 
 def evaluate(trainer, received):
@@ -561,7 +554,7 @@ def set_aside_later(models, number):
 
 
 class RunLog:
-    """Losses, read from the device a few steps at a time, in metrics.csv, TensorBoard and the progress bar.
+    """Losses, read from the device a few steps at a time, in metrics.csv, TensorBoard, page and progress bar.
 
     One process writes; all read, so that all see the same NaN. A resumed run continues the table and keeps
     its columns; a table with rows beyond the run's step is kept beside it.
@@ -575,6 +568,7 @@ class RunLog:
         self.latest = {}  # the last value of every loss
         self.table = self.board = None
         self.open(trainer.step)
+        self.page = RunPage(trainer, self.writes)
         quiet = 0.5 if sys.stderr.isatty() else 30  # seconds, when the bar goes to a file
         self.bar = tqdm(
             initial=trainer.step,
@@ -588,9 +582,10 @@ class RunLog:
     def __enter__(self):
         return self
 
-    def __exit__(self, *_):
+    def __exit__(self, _, error, __):
         self.bar.close()
         self.close()
+        self.page.end(error)
 
     def open(self, step):
         """Continue the table at a step, and TensorBoard's files if asked."""

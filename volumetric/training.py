@@ -13,12 +13,13 @@ from dataclasses import asdict, replace
 import numpy as np
 import torch
 
-from volumetric import __version__, dataset, memory, parallel, runs, timing
+from volumetric import __version__, dataset, logs, memory, parallel, run_page, runs, timing
 from volumetric.cli import UserError, VolumeConfig, default_of, options_of
 from volumetric.collection import choose
 from volumetric.files import as_damaged, locked, naming
 from volumetric.geometry import CANONICAL, axes_of
 from volumetric.layers import channels_last, count_parameters, move_averages, set_rates, trained_by
+from volumetric.pictures import contact_sheet
 from volumetric.tables import Split
 
 FORMAT_VERSION = 1  # of our checkpoints
@@ -75,6 +76,8 @@ class VolumeTrainer:
     inherited = frozenset()  # contents of the volumes that the weights were trained on before this run;
     history_known = True  # False if some are not known
     replay = None  # of steps that are all alike
+    words = None  # {abbreviation, or kind of preview: what it is}, for the run's page
+    told, said = (), ()  # lines that were printed before the run, and warnings
     ended_by = None  # the signal that ended the run before its last step
     batches_per_micro = 1  # batches of volumes that a micro-batch of a step takes
     counted_from = 0  # step that the batches are counted from,
@@ -150,9 +153,15 @@ class VolumeTrainer:
         """{name: network} whose sizes are told."""
         return {self.entry: self.networks}
 
-    def legend(self):
-        """What the losses in the progress bar are."""
-        return ""
+    def explained(self):
+        """{column of metrics.csv: run_page.Meaning}."""
+        return {}
+
+    def about(self):
+        """What the run's page says of it beside what is in its folder."""
+        columns = getattr(self.config, "num_image_tiles", 4)
+        real = dataset.some_volumes(self.audit, 2 * columns, self.members)
+        return run_page.About.of(self, contact_sheet(real, self.audit.affine, columns))
 
     def evaluate(self, received):
         """{metric: value} of generated volumes, which the processes share out.
@@ -416,7 +425,7 @@ class VolumeTrainer:
         if self.device.type == "cuda" and "cuda" in state["random"]:
             torch.cuda.set_rng_state(state["random"]["cuda"], self.device)
         if state["data_digest"] != self.audit.digest:
-            print(f"The volumes in {self.config.data} are not those that the checkpoint was trained on.")
+            logs.say(f"The volumes in {self.config.data} are not those that the checkpoint was trained on.")
 
 
 # ╔══════════════════════════════════════════════════════════════════════════════════════════════════════════╗
@@ -454,7 +463,7 @@ def adopt_settings(config, former, source, goes_on=True, otherwise="another --na
     for name in [*options_of(kind, resumed=True), *(["num_train_steps"] if config.scheduled else [])]:
         now = getattr(config, name)
         if name in former and former[name] != now:
-            print(f"--{name} was {former[name]} when {source} was written and is {now} now.")
+            logs.say(f"--{name} was {former[name]} when {source} was written and is {now} now.")
     return config
 
 
@@ -470,7 +479,7 @@ def compare_classes(classes, source, goes_on=True):
             f"{', '.join(names) or 'none'}: give the same{', another --name, or --new' if goes_on else ''}."
         )
     if goes_on and classes and former not in (None, classes.digest()):
-        print(f"Volumes have other classes by --labels than when {source} was written.")
+        logs.say(f"Volumes have other classes by --labels than when {source} was written.")
 
 
 def check_number(number, config, group, folder, times=1):
@@ -562,7 +571,12 @@ def train_from_folder(trainer_class, config, group=None):
     Raises:
         UserError: Data or settings cannot be used; nothing has been written.
     """
-    group, classes = group or parallel.Group(), None
+    with logs.heard() as said:
+        return train_heard(trainer_class, config, group or parallel.Group(), said)
+
+
+def train_heard(trainer_class, config, group, said, classes=None):
+    """`train_from_folder`; `said` is the list of what was warned of."""
     config, command, source = runs.begin(config)
     begun, goes_on = source or config.init_from, source is not None
     if isinstance(config, VolumeConfig) and config.labels is not None:
@@ -580,10 +594,10 @@ def train_from_folder(trainer_class, config, group=None):
     def make(config, audit, group):
         return trainer_class(config, audit, group, command=command, **prepared)
 
-    return start(make, config, audit, device, group)
+    return start(make, config, audit, device, group, said)
 
 
-def start(make, config, audit, device, group):
+def start(make, config, audit, device, group, said=()):
     """Make a trainer, tell what there is to know, and train, or stop before that with `--dry_run`.
 
     Args:
@@ -592,6 +606,7 @@ def start(make, config, audit, device, group):
         audit: Audit of its data.
         device: Of `parallel.open_device`.
         group: parallel.Group.
+        said: What was warned of before.
 
     Returns:
         The trainer, at its last step; after a dry run on the CPU one of fake tensors.
@@ -599,6 +614,7 @@ def start(make, config, audit, device, group):
     on_gpu = device.type == "cuda"
     with memory.fake_tensors() if config.dry_run and not on_gpu else contextlib.nullcontext():
         trainer = make(config, audit, group)
+    trainer.said = said
     if config.dry_run:
         print("\n".join(f"{name}: {value}" for name, value in asdict(config).items()))
     if on_gpu:
@@ -611,8 +627,6 @@ def start(make, config, audit, device, group):
     if config.dry_run:
         expect(trainer, make, peaks)
         return trainer
-    if trainer.legend():
-        print(f"In the progress bar: {trainer.legend()}. How to read them: docs/training.md#what-you-see")
     group.wait()  # until all have read what is there
     with contextlib.ExitStack() as stack:
         if group.first:
@@ -627,6 +641,8 @@ def start(make, config, audit, device, group):
                 runs.load_networks(trainer.networks, trainer.networks_in(state))
         trainer.train()
     print(f"Checkpoints are in {config.models}, previews and metrics.csv in {config.results}.")
+    if (page := config.results / "run.html").exists():
+        print(f"The run's page, for a browser: {page}")
     return trainer
 
 
@@ -650,16 +666,18 @@ def print_report(trainer, peaks):
     config, audit = trainer.config, trainer.audit
     sizes = ", ".join(f"{n} {count_parameters(m) / 1e6:.1f}" for n, m in trainer.reported().items())
     precision = str(trainer.amp_dtype).removeprefix("torch.") if config.fp16 else "float32"
-    print(*audit.summary, *([audit.classes.summary()] if audit.classes else []), sep="\n")
-    print(audit.kept(config.cache, config.packs), f"parameters (million): {sizes}", sep="\n")
-    print(f"device: {trainer.device}, precision: {precision}, PyTorch {torch.__version__}")
+    lines = [*audit.summary, *([audit.classes.summary()] if audit.classes else [])]
+    lines += [audit.kept(config.cache, config.packs), f"parameters (million): {sizes}"]
+    lines.append(f"device: {trainer.device}, precision: {precision}, PyTorch {torch.__version__}")
     trained_on = len(audit.paths if trainer.members is None else trainer.members)
     taken = trainer.plan.volumes_per_step * trainer.batches_per_micro
-    print(f"steps per epoch: {trained_on / taken:.1f}")
+    lines.append(f"steps per epoch: {trained_on / taken:.1f}")
     if trainer.at_once > 1:
-        print(f"micro-batches in a pass, for which there is memory: {trainer.at_once}")
+        lines.append(f"micro-batches in a pass, for which there is memory: {trainer.at_once}")
     if trainer.replay is not None:
-        print("steps are replayed as CUDA graphs")
+        lines.append("steps are replayed as CUDA graphs")
+    trainer.told = lines
+    print(*lines, sep="\n")
     memory.print_peaks(peaks, trainer.device)
 
 
