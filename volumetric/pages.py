@@ -5,6 +5,7 @@ import csv
 import html
 import io
 import string
+from pathlib import Path
 
 import numpy as np
 
@@ -58,6 +59,12 @@ def write_page(path, title, body):
     with atomic_path(path) as part:
         text = PAGE.substitute(title=html.escape(title), style=STYLE, body=body)
         part.write_text(text, encoding="utf-8")
+
+
+def niivue():
+    """Text of NiiVue (niivue/LICENSE), which shows volumes, to stand inside a script element."""
+    path = Path(__file__).resolve().parent / "niivue" / "niivue.umd.js"
+    return path.read_text(encoding="utf-8").replace("</script", "<\\/script")
 
 
 def three(value):
