@@ -62,9 +62,10 @@ def write_page(path, title, body):
 
 
 def niivue():
-    """Text of NiiVue (niivue/LICENSE), which shows volumes, to stand inside a script element."""
-    path = Path(__file__).resolve().parent / "niivue" / "niivue.umd.js"
-    return path.read_text(encoding="utf-8").replace("</script", "<\\/script")
+    """Text of NiiVue, which shows volumes, below its licence, to stand inside a script element."""
+    folder = Path(__file__).resolve().parent / "niivue"
+    licence, script = ((folder / name).read_text(encoding="utf-8") for name in ("LICENSE", "niivue.umd.js"))
+    return f"/*\nNiiVue\n{licence}*/\n" + script.replace("</script", "<\\/script")
 
 
 def three(value):
