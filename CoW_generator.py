@@ -3,6 +3,7 @@
     python CoW_generator.py                                  the settings below: the model that comes along
     python CoW_generator.py --mode interpolation --seeds 3,8 --steps 30
     python CoW_generator.py --recreate generated/normal/seed000042.json
+    python CoW_generator.py --view generated/normal
 
 Edit the settings below, or pass them as flags: a flag wins. Settings of your own, in lines like those below,
 can stand in a file that no update of this program touches: --settings mine.py. Sections: settings,
@@ -62,6 +63,7 @@ from volumetric.pictures import (
 )
 from volumetric.runs import find_checkpoint
 from volumetric.sidecars import write_trained_on
+from volumetric.viewer import write_view
 
 # ╔══════════════════════════════════════════════════════════════════════════════════════════════════════════╗
 # ║ Settings                                                                                                 ║
@@ -204,6 +206,14 @@ class GenerateConfig:
     settings: str | None = option(
         None, "File of settings of your own, lines name = value as at the top of this program.", file=True
     )
+    view: str | None = option(
+        None, "Folder of volumes, generated or not, into which view.html is written: a page that shows them."
+    )
+    replicas: str | None = option(
+        None,
+        "replicas.json of trust/replicas.py on the volumes of --view; None looks for it there and above.",
+        file=True,
+    )
 
     def __post_init__(self):
         check_fields(self)
@@ -215,6 +225,10 @@ class GenerateConfig:
                 or low_high[0] >= low_high[1]
             ):
                 raise UserError(f"--intensity_range must be two numbers, low before high, got {low_high}.")
+        if self.view is not None and self.recreate is not None:
+            raise UserError("--view and --recreate are two commands: give one of them.")
+        if self.replicas is not None and self.view is None:
+            raise UserError("--replicas needs --view DIR, the folder of the volumes that it looked at.")
         if self.models_dir is not None and self.model_folder_name is None:
             raise UserError("--models_dir needs --model_folder_name, the name of a run in it.")
         if self.load_from_style and (self.mode != "stochastic_variation" or self.style_npy_path is None):
@@ -987,7 +1001,9 @@ def main(argv=None):
         words = with_settings(join_pairs(sys.argv[1:] if argv is None else argv))
     config = parse_cli(GenerateConfig, words)
     with one_line_errors("Interrupted. The same command continues; complete volumes are kept."):
-        if config.recreate is not None:
+        if config.view is not None:
+            write_view(config.view, config.replicas)
+        elif config.recreate is not None:
             recreate(config)
         else:
             generate(config)

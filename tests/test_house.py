@@ -27,6 +27,7 @@ GROUND = {
     "machine": set(),
     "timing": {"machine"},
     "vessels": set(),
+    "viewer": {"cli", "collection", "files", "pages"},
     "sidecars": {"cli", "collection", "files"},
     "generation": {"cli", "dataset", "dicom_writing", "files", "parallel", "pictures", "runs", "sidecars"},
     "diff_augment": {"files", "parallel"},
@@ -71,6 +72,7 @@ WITHOUT_TORCH = (
     "volumetric/run_page.py",
     "volumetric/machine.py",
     "volumetric/sidecars.py",
+    "volumetric/viewer.py",
 )
 # Programs in one file, and how long they may be; every other file has at most 700 lines.
 PROGRAMS = {"stylegan2_pytorch.py": 1800, "CoW_generator.py": 1100, "sample_data/phantom.py": 1000}

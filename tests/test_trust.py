@@ -175,6 +175,10 @@ def test_the_gate_lets_innocents_pass(sets, tmp_path, monkeypatch):
         "half pasted",
     ):
         assert part in page
+    assert sorted(record["nearest"]) == sorted(record["contents"]["generated"])
+    for row in record["flagged"]:
+        nearest = record["nearest"][row["content"]]
+        assert nearest == {name: row[name] for name in ("statistic", "similarity", "p")}
     kept = (folder / "released.txt").read_text(encoding="utf-8").split()
     assert len(kept) + len(record["flagged"]) == 10
     assert len(contents_in(folder / "released")) == len(kept)

@@ -272,6 +272,25 @@ def judge(found, planted, subjects, threshold, closeness, left=None):
     return {"verdict": verdict, "flags": flags, "p": threshold.p_values(values), **about}
 
 
+def nearest_of(volumes, found, gate):
+    """How near every generated volume is to the training set, by its statistic of smallest p, naming none.
+
+    Args:
+        volumes: [VolumeFile], generated.
+        found: `table_of` these.
+        gate: Of `judge`.
+
+    Returns:
+        {content: {"statistic", "similarity", "p"}}.
+    """
+    rows = {}
+    for n, volume in enumerate(volumes):
+        name = min(gate["p"], key=lambda s: (gate["p"][s][n], -found[s][0][n]))
+        figures = {"similarity": float(found[name][0][n]), "p": float(gate["p"][name][n])}
+        rows[volume.content] = {"statistic": name, **figures}
+    return rows
+
+
 def flagged_list(volumes, library_volumes, found, gate):
     """[{"generated", "content", "training", "statistic", "p", "similarity"}], the most similar first."""
     rows = []
@@ -328,6 +347,7 @@ def run_gate(config):
         "verdict": gate["verdict"],
         "reasons": gate["reasons"],
         "flagged": flagged_list(sets["generated"], sets["training"], found, gate),
+        "nearest": nearest_of(sets["generated"], found, gate),
         "flagged_each": {name: int(flag.sum()) for name, flag in gate["flags"].items()},
         "explained_by_chance": gate["limit"],
         "threshold": threshold.describe(),

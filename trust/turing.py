@@ -8,7 +8,7 @@ readers) and its key (key.json, to be kept: the page does not hold it). What wou
 without looking is taken away (greys.py; all of it by `--match True`), and whether it is gone is checked on
 the grey values of up to CHECKED volumes of each kind; the page is not built otherwise, nor where they are too
 few to tell. Key and page say what was done. `score` reads the files that readers saved. Volumes are shown by
-NiiVue (niivue/LICENSE). Inputs are never written to.
+NiiVue (volumetric/niivue/LICENSE). Inputs are never written to.
 """
 
 import base64
@@ -26,6 +26,7 @@ from trust.reading import read_answers, summarise, told_of_training, write_score
 from volumetric.cli import UserError, check_fields, one_line_errors, option, parse_cli
 from volumetric.collection import contents_of, known_by_content, refuse_overlap, same_geometry, volumes_in
 from volumetric.files import atomic_path, next_free, write_json
+from volumetric.pages import niivue
 from volumetric.parallel import host_random
 from volumetric.sidecars import trained_on
 
@@ -158,8 +159,7 @@ def write_reading(record, shown, folder):
     """
     folder.mkdir(parents=True)
     template = string.Template((HERE / "turing.html").read_text(encoding="utf-8"))
-    script = (HERE / "niivue" / "niivue.umd.js").read_text(encoding="utf-8").replace("</script", "<\\/script")
-    parts = {"niivue": script, "page": json.dumps(record["page"]), "items": json.dumps(shown)}
+    parts = {"niivue": niivue(), "page": json.dumps(record["page"]), "items": json.dumps(shown)}
     with atomic_path(folder / "turing.html") as part:
         part.write_text(template.substitute(parts, treatment=record["treatment"]["told"]), encoding="utf-8")
     write_json(folder / "key.json", record)

@@ -5,6 +5,7 @@
     files.py          NIfTI in and out, atomic writing
     pictures.py       planes, projections, sheets, GIFs and curves, in one orientation
     pages.py          HTML pages in one file
+    viewer.py         a page that shows the volumes of a folder
     vessels.py        the mask of bright vessels
     sidecars.py       the file beside a generated volume
     parallel.py       processes as one, devices, precision, seeded draws
@@ -19,7 +20,7 @@
     run_page.py       the page of a run; curves.py, what it draws; meanings.py, what its numbers mean
     training.py       what trainers share: draws, batches, state, their start
 
-The first six import no torch.
+The first seven import no torch.
 """
 
 __version__ = "0.2.0"

@@ -6,6 +6,7 @@ import html
 import io
 import string
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 
@@ -72,6 +73,13 @@ def write_page(path, title, body, style=""):
     with atomic_path(path) as part:
         text = PAGE.substitute(title=html.escape(title), style=STYLE + style, body=body)
         part.write_text(text, encoding="utf-8")
+
+
+def niivue():
+    """Text of NiiVue, which shows volumes, below its licence, to stand inside a script element."""
+    folder = Path(__file__).resolve().parent / "niivue"
+    licence, script = ((folder / name).read_text(encoding="utf-8") for name in ("LICENSE", "niivue.umd.js"))
+    return f"/*\nNiiVue\n{licence}*/\n" + script.replace("</script", "<\\/script")
 
 
 def three(value):
