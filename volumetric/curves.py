@@ -135,7 +135,7 @@ def read_scores(path, last):
 # ║ Drawings                                                                                                 ║
 # ╚══════════════════════════════════════════════════════════════════════════════════════════════════════════╝
 
-WIDE, HIGH, LEFT, BELOW = 360, 150, 44, 18  # of a drawing: size, and room for its scales
+WIDE, HIGH, LEFT, BELOW = 360, 150, 50, 18  # of a drawing: size, and room for its scales
 RIGHT, TOP = 8, 8
 
 

@@ -78,7 +78,7 @@ SCORES = {
     "W1": "Distance in this measure of vessels, in its unit, of generated and real volumes: lower is better.",
 }
 FIRST = ("MD", "FD-random-volume", "FID", "recall", "coverage", "precision")  # of many scores
-CARDS = 6  # curves of a section that are seen at once
+CARDS = 6  # scores that are seen at once
 NOTE = (
     '<p class="small">Line: mean of some steps; shade: lowest to highest of them; dashed: the value named '
     "below. The losses of a GAN do not say how good the volumes are: look at the previews.</p>"
@@ -367,7 +367,11 @@ def curves_of(metrics, scores, meanings, last):
         drawn = curve(series.points(), last, meaning.level)
         where = speed if fast else losses
         where.append(card(name, f"now {three(metrics.latest[name])}", drawn, meaning))
-    parts = ["<h2>Losses</h2>", NOTE if losses else "<p>No step has been read yet.</p>", cards_of(losses)]
+    parts = [
+        "<h2>Losses</h2>",
+        NOTE if losses else "<p>No step has been read yet.</p>",
+        cards_of(losses, len(losses)),
+    ]
     if scores:
         parts.append(f"<h2>Scores of evaluations</h2>{cards_of(score_cards(scores, last))}")
     if speed:
@@ -375,11 +379,11 @@ def curves_of(metrics, scores, meanings, last):
     return "".join(parts)
 
 
-def cards_of(cards):
-    """Curves beside each other; more than CARDS are in a part that opens."""
-    first, more = ("".join(some) for some in (cards[:CARDS], cards[CARDS:]))
-    more = f'<details><summary>{len(cards) - CARDS} more</summary><div class="curves">{more}</div></details>'
-    return f'<div class="curves">{first}</div>{more if len(cards) > CARDS else ""}'
+def cards_of(cards, seen=CARDS):
+    """Curves beside each other; those after the first ones are in a part that opens."""
+    first, more = "".join(cards[:seen]), "".join(cards[seen:])
+    more = f'<details><summary>{len(cards) - seen} more</summary><div class="curves">{more}</div></details>'
+    return f'<div class="curves">{first}</div>{more if len(cards) > seen else ""}'
 
 
 def score_cards(scores, last):
