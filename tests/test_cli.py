@@ -1,5 +1,6 @@
 """The command line as a user meets it: flags, messages, the README's commands, the set-up files."""
 
+import importlib
 import json
 import re
 import shlex
@@ -367,6 +368,13 @@ def test_set_up_files_agree():
         assert re.search(rf"\b{name}\b", README, re.IGNORECASE), f"{name} is not in the README's list"
     assert "Python 3.10" in README and "torch 2.6" in README
     assert (ROOT / ".ci" / "run").read_text(encoding="utf-8").strip().splitlines()[-1] == "make test"
+
+
+def test_console_commands_are_programs():
+    scripts = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]["scripts"]
+    for command, target in scripts.items():
+        module, function = target.split(":")
+        assert callable(getattr(importlib.import_module(module), function)) and f"`{command}`" in README
 
 
 def test_imports_are_dependencies():

@@ -256,7 +256,9 @@ def tell_about(config_class, words):
         rule = field.metadata["option"].robust
         return rule if robust and rule is not UNSET else field.default
 
-    print(help_text(config_class, os.path.relpath(sys.argv[0]), default_of))
+    program = os.path.relpath(sys.argv[0])
+    called = f"python {program}" if program.endswith(".py") else os.path.basename(program)
+    print(help_text(config_class, called, default_of))
 
 
 def joined_words(config_class, words):

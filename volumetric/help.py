@@ -18,7 +18,7 @@ def help_text(config_class, program, default_of):
         default_of: Function of a field that gives its default, by the recipe that is asked about.
     """
     lines = [*inspect.cleandoc(config_class.__doc__).splitlines(), ""]
-    lines += [f"Usage: python {program} --flag value ...    (in a flag - and _ are the same)"]
+    lines += [f"Usage: {program} --flag value ...    (in a flag - and _ are the same)"]
     for number, f in enumerate(fields(config_class)):
         rules = f.metadata["option"]
         if rules.section or not number:
