@@ -26,6 +26,7 @@ import numpy as np
 
 from MedicalNet.comparing import NUMBERS, compare, few_samples, named, with_vessels
 from MedicalNet.copies import among_training, find_copies, nearness
+from MedicalNet.covariance_free import DIRECTIONS
 from MedicalNet.distances import frechet_distance, prd_area, prd_curve
 from MedicalNet.extractors import PLANES, PUBLISHED, FeatureCache, default_cache
 from MedicalNet.groups import by_group, read_groups
@@ -186,6 +187,7 @@ class Evaluator:
         if "md" in self.config.metrics:
             lines["AUC-PRD"] = "MiniBatchKMeans of both sets, 10 clusters, n_init 10; 10 runs; 1001 angles"
             lines["neighbours"] = "Euclidean distance of the volume features, 5 nearest neighbours"
+            lines["sliced-W1"] = f"{DIRECTIONS} random directions of the volume features"
         return lines
 
 
