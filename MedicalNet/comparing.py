@@ -9,6 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from MedicalNet.anatomy import MEASURES
+from MedicalNet.covariance_free import Energy, SlicedWasserstein
 from MedicalNet.distances import (
     AtInfinity,
     Frechet,
@@ -38,7 +39,7 @@ class Number:
 
     Args:
         name: Its name, with the published weights.
-        of: What must be measured for it: volume, a plane, pairs or anatomy.
+        of: What must be measured for it: volume, placed, a plane, pairs or anatomy.
         question: realistic, diverse, copies or anatomy.
         better: lower, higher, or in words.
         estimand: What it estimates, and with what bias.
@@ -124,6 +125,14 @@ COVERAGE = f"share of the real that have a generated one within reach, {AMONG}"
 NEAREST_REAL = f"median distance to a real volume, over that among real, {AMONG}"
 SIMILARITY = "mean similarity of two volumes of the population; without bias"
 VENDI = "effective number of different volumes in this set; grows with n"
+ENERGY = "are volumes as far from the other set's as from their own? energy distance of the populations; "
+ENERGY += "without bias"
+SLICED = (
+    "is every direction of the features distributed alike? Wasserstein distance of these two sets, averaged "
+)
+SLICED += f"over random directions; {UP}"
+PLACED = "is everything where it is in real volumes? energy distance of the populations, of the features of "
+PLACED += "4 x 4 places in-plane; without bias"
 WASSERSTEIN = f"Wasserstein distance of these two sets' values, in their unit; {UP}"
 
 
@@ -140,6 +149,16 @@ def at_infinity(of):
 def kernel(of):
     """The kernel distance."""
     return lambda pair: Kernel(*pair.features(of))
+
+
+def energy(of):
+    """The energy distance."""
+    return lambda pair: Energy(*pair.features(of))
+
+
+def sliced(of):
+    """The sliced Wasserstein distance."""
+    return lambda pair: SlicedWasserstein(*pair.features(of), pair.seed)
 
 
 def prd(pair):
@@ -183,6 +202,9 @@ ROWS = [
     ("MS-SSIM-generated", "pairs", "diverse", "as real", SIMILARITY, asked("similarity", False), True),
     ("Vendi-generated", "volume", "diverse", "as real", VENDI, asked("vendi", False)),
     *((f"W1-{n}", "anatomy", "anatomy", "lower", WASSERSTEIN, asked("measured", n)) for n in MEASURES),
+    ("energy", "volume", "realistic", "lower", ENERGY, energy("volume"), True),
+    ("sliced-W1", "volume", "realistic", "lower", SLICED, sliced("volume")),
+    ("energy-placed", "placed", "realistic", "lower", PLACED, energy("placed"), True),
 ]
 NUMBERS = [Number(*row) for row in ROWS]
 

@@ -242,7 +242,7 @@ class Kernel:
 
     def between_real(self):
         """The same of the real set and itself."""
-        return Kernel(None, None, (self.rr, self.rr, self.rr))
+        return type(self)(None, None, (self.rr, self.rr, self.rr))
 
     def interval(self):
         """(low, high) of 95 %, by the jackknife over volumes."""

@@ -7,8 +7,8 @@ or edit the paths below and run it, or call `evaluate(EvaluateConfig(...))`.
 
 The protocol is that of Aydin et al., NeuroImage 304 (2024) 120936, number for number; what else could be
 meant by a name is written beside the number in metrics.json. Volumes are listed in volumes.py, measured in
-measuring.py and compared in comparing.py; distances are in distances.py, networks and cache in extractors.py,
-vessels in anatomy.py, report.html in report.py. Inputs are never written to.
+measuring.py and compared in comparing.py; distances are in distances.py and covariance_free.py, networks and
+cache in extractors.py, vessels in anatomy.py, report.html in report.py. Inputs are never written to.
 """
 
 import contextlib
@@ -25,10 +25,11 @@ import numpy as np
 
 from MedicalNet.comparing import NUMBERS, compare, few_samples, named, with_vessels
 from MedicalNet.copies import among_training, find_copies, nearness
+from MedicalNet.covariance_free import DIRECTIONS
 from MedicalNet.distances import frechet_distance, prd_area, prd_curve
 from MedicalNet.extractors import PLANES, PUBLISHED, FeatureCache, default_cache
 from MedicalNet.groups import by_group, read_groups
-from MedicalNet.measuring import LIBRARIES, build_extractors, measure, ms_ssim_settings
+from MedicalNet.measuring import LIBRARIES, also, build_extractors, measure, ms_ssim_settings
 from MedicalNet.verdicts import in_order, verdicts
 from MedicalNet.volumes import PROTOCOLS, compare_geometry, copies, list_volumes
 from volumetric import __version__
@@ -157,7 +158,7 @@ class Evaluator:
 
     def names(self):
         """Names of the numbers that an evaluation gives."""
-        of = {extractor.name for extractor in self.extractors}
+        of = {name for extractor in self.extractors for name in (extractor.name, *also(extractor))}
         of |= {"pairs"} if "ms_ssim" in self.config.metrics else set()
         return [named(number.name, self.config.embedding) for number in NUMBERS if number.of in of]
 
@@ -185,6 +186,7 @@ class Evaluator:
         if "md" in self.config.metrics:
             lines["AUC-PRD"] = "MiniBatchKMeans of both sets, 10 clusters, n_init 10; 10 runs; 1001 angles"
             lines["neighbours"] = "Euclidean distance of the volume features, 5 nearest neighbours"
+            lines["sliced-W1"] = f"{DIRECTIONS} random directions of the volume features"
         return lines
 
 

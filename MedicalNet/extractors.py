@@ -32,6 +32,8 @@ PLANES = {"axial": 2, "coronal": 1, "sagittal": 0}
 INCEPTION_EDGE = 299  # pixels of the network's input
 RANDOM_SEED = 0  # of the weights of `--embedding random`
 SLICES_AT_ONCE = 8  # on a CPU: more do not fit its caches
+PLACES = 4  # cells along X and along Y in which placed features are averaged
+A_PLACE = 32  # placed features of a cell
 STEM_LAYERS = 3  # of Inception that mixed precision leaves in float32: their rounding is most of the error
 
 
@@ -332,11 +334,15 @@ def interpolation_matrix(size, device):
 
 
 class VolumeFeatures:
-    """MedicalNet features of a volume as a whole, always in float32.
+    """MedicalNet features of a volume as a whole, and of its places, always in float32.
 
     The protocol is the paper's: the volume is standardised by the mean and standard deviation of its voxels
     above 0, voxels equal to 0 become standard-normal noise, and the axes are in the order (X, Y, Z). The
     noise has a seed of its own, the volume's content, so that equal volumes have equal features.
+
+    Averaged over the whole volume, features do not say where something is: front and back can be exchanged.
+    The placed ones, of the same feature map, are averaged in PLACES x PLACES cells in-plane; those of a cell
+    are projected to A_PLACE random directions of its own, which keeps distances but for a few percent.
 
     Args:
         network: Of `build_medicalnet`.
@@ -344,7 +350,8 @@ class VolumeFeatures:
     """
 
     name = "volume"
-    version = 1  # as of SliceFeatures
+    also = ("placed",)  # what it gives beside, by name
+    version = 2  # as of SliceFeatures
     dimension = 512
     on_host = False
 
@@ -354,9 +361,13 @@ class VolumeFeatures:
             f"whole volume, axes (X, Y, Z); standardised by mean and standard deviation of the voxels > 0; "
             f"voxels equal to 0 replaced by N(0, 1) noise, seeded by the volume's content; "
             f"{network_of('MedicalNet ResNet-10 (23 data sets)', digest)}, last feature map averaged to 512 "
-            f"features; float32"
+            f"features; float32; placed: averaged in {PLACES} x {PLACES} cells in-plane, {A_PLACE} random "
+            f"directions of each"
         )
         self.device = next(network.parameters()).device
+        shape = PLACES**2, self.dimension, A_PLACE
+        directions = host_random(RANDOM_SEED).standard_normal(shape, dtype=np.float32) / A_PLACE**0.5
+        self.directions = torch.from_numpy(directions).to(self.device)
 
     @torch.inference_mode()
     def together(self, arrays):
@@ -364,16 +375,23 @@ class VolumeFeatures:
 
         A batch of one has kernels of its own, which round differently and take as long as two.
 
-        Shapes: n of (X, Y, Z) -> n of {"features": (1, 512) float32}
+        Shapes: n of (X, Y, Z) -> n of {"features": (1, 512) float32, "placed": (1, 512) float32}
         """
         twice = 2 if len(arrays) == 1 else 1
         volumes = torch.from_numpy(np.stack([standardized(a) for a in arrays])[:, None]).to(self.device)
         with tf32(False):
-            features = self.network(volumes.repeat(twice, 1, 1, 1, 1)).cpu().numpy()
-        return [{"features": features[n : n + 1]} for n in range(len(arrays))]
+            maps = self.network.feature_map(volumes.repeat(twice, 1, 1, 1, 1))
+            features = maps.mean(dim=(2, 3, 4)).cpu().numpy()
+            placed = [self.placed(maps[n]).cpu().numpy() for n in range(len(arrays))]
+        return [{"features": features[n : n + 1], "placed": placed[n]} for n in range(len(arrays))]
+
+    def placed(self, feature_map):
+        """Placed features of one volume. Shapes: (512, X, Y, Z) -> (1, PLACES * PLACES * A_PLACE)"""
+        cells = F.adaptive_avg_pool3d(feature_map, (PLACES, PLACES, 1)).flatten(1)  # (512, cells)
+        return (cells.T[:, None] @ self.directions).reshape(1, -1)
 
     def __call__(self, array, affine):
-        """Shapes: (X, Y, Z) -> {"features": (1, 512) float32}"""
+        """Shapes: (X, Y, Z) -> {"features": (1, 512) float32, "placed": (1, 512) float32}"""
         return self.together([array])[0]
 
 

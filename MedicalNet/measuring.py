@@ -119,7 +119,7 @@ class Measured:
 
     Args:
         names: Names of the volumes.
-        features: {plane or "volume": (n, s, d) float32}, s feature vectors a volume.
+        features: {plane, "volume" or "placed": (n, s, d) float32}, s feature vectors a volume.
         anatomy: For every volume {measure: array}; empty without anatomy.
         shape: (X, Y, Z) of the volumes.
         pairs: Indices of the pairs compared by MS-SSIM, (p, 2), or None.
@@ -179,13 +179,28 @@ def measure(sources, number, extractors, config, cache, title):
             results[name].append(arrays)
         if index in wanted:
             kept[index] = source
-    features = {n: np.stack([a["features"] for a in r]) for n, r in results.items() if n != "anatomy"}
-    found = Measured(names, features, results.get("anatomy", []), shape, pairs)
+    found = Measured(names, stacked(results, extractors), results.get("anatomy", []), shape, pairs)
     if pairs is not None:
         device = choose_device(config.device)
         shown = progress(pairs, f"MS-SSIM of {title}", "pair")
         found.similarity = np.array([similarity(kept[i], kept[j], device, cache) for i, j in shown])
     return found
+
+
+def stacked(results, extractors):
+    """Features of all volumes, {name: (n, s, d)}, of what every extractor gave of each: {name: [arrays]}."""
+    features = {}
+    for extractor in extractors:
+        given = results[extractor.name]
+        if extractor.name != "anatomy":
+            features[extractor.name] = np.stack([arrays["features"] for arrays in given])
+        features |= {name: np.stack([arrays[name] for arrays in given]) for name in also(extractor)}
+    return features
+
+
+def also(extractor):
+    """Names of the features that an extractor gives beside those of its own name."""
+    return getattr(extractor, "also", ())
 
 
 def measured_ahead(sources, extractors, config, cache):

@@ -54,10 +54,13 @@ class ResNet10(nn.Module):
         self.layer3 = nn.Sequential(BasicBlock(128, 256, dilation=2))
         self.layer4 = nn.Sequential(BasicBlock(256, 512, dilation=4))
 
-    def forward(self, x):
+    def feature_map(self, x):
+        """The last feature map. Shapes: (B, 1, X, Y, Z) -> (B, 512, X / 8, Y / 8, Z / 8)"""
         x = self.maxpool(self.relu(self.bn1(self.conv1(x))))
-        x = self.layer4(self.layer3(self.layer2(self.layer1(x))))
-        return x.mean(dim=(2, 3, 4))
+        return self.layer4(self.layer3(self.layer2(self.layer1(x))))
+
+    def forward(self, x):
+        return self.feature_map(x).mean(dim=(2, 3, 4))
 
 
 def resnet10(weights=None):

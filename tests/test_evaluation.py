@@ -31,7 +31,7 @@ NUMBERS = (
 NUMBERS += ("density-random", "coverage-random", "nearest-real-random", "MS-SSIM-real", "MS-SSIM-generated")
 NUMBERS += tuple(f"W1-{measure}" for measure in anatomy.MEASURES)
 NUMBERS += ("FD-random-inf", "FD-random-volume-inf", "KD-random-volume", "Vendi-real-random")
-NUMBERS += ("Vendi-generated-random",)
+NUMBERS += ("Vendi-generated-random", "energy-random", "sliced-W1-random", "energy-placed-random")
 
 
 def normal(seed, *shape):

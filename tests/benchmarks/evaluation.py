@@ -1,9 +1,10 @@
 """What the numbers of an evaluation see, and how long they take, on phantoms.
 
     python tests/benchmarks/evaluation.py damages     every number, for sets that are damaged on purpose
+    python tests/benchmarks/evaluation.py rates       how often a number tells a damage, of many draws
     python tests/benchmarks/evaluation.py speed       against slices in PNG files, one at a time
 
-Both use random networks, and print Markdown.
+All use random networks, and print Markdown.
 """
 
 import contextlib
@@ -13,6 +14,8 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 
 import fire
@@ -21,8 +24,12 @@ import numpy as np
 import torch
 from scipy import linalg, ndimage
 
+from MedicalNet.comparing import NUMBERS, Pair, at_equal_n, named
 from MedicalNet.evaluation import GROUPS, EvaluateConfig, evaluate
-from MedicalNet.extractors import build_medicalnet, randomly, standardized
+from MedicalNet.extractors import FeatureCache, build_medicalnet, randomly, standardized
+from MedicalNet.measuring import build_extractors, measure
+from MedicalNet.volumes import in_memory
+from volumetric.files import array_to_volume
 
 ROOT = Path(__file__).parents[2]
 
@@ -51,7 +58,7 @@ def without_vessels(array, mask, rng):
     return filled
 
 
-DAMAGES = ("unharmed", "blurred", "noisy", "collapsed", "copied", "mirrored", "vessel-free")
+DAMAGES = ("unharmed", "blurred", "noisy", "collapsed", "copied", "mirrored", "flipped", "vessel-free")
 
 
 def damaged(array, mask, rng):
@@ -60,7 +67,8 @@ def damaged(array, mask, rng):
         "unharmed": array,
         "blurred": ndimage.gaussian_filter(array, 1.0),
         "noisy": array + rng.normal(0, 0.05 * array.max(), array.shape).astype(np.float32),
-        "mirrored": array[::-1],
+        "mirrored": array[::-1],  # left and right
+        "flipped": array[:, ::-1],  # front and back
         "vessel-free": without_vessels(array, mask, rng),
     }
 
@@ -140,6 +148,72 @@ def print_damages(tables):
     for n, verdict in enumerate(tables[0]["unharmed"]["verdicts"][:4]):
         bad = [sum(table[kind]["verdicts"][n]["state"] == "bad" for table in tables) for kind in kinds]
         print(f"| *{verdict['question']}* no | | {' | '.join(f'{k or chr(45)}' for k in bad)} |")
+
+
+RATED = ("MD", "KD-volume", "energy", "sliced-W1", "energy-placed", "coverage", "Vendi-generated")
+
+
+def rates(number=48, repeats=100, pool=320, size=32, depth=8, rated=RATED, output="rates"):
+    """How often numbers of whole volumes tell a damage, of random sets of one pool of phantoms.
+
+    Args:
+        number: Phantoms in a set.
+        repeats: Draws of two sets that have no phantom in common.
+        pool: Phantoms to draw from.
+        size, depth: Voxels of a phantom.
+        rated: Names of numbers.
+        output: Folder for the phantoms; those that are there are taken.
+    """
+    output = Path(output)
+    if not (output / "pool").exists():
+        make_phantoms(output / "pool", pool, 0, size, depth, output / "labels")
+    config = EvaluateConfig(real=".", generated=".", embedding="random", metrics=("md",), bootstrap=0)
+    measured = measure_pool(output, config)
+    numbers = {n.name: (index, n) for index, n in enumerate(NUMBERS) if n.name in rated}
+    told = {name: Counter() for name in rated}
+    for repeat in range(repeats):
+        order = np.random.default_rng(repeat).permutation(len(measured["unharmed"].names))
+        real, other = order[:number], order[number : 2 * number]
+        seeded = replace(config, seed=repeat)
+        for kind in DAMAGES:
+            pair = Pair(measured["unharmed"].subset(real), drawn(measured, kind, real, other), repeat)
+            for name in rated:
+                index, one = numbers[name]
+                told[name][kind] += at_equal_n(one.build(pair), one, seeded, index)["outside"]
+    print("| of random networks, % of draws | " + " | ".join(DAMAGES) + " |")
+    print("|---" * (len(DAMAGES) + 1) + "|")
+    for name in rated:
+        shares = (f"{100 * told[name][kind] / repeats:.0f}" for kind in DAMAGES)
+        print(f"| {named(name, 'random')} | {' | '.join(shares)} |")
+
+
+def measure_pool(folder, config):
+    """{damage: Measured} of all phantoms of a pool, by the network of whole volumes."""
+    extractors, _, _ = build_extractors(config)
+    kinds = {kind: [] for kind in DAMAGES if kind not in ("collapsed", "copied")}
+    rng = np.random.default_rng(0)
+    for path in sorted((folder / "pool").rglob("*.nii.gz")):
+        image = nib.load(path)
+        mask = nib.load(folder / "labels" / path.relative_to(folder / "pool")).get_fdata() > 0
+        for kind, array in damaged(image.get_fdata(dtype=np.float32), mask, rng).items():
+            kinds[kind].append((len(kinds[kind]), np.ascontiguousarray(array_to_volume(array))))
+    cache = FeatureCache(None)
+    return {
+        kind: measure(
+            in_memory(made, image.affine, config.protocol), len(made), extractors, config, cache, kind
+        )
+        for kind, made in kinds.items()
+    }
+
+
+def drawn(measured, kind, real, other):
+    """The generated set of a draw: volumes of `other`, damaged; see `make_damaged`."""
+    if kind == "collapsed":
+        return measured["unharmed"].subset(np.resize(other[:8], len(other)))
+    if kind == "copied":
+        quarter = len(real) // 4
+        return measured["unharmed"].subset(np.concatenate([real[:quarter], other[quarter:]]))
+    return measured[kind].subset(other)
 
 
 # ╔══════════════════════════════════════════════════════════════════════════════════════════════════════════╗
@@ -263,4 +337,4 @@ def speed(number=200, size=128, depth=32):
 
 
 if __name__ == "__main__":
-    fire.Fire({"damages": damages, "speed": speed, "once": once})
+    fire.Fire({"damages": damages, "rates": rates, "speed": speed, "once": once})
