@@ -88,7 +88,7 @@ def branches_of(mask, spacing):
 
 
 def radii_of(mask, spacing):
-    """Radius at every point of `finer`, mm: the largest distance to the surface of points half a voxel around.
+    """Radius at every point of `finer`, mm: the largest distance to the surface, half a voxel around it.
 
     The distance is exact: the surface consists of voxels' faces, to which the nearest point is one of the
     lattice of half voxels. A point of the mask's surface, or where voxels meet by a corner, has the radius of

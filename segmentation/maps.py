@@ -41,6 +41,7 @@ from volumetric.vessels import EVERYWHERE, centre_line, deepest, same_topology
 
 UNKNOWN = 255  # class number of voxels that nobody has labelled
 STREAM_HELD_OUT = 100
+NEARER = 0.01  # of voxels as deep as others, those nearer to the centre line go last
 OPERATIONS = {"drop": 1, "thin": 2, "thicken": 2, "swap_sides": 0}  # {name: arguments}
 
 
@@ -397,10 +398,12 @@ def vessels_of(numbers):
 
 
 def without_cavities(numbers, number):
-    """A label map of which cavities beside a class are that class. Shapes: (X, Y, Z) uint8 -> the same"""
+    """A label map of which cavities within a class are that class. Shapes: (X, Y, Z) uint8 -> the same"""
     parts, _ = ndimage.label(ndimage.binary_fill_holes(vessels_of(numbers)) & (numbers == 0))
-    beside = np.setdiff1d(parts[ndimage.binary_dilation(numbers == number, EVERYWHERE)], 0)
-    return np.where(np.isin(parts, beside), np.uint8(number), numbers)
+    others = ndimage.binary_dilation((numbers > 0) & (numbers != number), EVERYWHERE)
+    beside = ndimage.binary_dilation(numbers == number, EVERYWHERE)
+    within = np.setdiff1d(parts[beside], (0, *np.unique(parts[others])))
+    return np.where(np.isin(parts, within), np.uint8(number), numbers)
 
 
 def around(mask, margin):
@@ -410,7 +413,7 @@ def around(mask, margin):
 
 
 def meetings(numbers, number, depth):
-    """Deepest voxel of every place where a class meets another one, or the edge of the volume.
+    """The deepest voxel of every place where a class meets another one, or the edge of the volume.
 
     Shapes: numbers (X, Y, Z) uint8, depth (X, Y, Z) mm -> (X, Y, Z) bool
     """
@@ -428,8 +431,8 @@ def thin(numbers, number, spacing, mm):
     """A label map of which a class is thinned by mm, from where no vessel is, of whichever class.
 
     There stay the centre line of all classes together, that of the class alone where the other one is not
-    within it, a voxel wherever it meets another class or the volume's edge, and those without which the class,
-    or the vessels together, would fall apart or have other loops.
+    within it, a voxel wherever it meets another class or the volume's edge, and those without which the
+    class, or the vessels together, would fall apart or have other loops. Cavities within it are filled.
 
     Shapes: numbers (X, Y, Z) uint8, spacing (3,) mm -> (X, Y, Z) uint8
     """
@@ -444,8 +447,10 @@ def thin(numbers, number, spacing, mm):
     if line.any():
         apart, nearest_of = ndimage.distance_transform_edt(~line, spacing, return_indices=True)
         own &= apart > depth[tuple(nearest_of)] + max(spacing)
-    kept = line | own | meetings(numbers, number, depth)
-    left = same_topology([there, vessels], there & (depth <= mm) & ~kept, depth, False)
+    line |= own
+    inner = depth - NEARER * ndimage.distance_transform_edt(~line, spacing)
+    kept = line | meetings(numbers, number, inner)
+    left = same_topology([there, vessels], there & (depth <= mm) & ~kept, inner, False)
     return np.where(there & ~left, np.uint8(0), numbers)
 
 
@@ -453,7 +458,7 @@ def thicken(numbers, number, spacing, mm):
     """A label map of which a class takes the background within mm, but for what would join vessels.
 
     It neither meets classes, or pieces of its own, that it did not meet before, nor closes loops, nor lies
-    behind another vessel.
+    behind another vessel. Cavities within it are filled.
 
     Shapes: numbers (X, Y, Z) uint8, spacing (3,) mm -> (X, Y, Z) uint8
     """

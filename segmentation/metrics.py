@@ -352,7 +352,7 @@ def score_files(paths, resample):
     """All of one case.
 
     Returns:
-        ({"scores", "variants", "empty": sides, "classes": {side: names of those there}}, [what is warned of]).
+        {"scores", "variants", "empty": sides, "classes": {side: names of those there}, "warnings": [text]}.
     """
     true, predicted, spacing = read_pair(paths, resample)
     with warnings.catch_warnings(record=True) as told:
@@ -365,7 +365,7 @@ def score_files(paths, resample):
     }
     variants = compare_variants(true, predicted, left=-1)
     found = {"scores": scores, "variants": variants, "empty": empty, "classes": there}
-    return found, [str(warning.message) for warning in told]
+    return found | {"warnings": [str(warning.message) for warning in told]}
 
 
 def score_folders(config):
@@ -379,17 +379,16 @@ def score_folders(config):
     """
     cases = pair_up({"truth": config.truth, "prediction": config.prediction})
     number = config.workers or min(usable_cores(), len(cases))
-    results, told = {}, {}
+    results = {}
     with ProcessPoolExecutor(number) as pool:
         waiting = {name: pool.submit(score_files, paths, config.resample) for name, paths in cases.items()}
         for name, future in tqdm(waiting.items(), "Scoring", unit="case"):
-            results[name], warned = future.result()
-            for message in warned:
-                told.setdefault(message, []).append(name)
+            results[name] = future.result()
     folder = next_free(Path(config.output))
     folder.mkdir(parents=True)
     print(write_report(results, cases, folder, functools.partial(read_pair, resample=config.resample)))
-    for message, names in told.items():
+    for message in dict.fromkeys(text for one in results.values() for text in one["warnings"]):
+        names = [name for name, one in results.items() if message in one["warnings"]]
         print(f"Warning: {message} ({len(names)} of {len(cases)} cases, as {names[0]}).")
     print(f"Scores and pictures of {len(cases)} cases are in {folder}")
     return folder

@@ -1,4 +1,4 @@
-"""Bright vessels of a volume: what stands out from the tissue around it; centre lines, and thinning to them."""
+"""Bright vessels of a volume, what stands out from the tissue around it; centre lines, and topology."""
 
 import functools
 
@@ -92,9 +92,9 @@ def centre_line(mask, spacing):
     depth = ndimage.distance_transform_edt(inside, spacing)
     points = np.argwhere(skeletonize(finer(mask[boxes[0]])))
     around = np.array([(points + shift) // 2 for shift in np.ndindex(2, 2, 2)])  # (8, n, 3)
-    deepest = depth[tuple(np.moveaxis(around, -1, 0))].argmax(axis=0)
+    inner = depth[tuple(np.moveaxis(around, -1, 0))].argmax(axis=0)
     there = np.zeros_like(inside)
-    there[tuple(around[deepest, np.arange(len(points))].T)] = True
+    there[tuple(around[inner, np.arange(len(points))].T)] = True
     parts, number = ndimage.label(inside, EVERYWHERE)
     lost = np.setdiff1d(np.arange(1, number + 1), parts[there])
     there[np.isin(parts, lost) & deepest(parts, depth)] = True
