@@ -9,7 +9,7 @@ import nibabel as nib
 import numpy as np
 from scipy import ndimage
 
-from volumetric.vessels import EVERYWHERE, vessel_mask
+from volumetric.vessels import EVERYWHERE, finer, vessel_mask
 from volumetric.vessels import PROTOCOL as MASK_PROTOCOL
 
 # A branch that ends and is shorter than so many radii, and a voxel, is the surface's roughness.
@@ -18,7 +18,7 @@ PRUNINGS = 3  # rounds
 PROTOCOL = (
     f"{MASK_PROTOCOL}; centreline by skeletonisation (Lee et al. 1994) at half "
     f"the voxel size, branches by skan, without ends shorter than {SPUR_RADII:g} radii; "
-    f"radius = distance to the mask's edge"
+    f"radius = largest distance to the mask's surface from the points within half a voxel"
 )
 
 # What is measured, with its unit: one number a volume, or many.
@@ -59,20 +59,6 @@ def measure_anatomy(array, affine):
     return found
 
 
-def finer(mask):
-    """A mask at half the voxel size, every width odd: w voxels become 2 w + 1.
-
-    scikit-image's thinning in 3D loses bars whose widths are even (its issue 3757).
-
-    Shapes: (X, Y, Z) bool -> (2 X + 4, 2 Y + 4, 2 Z + 4) bool
-    """
-    double = np.pad(mask, 1).repeat(2, 0).repeat(2, 1).repeat(2, 2)
-    for axis in range(3):
-        before, after = (np.moveaxis(double, axis, 0)[part] for part in (slice(None, -1), slice(1, None)))
-        np.logical_or(before, after, out=before)
-    return double
-
-
 def branches_of(mask, spacing):
     """Lengths of the branches of a mask's centreline, and the radii along it, mm.
 
@@ -97,8 +83,21 @@ def branches_of(mask, spacing):
             break
         skeleton = skeleton.prune_paths(spurs)
     lengths = skeleton.path_lengths()
-    points = np.unique(skeleton.coordinates.astype(int), axis=0) // 2
-    return lengths[lengths > 0], inside[tuple(points.T)]
+    points = np.unique(skeleton.coordinates.astype(int), axis=0)
+    return lengths[lengths > 0], radii_of(mask, spacing)[tuple(points.T)]
+
+
+def radii_of(mask, spacing):
+    """Radius at every point of `finer`, mm: the largest distance to the surface, half a voxel around it.
+
+    The distance is exact: the surface consists of voxels' faces, to which the nearest point is one of the
+    lattice of half voxels. A point of the mask's surface, or where voxels meet by a corner, has the radius of
+    a voxel that it belongs to.
+
+    Shapes: (X, Y, Z) bool, (3,) mm -> (2 X + 4, 2 Y + 4, 2 Z + 4) mm
+    """
+    inside = ndimage.distance_transform_edt(finer(mask, whole=True), sampling=np.asarray(spacing) / 2)
+    return ndimage.maximum_filter(inside, 3)
 
 
 def ends_of(skeleton):

@@ -37,9 +37,11 @@ from volumetric.geometry import axes_of, left_right_axis, turn
 from volumetric.pages import write_table
 from volumetric.pictures import axial_pictures, labelled_views
 from volumetric.tables import Split, rows_of, subjects_of
+from volumetric.vessels import EVERYWHERE, centre_line, deepest, same_topology
 
 UNKNOWN = 255  # class number of voxels that nobody has labelled
 STREAM_HELD_OUT = 100
+NEARER = 0.01  # of voxels as deep as others, those nearer to the centre line go last
 OPERATIONS = {"drop": 1, "thin": 2, "thicken": 2, "swap_sides": 0}  # {name: arguments}
 
 
@@ -390,8 +392,91 @@ def read_edit(text):
     return operation, arguments[0] if arguments else None, mm
 
 
+def vessels_of(numbers):
+    """Voxels of any class, not the unknown ones. Shapes: (X, Y, Z) uint8 -> (X, Y, Z) bool"""
+    return (numbers > 0) & (numbers != UNKNOWN)
+
+
+def without_cavities(numbers, number):
+    """A label map of which cavities within a class are that class. Shapes: (X, Y, Z) uint8 -> the same"""
+    parts, _ = ndimage.label(ndimage.binary_fill_holes(vessels_of(numbers)) & (numbers == 0))
+    others = ndimage.binary_dilation((numbers > 0) & (numbers != number), EVERYWHERE)
+    beside = ndimage.binary_dilation(numbers == number, EVERYWHERE)
+    within = np.setdiff1d(parts[beside], (0, *np.unique(parts[others])))
+    return np.where(np.isin(parts, within), np.uint8(number), numbers)
+
+
+def around(mask, margin):
+    """Slices of the box of a mask with a margin, voxels. Shapes: (X, Y, Z) bool -> three slices"""
+    (box,) = ndimage.find_objects(mask.astype(np.uint8))
+    return tuple(slice(max(0, part.start - margin), part.stop + margin) for part in box)
+
+
+def meetings(numbers, number, depth):
+    """The deepest voxel of every place where a class meets another one, or the edge of the volume.
+
+    Shapes: numbers (X, Y, Z) uint8, depth (X, Y, Z) mm -> (X, Y, Z) bool
+    """
+    there, edge = numbers == number, np.ones(numbers.shape, bool)
+    edge[1:-1, 1:-1, 1:-1] = False
+    found, box = np.zeros_like(there), around(there, 1)
+    there, depth, inside = there[box], depth[box], numbers[box]
+    others = [inside == other for other in np.setdiff1d(inside, (0, number, UNKNOWN))]
+    for near in [edge[box], *(ndimage.binary_dilation(other, EVERYWHERE) for other in others)]:
+        found[box] |= deepest(ndimage.label(near & there, EVERYWHERE)[0], depth)
+    return found
+
+
+def thin(numbers, number, spacing, mm):
+    """A label map of which a class is thinned by mm, from where no vessel is, of whichever class.
+
+    There stay the centre line of all classes together, that of the class alone where the other one is not
+    within it, a voxel wherever it meets another class or the volume's edge, and those without which the
+    class, or the vessels together, would fall apart or have other loops. Cavities within it are filled.
+
+    Shapes: numbers (X, Y, Z) uint8, spacing (3,) mm -> (X, Y, Z) uint8
+    """
+    numbers = without_cavities(numbers, number)
+    there, vessels = numbers == number, vessels_of(numbers)
+    if vessels.all() or not there.any():
+        return numbers
+    depth = ndimage.distance_transform_edt(vessels, spacing)
+    line, own = np.zeros_like(there), centre_line(there, spacing)
+    near = around(there, 2 + 2 * math.ceil(depth[there].max() / min(spacing)))
+    line[near] = centre_line(vessels[near], spacing) & there[near]
+    if line.any():
+        apart, nearest_of = ndimage.distance_transform_edt(~line, spacing, return_indices=True)
+        own &= apart > depth[tuple(nearest_of)] + max(spacing)
+    line |= own
+    inner = depth - NEARER * ndimage.distance_transform_edt(~line, spacing)
+    kept = line | meetings(numbers, number, inner)
+    left = same_topology([there, vessels], there & (depth <= mm) & ~kept, inner, False)
+    return np.where(there & ~left, np.uint8(0), numbers)
+
+
+def thicken(numbers, number, spacing, mm):
+    """A label map of which a class takes the background within mm, but for what would join vessels.
+
+    It neither meets classes, or pieces of its own, that it did not meet before, nor closes loops, nor lies
+    behind another vessel. Cavities within it are filled.
+
+    Shapes: numbers (X, Y, Z) uint8, spacing (3,) mm -> (X, Y, Z) uint8
+    """
+    numbers = without_cavities(numbers, number)
+    there = numbers == number
+    if not there.any():
+        return numbers
+    apart = ndimage.distance_transform_edt(~there, spacing)
+    beside = np.unique(numbers[ndimage.binary_dilation(there, EVERYWHERE)])
+    free = (numbers == 0) & (apart <= mm)
+    for other in np.setdiff1d(numbers, (0, number, UNKNOWN, *beside)):
+        free &= ~ndimage.binary_dilation(numbers == other, EVERYWHERE)
+    grown = same_topology([there, vessels_of(numbers)], free, apart, True)
+    return np.where(free & grown, np.uint8(number), numbers)
+
+
 def edited(numbers, affine, edits, classes):
-    """A label map after edits; what is thinned keeps its centre line, what is thickened takes background.
+    """A label map after edits; see `thin` and `thicken`.
 
     Shapes: numbers (X, Y, Z) uint8, affine (4, 4) mm -> (X, Y, Z) uint8
 
@@ -409,17 +494,11 @@ def edited(numbers, affine, edits, classes):
         if name not in classes.names:
             raise UserError(f"--edit names {name}, the model's classes are {', '.join(classes.names)}.")
         number = 1 + classes.names.index(name)
-        there = numbers == number
         if operation == "drop":
-            numbers[there] = 0
-        elif operation == "thin" and there.any():
-            from skimage.morphology import skeletonize
-
-            kept = (ndimage.distance_transform_edt(there, spacing) > mm) | skeletonize(there)
-            numbers[there & ~kept] = 0
-        elif there.any():
-            near = ndimage.distance_transform_edt(~there, spacing) <= mm
-            numbers[near & (numbers == 0)] = number
+            numbers[numbers == number] = 0
+        else:
+            change = {"thin": thin, "thicken": thicken}[operation]
+            numbers = change(numbers, number, spacing, mm)
     return numbers
 
 

@@ -11,6 +11,7 @@ Aydin et al., NeuroImage 304 (2024) 120936, of its seven merged classes. Inputs 
 import functools
 import itertools
 import sys
+import warnings
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -40,6 +41,10 @@ prediction = "predicted"
 output = "scores"
 
 NAMES = TABLES["topcow2024"]
+NO_SKELETON = (
+    "clDice is 0, as in TopCoW's own code, where a mask has no skeleton: scikit-image finds none of bars of "
+    "even width"
+)
 EVERY_NEIGHBOUR = np.ones((3, 3, 3), bool)  # 26 of them
 MISSING_MM = 90.0  # distance where a class is missing on one side
 LEAST_IOU = 0.25  # of a class that is detected
@@ -123,7 +128,13 @@ def average_distances(one, other, spacing=(1, 1, 1)):
 
 
 def centreline_dice(one, other):
-    """clDice (arXiv:2003.07311): overlap of each skeleton with the other mask, 0 if one is empty."""
+    """clDice (arXiv:2003.07311): overlap of each skeleton with the other mask, 0 if one is empty.
+
+    As in the challenge's code it is 0, too, if a mask has no skeleton, as bars of even width have none by
+    scikit-image's thinning (its issue 3757), be the masks equal: a warning says so.
+
+    Shapes: (X, Y, Z) bool, (X, Y, Z) bool -> number
+    """
     from skimage.morphology import skeletonize
 
     if not one.any() or not other.any():
@@ -133,6 +144,7 @@ def centreline_dice(one, other):
     for mask, whole in ((other, one), (one, other)):
         skeleton = skeletonize(mask, method="lee") > 0
         if not skeleton.any():
+            warnings.warn(NO_SKELETON, stacklevel=2)
             return 0
         shares.append(int((skeleton & whole).sum()) / int(skeleton.sum()))
     return 2 * shares[0] * shares[1] / sum(shares) if sum(shares) else 0
@@ -337,16 +349,23 @@ def read_pair(paths, resample):
 
 
 def score_files(paths, resample):
-    """All of one case: {"scores", "variants", "empty": sides, "classes": {side: names of those there}}."""
+    """All of one case.
+
+    Returns:
+        {"scores", "variants", "empty": sides, "classes": {side: names of those there}, "warnings": [text]}.
+    """
     true, predicted, spacing = read_pair(paths, resample)
-    scores = score_case(true, predicted, spacing) | score_as_published(true, predicted)
+    with warnings.catch_warnings(record=True) as told:
+        warnings.simplefilter("always")
+        scores = score_case(true, predicted, spacing) | score_as_published(true, predicted)
     empty = [side for side, labels in (("truth", true), ("prediction", predicted)) if not labels.any()]
     there = {
         side: [NAMES[c] for c in np.unique(labels) if c]
         for side, labels in zip(("truth", "prediction"), (true, predicted), strict=True)
     }
     variants = compare_variants(true, predicted, left=-1)
-    return {"scores": scores, "variants": variants, "empty": empty, "classes": there}
+    found = {"scores": scores, "variants": variants, "empty": empty, "classes": there}
+    return found | {"warnings": [str(warning.message) for warning in told]}
 
 
 def score_folders(config):
@@ -368,6 +387,9 @@ def score_folders(config):
     folder = next_free(Path(config.output))
     folder.mkdir(parents=True)
     print(write_report(results, cases, folder, functools.partial(read_pair, resample=config.resample)))
+    for message in dict.fromkeys(text for one in results.values() for text in one["warnings"]):
+        names = [name for name, one in results.items() if message in one["warnings"]]
+        print(f"Warning: {message} ({len(names)} of {len(cases)} cases, as {names[0]}).")
     print(f"Scores and pictures of {len(cases)} cases are in {folder}")
     return folder
 

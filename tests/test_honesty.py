@@ -463,6 +463,23 @@ def test_thinning_survives_even_widths_at_all_offsets():
             lengths, radii = anatomy.branches_of(np.moveaxis(mask, 0, axis), np.ones(3))
             assert 26 - max(wide, high) - 1 <= lengths.sum() <= 30, (wide, high, axis, offset)
             assert len(lengths) == 1 and len(radii) > 20
+            assert np.allclose(radii, min(wide, high) / 2), (wide, high, axis, offset)
+
+
+def test_radii_are_distances_to_the_surface():
+    """None is 0, and a mirrored mask has the same ones; where voxels meet by a corner it is a voxel's."""
+    x, y, z = np.indices((40, 40, 24)) * np.array([0.5, 0.5, 0.8]).reshape(3, 1, 1, 1)
+    mask = (np.hypot(y - 10, z - 9.6) < 2.1) | ((np.hypot(x - 10, z - 9.6) < 1.1) & (y > 10))
+    spacing = np.array([0.5, 0.5, 0.8])
+    means = []
+    for turn in itertools.product((1, -1), repeat=3):
+        _, radii = anatomy.branches_of(mask[:: turn[0], :: turn[1], :: turn[2]], spacing)
+        assert radii.min() >= 0.25
+        means.append(radii.mean())
+    assert np.ptp(means) < 0.02
+    steps = np.zeros((12, 12, 12), bool)
+    steps[range(2, 10), range(2, 10), range(2, 10)] = True
+    assert np.allclose(anatomy.branches_of(steps, np.ones(3))[1], 0.5)
 
 
 def test_branches_sum_to_the_centreline():

@@ -3,6 +3,7 @@
 import csv
 import json
 import re
+import warnings
 
 import nibabel as nib
 import numpy as np
@@ -84,6 +85,28 @@ def test_a_perfect_and_an_empty_map(circle):
     false[0, 0, 0] = 15
     one = metrics.score_case(circle, false, SPACING)
     assert one["Dice_3rd-A2"] == 0 and one["Dice_ClsAvgDice"] == pytest.approx(12 / 13)
+
+
+def test_a_mask_without_a_skeleton_is_told(folders, capsys):
+    """clDice of a perfect bar of even width is 0, as the challenge's code has it."""
+    bar = np.zeros((12, 12, 12), bool)
+    bar[2:10, 5:7, 5:7] = True
+    with pytest.warns(
+        UserWarning, match="clDice is 0, as in TopCoW's own code, where a mask has no skeleton"
+    ):
+        assert metrics.centreline_dice(bar, bar) == 0
+    bar[2:10, 5:8, 5:8] = True
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert metrics.centreline_dice(bar, bar) == 1
+    for case, wide in (("case0", 2), ("case1", 2), ("case2", 3)):
+        array = np.zeros((12, 12, 12), np.uint8)
+        array[2:10, 5 : 5 + wide, 5 : 5 + wide] = 1
+        for side in ("truth", "prediction"):
+            write(folders / side / f"{case}.nii.gz", array)
+    metrics.main([*map(str, flags_of(folders)), "--workers", "1"])
+    told = capsys.readouterr().out
+    assert told.count("Warning:") == 1 and "even width (2 of 3 cases, as case0)." in told
 
 
 def test_boxes_change_no_score(circle):
