@@ -15,11 +15,15 @@ def test_durations_are_words(seconds, words):
     assert timing.duration(seconds) == words
 
 
-def test_busy_cores_are_said():
+def test_busy_cores_are_said(monkeypatch):
+    monkeypatch.delenv("OMP_WAIT_POLICY", raising=False)
     assert timing.threads_in_the_way(threads=2, cores=2, load=0.2) == ""
     assert timing.threads_in_the_way(threads=1, cores=2, load=1.0) == ""
     text = timing.threads_in_the_way(threads=64, cores=2, load=0.0)
     assert "64 threads compute on 2 usable cores" in text and "OMP_NUM_THREADS=2" in text
+    monkeypatch.setenv("OMP_WAIT_POLICY", "passive")
+    assert timing.threads_in_the_way(threads=64, cores=2, load=0.0) == ""
+    monkeypatch.delenv("OMP_WAIT_POLICY")
     cores = timing.os.cpu_count()
     assert "OMP_NUM_THREADS=1 " in timing.threads_in_the_way(threads=cores + 1, cores=cores, load=8.0 + cores)
 

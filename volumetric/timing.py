@@ -101,13 +101,15 @@ def threads_in_the_way(threads=None, cores=None, load=None):
         load: Processes that the machine ran in the last minute, on average.
     """
     threads, cores = threads or torch.get_num_threads(), cores or usable_cores()
+    if os.environ.get("OMP_WAIT_POLICY", "").upper() == "PASSIVE":
+        return ""
     if load is None:
         load = os.getloadavg()[0] if hasattr(os, "getloadavg") else 0.0
     others = max(0.0, load - max(0, (os.cpu_count() or cores) - cores))
     free = max(1, round(cores - others))
     if threads > cores or (others > BUSY and threads > free):
         return (
-            f"{threads} threads compute on {cores} usable cores, of which others keep {others:.1f} busy: if "
-            f"steps are slow, OMP_NUM_THREADS={min(free, cores)} can make them ten times as fast."
+            f"{threads} threads compute on {cores} usable cores, of which others keep {others:.1f} busy: steps "
+            f"can take ten times as long. OMP_NUM_THREADS={min(free, cores)} or OMP_WAIT_POLICY=PASSIVE helps."
         )
     return ""

@@ -622,6 +622,8 @@ def start(make, config, audit, device, group, said=()):
         trainer.use_room(peaks)
         print_report(trainer, peaks)
     else:
+        if group.first and (said := timing.threads_in_the_way()):
+            print(said)
         peaks = rehearse_on_cpu(make, config, audit, group) if config.dry_run else {}
         print_report(trainer, peaks)
     if config.dry_run:
@@ -654,8 +656,6 @@ def expect(trainer, make, peaks):
     elif not trainer.group.first:
         return
     else:
-        if said := timing.threads_in_the_way():
-            print(said)
         alone = replace(config, batch_size=config.batch_size // trainer.group.world)
         seconds = timing.seconds_on_cpu(make, alone, trainer.audit, peaks)
     timing.print_expectations(config, device, seconds, peaks)
