@@ -109,7 +109,8 @@ def threads_in_the_way(threads=None, cores=None, load=None):
     free = max(1, round(cores - others))
     if threads > cores or (others > BUSY and threads > free):
         return (
-            f"{threads} threads compute on {cores} usable cores, of which others keep {others:.1f} busy: steps "
-            f"can take ten times as long. OMP_NUM_THREADS={min(free, cores)} or OMP_WAIT_POLICY=PASSIVE helps."
+            f"{threads} threads compute on {cores} usable cores, of which others keep {others:.1f} busy: "
+            f"steps can take ten times as long. OMP_NUM_THREADS={min(free, cores)} or "
+            f"OMP_WAIT_POLICY=PASSIVE helps."
         )
     return ""
