@@ -479,6 +479,8 @@ def render_vessels(tree, shape):
         wall = (distance - radius[part][index]).astype(np.float32)
         where = tuple(voxels.T)
         closer = wall < depth[where]
+        if part[0] >= lines:  # a sac has a label, whatever small vessel runs into it
+            closer |= (wall <= 0) & (label[nearest[where]] == 0)
         where = tuple(axis[closer] for axis in where)
         depth[where], nearest[where] = wall[closer], part[index[closer]]
     filled = np.clip(0.5 - depth / spacing.mean(), 0, 1)
