@@ -3,13 +3,15 @@
     python sample_data/phantom.py --output phantoms --num 64
     python sample_data/phantom.py --output phantoms --labels labels --num 64 --image_size 64 --image_depth 16
     python sample_data/phantom.py --output heads --whole_head --num 8
+    python sample_data/phantom.py --output asked --graphs graphs --variant "absent L-Pcom, fetal R-PCA"
     python sample_data/phantom.py --output classes --classes --num 96 --image_size 64 --image_depth 16
     python sample_data/phantom.py --output nodules --nodules --num 96 --image_size 32 --image_depth 32
 
 A parametric arterial tree in millimetres (scipy splines, radii that taper and vary), rendered from the
 distance to the centrelines: laminar flow, partial volume, tissue, cerebrospinal fluid, bias field, Rician
 noise. No patient's image is in it. Sections: configuration, anatomy, arterial tree, rendering, whole heads,
-entry point. Lung nodules are drawn by nodules.py.
+entry point. What is asked for by name is read by anatomy.py, graphs are written by centrelines.py, lung
+nodules are drawn by nodules.py.
 
 World coordinates are RAS in mm (x to the patient's right, y to the front, z up), with the origin between the
 carotid termini and the tip of the basilar artery, moved by WORLD_ORIGIN in the affine.
@@ -19,7 +21,7 @@ import csv
 import functools
 import json
 import math
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
 import nibabel as nib
@@ -30,7 +32,8 @@ from scipy.spatial import cKDTree
 from scipy.spatial.transform import Rotation
 from tqdm import tqdm
 
-from sample_data import nodules
+from sample_data import anatomy, nodules
+from sample_data.centrelines import Tree, write_graph
 from volumetric.cli import UserError, check_fields, one_line_errors, option, parse_cli
 from volumetric.files import by
 
@@ -55,7 +58,12 @@ class PhantomConfig:
         None, "New folder for label maps (TopCoW ids), brain masks of heads, masks of nodules; None: none."
     )
     arteries: str | None = option(None, "New folder for label maps (TopCoW ids) of whole heads.")
-    num: int = option(64, "Number of phantoms.", most=10**6)
+    graphs: str | None = option(
+        None, "New folder for centre lines with radii, as graphs (.json) and .swc, RAS mm; None: none."
+    )
+    num: int | None = option(
+        None, "Number of phantoms; None: 64, or one for each row of --variants.", most=10**6
+    )
     image_size: int = option(
         128,
         "In-plane edge in voxels; the field of view is always 79.36 x 79.36 x 19.84 mm.",
@@ -81,6 +89,26 @@ class PhantomConfig:
         "Lung nodules in CT numbers, fields of 40 mm, in folders of their kinds, in turn: ground_glass, "
         "part_solid, solid.",
     )
+    variant: str | None = option(
+        None,
+        "Variants by name, as in 'absent L-Pcom, fetal R-PCA': absent, thin, normal or fetal; complete: all "
+        "others are normal.",
+    )
+    variants: str | None = option(
+        None,
+        "CSV table with columns variant, radius, aneurysm, stenosis, or some: a row for each phantom.",
+        file=True,
+    )
+    radius: str | None = option(None, "Mean radii of segments in mm, as in 'BA: 1.9, R-ICA: 2.2'.")
+    aneurysm: str | None = option(
+        None, "Sacs at junctions, diameter and neck in mm, as in 'Acom: 6, neck 3'."
+    )
+    stenosis: str | None = option(
+        None, "Stenoses in the middle of segments, per cent of the diameter, as in 'L-MCA: 60'."
+    )
+    chiral: bool = option(
+        False, "The two sides differ as in people, with two vertebral arteries, the left one often wider."
+    )
     degrees: float = option(15.0, "Largest rotation of a head.", least=0)
     shift: float = option(15.0, "Largest shift of a head, mm.", least=0)
 
@@ -92,6 +120,8 @@ class PhantomConfig:
             raise UserError("--classes makes circles alone: leave --whole_head out.")
         if self.nodules and (self.classes or self.whole_head or self.dtype != "float32"):
             raise UserError("--nodules have classes and CT numbers: leave other flags of what is drawn out.")
+        anatomy.check_asked(self)
+        self.num = 64 if self.num is None and self.variants is None else self.num
 
 
 # ╔══════════════════════════════════════════════════════════════════════════════════════════════════════════╗
@@ -108,7 +138,6 @@ PROBABILITY = {
     "Acom": {"absent": 0.03, "thin": 0.10},  # assumption
 }
 PROBABILITY_FETAL = 0.10
-PROBABILITY_ABSENT_P1_IF_FETAL = 0.4  # full rather than partial fetal type: assumption
 THIN = 0.5  # factor on the radius of a thin (hypoplastic) segment: assumption
 
 # Junctions and way points of the right side, RAS mm; the left side is its mirror image. Assumptions, in the
@@ -208,7 +237,7 @@ PAIRED = {
     "choroidal": Segment(("ica_ophthalmic", "choroidal_a", "choroidal_end"), (0.42, 0.35), flow=0.55),
 }
 UNPAIRED = {"BA": Segment(("ba_low", "ba_middle", "ba_sca", "ba_tip"), (1.8, 1.6), (1, 1), 0.96, 1.0)}
-FETAL_PCOM_RADIUS = 1.05  # mm, as wide as the P2 it feeds
+ACOM = Segment(("acom_side",), (0.8, 0.8), (10, 10), 0.88, 0.3)  # from its right point to the left one
 TWIG_PARENTS = ("M2_upper", "M2_lower", "A2", "P2", "M1", "SCA")  # where small distal vessels spring from
 TWIGS = (14, 26)  # fewest and most of them (assumption)
 
@@ -243,44 +272,20 @@ SCANNERS = {
 # ╚══════════════════════════════════════════════════════════════════════════════════════════════════════════╝
 
 
-@dataclass
-class Tree:
-    """All centreline points of one subject: lists of arrays of position and radius (mm), flow and label."""
+def draw_variants(rng, factors=anatomy.BOTH_ALIKE):
+    """State of every variable segment, {name: normal, thin, absent or fetal}.
 
-    points: list = field(default_factory=list)
-    radius: list = field(default_factory=list)
-    flow: list = field(default_factory=list)
-    label: list = field(default_factory=list)
-    variants: dict = field(default_factory=dict)
-    landmarks: dict = field(default_factory=dict)
-
-    def add(self, points, radius, flow, label):
-        """Add the centreline of one vessel."""
-        self.points.append(points)
-        self.radius.append(radius)
-        self.flow.append(flow * np.ones(len(points)))
-        self.label.append(np.full(len(points), label))
-
-    def joined(self):
-        """The four arrays over all vessels."""
-        arrays = [np.concatenate(a) for a in (self.points, self.radius, self.flow, self.label)]
-        return (
-            arrays[0],
-            arrays[1].astype(np.float32),
-            arrays[2].astype(np.float32),
-            arrays[3].astype(np.uint8),
-        )
-
-
-def draw_variants(rng):
-    """State of every variable segment, {name: normal, thin, absent or fetal}."""
+    Args:
+        rng: numpy Generator.
+        factors: {side: {name: factor on its probabilities}}.
+    """
     variants = {}
     for side in "RL":
         for name in ("A1", "P1", "Pcom"):
-            variants[f"{name}_{side}"] = draw_state(rng, PROBABILITY[name])
-        if rng.random() < PROBABILITY_FETAL:
+            variants[f"{name}_{side}"] = draw_state(rng, PROBABILITY[name], factors[side][name])
+        if rng.random() < PROBABILITY_FETAL * factors[side]["fetal"]:
             variants[f"Pcom_{side}"] = "fetal"
-            variants[f"P1_{side}"] = "absent" if rng.random() < PROBABILITY_ABSENT_P1_IF_FETAL else "thin"
+            variants[f"P1_{side}"] = "absent" if rng.random() < anatomy.ABSENT_P1_IF_FETAL else "thin"
     if variants["A1_R"] == variants["A1_L"] == "absent":
         variants["A1_L"] = "normal"  # one A1 must feed both A2
     variants["Acom"] = draw_state(rng, PROBABILITY["Acom"])
@@ -299,12 +304,12 @@ def variants_of_class(name, variants, number):
     return {key: "absent" if key in missing[name] else "normal" for key in variants}
 
 
-def draw_state(rng, probability):
+def draw_state(rng, probability, factor=1.0):
     """normal, thin or absent."""
     u = rng.random()
-    if u < probability["absent"]:
+    if u < probability["absent"] * factor:
         return "absent"
-    return "thin" if u < probability["absent"] + probability["thin"] else "normal"
+    return "thin" if u < (probability["absent"] + probability["thin"]) * factor else "normal"
 
 
 def draw_points(rng):
@@ -347,51 +352,87 @@ def centreline(way, wander, rng):
     return points, t
 
 
-def build_tree(rng, known=None):
+def build_tree(rng, known=None, request=anatomy.NOTHING, chiral=False):
     """The arteries of one subject.
+
+    Args:
+        rng: numpy Generator; with a request, all that is not asked for is drawn as without.
+        known: Function from the variants that were drawn to those that are wanted, or None.
+        request: anatomy.Request.
+        chiral: Whether the sides differ, and there are vertebral arteries.
 
     Returns:
         Tree, whose `variants` also holds the mean radius of every labelled segment, mm.
     """
-    variants = draw_variants(rng)
-    tree = Tree(variants=variants if known is None else known(variants))
+    own = rng.spawn(3)
+    variants = draw_variants(rng, anatomy.FACTORS if chiral else anatomy.BOTH_ALIKE)
+    tree = Tree(variants=request.settle(variants if known is None else known(variants), own[0]))
     points = draw_points(rng)
     junctions = {key: point for key, point in points.items() if key[0] in LANDMARKS}
     tree.landmarks = {"_".join(filter(None, key)): point for key, point in junctions.items()}
+    widths = {}
+    if chiral:
+        tree.variants["VA_dominant"], widths = anatomy.place_vertebrals(points, own[1])
     size = rng.normal(1, 0.08)  # of all the subject's arteries
-    grown = {}
-    segments = [(name, side, s) for name, s in PAIRED.items() for side in "RL"]
-    segments += [(name, "", s) for name, s in UNPAIRED.items()]
-    segments.append(("Acom", "", Segment((), (0.8, 0.8), (10, 10), 0.88, 0.3)))
-    for name, side, segment in segments:
-        key = f"{name}_{side}" if side else name
+    segments = [(f"{name}_{side}", s) for name, s in PAIRED.items() for side in "RL"]
+    for key, segment in [*segments, *UNPAIRED.items()]:
+        side = anatomy.split_name(key)[1]
         way = [points[p, side if (p, side) in points else ""] for p in segment.path]
-        if name == "Acom":
-            way = [points["acom_side", "R"], points["acom_side", "L"]]
-        path, t = centreline(way, segment.wander, rng)
-        radius = size * rng.normal(1, 0.08) * np.interp(t, (0, 1), segment.radius)
-        radius *= 1 + 0.05 * np.sin(2 * math.pi * (rng.random() + rng.uniform(0.5, 2) * t))
-        state = tree.variants.get(key, "normal")
-        if state == "fetal":
-            radius *= FETAL_PCOM_RADIUS / segment.radius[0]
-        if state == "thin":
-            radius *= THIN
-        label = segment.label[side == "L"]
-        if label:
-            tree.variants[f"radius_{key}"] = 0.0 if state == "absent" else round(float(radius.mean()), 3)
-        if state == "absent":
-            continue
-        tree.add(path, radius, segment.flow * (1 - 0.08 * t), label)
-        grown[key] = path
-    add_twigs(tree, grown, rng)
+        grow(tree, key, segment, way, size, rng, request)
+    grow(tree, "Acom", ACOM, [points["acom_side", side] for side in "RL"], size, rng, request)
+    for side, width in widths.items():
+        way = [points["va_low", side], points["va_middle", side], points["ba_low", ""]]
+        segment = Segment((), (width, width), flow=0.94, wander=0.3)
+        grow(tree, f"VA_{side}", segment, way, size, own[1], request)
+    grown = {name: (p, r) for name, p, r in zip(tree.names, tree.points, tree.radius, strict=True)}
+    add_twigs(tree, {key: path for key, (path, _) in grown.items()}, rng)
+    for junction, measures in request.aneurysms.items():
+        sac = anatomy.aneurysm(junction, measures, grown, own[2])
+        number = tree.names.index(sac["artery"])
+        flow = anatomy.SAC_FLOW * tree.flow[number].mean()
+        tree.sacs.append(sac | {"flow": flow, "label": tree.label[number][0]})
     return tree
+
+
+def grow(tree, key, segment, way, size, rng, request):
+    """Add a segment to a tree, unless it is absent, and its mean radius to the tree's variants.
+
+    Args:
+        tree: Tree with its variants.
+        key: Name of the segment with its side, as A1_L.
+        segment: Segment.
+        way: Way points, (K, 3) mm.
+        size: Factor on the radius.
+        rng: numpy Generator.
+        request: anatomy.Request.
+    """
+    path, t = centreline(way, segment.wander, rng)
+    radius = size * rng.normal(1, 0.08) * np.interp(t, (0, 1), segment.radius)
+    radius *= 1 + 0.05 * np.sin(2 * math.pi * (rng.random() + rng.uniform(0.5, 2) * t))
+    state = tree.variants.get(key, "normal")
+    if state == "fetal":
+        radius *= anatomy.FETAL_RADIUS / segment.radius[0]
+    if state == "thin":
+        radius *= THIN
+    radius = request.radii(key, radius)
+    label = segment.label[key.endswith("_L")]
+    if label:
+        tree.variants[f"radius_{key}"] = 0.0 if state == "absent" else round(float(radius.mean()), 3)
+    if state == "absent":
+        return
+    if key in request.stenoses:
+        normal, percent = radius, request.stenoses[key]
+        radius, index = anatomy.narrowed(path, radius, percent)
+        tree.stenoses.append((key, percent, index, normal[index]))
+    tree.add(path, radius, segment.flow * (1 - 0.08 * t), label, key)
 
 
 def add_twigs(tree, grown, rng):
     """Small distal vessels that leave the larger ones at random places and grow away from the circle."""
-    parents = [path for key, path in grown.items() if key.rsplit("_", 1)[0] in TWIG_PARENTS]
+    parents = [key for key in grown if key.rsplit("_", 1)[0] in TWIG_PARENTS]
     for _ in range(rng.integers(*TWIGS)):
-        path = parents[rng.integers(len(parents))]
+        parent = parents[rng.integers(len(parents))]
+        path = grown[parent]
         start = path[rng.integers(len(path) // 3, len(path))]
         outward = start / np.linalg.norm(start[:2])
         direction = outward * (0.8, 0.8, 0.1) + rng.normal(0, (0.6, 0.6, 0.35))
@@ -401,7 +442,7 @@ def add_twigs(tree, grown, rng):
             way.append(way[-1] + rng.uniform(3, 6) * direction / np.linalg.norm(direction))
         points, t = centreline(way, 0.5, rng)
         radius = rng.uniform(0.32, 0.5) * (1 - 0.35 * t)
-        tree.add(points, radius, rng.uniform(0.5, 0.7) * (1 - 0.2 * t), 0)
+        tree.add(points, radius, rng.uniform(0.5, 0.7) * (1 - 0.2 * t), 0, "twig", parent)
 
 
 # ╔══════════════════════════════════════════════════════════════════════════════════════════════════════════╗
@@ -430,15 +471,16 @@ def render_vessels(tree, shape):
     step = spacing.max()
     depth = np.full(shape, np.inf, np.float32)  # signed distance to the nearest wall, mm
     nearest = np.zeros(shape, np.int32)
-    order = np.argsort(radius)
-    for part in np.array_split(
-        order, 6
-    ):  # thick and thin vessels apart: the nearest wall is not the nearest line
+    lines = len(radius) - len(tree.sacs)
+    parts = np.array_split(np.argsort(radius[:lines]), 6)
+    for part in [*parts, *np.arange(lines, len(radius))[:, None]]:  # the nearest wall is not the nearest line
         voxels = voxels_near(points[part], radius[part].max() + step, shape)
         distance, index = cKDTree(points[part]).query((voxels + 0.5) * spacing - FIELD_OF_VIEW / 2)
         wall = (distance - radius[part][index]).astype(np.float32)
         where = tuple(voxels.T)
         closer = wall < depth[where]
+        if part[0] >= lines:  # a sac has a label, whatever small vessel runs into it
+            closer |= (wall <= 0) & (label[nearest[where]] == 0)
         where = tuple(axis[closer] for axis in where)
         depth[where], nearest[where] = wall[closer], part[index[closer]]
     filled = np.clip(0.5 - depth / spacing.mean(), 0, 1)
@@ -665,6 +707,7 @@ class Head:
         affine: (4, 4), voxels to scanner RAS mm.
         landmarks: {name: junction of the circle in the scanner, RAS mm}.
         row: Its line of variants.csv.
+        tree: Tree, in the head.
     """
 
     volume: np.ndarray
@@ -673,21 +716,23 @@ class Head:
     affine: np.ndarray
     landmarks: dict
     row: dict
+    tree: Tree
 
 
-def make_head(seed, number, pose, spacing=None):
+def make_head(seed, number, pose, spacing=None, request=anatomy.NOTHING, chiral=False):
     """Head `number` of a series, in a pose.
 
     Args:
         seed, number: As of `make_phantom`: the same numbers are the same head.
         pose: Pose.
         spacing: Voxel edge in mm, for all axes; None takes the scanner's.
+        request, chiral: As of `build_tree`.
 
     Returns:
         Head.
     """
     rng = np.random.default_rng((seed, number, 1))
-    tree = build_tree(rng)
+    tree = build_tree(rng, request=request, chiral=chiral)
     name = list(SCANNERS)[rng.integers(len(SCANNERS))]
     scanner = SCANNERS[name]
     voxel = (
@@ -723,7 +768,7 @@ def make_head(seed, number, pose, spacing=None):
     noise = rng.standard_normal((2, *volume.shape), dtype=np.float32) * np.float32(scanner.noise)
     landmarks = {name: pose.rotation @ point + pose.shift for name, point in tree.landmarks.items()}
     row = {"seed": seed, "number": number, "scanner": name, **tree.variants}
-    return Head(np.hypot(volume + noise[0], noise[1]), brain, arteries, affine, landmarks, row)
+    return Head(np.hypot(volume + noise[0], noise[1]), brain, arteries, affine, landmarks, row, tree)
 
 
 # ╔══════════════════════════════════════════════════════════════════════════════════════════════════════════╗
@@ -731,17 +776,29 @@ def make_head(seed, number, pose, spacing=None):
 # ╚══════════════════════════════════════════════════════════════════════════════════════════════════════════╝
 
 
-def make_phantom(seed, number, shape, name=None):
-    """Phantom `number` of a series, of a class if it is named.
+def make_phantom(seed, number, shape, name=None, **asked):
+    """Phantom `number` of a series, of a class if it is named; the rest is as of `make_subject`.
 
     Returns:
         volume: float32 (X, Y, Z), 1 is full flow.
         label: uint8 (X, Y, Z), TopCoW ids.
         row: Its line of variants.csv.
     """
+    return make_subject(seed, number, shape, name, **asked)[:3]
+
+
+def make_subject(seed, number, shape, name=None, request=anatomy.NOTHING, chiral=False):
+    """Phantom `number` of a series, as of `make_phantom`, and its Tree.
+
+    Args:
+        seed, number: Whole numbers >= 0; a phantom depends on these and on what is asked for.
+        shape: (X, Y, Z), voxels.
+        name: One of CLASSES, or None.
+        request, chiral: As of `build_tree`.
+    """
     rng = np.random.default_rng((seed, number))
     known = None if name is None else functools.partial(variants_of_class, name, number=number)
-    tree = build_tree(rng, known)
+    tree = build_tree(rng, known, request, chiral)
     maker = list(SCANNERS)[rng.integers(len(SCANNERS))]
     standard = SCANNERS[maker]
     varied = rng.normal(1, 0.1, 5)
@@ -759,7 +816,7 @@ def make_phantom(seed, number, shape, name=None):
     }
     described |= {"noise": scanner.noise, "tissue": scanner.tissue}
     described = {k: v if isinstance(v, str) else round(float(v), 4) for k, v in described.items()}
-    return volume, label, {"seed": seed, "number": number, **described, **tree.variants}
+    return volume, label, {"seed": seed, "number": number, **described, **tree.variants}, tree
 
 
 def phantom_affine(shape):
@@ -793,24 +850,27 @@ def check_new(folder):
         raise UserError(f"{folder} is in use ({others[0].name} is in it): give a new folder.")
 
 
-def generate_circles(config):
+def generate_circles(config, requests):
     """Yield (volume, affine, label, row) of every volume of the circle that a PhantomConfig asks for."""
     shape = (config.image_size, config.image_size, config.image_depth)
-    for number in range(config.num):
+    for number, request in enumerate(requests):
         name = CLASSES[number % len(CLASSES)] if config.classes else None
-        volume, label, row = make_phantom(config.seed, number, shape, name)
+        volume, label, row, tree = make_subject(config.seed, number, shape, name, request, config.chiral)
         row |= {"class": name} if config.classes else {}
+        place = np.eye(4)
+        place[:3, 3] = WORLD_ORIGIN
+        save_graph(config, tree, place, row, request)
         yield volume, phantom_affine(shape), label, row
 
 
-def generate_heads(config, poses):
+def generate_heads(config, requests, poses):
     """Yield (volume, affine, brain mask, row) of every head.
 
     Its pose and landmarks go into `poses`, its label map to --arteries, if that is asked for.
     """
-    for number in range(config.num):
+    for number, request in enumerate(requests):
         pose = Pose.draw(np.random.default_rng((config.seed, number, 2)), config.degrees, config.shift)
-        head = make_head(config.seed, number, pose, config.head_spacing)
+        head = make_head(config.seed, number, pose, config.head_spacing, request, config.chiral)
         if config.arteries is not None:
             path = Path(config.arteries) / phantom_name(number)
             save_image(head.arteries, head.affine, path, "SYNTHETIC phantom labels, TopCoW ids")
@@ -818,7 +878,20 @@ def generate_heads(config, poses):
             "head_to_scanner": pose.matrix().round(6).tolist(),
             "landmarks_mm": {name: point.round(4).tolist() for name, point in head.landmarks.items()},
         }
+        save_graph(config, head.tree, pose.matrix(), head.row, request)
         yield head.volume, head.affine, head.brain, head.row
+
+
+def save_graph(config, tree, place, row, request):
+    """Write the graph of a phantom if --graphs asks for it, and what was asked for into its row."""
+    if anatomy.asked_by(config):
+        row["request"] = request.text()
+    if config.graphs is not None:
+        folder = Path(config.graphs) / row.get("class", "")
+        folder.mkdir(exist_ok=True)
+        name = phantom_name(row["number"])
+        told = {"file": name, "seed": row["seed"], "number": row["number"], "request": request.text()}
+        write_graph(tree, place, folder / name.removesuffix(".nii.gz"), told)
 
 
 def generate_nodules(config):
@@ -838,17 +911,21 @@ def generate(config):
     """Write the phantoms of a PhantomConfig, their variants.csv and, if asked, label maps or poses.json.
 
     Raises:
-        UserError: A folder is in use; nothing has been written.
+        UserError: A folder is in use, or a table asks for what cannot be; nothing has been written.
     """
-    folders = [Path(f) for f in (config.output, config.labels, config.arteries) if f is not None]
+    requests = [] if config.nodules else anatomy.requests_of(config)
+    config.num = config.num or len(requests)
+    asked = (config.output, config.labels, config.arteries, config.graphs)
+    folders = [Path(f) for f in asked if f is not None]
     if len({f.resolve() for f in folders}) < len(folders):
-        raise UserError("--output, --labels and --arteries must be different folders.")
+        raise UserError("--output, --labels, --arteries and --graphs must be different folders.")
     for folder in folders:
         check_new(folder)
     for folder in folders:
         folder.mkdir(parents=True, exist_ok=True)
     rows, poses = [], {}
-    phantoms = generate_heads(config, poses) if config.whole_head else generate_circles(config)
+    phantoms = generate_circles(config, requests)
+    phantoms = generate_heads(config, requests, poses) if config.whole_head else phantoms
     phantoms = generate_nodules(config) if config.nodules else phantoms
     told = ("phantom of a lung nodule, HU", "mask: 1 ground glass, 2 solid")
     told = told if config.nodules else ("TOF MRA phantom", "phantom labels, TopCoW ids")
