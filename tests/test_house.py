@@ -33,7 +33,8 @@ GROUND = {
     "memory": {"cli"},
     "replay": {"cli"},
     "logs": {"files"},
-    "runs": {"cli", "files", "logs", "parallel", "pictures"},
+    "released": {"cli", "files"},
+    "runs": {"cli", "files", "logs", "parallel", "pictures", "released"},
     "training": {
         "cli",
         "collection",
