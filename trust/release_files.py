@@ -33,7 +33,7 @@ VOLUMES = Path("volumes") / "generated"  # in a BIDS data set, but of no partici
 CARD = Path(__file__).with_name("model-card.md")
 PROGRAM = "3D StyleGAN2 (stylegan2-pytorch-3d)"
 BIDS_VERSION = "1.10.0"
-SCHEMA = "https://project-monai.github.io/schema/meta_schema_20240725.json"
+SCHEMA = "https://github.com/Project-MONAI/MONAI-extra-test-data/releases/download/0.8.1/meta_schema_20240725.json"
 SYNTHETIC = (
     "SYNTHETIC: made by a generative model. No person was scanned for it; it is no basis for any decision."
 )
@@ -360,12 +360,12 @@ def write_bids(release, folder):
     write_json(description, folder / "dataset_description.json")
     about = (
         f"# Synthetic volumes of {stated['name']}\n\n{SYNTHETIC}\n\nThere are no participants, hence no "
-        f"sub-* folders and no participants.tsv: `{VOLUMES.name}/` is named in `.bidsignore`. Every "
+        f"sub-* folders and no participants.tsv: `{VOLUMES.name}` is named in `.bidsignore`. Every "
         f"volume has a JSON file beside it.\n\nLicence: {stated['licence']}\n"
         f"Consent: {stated['consent']}\nContact: {stated['contact']}\n"
     )
     (folder / "README.md").write_text(about, encoding="utf-8")
-    (folder / ".bidsignore").write_text(f"{VOLUMES.name}/\n", encoding="utf-8")
+    (folder / ".bidsignore").write_text(f"{VOLUMES.name}\n", encoding="utf-8")
 
 
 def write_croissant(release, folder):
