@@ -305,6 +305,10 @@ def write_release(config):
     finally:
         shutil.rmtree(part, ignore_errors=True)
     print(f"{config.output} holds the generator of step {entries.get('step')} and {told(release)}.")
+    if "trained_on" not in release.state:
+        print(
+            "The checkpoint does not say what it was trained on: that the gate searched all of it, you state."
+        )
     print(f"SHA-256 of its {MANIFEST}, to be told by another way: {file_digest(target / MANIFEST)}")
 
 
