@@ -13,7 +13,7 @@ import torch
 import stylegan2_pytorch as sg
 from sample_data import release as pickled
 from tests.conftest import ROOT, tiny_flags, write_data
-from trust import release
+from trust import release, release_files
 from volumetric.collection import contents_of, volumes_in
 from volumetric.files import file_digest
 from volumetric.released import generator_of, read_safetensors, write_safetensors
@@ -238,6 +238,12 @@ def test_missing_packages_are_asked_for_by_name(flags, monkeypatch):
 
 
 # ---- what is written
+
+
+def test_what_the_package_reads_beside_its_modules_is_in_the_wheel():
+    text = (ROOT / "pyproject.toml").read_text(encoding="utf-8")
+    assert release_files.CARD.is_file() and f'trust = ["{release_files.CARD.name}", ' in text
+    assert "Caveats and recommendations" in release_files.sections_of_card()
 
 
 def test_a_release_holds_no_training_volume_and_no_path(made, home):

@@ -135,7 +135,7 @@ def read_statement(path):
         if field in stated:
             raise UserError(f"--statement {path} has the field {field!r} twice: keep one.")
         if row["value"].strip().lower() not in UNSAID:
-            stated[field] = row["value"].strip()
+            stated[field] = " ".join(row["value"].split())  # one line, as in a table
     missing = [field for field in NEEDED if field not in stated]
     if missing:
         raise UserError(f"--statement {path} does not state {' and '.join(missing)}: add a line for each.")
