@@ -16,20 +16,8 @@ if sys.path[0] == str(Path(__file__).resolve().parent):
     sys.path[0] = str(Path(__file__).resolve().parent.parent)
 
 from volumetric.cli import UserError, check_fields, one_line_errors, option, parse_cli
+from volumetric.released import generator_of
 from volumetric.runs import read_state, save_checkpoint
-
-# Entries of a checkpoint that ModelLoader reads, and what tells how it was trained.
-KEPT = ("step", "affine", "class_names", "class_shares", "format_version", "version", "trained_on")
-PRIVATE = (
-    "data",
-    "split",
-    "results_dir",
-    "models_dir",
-    "labels",
-    "init_from",
-    "medicalnet_weights",
-    "inception_weights",
-)
 
 
 @dataclass(kw_only=True)
@@ -45,25 +33,12 @@ class ReleaseConfig:
             raise UserError(f"--output {self.output} is there: give the name of a new file.")
 
 
-def released(state):
-    """The entries of a checkpoint that a release has; paths of the training's machine stay behind."""
-    averages = {n: t for n, t in state["GAN"].items() if n.startswith(("SE.", "GE."))}
-    if not averages or "config" not in state:
-        raise UserError("has no averaged networks of this program: train on from it first.")
-    return {
-        "GAN": {name: tensor.half() for name, tensor in averages.items()},
-        "truncation_center": {"SE": state["truncation_center"]["SE"]},
-        "config": {name: value for name, value in state["config"].items() if name not in PRIVATE},
-        **{name: state[name] for name in KEPT if name in state},
-    }
-
-
 def main(argv=None):
     """The command line."""
     config = parse_cli(ReleaseConfig, argv)
     with one_line_errors():
         state = read_state(config.checkpoint)
-        save_checkpoint(released(state), Path(config.output))
+        save_checkpoint(generator_of(state), Path(config.output))
         print(f"{config.output} holds the generator of step {state['step']}.")
 
 

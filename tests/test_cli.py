@@ -23,11 +23,11 @@ from preprocessing.background import BackgroundConfig
 from preprocessing.generate_TOF_template import TemplateConfig
 from preprocessing.preprocessing import PreprocessConfig
 from preprocessing.split import SplitConfig
-from sample_data import release
+from sample_data import release as pickled
 from segmentation import experiment, fidelity, labels, metrics, nnunet, segmentation, teacher
 from tests.benchmarks import demo
 from tests.conftest import ROOT, run_script, tiny_flags
-from trust import membership, replicas, scorecard, turing
+from trust import membership, release, replicas, scorecard, turing
 from volumetric import cli
 
 try:
@@ -277,7 +277,7 @@ def test_every_command_in_the_readme_and_the_docs_parses(monkeypatch):
         "segmentation/teacher.py": teacher.TeacherConfig,
         "segmentation/experiment.py": experiment.ExperimentConfig,
         "segmentation/nnunet.py": nnunet.NnunetConfig,
-        "sample_data/release.py": release.ReleaseConfig,
+        "sample_data/release.py": pickled.ReleaseConfig,
         "trust/replicas.py": replicas.ReplicasConfig,
         "label_to_volume.py": label_to_volume.LabelToVolumeConfig,
         "progressive_wgan.py": progressive_wgan.ProgressiveConfig,
@@ -285,6 +285,7 @@ def test_every_command_in_the_readme_and_the_docs_parses(monkeypatch):
         "trust/membership.py": membership.MembershipConfig,
         "trust/turing.py": turing.TuringConfig,
         "trust/scorecard.py": scorecard.ScorecardConfig,
+        "trust/release.py": release.ReleaseConfig,
         "preprocessing/conform.py": conform.ConformConfig,
     }
     often = ("stylegan2_pytorch.py", "CoW_generator.py", "sample_data/phantom.py", "MedicalNet/evaluation.py")

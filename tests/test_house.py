@@ -37,7 +37,8 @@ GROUND = {
     "logs": {"files"},
     "curves": {"pages"},
     "run_page": {"cli", "curves", "files", "logs", "pages", "pictures", "timing"},
-    "runs": {"cli", "files", "logs", "parallel", "pictures", "run_page"},
+    "runs": {"cli", "files", "logs", "parallel", "pictures", "released", "run_page"},
+    "released": {"cli", "files"},
     "training": {
         "cli",
         "collection",

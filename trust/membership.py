@@ -43,6 +43,7 @@ from volumetric.collection import contents_of
 from volumetric.files import next_free, read_json, write_json
 from volumetric.machine import usable_cores
 from volumetric.rates import wilson
+from volumetric.sidecars import models_of
 
 # Edit these, or pass them as flags; a flag wins.
 # folder of the volumes that the generator was trained on
@@ -297,7 +298,8 @@ def run_test(config):
     record = summarise(scores["training"], scores["held_out"], config.planted, config.seed)
     record["n"] |= {name: len(volumes) for name, volumes in sets.items()} | {"left_of_training": left}
     record["inversion"] = None if config.checkpoint is None else compare_inversions(sets, config)
-    record |= {"contents": contents_of(sets), "settings": asdict(config), "version": __version__}
+    record |= {"contents": contents_of(sets), "models": models_of(sets["generated"])}
+    record |= {"settings": asdict(config), "version": __version__}
     folder = next_free(Path(config.output))
     folder.mkdir(parents=True)
     write_json(folder / "membership.json", record)

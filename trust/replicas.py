@@ -38,7 +38,7 @@ from volumetric.collection import contents_of, name_of, unique_names
 from volumetric.files import atomic_path, next_free, write_json
 from volumetric.machine import usable_cores
 from volumetric.rates import CONFIDENCE, wilson
-from volumetric.sidecars import TRAINED_ON, beside_volumes
+from volumetric.sidecars import TRAINED_ON, beside_volumes, models_of, sidecar_of
 
 # Edit these, or pass them as flags; a flag wins.
 # folder of the volumes that the generator was trained on
@@ -356,6 +356,7 @@ def run_gate(config):
         "closer_to_training": closeness,
         "n": {name: len(volumes) for name, volumes in sets.items()} | {"left_of_training": left},
         "contents": contents_of(sets),
+        "models": models_of(sets["generated"]),
         "settings": asdict(config),
         "version": __version__,
     }
@@ -412,7 +413,7 @@ def release(volumes, generated, folder):
     """Copy volumes, their sidecars and what their models were trained on, as they lie below --generated."""
     paths = beside_volumes(generated, "--generated", f"{TRAINED_ON}*.json")
     for volume in volumes:
-        sidecar = volume.path.with_name(f"{name_of(volume.path)}.json")
+        sidecar = sidecar_of(volume.path)
         paths += [volume.path, sidecar] if sidecar.is_file() else [volume.path]
     for path in paths:
         target = folder / path.relative_to(generated)

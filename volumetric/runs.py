@@ -42,6 +42,7 @@ from volumetric.cli import UserError
 from volumetric.files import atomic_path, clear_parts, next_free, one_line, reading, save_nifti
 from volumetric.logs import append_scores, continue_table, dispensable, warn
 from volumetric.pictures import save_picture
+from volumetric.released import SUFFIX, read_safetensors
 from volumetric.run_page import RunPage
 
 CHECKPOINT = r"model_(0|[1-9][0-9]{0,11})\.pt"  # its file's name
@@ -381,6 +382,8 @@ def find_checkpoint(folder, load_from=-1):
 def read_state(path, check=True):
     """Read a checkpoint onto the CPU, with `weights_only=True`, and compare its checksums if asked.
 
+    A released one may also be a .safetensors file, see released.py.
+
     Raises:
         UserError: The file is missing or damaged.
     """
@@ -391,7 +394,10 @@ def read_state(path, check=True):
         zipped = zipfile.is_zipfile(path)
         if check and zipped and zipfile.ZipFile(path).testzip():
             raise UserError("is damaged, its checksums do not agree: take an earlier checkpoint")
-        state = torch.load(path, map_location="cpu", weights_only=True, mmap=zipped)
+        if path.suffix == SUFFIX:
+            state = read_safetensors(path)
+        else:
+            state = torch.load(path, map_location="cpu", weights_only=True, mmap=zipped)
         if not isinstance(state, dict):
             raise UserError(f"is not a checkpoint: it holds a {type(state).__name__}.")
         step = state.get("step", 0)

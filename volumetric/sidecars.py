@@ -15,7 +15,14 @@ import numpy as np
 
 from volumetric import __version__
 from volumetric.cli import UserError
-from volumetric.collection import LABELS, content_of_set, find, known_by_content, refuse_overlap
+from volumetric.collection import (
+    LABELS,
+    content_of_set,
+    find,
+    known_by_content,
+    name_of,
+    refuse_overlap,
+)
 from volumetric.files import (
     atomic_path,
     file_digest,
@@ -153,6 +160,25 @@ def trained_on(folder, flag="--generated"):
             told = f"trained on by {record['checkpoint']}, says {path}"
             known |= dict.fromkeys(map(str, record["contents"]), told)
     return known
+
+
+def models_of(volumes):
+    """Sorted SHA-256 of the checkpoints that made some VolumeFiles, as their sidecars say.
+
+    An empty text among them stands for volumes whose sidecar is missing, or says nothing of that.
+    """
+    found = set()
+    for volume in volumes:
+        sidecar = sidecar_of(volume.path)
+        record = read_json(sidecar) if sidecar.is_file() else {}
+        checkpoint = record.get("checkpoint")
+        found.add(str(checkpoint.get("sha256", "")) if isinstance(checkpoint, dict) else "")
+    return sorted(found)
+
+
+def sidecar_of(path):
+    """Path of the sidecar of a volume, whether it is there or not."""
+    return Path(path).with_name(f"{name_of(path)}.json")
 
 
 def drawn_for(folder):
