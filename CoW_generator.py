@@ -21,12 +21,6 @@ import sys
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
-import numpy as np
-import torch
-import torch.nn.functional as F
-from tqdm import tqdm
-
-import stylegan2_pytorch as sg
 from volumetric import generation
 from volumetric.cli import (
     UserError,
@@ -64,6 +58,13 @@ from volumetric.pictures import (
 from volumetric.runs import find_checkpoint
 from volumetric.sidecars import write_trained_on
 from volumetric.viewer import write_view
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from tqdm import tqdm
+
+import stylegan2_pytorch as sg
 
 # ╔══════════════════════════════════════════════════════════════════════════════════════════════════════════╗
 # ║ Settings                                                                                                 ║

@@ -29,27 +29,6 @@ from collections import defaultdict
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-import numpy as np
-import torch
-import torch.nn.functional as F
-from torch import nn
-from torch.nn.utils.parametrizations import spectral_norm
-
-from segmentation.cases import Classes
-from segmentation.labels import TABLES, read_labels
-from segmentation.maps import (
-    UNKNOWN,
-    Known,
-    MapToDraw,
-    PairWriter,
-    class_numbers,
-    edited,
-    fitted,
-    read_edit,
-    read_pairs,
-    row_of,
-    write_split,
-)
 from volumetric import dataset, generation, parallel, runs, training
 from volumetric.cli import (
     SHARE,
@@ -78,6 +57,28 @@ from volumetric.layers import (
     zero_centered_penalty,
 )
 from volumetric.run_page import Meaning
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import nn
+from torch.nn.utils.parametrizations import spectral_norm
+
+from segmentation.cases import Classes
+from segmentation.labels import TABLES, read_labels
+from segmentation.maps import (
+    UNKNOWN,
+    Known,
+    MapToDraw,
+    PairWriter,
+    class_numbers,
+    edited,
+    fitted,
+    read_edit,
+    read_pairs,
+    row_of,
+    write_split,
+)
 
 LOCAL_CELLS = 4  # along each axis, of a z drawn locally
 LEAST_WEIGHT = 1.0  # of a class in the loss of N + 1 classes

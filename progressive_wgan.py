@@ -28,11 +28,6 @@ import math
 from collections import defaultdict
 from dataclasses import dataclass
 
-import numpy as np
-import torch
-import torch.nn.functional as F
-from torch import nn
-
 from volumetric import dataset, generation, parallel, runs, training
 from volumetric.cli import (
     SeedOptions,
@@ -59,6 +54,11 @@ from volumetric.layers import (
 )
 from volumetric.pictures import contact_sheet, save_picture
 from volumetric.run_page import Meaning
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import nn
 
 LARGER_BATCHES = (1, 2, 4)  # times batch_size, at the full size, half of it, and all smaller ones
 EPSILON = 1e-8

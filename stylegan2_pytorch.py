@@ -36,11 +36,6 @@ from collections import Counter, defaultdict
 from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
-import torch
-import torch.nn.functional as F
-from torch import nn
-
 from volumetric import dataset, generation, memory, parallel, runs, training
 from volumetric.cli import (
     SHARE,
@@ -96,6 +91,11 @@ from volumetric.layers import (
 from volumetric.meanings import GAN_WORDS, meanings_of
 from volumetric.pictures import contact_sheet
 from volumetric.replay import Replay
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import nn
 
 LATENT_DIM = 512  # of z and w, as published
 STYLE_DEPTH = 8  # layers of the mapping network, as published

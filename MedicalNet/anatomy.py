@@ -5,12 +5,12 @@ follow volume, connected components, centreline, radius, branches and the balanc
 numbers are for comparing two sets of volumes that are measured alike, not for a diagnosis.
 """
 
+from volumetric.vessels import EVERYWHERE, finer, vessel_mask
+from volumetric.vessels import PROTOCOL as MASK_PROTOCOL
+
 import nibabel as nib
 import numpy as np
 from scipy import ndimage
-
-from volumetric.vessels import EVERYWHERE, finer, vessel_mask
-from volumetric.vessels import PROTOCOL as MASK_PROTOCOL
 
 # A branch that ends and is shorter than so many radii, and a voxel, is the surface's roughness.
 SPUR_RADII = 1.5

@@ -6,6 +6,9 @@ A number is one row of NUMBERS: what it is of, how it is computed, what it estim
 from collections.abc import Callable
 from dataclasses import dataclass
 
+from volumetric.files import finite
+from volumetric.parallel import host_random
+
 import numpy as np
 
 from MedicalNet.anatomy import MEASURES
@@ -25,8 +28,6 @@ from MedicalNet.distances import (
 )
 from MedicalNet.extractors import PLANES
 from MedicalNet.volumes import progress
-from volumetric.files import finite
-from volumetric.parallel import host_random
 
 STREAM_BOOTSTRAP, STREAM_SUBSETS, STREAM_SPLIT = range(1, 4)
 OUTSIDE = 4.0  # standard deviations; both sets are draws, and some twenty numbers are looked at

@@ -13,11 +13,11 @@ density and coverage (Naeem et al. 2020, arXiv:2002.09797), Frechet distance of 
 a perfect generator would reach.
 """
 
+from volumetric.cli import UserError
+
 import numpy as np
 from scipy.stats import t as student
 from scipy.stats import wasserstein_distance
-
-from volumetric.cli import UserError
 
 NEAREST = 5  # neighbours of precision, recall, density and coverage (Naeem et al. 2020, Sec. 5)
 PRD_CLUSTERS = 10

@@ -20,18 +20,6 @@ from dataclasses import asdict, dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
 
-import nibabel as nib
-import numpy as np
-
-from MedicalNet.comparing import NUMBERS, compare, few_samples, named, with_vessels
-from MedicalNet.copies import among_training, find_copies, nearness
-from MedicalNet.covariance_free import DIRECTIONS
-from MedicalNet.distances import frechet_distance, prd_area, prd_curve
-from MedicalNet.extractors import PLANES, PUBLISHED, FeatureCache, default_cache
-from MedicalNet.groups import by_group, read_groups
-from MedicalNet.measuring import LIBRARIES, also, build_extractors, measure, ms_ssim_settings
-from MedicalNet.verdicts import in_order, verdicts
-from MedicalNet.volumes import PROTOCOLS, compare_geometry, copies, list_volumes
 from volumetric import __version__
 from volumetric.cli import (
     FEWEST_EVALUATED,
@@ -47,6 +35,19 @@ from volumetric.files import atomic_path, next_free, write_json
 from volumetric.geometry import left_right_axis
 from volumetric.sidecars import left_of_training, refuse_seen, trained_on
 from volumetric.tables import Split
+
+import nibabel as nib
+import numpy as np
+
+from MedicalNet.comparing import NUMBERS, compare, few_samples, named, with_vessels
+from MedicalNet.copies import among_training, find_copies, nearness
+from MedicalNet.covariance_free import DIRECTIONS
+from MedicalNet.distances import frechet_distance, prd_area, prd_curve
+from MedicalNet.extractors import PLANES, PUBLISHED, FeatureCache, default_cache
+from MedicalNet.groups import by_group, read_groups
+from MedicalNet.measuring import LIBRARIES, also, build_extractors, measure, ms_ssim_settings
+from MedicalNet.verdicts import in_order, verdicts
+from MedicalNet.volumes import PROTOCOLS, compare_geometry, copies, list_volumes
 
 __all__ = ["EvaluateConfig", "evaluate", "frechet_distance", "prd_area", "prd_curve"]
 

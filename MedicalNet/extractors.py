@@ -17,15 +17,16 @@ import urllib.error
 from dataclasses import dataclass
 from pathlib import Path
 
+from volumetric.cli import UserError
+from volumetric.files import atomic_path, file_digest
+from volumetric.parallel import host_random, tf32
+
 import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import nn
 
 from MedicalNet.resnet import ResNet10, read_weights
-from volumetric.cli import UserError
-from volumetric.files import atomic_path, file_digest
-from volumetric.parallel import host_random, tf32
 
 # The axis of (X, Y, Z) along which the slices of a plane follow each other.
 PLANES = {"axial": 2, "coronal": 1, "sagittal": 0}

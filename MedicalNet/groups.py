@@ -1,11 +1,12 @@
 """Recall and coverage of groups of real volumes: variants, sites, scanners. Are the rare ones there too?"""
 
-import numpy as np
-
-from MedicalNet.distances import Neighbours
 from volumetric.cli import UserError
 from volumetric.rates import wilson
 from volumetric.tables import read_table, rows_of
+
+import numpy as np
+
+from MedicalNet.distances import Neighbours
 
 MOST_VALUES = 12  # different values of a column that is a grouping; more is a measurement
 

@@ -2,9 +2,9 @@
 
 from concurrent.futures import ThreadPoolExecutor
 
-import numpy as np
-
 from volumetric.machine import usable_cores
+
+import numpy as np
 
 TOP = 0.001  # part of a volume's range below its maximum that counts as the maximum
 SATURATED = 0.001  # share of voxels at the maximum above which a volume is looked at,

@@ -6,6 +6,11 @@ from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
 
+from volumetric.cli import UserError
+from volumetric.files import array_to_volume, by, file_digest
+from volumetric.machine import usable_cores
+from volumetric.parallel import choose_device, host_random
+
 import numpy as np
 import torch
 
@@ -22,10 +27,6 @@ from MedicalNet.extractors import (
     find_weights,
 )
 from MedicalNet.volumes import READER, VolumeFile, progress
-from volumetric.cli import UserError
-from volumetric.files import array_to_volume, by, file_digest
-from volumetric.machine import usable_cores
-from volumetric.parallel import choose_device, host_random
 
 SIMILARITY = 1  # protocol of MS-SSIM, part of every cached value
 STREAM_PAIRS = 0

@@ -1,10 +1,10 @@
 """Does the anatomy of generated volumes come from the latent z, or from the noise input of every voxel?"""
 
-import numpy as np
-from scipy import ndimage
-
 from volumetric.collection import scaled
 from volumetric.files import volume_to_array
+
+import numpy as np
+from scipy import ndimage
 
 TISSUE = 3.0  # voxels, width of the Gaussian that is taken for tissue in a projection
 LATENTS, NOISES = 24, 8  # of which the share is estimated

@@ -4,13 +4,6 @@ import html
 import string
 from pathlib import Path
 
-import numpy as np
-
-from MedicalNet.anatomy import MEASURES
-from MedicalNet.distances import Neighbours, PrecisionRecallCurve, principal_components
-from MedicalNet.looks import saturated, without_vessels
-from MedicalNet.meanings import meaning
-from MedicalNet.verdicts import QUESTIONS, few, in_order
 from volumetric.collection import unique_names
 from volumetric.files import array_to_volume, by
 from volumetric.pages import (
@@ -25,6 +18,14 @@ from volumetric.pages import (
     write_table,
 )
 from volumetric.pictures import annotated, new_axes, save_figure
+
+import numpy as np
+
+from MedicalNet.anatomy import MEASURES
+from MedicalNet.distances import Neighbours, PrecisionRecallCurve, principal_components
+from MedicalNet.looks import saturated, without_vessels
+from MedicalNet.meanings import meaning
+from MedicalNet.verdicts import QUESTIONS, few, in_order
 
 SHOWN = 8  # volumes of each set
 WORST = 4  # generated volumes of each kind of bad ones

@@ -5,11 +5,11 @@ The tensors have the names of the published weights `resnet_10_23dataset.pth`, s
 
 from pathlib import Path
 
-import torch
-from torch import nn
-
 from volumetric.cli import UserError
 from volumetric.files import as_damaged
+
+import torch
+from torch import nn
 
 
 class BasicBlock(nn.Module):

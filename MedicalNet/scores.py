@@ -7,6 +7,10 @@ import re
 from dataclasses import replace
 from pathlib import Path
 
+from volumetric import logs, parallel, runs
+from volumetric.cli import UserError
+from volumetric.files import atomic_path, by, file_digest, finite, next_free, read_json
+
 import numpy as np
 
 from MedicalNet.comparing import compare, named
@@ -14,9 +18,6 @@ from MedicalNet.evaluation import EvaluateConfig, Evaluator, describe, unpublish
 from MedicalNet.measuring import joined, measure
 from MedicalNet.noise import shares_of
 from MedicalNet.volumes import in_memory
-from volumetric import logs, parallel, runs
-from volumetric.cli import UserError
-from volumetric.files import atomic_path, by, file_digest, finite, next_free, read_json
 
 ALONE = ("MD", "recall", "coverage")  # numbers that are also given of volumes with one noise for all
 

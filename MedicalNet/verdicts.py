@@ -1,8 +1,9 @@
 """What the numbers say, in words: one answer to each question that a reader has."""
 
+from volumetric.rates import CONFIDENCE, wilson
+
 from MedicalNet.comparing import only
 from MedicalNet.meanings import wrong_side
-from volumetric.rates import CONFIDENCE, wilson
 
 QUESTIONS = {
     "realistic": "Do they look like real volumes?",

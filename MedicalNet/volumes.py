@@ -4,15 +4,15 @@ import sys
 from collections import Counter
 from dataclasses import dataclass
 
-import nibabel as nib
-import numpy as np
-from tqdm import tqdm
-
 from volumetric import collection
 from volumetric.cli import FEWEST_EVALUATED, UserError
 from volumetric.collection import content_of, examined, refuse_unusable, scaled, volumes_in
 from volumetric.files import by, file_digest, naming, volume_to_array
 from volumetric.geometry import same_spacing, turn
+
+import nibabel as nib
+import numpy as np
+from tqdm import tqdm
 
 READER = 3  # of measured arrays, part of every cached result: raise it when arrays are read differently
 PROTOCOLS = {

@@ -15,14 +15,14 @@ from pathlib import Path
 if sys.path[0] == str(Path(__file__).resolve().parent):
     sys.path[0] = str(Path(__file__).resolve().parent.parent)
 
+from volumetric.cli import UserError, check_fields, one_line_errors, option, parse_cli
+from volumetric.collection import find_volumes, read, refuse_unusable, unique_names
+from volumetric.files import atomic_path, naming, new_folder
+
 import nibabel as nib
 import numpy as np
 from scipy import ndimage
 from tqdm import tqdm
-
-from volumetric.cli import UserError, check_fields, one_line_errors, option, parse_cli
-from volumetric.collection import find_volumes, read, refuse_unusable, unique_names
-from volumetric.files import atomic_path, naming, new_folder
 
 # Edit these, or pass them as flags; a flag wins.
 # folder of NIfTI volumes

@@ -11,13 +11,6 @@ import sys
 from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
-from tqdm import tqdm
-
-from preprocessing.bids import same_entities
-from preprocessing.images import Grid, to_ants, write_image
-from preprocessing.registration import resample
-from preprocessing.scans import names_below
 from volumetric.cli import UserError
 from volumetric.collection import (
     FEW_NAMED,
@@ -31,6 +24,14 @@ from volumetric.collection import (
 )
 from volumetric.files import atomic_path, load_nifti, naming, read_json, reading
 from volumetric.geometry import turn
+
+import numpy as np
+from tqdm import tqdm
+
+from preprocessing.bids import same_entities
+from preprocessing.images import Grid, to_ants, write_image
+from preprocessing.registration import resample
+from preprocessing.scans import names_below
 
 LABELS_ALIKE = 0.5  # of the neighbours in label maps, outside of the background; fewer in scans
 

@@ -32,21 +32,6 @@ from pathlib import Path
 if sys.path[0] == str(Path(__file__).resolve().parent):
     sys.path[0] = str(Path(__file__).resolve().parent.parent)
 
-import nibabel as nib
-import numpy as np
-
-from preprocessing.background import content_bounds
-from preprocessing.images import Grid, check_percentiles, corners_of, write_image
-from preprocessing.resampling import (
-    clipped,
-    directions,
-    framed_planes,
-    inside,
-    resampled,
-    sampled,
-    voxel_map,
-)
-from preprocessing.workers import default_workers
 from volumetric import __version__
 from volumetric.cli import (
     LONGEST_NAME,
@@ -76,6 +61,22 @@ from volumetric.files import atomic_path, by, clear_parts, naming, part_of
 from volumetric.geometry import SAME_PLACE, spacing_of
 from volumetric.machine import usable_cores
 from volumetric.pictures import captioned, save_picture, tile
+
+import nibabel as nib
+import numpy as np
+
+from preprocessing.background import content_bounds
+from preprocessing.images import Grid, check_percentiles, corners_of, write_image
+from preprocessing.resampling import (
+    clipped,
+    directions,
+    framed_planes,
+    inside,
+    resampled,
+    sampled,
+    voxel_map,
+)
+from preprocessing.workers import default_workers
 
 # Edit these, or pass them as flags; a flag wins.
 # folder of scans

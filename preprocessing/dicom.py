@@ -20,6 +20,11 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+from volumetric.cli import UserError
+from volumetric.collection import walk
+from volumetric.files import NIFTI_SUFFIXES, SYNTHETIC, atomic_path, file_digest, read_json
+from volumetric.machine import usable_cores
+
 import nibabel as nib
 import numpy as np
 from pydicom import config
@@ -27,10 +32,6 @@ from tqdm import tqdm
 
 from preprocessing.dicom_files import read_file, stored_values
 from preprocessing.dicom_stacks import Stack, stacks_of
-from volumetric.cli import UserError
-from volumetric.collection import walk
-from volumetric.files import NIFTI_SUFFIXES, SYNTHETIC, atomic_path, file_digest, read_json
-from volumetric.machine import usable_cores
 
 RULES = 1  # number of the rules by which series are converted: files made by others are made anew
 DIGITS = 6  # of the digest of a series' UID, in its name

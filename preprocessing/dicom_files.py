@@ -18,6 +18,9 @@ from collections.abc import MutableSequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from volumetric.cli import UserError
+from volumetric.files import by, one_line
+
 import numpy as np
 import pydicom
 from pydicom.dataset import Dataset, FileMetaDataset
@@ -31,9 +34,6 @@ from pydicom.uid import (
     RLELossless,
     generate_uid,
 )
-
-from volumetric.cli import UserError
-from volumetric.files import by, one_line
 
 NAMED_AS_DICOM = (".dcm", ".dicom", ".ima", ".dcm.gz")
 MOST_UNPACKED = 2**32  # bytes of one packed file

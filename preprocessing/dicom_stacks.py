@@ -12,10 +12,10 @@ import math
 from collections import Counter
 from dataclasses import dataclass, field
 
-import numpy as np
-
 from volumetric.cli import UserError
 from volumetric.files import by
+
+import numpy as np
 
 PLACE_TOLERANCE = 0.1  # mm, between where a voxel lies and where a grid of right angles puts it
 GAP_TOLERANCE = 0.02  # of the distance between two slices

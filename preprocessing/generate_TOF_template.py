@@ -19,6 +19,10 @@ from pathlib import Path
 if sys.path[0] == str(Path(__file__).resolve().parent):
     sys.path[0] = str(Path(__file__).resolve().parent.parent)
 
+from volumetric.cli import UserError, check_fields, one_line_errors, option, parse_cli
+from volumetric.collection import read
+from volumetric.files import atomic_path, clear_parts, locked, naming, part_of, write_json
+
 import numpy as np
 from scipy import ndimage
 
@@ -37,9 +41,6 @@ from preprocessing.registration import (
 )
 from preprocessing.scans import audit, collect, summary
 from preprocessing.workers import default_workers, in_words, open_workers, run_all
-from volumetric.cli import UserError, check_fields, one_line_errors, option, parse_cli
-from volumetric.collection import read
-from volumetric.files import atomic_path, clear_parts, locked, naming, part_of, write_json
 
 # Edit these, or pass them as flags; a flag wins.
 # folder of raw scans

@@ -7,12 +7,12 @@ import itertools
 import os
 from dataclasses import dataclass
 
-import nibabel as nib
-import numpy as np
-
 from volumetric.cli import UserError
 from volumetric.collection import read
 from volumetric.files import by, naming
+
+import nibabel as nib
+import numpy as np
 
 SEED = 1  # of ANTs
 LPS_RAS = np.diag([-1.0, -1.0, 1.0, 1.0])

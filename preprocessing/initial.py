@@ -6,8 +6,9 @@ other kinds under the same endings: they are told by what is in them.
 
 from pathlib import Path
 
-from preprocessing.registration import read_transform
 from volumetric.cli import UserError
+
+from preprocessing.registration import read_transform
 
 ENDINGS = (".mat", ".txt", ".tfm")
 # Endings of what is no start, and what to do.

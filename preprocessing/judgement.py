@@ -1,9 +1,10 @@
 """Which volumes look wrong: by their registration, what the scan covers, and the vessels in the region."""
 
+from volumetric.files import read_json
+
 from preprocessing import books
 from preprocessing.region import Vessels
 from preprocessing.registration import SWAPPED, Fit, sides_can_be_told
-from volumetric.files import read_json
 
 LEAST_COVERED = 0.9  # of the region, by the scan
 

@@ -10,15 +10,16 @@ import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 
+from volumetric.cli import UserError
+from volumetric.collection import refuse_other_grid
+from volumetric.files import NIFTI_SUFFIXES
+
 import numpy as np
 from scipy import ndimage
 
 from preprocessing.bids import same_entities
 from preprocessing.images import grid_of, import_ants, read_image
 from preprocessing.registration import COARSE_MM, QUICK_LEVELS, align, at_spacing, by_ants, write_transform
-from volumetric.cli import UserError
-from volumetric.collection import refuse_other_grid
-from volumetric.files import NIFTI_SUFFIXES
 
 # Ways to make a mask by a program on PATH: its name, its arguments, whether it writes the brain itself.
 TOOLS = {

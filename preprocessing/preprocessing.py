@@ -34,6 +34,22 @@ from pathlib import Path
 if sys.path[0] == str(Path(__file__).resolve().parent):
     sys.path[0] = str(Path(__file__).resolve().parent.parent)
 
+from volumetric import __version__
+from volumetric.cli import UserError, check_fields, one_line_errors, option, parse_cli
+from volumetric.collection import read
+from volumetric.dicom_writing import KINDS
+from volumetric.files import (
+    SYNTHETIC,
+    atomic_path,
+    clear_parts,
+    file_digest,
+    is_marked_synthetic,
+    load_nifti,
+    locked,
+    naming,
+    write_json,
+)
+
 import numpy as np
 
 from preprocessing import books
@@ -86,21 +102,6 @@ from preprocessing.registration import (
 )
 from preprocessing.scans import audit, audit_scan, collect, summary
 from preprocessing.workers import default_workers, open_workers, run_all
-from volumetric import __version__
-from volumetric.cli import UserError, check_fields, one_line_errors, option, parse_cli
-from volumetric.collection import read
-from volumetric.dicom_writing import KINDS
-from volumetric.files import (
-    SYNTHETIC,
-    atomic_path,
-    clear_parts,
-    file_digest,
-    is_marked_synthetic,
-    load_nifti,
-    locked,
-    naming,
-    write_json,
-)
 
 # Edit these, or pass them as flags; a flag wins.
 # folder of raw scans: NIfTI files, flat, one folder per subject or BIDS, or DICOM series

@@ -4,6 +4,8 @@ import html
 import json
 import string
 
+from volumetric.files import atomic_path
+
 import nibabel as nib
 import numpy as np
 from PIL import Image
@@ -11,7 +13,6 @@ from scipy import ndimage
 
 from preprocessing.images import corners_of, grid_of, within
 from preprocessing.registration import at_spacing, resample
-from volumetric.files import atomic_path
 
 VIEW_MM = 1.0  # of a picture's pixel, before it is enlarged
 PANEL = 360  # least width of a panel, pixels

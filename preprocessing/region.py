@@ -6,6 +6,10 @@ Millimetres about a landmark mean the same on every template; voxels mean it on 
 import sys
 from dataclasses import dataclass
 
+from volumetric.cli import UserError
+from volumetric.files import read_json, reading, write_json
+from volumetric.vessels import vessel_mask
+
 import nibabel as nib
 import numpy as np
 from scipy import ndimage
@@ -13,9 +17,6 @@ from scipy import ndimage
 from preprocessing.images import Grid, check_bounds, crop_or_pad, fitted, grid_of, read_image
 from preprocessing.quality import draw_region
 from preprocessing.registration import COARSE_MM, at_spacing, mirror_of, resample
-from volumetric.cli import UserError
-from volumetric.files import read_json, reading, write_json
-from volumetric.vessels import vessel_mask
 
 HEAD_SMOOTHING_MM, HEAD_SHARE = 2.0, 0.2  # a head is brighter than this share of its 99th percentile
 NEAR_MM = 45.0  # of the head's centre, to the sides and to front and back: where vessels are looked for

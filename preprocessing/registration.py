@@ -16,13 +16,14 @@ import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 
+from volumetric.cli import UserError
+from volumetric.files import reading
+
 import numpy as np
 from scipy import ndimage
 from scipy.stats import median_abs_deviation
 
 from preprocessing.images import LPS_RAS, grid_of, import_ants, to_ants, within
-from volumetric.cli import UserError
-from volumetric.files import reading
 
 COARSE_MM = 2.0  # spacing of the registration
 SWAPPED = 1.03  # NMI - 1 with sides exchanged, over that as it is, above which they are swapped

@@ -8,13 +8,14 @@ doi:10.1007/978-3-319-24571-3_81): `python tests/benchmarks/conform.py resamplin
 import itertools
 import math
 
+from volumetric.geometry import SAME_PLACE, spacing_of
+from volumetric.pictures import EDGE, MARGIN, grey, marked
+
 import nibabel as nib
 import numpy as np
 from scipy import ndimage
 
 from preprocessing.images import Grid, corners_of
-from volumetric.geometry import SAME_PLACE, spacing_of
-from volumetric.pictures import EDGE, MARGIN, grey, marked
 
 FWHM = math.sqrt(8 * math.log(2))  # of a Gaussian, in standard deviations
 PADDED_GREY, CUT_SHARE = 96, 0.4  # in a picture: grey value of padding, brightness of what is cut

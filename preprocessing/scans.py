@@ -12,10 +12,6 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
-from tqdm import tqdm
-
-from preprocessing.dicom import MARKED, convert_dicom
 from volumetric.cli import UserError
 from volumetric.collection import (
     FEW_NAMED,
@@ -29,6 +25,11 @@ from volumetric.collection import (
 )
 from volumetric.files import array_to_volume, by, file_digest, is_marked_synthetic, read_header
 from volumetric.machine import usable_cores
+
+import numpy as np
+from tqdm import tqdm
+
+from preprocessing.dicom import MARKED, convert_dicom
 
 SMALLEST_EDGE = 16  # voxels; a registration of less succeeds and means nothing
 BIDS_PATTERNS = ("*_angio.nii*", "*TOF*.nii*")

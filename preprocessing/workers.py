@@ -13,10 +13,10 @@ import threading
 from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
 
-from tqdm import tqdm
-
 from volumetric.cli import UserError
 from volumetric.machine import usable_cores, usable_memory
+
+from tqdm import tqdm
 
 ATTEMPTS = 2  # of a scan whose worker was killed
 BASE_GIB = 0.6  # of a worker that has done nothing

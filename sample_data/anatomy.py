@@ -14,10 +14,10 @@ import math
 import re
 from dataclasses import dataclass, field
 
-import numpy as np
-
 from volumetric.cli import UserError
 from volumetric.tables import read_table
+
+import numpy as np
 
 # ╔══════════════════════════════════════════════════════════════════════════════════════════════════════════╗
 # ║ Names                                                                                                    ║

@@ -24,6 +24,9 @@ import math
 from dataclasses import dataclass
 from pathlib import Path
 
+from volumetric.cli import UserError, check_fields, one_line_errors, option, parse_cli
+from volumetric.files import by
+
 import nibabel as nib
 import numpy as np
 from scipy import ndimage
@@ -34,8 +37,6 @@ from tqdm import tqdm
 
 from sample_data import anatomy, nodules
 from sample_data.centrelines import Tree, write_graph
-from volumetric.cli import UserError, check_fields, one_line_errors, option, parse_cli
-from volumetric.files import by
 
 FIELD_OF_VIEW = np.array([79.36, 79.36, 19.84])  # mm: 128 x 128 x 32 voxels of 0.62 mm
 BASE_GRID = np.array([128, 128, 32])  # coarser volumes are means over this grid, so that they show the same

@@ -8,11 +8,6 @@ import hashlib
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-import numpy as np
-from scipy import ndimage
-from tqdm import tqdm
-
-from segmentation.labels import read_labels, table_of
 from volumetric.cli import UserError
 from volumetric.collection import (
     Volume,
@@ -27,6 +22,12 @@ from volumetric.collection import (
 )
 from volumetric.files import naming
 from volumetric.geometry import same_spacing, turn
+
+import numpy as np
+from scipy import ndimage
+from tqdm import tqdm
+
+from segmentation.labels import read_labels, table_of
 
 
 @dataclass(frozen=True)

@@ -20,23 +20,6 @@ from pathlib import Path
 if sys.path[0] == str(Path(__file__).resolve().parent):
     sys.path[0] = str(Path(__file__).resolve().parent.parent)
 
-import numpy as np
-from tqdm import tqdm
-
-from segmentation.cases import Classes, in_order, pairs_among, pairs_in, read_cases, refuse_real
-from segmentation.comparison import compare_runs
-from segmentation.experiment_page import write_experiment
-from segmentation.labels import as_topcow, contents_of, save_labels
-from segmentation.metrics import score_case
-from segmentation.segmentation import (
-    SegmentationConfig,
-    Segmenter,
-    content_of_model,
-    contents_known_to,
-    read_model,
-    train,
-)
-from segmentation.teacher import FEWEST, TeacherConfig, label_folder
 from volumetric import __version__, runs
 from volumetric.cli import UserError, check_device_name, check_fields, one_line_errors, option, parse_cli
 from volumetric.collection import (
@@ -57,6 +40,24 @@ from volumetric.files import (
 )
 from volumetric.parallel import host_random
 from volumetric.sidecars import beside_volumes, drawn_for, trained_on
+
+import numpy as np
+from tqdm import tqdm
+
+from segmentation.cases import Classes, in_order, pairs_among, pairs_in, read_cases, refuse_real
+from segmentation.comparison import compare_runs
+from segmentation.experiment_page import write_experiment
+from segmentation.labels import as_topcow, contents_of, save_labels
+from segmentation.metrics import score_case
+from segmentation.segmentation import (
+    SegmentationConfig,
+    Segmenter,
+    content_of_model,
+    contents_known_to,
+    read_model,
+    train,
+)
+from segmentation.teacher import FEWEST, TeacherConfig, label_folder
 
 # Edit these, or pass them as flags; a flag wins.
 # folder of real volumes to train on, and of their label maps

@@ -1,14 +1,15 @@
 """report.html of an experiment: whether synthetic volumes help, curves of every class, pictures of cases."""
 
+from volumetric.files import write_json
+from volumetric.pages import drawing, picture, rows_of, section, three, write_page, write_table
+from volumetric.pictures import new_axes
+
 import numpy as np
 
 from segmentation.cases import Classes
 from segmentation.comparison import AVERAGE, LOWER_IS_BETTER, NAMES, RARE, SCORES, verdict
 from segmentation.labels import as_topcow, read_labels
 from segmentation.report import coloured
-from volumetric.files import write_json
-from volumetric.pages import drawing, picture, rows_of, section, three, write_page, write_table
-from volumetric.pictures import new_axes
 
 TITLE = "Do synthetic volumes help the segmentation?"
 LABELS = {

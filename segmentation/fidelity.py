@@ -19,15 +19,16 @@ from pathlib import Path
 if sys.path[0] == str(Path(__file__).resolve().parent):
     sys.path[0] = str(Path(__file__).resolve().parent.parent)
 
+from volumetric.cli import UserError, check_device_name, check_fields, one_line_errors, option, parse_cli
+from volumetric.collection import find_volumes, names_in, pair_up, read, refuse_other_grid, scaled
+from volumetric.files import array_to_volume, atomic_path, by, naming, new_folder, write_json
+from volumetric.geometry import same_spacing
+
 import numpy as np
 import torch
 from tqdm import tqdm
 
 from segmentation.labels import read_labels
-from volumetric.cli import UserError, check_device_name, check_fields, one_line_errors, option, parse_cli
-from volumetric.collection import find_volumes, names_in, pair_up, read, refuse_other_grid, scaled
-from volumetric.files import array_to_volume, atomic_path, by, naming, new_folder, write_json
-from volumetric.geometry import same_spacing
 
 # Edit these, or pass them as flags; a flag wins.
 # folder of generated volumes

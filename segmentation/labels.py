@@ -14,14 +14,14 @@ from pathlib import Path
 if sys.path[0] == str(Path(__file__).resolve().parent):
     sys.path[0] = str(Path(__file__).resolve().parent.parent)
 
-import nibabel as nib
-import numpy as np
-from tqdm import tqdm
-
 from volumetric.cli import UserError, check_fields, one_line_errors, option, parse_cli
 from volumetric.collection import content_of_labels, find_volumes, names_in, read_whole
 from volumetric.files import atomic_path, naming, next_free
 from volumetric.geometry import CANONICAL
+
+import nibabel as nib
+import numpy as np
+from tqdm import tqdm
 
 # Edit these, or pass them as flags; a flag wins.
 # folder of label maps

@@ -12,14 +12,6 @@ import math
 from dataclasses import dataclass
 from pathlib import Path
 
-import nibabel as nib
-import numpy as np
-import torch
-from scipy import ndimage
-from tqdm import tqdm
-
-from segmentation.cases import Classes
-from segmentation.labels import TABLES, read_labels, save_labels
 from volumetric import parallel, runs
 from volumetric.cli import UserError
 from volumetric.collection import (
@@ -38,6 +30,15 @@ from volumetric.pages import write_table
 from volumetric.pictures import axial_pictures, labelled_views
 from volumetric.tables import Split, rows_of, subjects_of
 from volumetric.vessels import EVERYWHERE, centre_line, deepest, same_topology
+
+import nibabel as nib
+import numpy as np
+import torch
+from scipy import ndimage
+from tqdm import tqdm
+
+from segmentation.cases import Classes
+from segmentation.labels import TABLES, read_labels, save_labels
 
 UNKNOWN = 255  # class number of voxels that nobody has labelled
 STREAM_HELD_OUT = 100

@@ -20,6 +20,11 @@ from pathlib import Path
 if sys.path[0] == str(Path(__file__).resolve().parent):
     sys.path[0] = str(Path(__file__).resolve().parent.parent)
 
+from volumetric.cli import UserError, check_fields, one_line_errors, option, parse_cli
+from volumetric.collection import pair_up, refuse_other_grid
+from volumetric.files import next_free
+from volumetric.machine import usable_cores
+
 import numpy as np
 from nibabel.affines import voxel_sizes
 from scipy import ndimage
@@ -27,10 +32,6 @@ from tqdm import tqdm
 
 from segmentation.labels import MERGED, TABLES, merged_name, read_labels
 from segmentation.report import write_report
-from volumetric.cli import UserError, check_fields, one_line_errors, option, parse_cli
-from volumetric.collection import pair_up, refuse_other_grid
-from volumetric.files import next_free
-from volumetric.machine import usable_cores
 
 # Edit these, or pass them as flags; a flag wins.
 # folder of true label maps

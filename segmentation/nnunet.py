@@ -23,12 +23,6 @@ from pathlib import Path
 if sys.path[0] == str(Path(__file__).resolve().parent):
     sys.path[0] = str(Path(__file__).resolve().parent.parent)
 
-import nibabel as nib
-import numpy as np
-from tqdm import tqdm
-
-from segmentation.cases import Classes, pairs_in, read_pair, read_scan, refuse_changed, refuse_real
-from segmentation.labels import TABLES, read_labels, remap, save_labels
 from volumetric.cli import UserError, check_fields, one_line_errors, option, parse_cli
 from volumetric.collection import (
     choose,
@@ -44,6 +38,13 @@ from volumetric.files import as_damaged, atomic_path, new_folder, write_json
 from volumetric.geometry import axes_of, turn
 from volumetric.pages import write_table
 from volumetric.tables import Split, read_table, rows_of, subjects_of
+
+import nibabel as nib
+import numpy as np
+from tqdm import tqdm
+
+from segmentation.cases import Classes, pairs_in, read_pair, read_scan, refuse_changed, refuse_real
+from segmentation.labels import TABLES, read_labels, remap, save_labels
 
 # Edit these, or pass them as flags; a flag wins.
 # export, export_test or import

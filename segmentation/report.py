@@ -3,14 +3,15 @@
 import csv
 import json
 
+from volumetric.files import atomic_path, finite
+from volumetric.pictures import canonical, new_axes, save_figure
+
 import numpy as np
 from matplotlib.colors import to_rgb
 from matplotlib.patches import Patch
 from PIL import Image
 
 from segmentation.labels import MERGED, TABLES
-from volumetric.files import atomic_path, finite
-from volumetric.pictures import canonical, new_axes, save_figure
 
 NAMES = TABLES["topcow2024"]
 FAIL = "another topology"  # instead of a variant, where the topology is not that of the truth

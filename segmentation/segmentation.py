@@ -30,14 +30,6 @@ from pathlib import Path
 if sys.path[0] == str(Path(__file__).resolve().parent):
     sys.path[0] = str(Path(__file__).resolve().parent.parent)
 
-import numpy as np
-import torch
-from torch import nn
-from tqdm import tqdm
-
-from segmentation.cases import Classes, brought_to, in_order, pairs_among, read_cases, read_scan
-from segmentation.labels import TABLES, save_labels
-from segmentation.report import coloured
 from volumetric import __version__, parallel, runs, training
 from volumetric.cli import (
     Continued,
@@ -52,6 +44,15 @@ from volumetric.cli import (
 from volumetric.collection import content_of_set, find_volumes, names_in
 from volumetric.files import as_damaged, atomic_path, new_folder
 from volumetric.parallel import host_random
+
+import numpy as np
+import torch
+from torch import nn
+from tqdm import tqdm
+
+from segmentation.cases import Classes, brought_to, in_order, pairs_among, read_cases, read_scan
+from segmentation.labels import TABLES, save_labels
+from segmentation.report import coloured
 
 # Edit these, or pass them as flags; a flag wins.
 # train or predict

@@ -20,6 +20,12 @@ from pathlib import Path
 if sys.path[0] == str(Path(__file__).resolve().parent):
     sys.path[0] = str(Path(__file__).resolve().parent.parent)
 
+from volumetric.cli import UserError, check_device_name, check_fields, one_line_errors, option, parse_cli
+from volumetric.collection import find, find_volumes, names_in
+from volumetric.files import atomic_path, new_folder
+from volumetric.pages import write_table
+from volumetric.pictures import new_axes, save_figure
+
 import numpy as np
 from nibabel.affines import voxel_sizes
 from tqdm import tqdm
@@ -29,11 +35,6 @@ from segmentation.labels import TABLES, read_labels, save_labels
 from segmentation.metrics import components
 from segmentation.report import coloured
 from segmentation.segmentation import content_of_model, read_model
-from volumetric.cli import UserError, check_device_name, check_fields, one_line_errors, option, parse_cli
-from volumetric.collection import find, find_volumes, names_in
-from volumetric.files import atomic_path, new_folder
-from volumetric.pages import write_table
-from volumetric.pictures import new_axes, save_figure
 
 # Edit these, or pass them as flags; a flag wins.
 # folder of synthetic volumes

@@ -7,13 +7,14 @@ import subprocess
 import sys
 from pathlib import Path
 
+from volumetric.collection import examined
+
 import nibabel as nib
 import numpy as np
 import pytest
 import torch
 
 from stylegan2_pytorch import TrainConfig
-from volumetric.collection import examined
 
 ROOT = Path(__file__).parent.parent
 SMALL = {"image_size": 8, "image_depth": 4, "network_capacity": 2, "fmap_max": 16}

@@ -4,13 +4,14 @@ import copy
 from collections import defaultdict
 from dataclasses import dataclass
 
+from volumetric import cli, dataset, generation, parallel, runs, training
+from volumetric.pictures import contact_sheet
+
 import torch
 from monai.networks.nets import DiffusionModelUNet
 from torch import nn
 
 from MedicalNet.scores import scores_of
-from volumetric import cli, dataset, generation, parallel, runs, training
-from volumetric.pictures import contact_sheet
 
 
 @dataclass(kw_only=True)

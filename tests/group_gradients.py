@@ -4,11 +4,12 @@ import json
 import sys
 from pathlib import Path
 
+from volumetric.dataset import audit_volumes, read_classes
+from volumetric.parallel import process_group
+
 import torch
 
 from stylegan2_pytorch import TrainConfig, Trainer
-from volumetric.dataset import audit_volumes, read_classes
-from volumetric.parallel import process_group
 
 
 def gradients(config, group):

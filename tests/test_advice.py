@@ -3,6 +3,10 @@
 import itertools
 import re
 
+from volumetric import collection, runs, training
+from volumetric.cli import UserError
+from volumetric.parallel import Group
+
 import pytest
 
 import label_to_volume as lv
@@ -11,9 +15,6 @@ import stylegan2_pytorch as sg
 from segmentation import segmentation
 from tests import test_label_to_volume, test_segmenter
 from tests.test_progressive import config_of, write_classes
-from volumetric import collection, runs, training
-from volumetric.cli import UserError
-from volumetric.parallel import Group
 
 
 def advised(pattern, function, *args, **settings):

@@ -1,10 +1,10 @@
 """3D DiffAugment: identities, shapes with H != W, gradients, independent draws."""
 
+from volumetric import diff_augment
+
 import numpy as np
 import pytest
 import torch
-
-from volumetric import diff_augment
 
 VOLUMES = torch.arange(1.0, 1 + 2 * 4 * 8 * 6).view(2, 1, 4, 8, 6)
 

@@ -10,6 +10,8 @@ import time
 from dataclasses import replace
 from pathlib import Path
 
+from volumetric.files import is_running, locked
+
 import nibabel as nib
 import numpy as np
 import pytest
@@ -21,7 +23,6 @@ from preprocessing.quality import write_page
 from preprocessing.workers import open_workers, run_all
 from tests.conftest import ROOT
 from tests.test_pipeline import heads, posed, settings, write_head  # noqa: F401  heads is a fixture
-from volumetric.files import is_running, locked
 
 
 def dies_once(path):

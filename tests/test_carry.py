@@ -3,6 +3,8 @@
 import json
 from dataclasses import replace
 
+from volumetric.collection import pair_up
+
 import nibabel as nib
 import numpy as np
 import pytest
@@ -15,7 +17,6 @@ from preprocessing.preprocessing import PreprocessConfig
 from preprocessing.registration import resample
 from tests.conftest import random_array
 from tests.test_pipeline import carried, contents, phantom, places
-from volumetric.collection import pair_up
 
 SIZE = (24, 24, 12)
 RAW = (44, 40, 34)

@@ -10,13 +10,15 @@ import sys
 from dataclasses import fields
 from pathlib import Path
 
+import volumetric
+from volumetric import cli
+
 import pytest
 
 import CoW_generator as cow
 import label_to_volume
 import progressive_wgan
 import stylegan2_pytorch as sg
-import volumetric
 from MedicalNet import evaluation
 from preprocessing import conform
 from preprocessing.background import BackgroundConfig
@@ -28,7 +30,6 @@ from segmentation import experiment, fidelity, labels, metrics, nnunet, segmenta
 from tests.benchmarks import demo
 from tests.conftest import ROOT, run_script, tiny_flags
 from trust import membership, release, replicas, scorecard, turing
-from volumetric import cli
 
 try:
     import tomllib
@@ -369,6 +370,14 @@ def test_set_up_files_agree():
         assert re.search(rf"\b{name}\b", README, re.IGNORECASE), f"{name} is not in the README's list"
     assert "Python 3.10" in README and "torch 2.6" in README
     assert (ROOT / ".ci" / "run").read_text(encoding="utf-8").strip().splitlines()[-1] == "make test"
+
+
+def test_a_program_outside_its_environment_says_so():
+    run = subprocess.run(  # -S: nothing that was installed is seen
+        [sys.executable, "-S", ROOT / "CoW_generator.py"], capture_output=True, text=True, env={}, check=False
+    )
+    assert run.returncode == 1 and run.stdout == ""
+    assert re.fullmatch(r"Error: \w+ is not installed here: activate the environment .*\n", run.stderr)
 
 
 def test_console_commands_are_programs():

@@ -3,14 +3,15 @@
 import gzip
 import itertools
 
+from volumetric import collection, dataset, files, geometry
+from volumetric.cli import UserError
+
 import nibabel as nib
 import numpy as np
 import pytest
 from nibabel import orientations
 
 from tests.conftest import random_array, write_data, write_volume
-from volumetric import collection, dataset, files, geometry
-from volumetric.cli import UserError
 
 SHAPE = (8, 8, 4)
 

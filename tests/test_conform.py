@@ -3,6 +3,10 @@
 import csv
 import shlex
 
+from volumetric.cli import UserError, check_networks, parse_cli
+from volumetric.collection import examined, read, read_whole, refuse_shape
+from volumetric.dataset import audit_volumes
+
 import nibabel as nib
 import numpy as np
 import pytest
@@ -16,9 +20,6 @@ from preprocessing.images import Grid
 from preprocessing.resampling import inside, resampled
 from stylegan2_pytorch import TrainConfig
 from tests.conftest import random_array, write_volume
-from volumetric.cli import UserError, check_networks, parse_cli
-from volumetric.collection import examined, read, read_whole, refuse_shape
-from volumetric.dataset import audit_volumes
 
 BALL_MM = np.array([3.0, -4.0, 5.0])  # middle of the balls, mm to the right, front and up
 

@@ -6,6 +6,9 @@ import os
 import pickle
 import shutil
 
+from volumetric import collection, dataset, diff_augment, files, pictures
+from volumetric.cli import UserError
+
 import nibabel as nib
 import numpy as np
 import pytest
@@ -13,8 +16,6 @@ import torch
 from nibabel import orientations
 
 from tests.conftest import random_array, write_volume
-from volumetric import collection, dataset, diff_augment, files, pictures
-from volumetric.cli import UserError
 
 SHAPE = (8, 8, 4)
 

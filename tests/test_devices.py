@@ -2,14 +2,15 @@
 
 from types import SimpleNamespace
 
+from volumetric import diff_augment, layers, memory, parallel
+from volumetric.cli import UserError
+
 import pytest
 import torch
 
 import stylegan2_pytorch as sg
 from tests.benchmarks import launches
 from tests.conftest import SMALL
-from volumetric import diff_augment, layers, memory, parallel
-from volumetric.cli import UserError
 
 
 def test_a_wrong_convolution_in_half_precision_is_refused(make_config, monkeypatch):

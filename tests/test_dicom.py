@@ -5,6 +5,10 @@ import gzip
 import itertools
 from pathlib import Path
 
+from volumetric.cli import UserError
+from volumetric.dicom_writing import KINDS, Origin, write_dicom
+from volumetric.files import SYNTHETIC
+
 import nibabel as nib
 import numpy as np
 import pytest
@@ -28,9 +32,6 @@ from preprocessing import preprocessing
 from preprocessing.dicom import convert_dicom
 from preprocessing.scans import collect
 from tests.conftest import random_array, write_volume
-from volumetric.cli import UserError
-from volumetric.dicom_writing import KINDS, Origin, write_dicom
-from volumetric.files import SYNTHETIC
 
 SHAPE = (12, 16, 18)  # slices, rows, columns
 PEAK = (7, 4, 11)

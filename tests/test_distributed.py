@@ -9,6 +9,10 @@ import subprocess
 import sys
 import time
 
+from volumetric.cli import UserError
+from volumetric.dataset import SeededBatches
+from volumetric.parallel import Group, SharedRandom, host_random
+
 import numpy as np
 import pytest
 import torch
@@ -24,9 +28,6 @@ from tests.conftest import (
     write_labels,
     write_volume,
 )
-from volumetric.cli import UserError
-from volumetric.dataset import SeededBatches
-from volumetric.parallel import Group, SharedRandom, host_random
 
 LAUNCH = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
 ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1"}

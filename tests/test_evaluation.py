@@ -9,6 +9,8 @@ import re
 from dataclasses import replace
 from pathlib import Path
 
+from volumetric import files
+
 import numpy as np
 import pytest
 import torch
@@ -17,7 +19,6 @@ from scipy import linalg, stats
 
 from MedicalNet import anatomy, comparing, distances, evaluation, extractors, measuring, volumes
 from tests.conftest import random_array, run_script, write_volume
-from volumetric import files
 
 GOLDEN = np.load(Path(__file__).parent / "golden" / "metrics.npz")
 NUMBERS = (

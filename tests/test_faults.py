@@ -5,6 +5,11 @@ import gzip
 import os
 import resource
 
+from volumetric import runs
+from volumetric.cli import UserError
+from volumetric.collection import find_volumes, read
+from volumetric.files import atomic_path, clear_parts, part_of
+
 import nibabel as nib
 import numpy as np
 import pytest
@@ -18,10 +23,6 @@ from tests.faults import volumes
 from tests.faults.__main__ import KINDS
 from tests.faults.children import limit_memory, run
 from tests.faults.jobs import finished, training
-from volumetric import runs
-from volumetric.cli import UserError
-from volumetric.collection import find_volumes, read
-from volumetric.files import atomic_path, clear_parts, part_of
 
 SHORT = {"kills": 2, "ends": 1, "long": 60, "flips": 20, "fields": 8, "texts": 8, "volumes": 60, "disks": 4}
 SHORT |= {"commands": 60, "experiments": 1}

@@ -2,6 +2,8 @@
 
 import json
 
+from volumetric.cli import UserError
+
 import nibabel as nib
 import numpy as np
 import pytest
@@ -9,7 +11,6 @@ import pytest
 from preprocessing import background
 from segmentation import fidelity
 from tests.conftest import random_array, run_script, write_volume
-from volumetric.cli import UserError
 
 SHAPE = (16, 16, 16)
 

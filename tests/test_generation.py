@@ -7,6 +7,10 @@ import sys
 from dataclasses import replace
 from pathlib import Path
 
+from volumetric import collection, generation, runs, sidecars
+from volumetric.cli import UserError
+from volumetric.files import volume_to_array
+
 import nibabel as nib
 import numpy as np
 import pytest
@@ -20,9 +24,6 @@ import stylegan2_pytorch as sg
 from MedicalNet.anatomy import measure_anatomy
 from segmentation.labels import read_labels
 from tests.conftest import ROOT, SMALL, random_array, write_volume
-from volumetric import collection, generation, runs, sidecars
-from volumetric.cli import UserError
-from volumetric.files import volume_to_array
 
 SHAPE = (8, 8, 4)
 TINY = {

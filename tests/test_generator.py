@@ -9,6 +9,9 @@ import subprocess
 import sys
 from pathlib import Path
 
+from volumetric import cli, collection, generation, geometry, sidecars
+from volumetric.cli import UserError
+
 import nibabel as nib
 import numpy as np
 import pytest
@@ -20,8 +23,6 @@ import CoW_generator as cow
 import stylegan2_pytorch as sg
 from sample_data import release
 from tests.conftest import ROOT, SMALL, random_array, run_script, tiny_flags, write_volume
-from volumetric import cli, collection, generation, geometry, sidecars
-from volumetric.cli import UserError
 
 # A rotation by 30 degrees about z and a flip of x, voxels of 0.5 x 0.5 x 0.8 mm.
 OBLIQUE = np.array([[-0.433, -0.25, 0, 9], [-0.25, 0.433, 0, -3], [0, 0, 0.8, 7], [0, 0, 0, 1]])

@@ -2,6 +2,8 @@
 
 import itertools
 
+from volumetric import layers, memory, parallel
+
 import pytest
 import torch
 
@@ -11,7 +13,6 @@ from tests.benchmarks.step import PHASES, FixedTrainer
 from tests.conftest import random_array, run_script, write_volume
 from tests.test_networks import compare_golden
 from tests.test_training import assert_same_state
-from volumetric import layers, memory, parallel
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 SETTINGS = {"image_size": 32, "image_depth": 16, "network_capacity": 4, "fmap_max": 64}

@@ -2,12 +2,13 @@
 
 from math import comb
 
+from volumetric.cli import UserError
+
 import numpy as np
 import pytest
 from scipy import ndimage, stats
 
 from trust import greys
-from volumetric.cli import UserError
 
 
 def volumes(number, seed, change=lambda array: array):

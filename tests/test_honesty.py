@@ -5,6 +5,11 @@ import json
 import os
 from dataclasses import replace
 
+from volumetric.cli import UserError
+from volumetric.collection import examined
+from volumetric.sidecars import write_trained_on
+from volumetric.vessels import vessel_mask
+
 import nibabel as nib
 import numpy as np
 import pytest
@@ -23,10 +28,6 @@ from MedicalNet import (
     volumes,
 )
 from tests.conftest import random_array, run_script, write_split, write_volume
-from volumetric.cli import UserError
-from volumetric.collection import examined
-from volumetric.sidecars import write_trained_on
-from volumetric.vessels import vessel_mask
 
 SHAPE = (32, 32, 16)
 AFFINE = np.diag([1.2, 1.2, 1.2, 1.0])

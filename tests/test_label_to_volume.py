@@ -4,6 +4,12 @@ import csv
 import json
 from dataclasses import replace
 
+from volumetric import cli, runs, training
+from volumetric.cli import UserError
+from volumetric.layers import haar, inverse_haar
+from volumetric.sidecars import drawn_for, trained_on
+from volumetric.tables import read_table
+
 import nibabel as nib
 import numpy as np
 import pytest
@@ -18,11 +24,6 @@ from segmentation.labels import save_labels
 from tests.conftest import interrupted_at, random_array, run_script, write_volume
 from tests.test_distributed import run_two
 from tests.test_training import assert_same_state
-from volumetric import cli, runs, training
-from volumetric.cli import UserError
-from volumetric.layers import haar, inverse_haar
-from volumetric.sidecars import drawn_for, trained_on
-from volumetric.tables import read_table
 
 SETTINGS = {"image_size": 16, "image_depth": 8, "width": 4, "disc_width": 4, "fmap_max": 16, "spade_width": 8}
 SETTINGS |= {"z_dim": 8}

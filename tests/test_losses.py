@@ -4,12 +4,13 @@ import functools
 import itertools
 import math
 
+from volumetric import parallel
+
 import pytest
 import torch
 import torch.nn.functional as F
 
 import stylegan2_pytorch as sg
-from volumetric import parallel
 
 
 def test_hinge_loss_drives_real_to_minus_one_and_fake_to_plus_one():

@@ -2,13 +2,14 @@
 
 import json
 
+from volumetric.cli import UserError
+
 import numpy as np
 import pytest
 from scipy import stats
 
 from tests.test_trust import write_set
 from trust import membership, rates, scorecard
-from volumetric.cli import UserError
 
 
 def scores(number, seed, shift=0.0):

@@ -3,6 +3,8 @@
 import json
 from pathlib import Path
 
+from volumetric import layers, parallel
+
 import numpy as np
 import pytest
 import torch
@@ -12,7 +14,6 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 
 import stylegan2_pytorch as sg
 from tests.golden.fill import fill_state_dict
-from volumetric import layers, parallel
 
 GOLDEN = Path(__file__).parent / "golden"
 SIZES = [(4, 4), (8, 4), (8, 8), (16, 8), (32, 32), (64, 16), (64, 32), (128, 4)]

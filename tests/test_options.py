@@ -2,6 +2,8 @@
 
 import math
 
+from volumetric import dataset, diff_augment, layers, parallel, runs
+
 import numpy as np
 import pytest
 import torch
@@ -11,7 +13,6 @@ from einops import rearrange
 import CoW_generator as generator
 import stylegan2_pytorch as sg
 from tests.conftest import random_array, write_volume
-from volumetric import dataset, diff_augment, layers, parallel, runs
 
 SIZE = {"image_size": 8, "image_depth": 4, "latent_dim": 16, "network_capacity": 2, "fmap_max": 16}
 SPACING = (0.8, 0.6, 0.5)

@@ -1,12 +1,13 @@
 """The README's pictures, and the script that makes them."""
 
+from volumetric.parallel import volume_inputs
+from volumetric.pictures import captioned, enlarged, marked
+
 import numpy as np
 from PIL import Image, ImageSequence
 
 from tests.benchmarks import pictures
 from tests.conftest import ROOT
-from volumetric.parallel import volume_inputs
-from volumetric.pictures import captioned, enlarged, marked
 
 SHOWN = ROOT / "docs" / "pictures"
 

@@ -11,6 +11,8 @@ import time
 from dataclasses import replace
 from pathlib import Path
 
+from volumetric.files import file_digest, part_of
+
 import nibabel as nib
 import numpy as np
 import pytest
@@ -22,7 +24,6 @@ from preprocessing.preprocessing import Job, PreprocessConfig, process
 from preprocessing.registration import covered_by, read_transform, write_transform
 from preprocessing.scans import audit_scan
 from tests.conftest import ROOT, run_script, tiny_flags
-from volumetric.files import file_digest, part_of
 
 sys.path.insert(0, str(ROOT / "sample_data"))
 import phantom

@@ -5,6 +5,10 @@ import itertools
 import json
 import math
 
+from volumetric import cli, dataset, generation, parallel, runs
+from volumetric.cli import UserError
+from volumetric.layers import gradient_penalty, growth_schedule
+
 import nibabel as nib
 import numpy as np
 import pytest
@@ -16,9 +20,6 @@ from sample_data import nodules
 from tests.conftest import interrupted_at, random_array, run_script, write_volume
 from tests.test_distributed import run_two
 from tests.test_training import assert_same_state
-from volumetric import cli, dataset, generation, parallel, runs
-from volumetric.cli import UserError
-from volumetric.layers import gradient_penalty, growth_schedule
 
 SMALL = {"image_size": 16, "image_depth": 8, "fmap_base": 32, "fmap_max": 8, "latent_dim": 6}
 

@@ -2,14 +2,15 @@
 
 from dataclasses import replace
 
+from volumetric import cli, dataset, parallel, training
+from volumetric.cli import UserError
+
 import pytest
 import torch
 
 import stylegan2_pytorch as sg
 from tests.conftest import interrupted_at
 from tests.test_training import assert_same_state, rows_of
-from volumetric import cli, dataset, parallel, training
-from volumetric.cli import UserError
 
 ROBUST = {
     "plain": {},

@@ -7,6 +7,12 @@ import shutil
 import subprocess
 import sys
 
+from volumetric.collection import contents_of, volumes_in
+from volumetric.files import file_digest
+from volumetric.released import generator_of, read_safetensors, write_safetensors
+from volumetric.runs import read_state
+from volumetric.sidecars import models_of
+
 import pytest
 import torch
 
@@ -14,11 +20,6 @@ import stylegan2_pytorch as sg
 from sample_data import release as pickled
 from tests.conftest import ROOT, tiny_flags, write_data
 from trust import release, release_files
-from volumetric.collection import contents_of, volumes_in
-from volumetric.files import file_digest
-from volumetric.released import generator_of, read_safetensors, write_safetensors
-from volumetric.runs import read_state
-from volumetric.sidecars import models_of
 
 STATED = {
     "name": "Phantom circles",

@@ -3,13 +3,14 @@
 import contextlib
 from unittest import mock
 
+from volumetric import diff_augment, parallel, replay
+from volumetric.cli import UserError
+
 import pytest
 import torch
 
 import stylegan2_pytorch as sg
 from tests.test_training import assert_same_state
-from volumetric import diff_augment, parallel, replay
-from volumetric.cli import UserError
 
 ALIKE = {"recipe": "robust", "aug_prob": 0.0, "mixed_prob": 0.0, "no_pl_reg": True, "penalty_every": 2}
 

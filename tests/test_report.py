@@ -2,14 +2,15 @@
 
 import re
 
+from volumetric import pages
+from volumetric.cli import UserError
+
 import numpy as np
 import pytest
 
 from MedicalNet import anatomy, comparing, evaluation, looks, meanings, report, verdicts
 from MedicalNet.volumes import VolumeInMemory
 from tests.conftest import random_array, write_volume
-from volumetric import pages
-from volumetric.cli import UserError
 
 
 def entry(mean, floor, deviation=0.1, better="lower", question="realistic", outside=False, n=64):

@@ -2,6 +2,9 @@
 
 from dataclasses import asdict, fields
 
+from volumetric import runs, training
+from volumetric.cli import UserError
+
 import pytest
 
 import label_to_volume as lv
@@ -13,8 +16,6 @@ from tests import test_label_to_volume, test_progressive, test_segmenter
 from tests.conftest import interrupted_at, write_labels
 from tests.test_label_to_volume import write_pairs
 from tests.test_progressive import config_of, write_classes
-from volumetric import runs, training
-from volumetric.cli import UserError
 
 CONFIGS = (sg.TrainConfig, pw.ProgressiveConfig, lv.LabelToVolumeConfig, SegmentationConfig)
 # Options with which a continued run computes what it would without them.

@@ -2,15 +2,16 @@
 
 from dataclasses import replace
 
+from volumetric import collection, parallel, runs, sidecars, training
+from volumetric.cli import UserError
+from volumetric.geometry import axes_of
+
 import numpy as np
 import pytest
 import torch
 
 import stylegan2_pytorch as sg
 from tests.conftest import random_array, write_volume
-from volumetric import collection, parallel, runs, sidecars, training
-from volumetric.cli import UserError
-from volumetric.geometry import axes_of
 
 
 def test_a_run_goes_on_along_the_axes_that_it_began_with(make_config, data, tmp_path, capsys):

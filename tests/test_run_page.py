@@ -4,6 +4,8 @@ import json
 import re
 from html.parser import HTMLParser
 
+from volumetric import curves, logs, run_page, runs
+
 import numpy as np
 import pytest
 import torch
@@ -14,7 +16,6 @@ import stylegan2_pytorch
 from stylegan2_pytorch import TrainConfig
 from tests.conftest import write_data
 from tests.test_runs import LineTrainer, ended_at
-from volumetric import curves, logs, run_page, runs
 
 VOID = {"meta", "img", "input", "br"}
 SECTIONS = ("Previews", "Losses", "Speed", "Warnings", "Settings", "Data, networks, machine", "Key")

@@ -8,15 +8,15 @@ import sys
 import threading
 from pathlib import Path
 
-import numpy as np
-import pytest
-import torch
-from torch import nn
-
 from volumetric import runs
 from volumetric.cli import UserError
 from volumetric.files import atomic_path, clear_parts, part_of
 from volumetric.parallel import Group, host_random
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
 
 
 class LineTrainer:

@@ -2,6 +2,10 @@
 
 import json
 
+from volumetric.cli import UserError
+from volumetric.collection import volumes_in
+from volumetric.sidecars import write_trained_on
+
 import nibabel as nib
 import numpy as np
 import pytest
@@ -10,9 +14,6 @@ from MedicalNet.verdicts import QUESTIONS
 from tests.conftest import write_volume
 from tests.test_trust import contents_in, volume_of, write_set
 from trust import scorecard
-from volumetric.cli import UserError
-from volumetric.collection import volumes_in
-from volumetric.sidecars import write_trained_on
 
 
 def test_a_scorecard_gathers_and_verifies(tmp_path, capsys):

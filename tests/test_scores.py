@@ -4,6 +4,8 @@ import csv
 import json
 from dataclasses import replace
 
+from volumetric.cli import UserError
+
 import numpy as np
 import pytest
 import torch
@@ -13,7 +15,6 @@ import stylegan2_pytorch as sg
 from MedicalNet import extractors, scores
 from tests.conftest import random_array, write_split, write_volume
 from tests.test_evaluation import NUMBERS
-from volumetric.cli import UserError
 
 
 @pytest.fixture

@@ -6,6 +6,11 @@ import os
 from dataclasses import replace
 from pathlib import Path
 
+from volumetric.cli import UserError
+from volumetric.collection import content_of_set
+from volumetric.files import part_of
+from volumetric.sidecars import write_trained_on
+
 import nibabel as nib
 import numpy as np
 import pytest
@@ -14,10 +19,6 @@ from segmentation import experiment, experiment_page, segmentation
 from segmentation.labels import contents_of, remap, save_labels
 from tests.conftest import write_split, write_volume
 from tests.pairs import AFFINE, CLASSES, SHAPE, experiment_config, one_pair
-from volumetric.cli import UserError
-from volumetric.collection import content_of_set
-from volumetric.files import part_of
-from volumetric.sidecars import write_trained_on
 
 ONE_CELL = {"real_numbers": (2,), "synthetic_numbers": (3,)}
 

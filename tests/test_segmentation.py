@@ -5,6 +5,8 @@ import json
 import re
 import warnings
 
+from volumetric.cli import UserError
+
 import nibabel as nib
 import numpy as np
 import pytest
@@ -14,7 +16,6 @@ from scipy.spatial import KDTree
 from sample_data import phantom
 from segmentation import labels, metrics, report
 from tests.conftest import run_script
-from volumetric.cli import UserError
 
 SPACING = (0.6, 0.6, 0.9)
 

@@ -7,6 +7,10 @@ import subprocess
 import sys
 from pathlib import Path
 
+from volumetric import runs
+from volumetric.cli import UserError
+from volumetric.tables import subjects_of
+
 import nibabel as nib
 import numpy as np
 import pytest
@@ -18,9 +22,6 @@ from segmentation import cases, comparison, experiment, maps, nnunet, segmentati
 from segmentation.labels import read_labels, save_labels
 from tests.conftest import run_script, write_volume
 from tests.pairs import AFFINE, CLASSES, SHAPE, new_segmenter, one_pair, small_config, write_pairs
-from volumetric import runs
-from volumetric.cli import UserError
-from volumetric.tables import subjects_of
 
 
 def test_classes_are_consecutive_and_have_another_side():

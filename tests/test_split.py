@@ -4,6 +4,9 @@ import csv
 from collections import Counter
 from fractions import Fraction
 
+from volumetric.collection import content_of, scaled
+from volumetric.tables import PARTS, Split
+
 import nibabel as nib
 import numpy as np
 import pytest
@@ -11,8 +14,6 @@ import pytest
 from preprocessing import split
 from preprocessing.split import Group, Owner, SplitConfig, drawn, grouped, place_of
 from tests.conftest import random_array, run_script, write_volume
-from volumetric.collection import content_of, scaled
-from volumetric.tables import PARTS, Split
 
 SHARES = {"training": Fraction("0.7"), "held_out": Fraction("0.2"), "test": Fraction("0.1")}
 

@@ -4,10 +4,10 @@ import os
 import re
 import unicodedata
 
-import pytest
-
 from volumetric.cli import UserError
 from volumetric.tables import Split, read_table, rows_of, subject_of
+
+import pytest
 
 ROWS = [{"file": "c0.nii", "subject": "s1"}, {"file": "c1.nii", "subject": "s2"}]
 PLAIN = "file,subject\nc0.nii,s1\nc1.nii,s2\n"

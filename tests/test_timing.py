@@ -1,10 +1,11 @@
 """How long and on which GPU: what a dry run says."""
 
+from volumetric import timing
+
 import pytest
 import torch
 
 import stylegan2_pytorch as sg
-from volumetric import timing
 
 
 @pytest.mark.parametrize(

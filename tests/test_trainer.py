@@ -2,6 +2,9 @@
 
 import json
 
+from volumetric import generation, runs, sidecars, training
+from volumetric.cli import UserError, one_line_errors
+
 import nibabel as nib
 import numpy as np
 import pytest
@@ -11,8 +14,6 @@ from torch._subclasses.fake_tensor import FakeTensor
 from tests import flow
 from tests.conftest import ROOT, interrupted_at, write_data, write_labels
 from tests.test_training import assert_same_state
-from volumetric import generation, runs, sidecars, training
-from volumetric.cli import UserError, one_line_errors
 
 
 def config_of(folder, **settings):

@@ -9,6 +9,9 @@ import sys
 import time
 import zipfile
 
+from volumetric import collection, dataset, layers, memory, parallel, runs, training
+from volumetric.cli import UserError
+
 import numpy as np
 import pytest
 import torch
@@ -17,8 +20,6 @@ from torch._subclasses.fake_tensor import FakeTensor
 
 import stylegan2_pytorch as sg
 from tests.conftest import ROOT, random_array, run_script, tiny_flags, write_volume
-from volumetric import collection, dataset, layers, memory, parallel, runs, training
-from volumetric.cli import UserError
 
 NEW_AUGMENTATIONS = ("rotation", "scaling", "bias_field", "noise", "blur")
 BLOCKS = {"attn_layers": (1, 2), "fq_layers": (2,), "fq_dict_size": 16}

@@ -2,6 +2,11 @@
 
 import json
 
+from volumetric.cli import UserError
+from volumetric.collection import volumes_in
+from volumetric.rates import wilson
+from volumetric.sidecars import write_trained_on
+
 import numpy as np
 import pytest
 import torch
@@ -21,10 +26,6 @@ from trust import (
 )
 from trust.pages import told_of_power
 from trust.sets import read_sets
-from volumetric.cli import UserError
-from volumetric.collection import volumes_in
-from volumetric.rates import wilson
-from volumetric.sidecars import write_trained_on
 
 GOLDEN = json.loads((ROOT / "tests" / "golden" / "stats_golden.json").read_text(encoding="utf-8"))
 SHAPE = (24, 24, 10)

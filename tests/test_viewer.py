@@ -5,16 +5,17 @@ import gzip
 import json
 import re
 
+from volumetric import viewer
+from volumetric.cli import UserError
+from volumetric.collection import read
+from volumetric.files import save_nifti
+
 import nibabel as nib
 import numpy as np
 import pytest
 
 from CoW_generator import GenerateConfig, main
 from tests.conftest import ROOT, random_array, run_script, write_volume
-from volumetric import viewer
-from volumetric.cli import UserError
-from volumetric.collection import read
-from volumetric.files import save_nifti
 
 SIDECAR = {
     "synthetic": True,

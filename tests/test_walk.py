@@ -8,6 +8,9 @@ import re
 import shlex
 from pathlib import Path
 
+from volumetric import sidecars
+from volumetric.runs import read_state
+
 import nibabel as nib
 import numpy as np
 import pytest
@@ -19,8 +22,6 @@ from preprocessing import preprocessing, split
 from sample_data import phantom
 from segmentation import experiment
 from tests.conftest import ROOT
-from volumetric import sidecars
-from volumetric.runs import read_state
 
 PROGRAMS = {f"{name}.py": program for name, program in (("label_to_volume", label_to_volume),)}
 PROGRAMS |= {"sample_data/phantom.py": phantom, "preprocessing/preprocessing.py": preprocessing}

@@ -4,6 +4,9 @@ Contrastive learning (NT-Xent, arXiv:2002.05709) as Dar et al. (arXiv:2307.01148
 volumes: two views of a volume are to be alike, those of two volumes not.
 """
 
+from volumetric.layers import nt_xent
+from volumetric.parallel import host_random
+
 import numpy as np
 import torch
 import torch.nn.functional as F
@@ -12,8 +15,6 @@ from tqdm import tqdm
 
 from trust.controls import KINDS
 from trust.similarity import SEEN
-from volumetric.layers import nt_xent
-from volumetric.parallel import host_random
 
 WIDTHS = (32, 64, 128, 256)  # about a million weights
 FEATURES = 128

@@ -8,10 +8,10 @@ Whether kinds can be told is asked of every number of `looks_of` (rank sums, Hol
 together (a linear classifier, cross-validated); p are by drawing the kinds again.
 """
 
+from volumetric.cli import UserError
+
 import numpy as np
 from scipy import ndimage, stats
-
-from volumetric.cli import UserError
 
 LEVELS = 256  # grey values of a volume that is shown, at most
 QUANTILES = (0.01, 0.05, 0.25, 0.5, 0.75, 0.95, 0.99)  # of the grey values, that the check looks at

@@ -19,6 +19,14 @@ import tempfile
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+from volumetric import __version__
+from volumetric.cli import UserError, check_fields, one_line_errors, option, parse_cli
+from volumetric.collection import contents_of
+from volumetric.files import next_free, read_json, write_json
+from volumetric.machine import usable_cores
+from volumetric.rates import wilson
+from volumetric.sidecars import models_of
+
 import numpy as np
 from scipy import stats
 from tqdm import tqdm
@@ -37,13 +45,6 @@ from trust.rates import (
 from trust.sets import check_held_out, read_sets
 from trust.similarity import Library, print_of
 from trust.workers import LIBRARY, prepare, spread_out
-from volumetric import __version__
-from volumetric.cli import UserError, check_fields, one_line_errors, option, parse_cli
-from volumetric.collection import contents_of
-from volumetric.files import next_free, read_json, write_json
-from volumetric.machine import usable_cores
-from volumetric.rates import wilson
-from volumetric.sidecars import models_of
 
 # Edit these, or pass them as flags; a flag wins.
 # folder of the volumes that the generator was trained on

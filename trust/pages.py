@@ -1,13 +1,14 @@
 """Pages of the gate and of the membership test."""
 
-import numpy as np
-
-from trust import STATES
-from trust.similarity import SHIFT
 from volumetric.collection import unique_names
 from volumetric.files import array_to_volume
 from volumetric.pages import drawing, picture, rows_of, section, three, write_page
 from volumetric.pictures import annotated, new_axes
+
+import numpy as np
+
+from trust import STATES
+from trust.similarity import SHIFT
 
 SUSPICIOUS = 10  # generated volumes shown beside their training volume
 BINS = 30

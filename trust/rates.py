@@ -1,9 +1,9 @@
 """Intervals, tests and rates that trust rests on; each with its source."""
 
+from volumetric.rates import CONFIDENCE
+
 import numpy as np
 from scipy import stats
-
-from volumetric.rates import CONFIDENCE
 
 
 def conformal(scores, held_out):

@@ -3,6 +3,11 @@
 import json
 from pathlib import Path
 
+from volumetric.cli import UserError
+from volumetric.files import as_damaged, write_json
+from volumetric.pages import rows_of, three, write_page
+from volumetric.rates import CONFIDENCE, wilson
+
 import numpy as np
 from scipy import stats
 
@@ -14,10 +19,6 @@ from trust.rates import (
     normal_interval,
     power_of_equivalence,
 )
-from volumetric.cli import UserError
-from volumetric.files import as_damaged, write_json
-from volumetric.pages import rows_of, three, write_page
-from volumetric.rates import CONFIDENCE, wilson
 
 MARGIN = 0.1  # around one half, of the test of equivalence
 RESAMPLES = 2000

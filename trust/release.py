@@ -27,11 +27,6 @@ import sys
 from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
-
-from trust import release_files
-from trust.scorecard import refuse_trained
-from trust.sets import told_by
 from volumetric import __version__
 from volumetric.cli import UserError, check_fields, one_line_errors, option, parse_cli
 from volumetric.collection import LABELS, refuse_overlap, volumes_in
@@ -49,6 +44,12 @@ from volumetric.files import (
 from volumetric.released import generator_of, write_safetensors
 from volumetric.sidecars import digest_of, sidecar_of
 from volumetric.tables import read_table
+
+import numpy as np
+
+from trust import release_files
+from trust.scorecard import refuse_trained
+from trust.sets import told_by
 
 # Edit these, or pass them as flags; a flag wins.
 # checkpoint of stylegan2_pytorch.py that is released, of which the volumes are

@@ -18,14 +18,15 @@ import shutil
 from importlib.metadata import version
 from pathlib import Path
 
-import numpy as np
-
-from trust.pages import told_of_power
 from volumetric import __version__
 from volumetric.cli import UserError
 from volumetric.files import by, file_digest, finite, one_line
 from volumetric.geometry import spacing_of
 from volumetric.sidecars import sidecar_of
+
+import numpy as np
+
+from trust.pages import told_of_power
 
 MODEL = "model.safetensors"
 TABLE = "volumes.csv"

@@ -22,6 +22,14 @@ import sys
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+from volumetric import __version__
+from volumetric.cli import check_fields, one_line_errors, option, parse_cli
+from volumetric.collection import contents_of, name_of, unique_names
+from volumetric.files import atomic_path, next_free, write_json
+from volumetric.machine import usable_cores
+from volumetric.rates import CONFIDENCE, wilson
+from volumetric.sidecars import TRAINED_ON, beside_volumes, models_of, sidecar_of
+
 import numpy as np
 from scipy import stats
 
@@ -32,13 +40,6 @@ from trust.rates import conformal, realised_rate
 from trust.sets import check_held_out, read_sets
 from trust.similarity import Library, print_of
 from trust.workers import LIBRARY, prepare, spread_out
-from volumetric import __version__
-from volumetric.cli import check_fields, one_line_errors, option, parse_cli
-from volumetric.collection import contents_of, name_of, unique_names
-from volumetric.files import atomic_path, next_free, write_json
-from volumetric.machine import usable_cores
-from volumetric.rates import CONFIDENCE, wilson
-from volumetric.sidecars import TRAINED_ON, beside_volumes, models_of, sidecar_of
 
 # Edit these, or pass them as flags; a flag wins.
 # folder of the volumes that the generator was trained on

@@ -17,10 +17,6 @@ import sys
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from trust import STATES
-from trust.pages import told_of_power
-from trust.reading import told_of_training
-from trust.sets import told_by
 from volumetric import __version__
 from volumetric.cli import UserError, check_fields, one_line_errors, option, parse_cli
 from volumetric.collection import LABELS, contents_of, find_volumes, refuse_overlap, volumes_in
@@ -28,6 +24,11 @@ from volumetric.files import as_damaged, file_digest, read_json, write_json
 from volumetric.pages import rows_of, three, write_page
 from volumetric.sidecars import trained_on
 from volumetric.tables import read_table
+
+from trust import STATES
+from trust.pages import told_of_power
+from trust.reading import told_of_training
+from trust.sets import told_by
 
 # Edit these, or pass them as flags; a flag wins.
 # folder of the volumes that are released

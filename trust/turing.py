@@ -18,17 +18,18 @@ import string
 from dataclasses import dataclass
 from pathlib import Path
 
-import nibabel as nib
-import numpy as np
-
-from trust.greys import FEW, LEVELS, REMEDY, check, levelled, matched, stored_as
-from trust.reading import read_answers, summarise, told_of_training, write_scores
 from volumetric.cli import UserError, check_fields, one_line_errors, option, parse_cli
 from volumetric.collection import contents_of, known_by_content, refuse_overlap, same_geometry, volumes_in
 from volumetric.files import atomic_path, next_free, write_json
 from volumetric.pages import niivue
 from volumetric.parallel import host_random
 from volumetric.sidecars import trained_on
+
+import nibabel as nib
+import numpy as np
+
+from trust.greys import FEW, LEVELS, REMEDY, check, levelled, matched, stored_as
+from trust.reading import read_answers, summarise, told_of_training, write_scores
 
 # Edit these, or pass them as flags; a flag wins.
 # build or score

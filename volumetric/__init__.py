@@ -23,4 +23,15 @@
 The first seven import no torch.
 """
 
+import importlib.util
+import sys
+
 __version__ = "0.2.0"
+
+NEEDED = ("fire", "nibabel", "numpy", "torch")  # of the packages that are installed together
+
+if missing := [name for name in NEEDED if importlib.util.find_spec(name) is None]:
+    sys.exit(
+        f"Error: {missing[0]} is not installed here: activate the environment (source .venv/bin/activate), or "
+        f"make one with make install."
+    )

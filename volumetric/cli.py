@@ -28,10 +28,10 @@ import sys
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 
-import fire
-
 from volumetric import __version__
 from volumetric.help import help_text
+
+import fire
 
 
 class UserError(ValueError):

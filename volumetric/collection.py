@@ -18,9 +18,6 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 
-import numpy as np
-from tqdm import tqdm
-
 from volumetric.cli import UserError, trainable_shape
 from volumetric.files import (
     NIFTI_SUFFIXES,
@@ -44,6 +41,9 @@ from volumetric.geometry import (
 )
 from volumetric.machine import usable_cores
 from volumetric.tables import Split
+
+import numpy as np
+from tqdm import tqdm
 
 MAX_FILES_NAMED = 50  # files listed in one message
 FEW_NAMED = 8  # files named in a line of what is passed over

@@ -7,9 +7,9 @@ import os
 from collections import deque
 from dataclasses import dataclass
 
-import numpy as np
-
 from volumetric.pages import three
+
+import numpy as np
 
 BINS = 320  # points of a curve, at most
 LATEST = 200  # steps that the present speed is of

@@ -14,11 +14,6 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-import numpy as np
-import torch
-from torch.utils.data import DataLoader, Dataset, Sampler
-from tqdm import tqdm
-
 from volumetric.cli import UserError
 from volumetric.collection import (
     MAX_FILES_NAMED,
@@ -38,6 +33,11 @@ from volumetric.geometry import CANONICAL, axes_of, left_right_axis, spacing_of
 from volumetric.machine import usable_cores
 from volumetric.parallel import STREAM_CLASS, STREAM_FLIP, STREAM_ORDER, Group, host_random, to_device
 from volumetric.tables import read_table, rows_of
+
+import numpy as np
+import torch
+from torch.utils.data import DataLoader, Dataset, Sampler
+from tqdm import tqdm
 
 PACK_FORMAT = 2  # part of a pack's name
 WORKER_GRACE = 300  # seconds that a worker goes on reading after SIGTERM, for the step that is being saved

@@ -19,12 +19,12 @@ import os
 from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
-
 from volumetric import __version__
 from volumetric.cli import UserError
 from volumetric.files import atomic_path, part_of, to_disk
 from volumetric.geometry import OFF_MM
+
+import numpy as np
 
 KINDS = {"enhanced": "one Enhanced MR file a volume", "classic": "a folder of MR slices a volume"}
 SYNTHESIZING = ("109100", "DCM", "Synthesizing Equipment")

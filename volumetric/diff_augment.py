@@ -6,12 +6,12 @@ field, noise and blur are for MR volumes. Adaptive augmentation: Karras et al. 2
 
 import math
 
+from volumetric.parallel import Arriving, device_random, host_random, to_device
+
 import numpy as np
 import torch
 import torch.nn.functional as F
 from scipy.spatial.transform import Rotation
-
-from volumetric.parallel import Arriving, device_random, host_random, to_device
 
 
 class Augmentation:

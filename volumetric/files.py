@@ -19,12 +19,12 @@ import uuid
 import zlib
 from pathlib import Path
 
+from volumetric import __version__
+from volumetric.cli import UserError
+
 import nibabel as nib
 import numpy as np
 from einops import rearrange
-
-from volumetric import __version__
-from volumetric.cli import UserError
 
 try:
     import fcntl

@@ -17,9 +17,6 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Protocol
 
-import numpy as np
-from tqdm import tqdm
-
 from volumetric.cli import UserError
 from volumetric.dataset import labels_of_seeds
 from volumetric.dicom_writing import Origin, write_dicom
@@ -49,6 +46,9 @@ from volumetric.sidecars import (
     versions,
     write_trained_on,
 )
+
+import numpy as np
+from tqdm import tqdm
 
 SHOWN = 64  # volumes on a contact sheet, at most
 AT_ONCE_ON_CPU, AT_ONCE_ON_GPU = 2, 8  # volumes

@@ -9,12 +9,12 @@ follows from that is refused here, once for all programs.
 
 import itertools
 
+from volumetric.cli import UserError
+from volumetric.files import by
+
 import nibabel as nib
 import numpy as np
 from nibabel import orientations
-
-from volumetric.cli import UserError
-from volumetric.files import by
 
 CANONICAL = "RAS"  # axes of every array that a program computes with
 MILLIMETRES = {1: 1000.0, 3: 0.001}  # of the header's units: metres, micrometres; all others are taken for mm

@@ -9,13 +9,13 @@ import functools
 import math
 from collections import OrderedDict
 
+from volumetric.cli import UserError, check_networks
+
 import torch
 import torch.nn.functional as F
 from einops import rearrange
 from torch import nn
 from torch.utils.checkpoint import checkpoint
-
-from volumetric.cli import UserError, check_networks
 
 SLOPE = 0.2  # of LeakyReLU
 GROUP = 4  # volumes whose standard deviation D sees (arXiv:1710.10196)

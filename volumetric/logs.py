@@ -10,9 +10,9 @@ import re
 import shutil
 import sys
 
-from tqdm import tqdm
-
 from volumetric.files import as_damaged, atomic_path, next_free, one_line
+
+from tqdm import tqdm
 
 LISTENERS = []  # functions of the text of a warning
 

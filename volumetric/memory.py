@@ -4,14 +4,14 @@ import contextlib
 import math
 import weakref
 
+from volumetric.cli import UserError
+
 import torch
 from torch import nn
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.weak import WeakIdKeyDictionary
-
-from volumetric.cli import UserError
 
 COMFORTABLE = 0.75  # of a GPU's memory, up to which more is computed at once
 

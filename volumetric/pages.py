@@ -8,9 +8,9 @@ import string
 from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
-
 from volumetric.files import atomic_path
+
+import numpy as np
 
 ROUNDING = 1e-6  # share of a value below which its deviation is none
 WIDE = 6.0  # inches of a figure that is not made to fit a narrow page, but scrolls there

@@ -9,10 +9,10 @@ import sys
 from dataclasses import dataclass
 from datetime import timedelta
 
+from volumetric.cli import UserError
+
 import numpy as np
 import torch
-
-from volumetric.cli import UserError
 
 MESSAGE_BYTES = 32 * 2**20  # of gradients sent at once between processes
 # What gloo says when a peer is gone or does not answer; NCCL has an error class of its own.

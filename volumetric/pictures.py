@@ -4,11 +4,11 @@ Radiological view, whatever the affine: the patient's right is on the left of an
 front or top is up; in a sagittal one the front is on the left.
 """
 
+from volumetric.files import atomic_path, volume_to_array
+
 import numpy as np
 from nibabel import affines, orientations
 from PIL import Image, ImageDraw, ImageFont
-
-from volumetric.files import atomic_path, volume_to_array
 
 CAPTIONED = 720  # columns of a sheet with a caption, at least
 GAP, EDGE, MARGIN = 64, 255, 24  # grey values between tiles, between halves of a sheet, around a view

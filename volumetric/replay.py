@@ -1,9 +1,9 @@
 """Steps of a training as CUDA graphs: a GPU does small ones faster than its host can launch them."""
 
+from volumetric.cli import UserError
+
 import torch
 from torch.utils._pytree import tree_leaves
-
-from volumetric.cli import UserError
 
 ORDINARY_RUNS = 3  # before a capture: cuDNN tries its algorithms, optimisers make their moments
 # Methods by which a trainer takes what is new, and what the host decides.

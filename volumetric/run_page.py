@@ -27,9 +27,6 @@ from dataclasses import dataclass, field, fields, replace
 from datetime import datetime
 from pathlib import Path
 
-import numpy as np
-from PIL import Image
-
 from volumetric import logs
 from volumetric.cli import default_of
 from volumetric.curves import LEFT, RIGHT, WIDE, Metrics, curve, read_scores
@@ -37,6 +34,9 @@ from volumetric.files import one_line
 from volumetric.pages import rows_of, three, write_page
 from volumetric.pictures import enlarged_picture
 from volumetric.timing import duration
+
+import numpy as np
+from PIL import Image
 
 MOST_PREVIEWS = 60  # steps whose pictures are in the page
 PICTURE_BYTES, PICTURE_WIDTHS = 56_000, (1120, 800, 560, 400, 280)  # of a picture in the page, pixels

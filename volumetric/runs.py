@@ -33,17 +33,17 @@ from collections import deque
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
-import torch
-from retry.api import retry_call
-from torch.utils._pytree import tree_leaves
-from tqdm import tqdm
-
 from volumetric.cli import UserError
 from volumetric.files import atomic_path, clear_parts, next_free, one_line, reading, save_nifti
 from volumetric.logs import append_scores, continue_table, dispensable, warn
 from volumetric.pictures import save_picture
 from volumetric.released import SUFFIX, read_safetensors
 from volumetric.run_page import RunPage
+
+import torch
+from retry.api import retry_call
+from torch.utils._pytree import tree_leaves
+from tqdm import tqdm
 
 CHECKPOINT = r"model_(0|[1-9][0-9]{0,11})\.pt"  # its file's name
 NAN_REVERTS = 3  # returns to the last checkpoint before training gives up

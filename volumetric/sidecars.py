@@ -10,9 +10,6 @@ import sys
 from importlib.metadata import version
 from pathlib import Path
 
-import nibabel as nib
-import numpy as np
-
 from volumetric import __version__
 from volumetric.cli import UserError
 from volumetric.collection import (
@@ -32,6 +29,9 @@ from volumetric.files import (
     reading,
     volume_to_array,
 )
+
+import nibabel as nib
+import numpy as np
 
 SAME = 1e-5  # between a volume and its file, in [0, 1], for equal
 ROUNDING, HALF_ROUNDING = 1e-4, 1e-2  # between two machines; in half precision

@@ -4,9 +4,9 @@ import os
 import time
 from dataclasses import replace
 
-import torch
-
 from volumetric.machine import usable_cores, usable_memory
+
+import torch
 
 GPU_SIZES = (8, 12, 16, 24, 32, 40, 48, 80, 96, 141, 192)  # GiB of cards that there are
 BESIDE_TENSORS = 1.1  # of a peak: what a GPU's context and allocator take

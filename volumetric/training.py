@@ -10,9 +10,6 @@ import itertools
 import os
 from dataclasses import asdict, replace
 
-import numpy as np
-import torch
-
 from volumetric import __version__, dataset, logs, memory, parallel, run_page, runs, timing
 from volumetric.cli import UserError, VolumeConfig, default_of, options_of
 from volumetric.collection import choose
@@ -21,6 +18,9 @@ from volumetric.geometry import CANONICAL, axes_of
 from volumetric.layers import channels_last, count_parameters, move_averages, set_rates, trained_by
 from volumetric.pictures import contact_sheet
 from volumetric.tables import Split
+
+import numpy as np
+import torch
 
 FORMAT_VERSION = 1  # of our checkpoints
 # A ramped average: its half-life, as a share of the volumes seen, and in volumes, at most.

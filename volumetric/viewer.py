@@ -21,13 +21,13 @@ import string
 from dataclasses import dataclass, field
 from pathlib import Path
 
-import nibabel as nib
-import numpy as np
-
 from volumetric.cli import UserError
 from volumetric.collection import find, name_of, read
 from volumetric.files import SYNTHETIC, atomic_path, by, naming, read_header, read_json
 from volumetric.pages import niivue
+
+import nibabel as nib
+import numpy as np
 
 PAGE = "view.html"
 MARK = '<meta name="generator" content="CoW_generator --view">'  # what a page is known by as ours

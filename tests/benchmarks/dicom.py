@@ -36,10 +36,11 @@ from pydicom.uid import ExplicitVRLittleEndian, MRImageStorage, generate_uid
 
 ROOT = Path(__file__).parents[2]
 sys.path.insert(0, str(ROOT))
-from preprocessing.dicom import convert_all, survey  # noqa: E402
-from preprocessing.dicom_files import stored_values  # noqa: E402
 from volumetric.cli import UserError, check_fields, one_line_errors, option, parse_cli  # noqa: E402
 from volumetric.files import by  # noqa: E402
+
+from preprocessing.dicom import convert_all, survey  # noqa: E402
+from preprocessing.dicom_files import stored_values  # noqa: E402
 
 PACKAGES = ("pydicom", "pydicom-data", "nibabel")
 SAME_PLACE = 0.1  # mm

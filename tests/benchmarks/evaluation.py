@@ -18,6 +18,8 @@ from collections import Counter
 from dataclasses import replace
 from pathlib import Path
 
+from volumetric.files import array_to_volume
+
 import fire
 import nibabel as nib
 import numpy as np
@@ -29,7 +31,6 @@ from MedicalNet.evaluation import GROUPS, EvaluateConfig, evaluate
 from MedicalNet.extractors import FeatureCache, build_medicalnet, randomly, standardized
 from MedicalNet.measuring import build_extractors, measure
 from MedicalNet.volumes import in_memory
-from volumetric.files import array_to_volume
 
 ROOT = Path(__file__).parents[2]
 

@@ -23,11 +23,12 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 ROOT = Path(__file__).parents[2]
 sys.path.insert(0, str(ROOT))
-from stylegan2_pytorch import TrainConfig, Trainer  # noqa: E402
-from tests.benchmarks.step import CONFIGS  # noqa: E402
 from volumetric import layers, memory, parallel  # noqa: E402
 from volumetric.cli import check_device_name, check_fields, one_line_errors, option, parse_cli  # noqa: E402
 from volumetric.dataset import Audit  # noqa: E402
+
+from stylegan2_pytorch import TrainConfig, Trainer  # noqa: E402
+from tests.benchmarks.step import CONFIGS  # noqa: E402
 
 REPEATS = 5  # steps that are measured, after two that are not
 

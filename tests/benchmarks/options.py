@@ -32,10 +32,11 @@ from tqdm import tqdm
 
 ROOT = Path(__file__).parents[2]
 sys.path.insert(0, str(ROOT))
-import stylegan2_pytorch as sg  # noqa: E402
-from tests.benchmarks.launches import NoLog  # noqa: E402
 from volumetric import collection, dataset, parallel, pictures, runs, training  # noqa: E402
 from volumetric.cli import check_device_name, check_fields, one_line_errors, option, parse_cli  # noqa: E402
+
+import stylegan2_pytorch as sg  # noqa: E402
+from tests.benchmarks.launches import NoLog  # noqa: E402
 
 SIZE = {"image_size": 64, "image_depth": 16}
 TRAINED, UNSEEN = 256, 64  # phantoms

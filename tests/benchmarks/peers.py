@@ -30,12 +30,13 @@ import torch
 
 ROOT = Path(__file__).parents[2]
 sys.path[:0] = [str(ROOT), str(Path(__file__).parent)]
-import learning  # noqa: E402
-
-from MedicalNet.noise import as_read  # noqa: E402
 from volumetric.cli import check_fields, one_line_errors, option, parse_cli  # noqa: E402
 from volumetric.files import atomic_path  # noqa: E402
 from volumetric.pictures import axial_pictures, save_picture, tile  # noqa: E402
+
+import learning  # noqa: E402
+
+from MedicalNet.noise import as_read  # noqa: E402
 
 KINDS = {"ddpm": "denoising diffusion, DDIM", "flow": "rectified flow, Euler"}
 STEPS = {"ddpm": (25,), "flow": (10, 25)}  # of sampling

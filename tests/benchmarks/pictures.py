@@ -21,9 +21,6 @@ from nibabel import affines
 
 ROOT = Path(__file__).parents[2]
 sys.path.insert(0, str(ROOT))
-from CoW_generator import SHIPPED  # noqa: E402
-from sample_data.phantom import make_phantom, phantom_affine  # noqa: E402
-from stylegan2_pytorch import ModelLoader, slerp  # noqa: E402
 from volumetric.cli import check_device_name, check_fields, one_line_errors, option, parse_cli  # noqa: E402
 from volumetric.files import array_to_volume  # noqa: E402
 from volumetric.parallel import batch_inputs, latent_of, volume_inputs  # noqa: E402
@@ -38,6 +35,10 @@ from volumetric.pictures import (  # noqa: E402
     save_picture,
     tile,
 )
+
+from CoW_generator import SHIPPED  # noqa: E402
+from sample_data.phantom import make_phantom, phantom_affine  # noqa: E402
+from stylegan2_pytorch import ModelLoader, slerp  # noqa: E402
 
 COLUMNS, PANELS, PIXELS, GAP = 8, 16, 136, 6  # in a row, in a half, of a panel, between the halves
 UNSEEN = 1000  # seed of a series of phantoms; trainings have those of seed 0

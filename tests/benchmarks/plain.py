@@ -7,12 +7,12 @@ require gradients. The tensors have the names of the trainer's, so that weights 
 
 import math
 
+from volumetric.layers import growth_schedule, shrink_schedule
+
 import kornia
 import torch
 import torch.nn.functional as F
 from torch import nn
-
-from volumetric.layers import growth_schedule, shrink_schedule
 
 
 class PlainBlur(nn.Module):

@@ -14,12 +14,13 @@ import sys
 from dataclasses import dataclass
 from pathlib import Path
 
+from volumetric.cli import check_device_name, check_fields, one_line_errors, option, parse_cli
+from volumetric.parallel import choose_device
+
 import numpy as np
 import torch
 
 from stylegan2_pytorch import LATENT_DIM
-from volumetric.cli import check_device_name, check_fields, one_line_errors, option, parse_cli
-from volumetric.parallel import choose_device
 
 ROOT = Path(__file__).parents[2]
 sys.path.insert(0, str(ROOT))

@@ -26,6 +26,12 @@ from dataclasses import dataclass
 from datetime import date
 from pathlib import Path
 
+from volumetric.cli import check_device_name, check_fields, one_line_errors, option, parse_cli
+from volumetric.dataset import SeededBatches, VolumeDataset, make_loader, open_data
+from volumetric.parallel import Group, choose_device, host_random
+from volumetric.pictures import contact_sheet
+from volumetric.training import rehearse_on_cpu
+
 import nibabel as nib
 import numpy as np
 import torch
@@ -33,11 +39,6 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils.flop_counter import FlopCounterMode
 
 from stylegan2_pytorch import LATENT_DIM, STREAM_G, StyleGAN2, TrainConfig, Trainer, same_style
-from volumetric.cli import check_device_name, check_fields, one_line_errors, option, parse_cli
-from volumetric.dataset import SeededBatches, VolumeDataset, make_loader, open_data
-from volumetric.parallel import Group, choose_device, host_random
-from volumetric.pictures import contact_sheet
-from volumetric.training import rehearse_on_cpu
 
 ROOT = Path(__file__).parents[2]
 sys.path.insert(0, str(ROOT))

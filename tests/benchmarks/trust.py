@@ -19,13 +19,14 @@ import numpy as np
 
 ROOT = Path(__file__).parents[2]
 sys.path.insert(0, str(ROOT))
+from volumetric.collection import volumes_in  # noqa: E402
+from volumetric.rates import wilson  # noqa: E402
+
 from trust.controls import KINDS  # noqa: E402
 from trust.rates import realised_rate  # noqa: E402
 from trust.replicas import Threshold, look, look_at_copy, table_of  # noqa: E402
 from trust.similarity import STATISTICS, Library  # noqa: E402
 from trust.workers import prepare, spread_out  # noqa: E402
-from volumetric.collection import volumes_in  # noqa: E402
-from volumetric.rates import wilson  # noqa: E402
 
 TRAINING, POOL, COPIED = 100, 700, 30
 HELD_OUT = (25, 100, 300)

@@ -4,8 +4,9 @@ import sys
 import tempfile
 from dataclasses import dataclass
 
-from tests.faults import commands, damage, disks, ends, experiments, kills, long, volumes
 from volumetric.cli import check_fields, one_line_errors, option, parse_cli
+
+from tests.faults import commands, damage, disks, ends, experiments, kills, long, volumes
 
 # What does the faults, and how many in the long run.
 KINDS = {

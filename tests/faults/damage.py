@@ -8,6 +8,8 @@ import math
 import random
 from pathlib import Path
 
+from volumetric.cli import UserError
+
 import torch
 
 import CoW_generator
@@ -15,7 +17,6 @@ import stylegan2_pytorch as sg
 from tests.faults.children import limit_memory, run
 from tests.faults.commands import MEMORY, judge
 from tests.faults.jobs import finished, first_difference, training
-from volumetric.cli import UserError
 
 LIMIT = 240.0  # seconds, of a tiny job on a busy machine
 ODD = [None, -1, 0, 2**70, 1.5, math.nan, math.inf, "x", "", b"x", True, [], {}, [[1]], {"a": 1}, (), 10**9]

@@ -2,13 +2,14 @@
 
 from pathlib import Path
 
+from volumetric.runs import find_checkpoint, read_state
+
 import nibabel as nib
 import numpy as np
 import torch
 
 import stylegan2_pytorch as sg
 from tests.faults.children import run
-from volumetric.runs import find_checkpoint, read_state
 
 TINY = ["--image_size", "16", "--image_depth", "4", "--network_capacity", "1", "--fmap_max", "4"]
 TIMES = {"seconds", "volumes_per_second"}  # columns of metrics.csv that no two runs share

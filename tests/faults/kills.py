@@ -6,6 +6,8 @@ import signal
 import time
 from pathlib import Path
 
+from volumetric.files import file_digest
+
 import numpy as np
 
 import CoW_generator
@@ -15,7 +17,6 @@ import stylegan2_pytorch as sg
 from tests.conftest import write_volume
 from tests.faults.children import run, start, wait
 from tests.faults.jobs import difference, finished, table, training, whole
-from volumetric.files import file_digest
 
 STEPS = 8
 OPTIONS = ["--save_every", "2", "--keep_checkpoints", "3", "--recipe", "robust"]

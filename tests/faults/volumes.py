@@ -5,13 +5,14 @@ import random
 import struct
 from pathlib import Path
 
+from volumetric.cli import UserError
+from volumetric.collection import read
+
 import nibabel as nib
 import numpy as np
 
 from preprocessing.scans import audit_scan
 from tests.faults.children import limit_memory, run
-from volumetric.cli import UserError
-from volumetric.collection import read
 
 SHAPE = (24, 20, 16)
 MEMORY = 0.5  # GiB
