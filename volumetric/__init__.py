@@ -32,6 +32,6 @@ NEEDED = ("fire", "nibabel", "numpy", "torch")  # of the packages that are insta
 
 if missing := [name for name in NEEDED if importlib.util.find_spec(name) is None]:
     sys.exit(
-        f"Error: {missing[0]} is not installed here: activate the environment (source .venv/bin/activate), or "
-        f"make one with make install."
+        f"Error: {missing[0]} is not installed here: activate the environment (source .venv/bin/activate), "
+        f"or make one with make install."
     )
