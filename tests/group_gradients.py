@@ -19,7 +19,7 @@ def gradients(config, group):
     audit = audit_volumes(config.data, (size, size, config.image_depth))
     audit.classes = classes
     trainer = Trainer(config, audit, group)
-    trainer.step, trainer.pl_mean = 5024, 0.1
+    trainer.step, trainer.pl_mean = 5024, torch.tensor(0.1, dtype=torch.float64)
     found, networks = {}, trainer.GAN
     for name, optimizer, step in (
         ("D", trainer.D_opt, trainer.discriminator_step),
