@@ -8,6 +8,7 @@ import pytest
 
 import stylegan2_pytorch as sg
 from MedicalNet import scores, spread
+from tests.benchmarks import evaluation as benchmark
 from tests.conftest import random_array, write_volume
 from tests.test_scores import evaluated, without_slices  # noqa: F401
 from volumetric.cli import UserError
@@ -93,3 +94,14 @@ def test_runs_of_other_networks_or_data_are_refused(evaluated, make_config, data
 def test_runs_that_cannot_be_meant(make_config, settings, text):
     with pytest.raises(UserError, match=text):
         make_config(**settings)
+
+
+def test_rates_of_a_pool_whose_sides_differ_tell_a_mirrored_set(tmp_path, capsys):
+    for n in range(24):
+        array = random_array(n, (16, 16, 4))
+        array[:8] *= 0.5
+        write_volume(tmp_path / "rates-chiral" / "pool" / f"v{n}.nii.gz", array)
+        write_volume(tmp_path / "rates-chiral" / "labels" / f"v{n}.nii.gz", (array > 0.9).astype(np.uint8))
+    names = {"rated": ("energy-placed",), "kinds": ("unharmed", "mirrored")}
+    benchmark.rates(number=12, repeats=2, chiral=True, output=tmp_path / "rates", **names)
+    assert "| energy-placed-random | 0 | 100 |" in capsys.readouterr().out
