@@ -8,7 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from volumetric import logs, parallel, runs
-from volumetric.cli import UserError
+from volumetric.cli import UserError, split_runs
 from volumetric.files import atomic_path, by, file_digest, finite, next_free, read_json
 
 import numpy as np
@@ -17,6 +17,7 @@ from MedicalNet.comparing import compare, named
 from MedicalNet.evaluation import EvaluateConfig, Evaluator, describe, unpublished
 from MedicalNet.measuring import joined, measure
 from MedicalNet.noise import shares_of
+from MedicalNet.spread import check_alike, doubts, write_spread
 from MedicalNet.volumes import in_memory
 
 ALONE = ("MD", "recall", "coverage")  # numbers that are also given of volumes with one noise for all
@@ -44,13 +45,18 @@ def scores_of(config, group):
 
 
 def evaluate_checkpoints(config, open_model, **how):
-    """`--evaluate_checkpoints`: scores of all checkpoints of a run, or of --checkpoint; returns the folder.
+    """`--evaluate_checkpoints`: scores of all checkpoints of a run, of --checkpoint, or of --runs.
 
     Args:
         config: RunConfig with EvaluationOptions and GenerationOptions.
         open_model: Function of the configuration that gives the generation.Model.
         how: What its `volumes_of` takes beside.
+
+    Returns:
+        The folder of the table.
     """
+    if config.runs:
+        return evaluate_runs(config, open_model, **how)
     if config.checkpoint is None:
         runs.find_checkpoint(config.models)  # or say that there is none
     scores = open_scores(config, parallel.Group(), bootstrap=200)
@@ -64,6 +70,25 @@ def evaluate_checkpoints(config, open_model, **how):
     seeds = range(config.seed, config.seed + config.calculate_fid_num_images)
     folder = scores.sweep(models, seeds, config.batch_size, config.results / "sweep", **how)
     print(f"{folder / 'sweep.png'} shows the curves; the numbers are in {folder / 'sweep.csv'}.")
+    return folder
+
+
+def evaluate_runs(config, open_model, **how):
+    """`--evaluate_checkpoints --runs a,b`: the newest of each, and their spread; returns the folder.
+
+    Args: as of `evaluate_checkpoints`.
+    """
+    configs = {run: replace(config, name=run, runs=None) for run in split_runs(config.runs)}
+    paths = {run: runs.find_checkpoint(one.models) for run, one in configs.items()}
+    models = {run: open_model(one) for run, one in configs.items()}
+    check_alike(models)
+    for text in doubts({run: runs.read_state(path, check=False) for run, path in paths.items()}, config):
+        logs.say(f"Warning: {text}")
+    scores = open_scores(config, parallel.Group(), bootstrap=200)
+    seeds = range(config.seed, config.seed + config.calculate_fid_num_images)
+    with_paths = {run: (paths[run], model) for run, model in models.items()}
+    folder = scores.spread(with_paths, seeds, config.batch_size, config.results / "spread", **how)
+    print(f"The numbers of {len(models)} runs and their spread are in {folder / 'spread.csv'}.")
     return folder
 
 
@@ -205,9 +230,8 @@ class TrainingScores:
         Raises:
             UserError: No model can be evaluated, or one is of another size.
         """
-        about = {"seeds": [seeds[0], len(seeds)], **how, **describe(self.evaluator)}
-        about = json.loads(json.dumps(finite({"n_generated": len(seeds), **about})))
-        folder, rows = earlier_rows(Path(folder), about)
+        about = self.about(seeds, how)
+        folder, rows = earlier_rows(Path(folder) / "sweep.json", about)
         for path, load in models.items():
             digest = file_digest(path)
             if any(row["sha256"] == digest for row in rows):
@@ -229,6 +253,39 @@ class TrainingScores:
             print(model.path, f"{best} {results[best]['value']:.5g}" if best in results else "")
         if not rows:
             raise UserError("No checkpoint could be evaluated.")
+        return folder
+
+    def about(self, seeds, how):
+        """What a reader of a table must know, as it is read again from JSON."""
+        about = {"seeds": [seeds[0], len(seeds)], **how, **describe(self.evaluator)}
+        return json.loads(json.dumps(finite({"n_generated": len(seeds), **about})))
+
+    def spread(self, models, seeds, batch_size, folder, **how):
+        """Evaluate volumes of one model of each run, and write what they say together; see `spread.summary`.
+
+        The same command goes on with the runs that are not in spread.json.
+
+        Args:
+            models: {run: (path of its checkpoint, its generation.Model)}.
+            seeds, batch_size, folder, how: As of `sweep`, for spread.csv and spread.json.
+
+        Returns:
+            The folder.
+        """
+        about = {**self.about(seeds, how), "runs": list(models)}
+        folder, rows = earlier_rows(Path(folder) / "spread.json", about)
+        earlier, rows = {(row["run"], row["sha256"]): row for row in rows}, []
+        for _, model in models.values():
+            self.check_shape(model)
+        for run, (path, model) in models.items():
+            digest = file_digest(path)
+            row = earlier.get((run, digest))
+            if row is None:
+                number = int(re.search(r"\d*$", path.stem).group())
+                row = {"run": run, "checkpoint": number, "step": model.step, "sha256": digest}
+                row["metrics"] = self.of_model(model, seeds, batch_size=batch_size, **how)
+            rows.append(row)
+            write_spread(rows, about, folder)
         return folder
 
     def of_model(self, model, seeds, **how):
@@ -282,12 +339,12 @@ class TrainingScores:
         draw_sweep(rows, folder / "sweep.png")
 
 
-def earlier_rows(folder, about):
-    """The folder to write to, and the rows of an earlier call with the same settings in it."""
-    there = folder / "sweep.json"
+def earlier_rows(there, about):
+    """The folder to write to, and the rows of an earlier call with the same settings, of a table `there`."""
     if there.is_file():
         record = read_json(there)
         rows = record.pop("checkpoints", None)
+        record.pop("summary", None)
         if record == about and isinstance(rows, list):
-            return folder, rows
-    return next_free(folder), []
+            return there.parent, rows
+    return next_free(there.parent), []

@@ -41,6 +41,7 @@ OF_NO_MATTER = {
         *(
             "dry_run",
             "evaluate_checkpoints",
+            "runs",
             "generate",
             "checkpoint",
             "num_generate",

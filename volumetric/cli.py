@@ -330,12 +330,26 @@ def one_line_errors(interrupted="Interrupted."):
 
 def check_run_name(flag, name):
     """Raise a UserError unless a name can be that of a folder."""
-    if name in (".", "..") or {"/", "\\"} & set(name):
+    if name in ("", ".", "..") or {"/", "\\"} & set(name):
         raise UserError(f"{flag} must be the name of a folder, without a path, got {name!r}.")
     if len(name.encode(errors="replace")) > LONGEST_NAME:
         raise UserError(f"{flag} must have at most {LONGEST_NAME} letters, got {len(name)}.")
     if name == PACKED:
         raise UserError(f"{flag} {PACKED} is the folder of --cache disk: give another name.")
+
+
+def check_runs(flag, text):
+    """Raise a UserError unless a text a,b,... names two or more different runs."""
+    names = split_runs(text)
+    if len(names) < 2 or len(set(names)) < len(names):
+        raise UserError(f"{flag} must be names of different runs, two or more, as in a,b,c, got {text!r}.")
+    for name in names:
+        check_run_name(flag, name)
+
+
+def split_runs(text):
+    """The names in a text a,b,..., in brackets or not."""
+    return [name.strip() for name in text.removeprefix("[").removesuffix("]").split(",")]
 
 
 def trainable_shape(shape):
@@ -588,6 +602,16 @@ class EvaluationOptions:
     evaluate_checkpoints: bool = option(
         False, "Evaluate all checkpoints of the run, or --checkpoint: table, curves."
     )
+    runs: str | None = option(
+        None, "With it: runs a,b,... of other seeds, the newest checkpoint of each.", check=check_runs
+    )
     embedding: str = option("pretrained", "Networks that evaluate.", choices=EMBEDDINGS)
     medicalnet_weights: str | None = option(None, "resnet_10_23dataset.pth; None downloads it.", file=True)
     inception_weights: str | None = option(None, "weights-inception-2015-12-05-6726825d.pth.", file=True)
+
+    def __post_init__(self):
+        super().__post_init__()
+        if self.runs and not self.evaluate_checkpoints:
+            raise UserError("--runs are runs to evaluate: give --evaluate_checkpoints, too.")
+        if self.runs and (getattr(self, "checkpoint", None) is not None or self.load_from != -1):
+            raise UserError("--runs takes the newest checkpoint of each: leave --checkpoint and --load_from.")

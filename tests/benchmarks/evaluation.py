@@ -35,11 +35,12 @@ from MedicalNet.volumes import in_memory
 ROOT = Path(__file__).parents[2]
 
 
-def make_phantoms(folder, number, seed, size, depth, labels=None):
-    """Write phantoms, and their label maps if asked."""
+def make_phantoms(folder, number, seed, size, depth, labels=None, chiral=False):
+    """Write phantoms, and their label maps if asked; with `chiral` ones whose sides differ."""
     command = [sys.executable, ROOT / "sample_data" / "phantom.py", "--output", folder, "--num", number]
     command += ["--seed", seed, "--image_size", size, "--image_depth", depth]
     command += [] if labels is None else ["--labels", labels]
+    command += ["--chiral", True] if chiral else []
     subprocess.run([str(part) for part in command], check=True, capture_output=True)
 
 
@@ -152,9 +153,20 @@ def print_damages(tables):
 
 
 RATED = ("MD", "KD-volume", "energy", "sliced-W1", "energy-placed", "coverage", "Vendi-generated")
+RATED += ("W1-asymmetry",)
 
 
-def rates(number=48, repeats=100, pool=320, size=32, depth=8, rated=RATED, output="rates"):
+def rates(
+    number=48,
+    repeats=100,
+    pool=320,
+    size=32,
+    depth=8,
+    rated=RATED,
+    kinds=DAMAGES,
+    chiral=False,
+    output="rates",
+):
     """How often numbers of whole volumes tell a damage, of random sets of one pool of phantoms.
 
     Args:
@@ -163,47 +175,57 @@ def rates(number=48, repeats=100, pool=320, size=32, depth=8, rated=RATED, outpu
         pool: Phantoms to draw from.
         size, depth: Voxels of a phantom.
         rated: Names of numbers.
-        output: Folder for the phantoms; those that are there are taken.
+        kinds: Damages.
+        chiral: Phantoms whose sides differ; only of these can a mirrored set be told.
+        output: Folder for the phantoms, with -chiral behind it for these; those that are there are taken.
     """
-    output = Path(output)
+    output = Path(f"{output}-chiral" if chiral else output)
     if not (output / "pool").exists():
-        make_phantoms(output / "pool", pool, 0, size, depth, output / "labels")
-    config = EvaluateConfig(real=".", generated=".", embedding="random", metrics=("md",), bootstrap=0)
-    measured = measure_pool(output, config)
+        make_phantoms(output / "pool", pool, 0, size, depth, output / "labels", chiral)
+    config = EvaluateConfig(
+        real=".", generated=".", embedding="random", metrics=groups_of(rated), bootstrap=0
+    )
+    measured = measure_pool(output, config, kinds)
     numbers = {n.name: (index, n) for index, n in enumerate(NUMBERS) if n.name in rated}
     told = {name: Counter() for name in rated}
     for repeat in range(repeats):
         order = np.random.default_rng(repeat).permutation(len(measured["unharmed"].names))
         real, other = order[:number], order[number : 2 * number]
         seeded = replace(config, seed=repeat)
-        for kind in DAMAGES:
+        for kind in kinds:
             pair = Pair(measured["unharmed"].subset(real), drawn(measured, kind, real, other), repeat)
             for name in rated:
                 index, one = numbers[name]
                 told[name][kind] += at_equal_n(one.build(pair), one, seeded, index)["outside"]
-    print("| of random networks, % of draws | " + " | ".join(DAMAGES) + " |")
-    print("|---" * (len(DAMAGES) + 1) + "|")
+    print("| of random networks, % of draws | " + " | ".join(kinds) + " |")
+    print("|---" * (len(kinds) + 1) + "|")
     for name in rated:
-        shares = (f"{100 * told[name][kind] / repeats:.0f}" for kind in DAMAGES)
+        shares = (f"{100 * told[name][kind] / repeats:.0f}" for kind in kinds)
         print(f"| {named(name, 'random')} | {' | '.join(shares)} |")
 
 
-def measure_pool(folder, config):
-    """{damage: Measured} of all phantoms of a pool, by the network of whole volumes."""
+def groups_of(rated):
+    """The groups of numbers that some of whole volumes are in."""
+    return ("md", "anatomy") if any(name.startswith("W1-") for name in rated) else ("md",)
+
+
+def measure_pool(folder, config, kinds=DAMAGES):
+    """{damage: Measured} of all phantoms of a pool, of those damages that each suffers by itself."""
     extractors, _, _ = build_extractors(config)
-    kinds = {kind: [] for kind in DAMAGES if kind not in ("collapsed", "copied")}
+    made = {kind: [] for kind in ("unharmed", *kinds) if kind not in ("collapsed", "copied")}
     rng = np.random.default_rng(0)
     for path in sorted((folder / "pool").rglob("*.nii.gz")):
         image = nib.load(path)
         mask = nib.load(folder / "labels" / path.relative_to(folder / "pool")).get_fdata() > 0
-        for kind, array in damaged(image.get_fdata(dtype=np.float32), mask, rng).items():
-            kinds[kind].append((len(kinds[kind]), np.ascontiguousarray(array_to_volume(array))))
+        done = damaged(image.get_fdata(dtype=np.float32), mask, rng)
+        for kind, arrays in made.items():
+            arrays.append((len(arrays), np.ascontiguousarray(array_to_volume(done[kind]))))
     cache = FeatureCache(None)
     return {
         kind: measure(
-            in_memory(made, image.affine, config.protocol), len(made), extractors, config, cache, kind
+            in_memory(arrays, image.affine, config.protocol), len(arrays), extractors, config, cache, kind
         )
-        for kind, made in kinds.items()
+        for kind, arrays in made.items()
     }
 
 
