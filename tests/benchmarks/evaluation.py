@@ -176,7 +176,7 @@ def rates(
         size, depth: Voxels of a phantom.
         rated: Names of numbers.
         kinds: Damages.
-        chiral: Phantoms whose sides differ; only of these can a mirrored set be told.
+        chiral: Phantoms whose sides differ; of others, a mirrored set is as real as any.
         output: Folder for the phantoms, with -chiral behind it for these; those that are there are taken.
     """
     output = Path(f"{output}-chiral" if chiral else output)
