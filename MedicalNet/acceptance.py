@@ -46,6 +46,12 @@ LIMIT = re.compile(rf"(\w+)\s*(<=|>=)\s*({NUMBER})")
 RANGE = re.compile(rf"(\w+)\s+({NUMBER})\s*\.\.\s*({NUMBER})")
 
 
+def exact(value: float) -> str:
+    """A number in as few digits as say it."""
+    short = f"{value:g}"
+    return short if float(short) == value else repr(value)
+
+
 @dataclass(frozen=True)
 class Condition:
     """least <= measure <= most; infinite where there is no limit."""
@@ -56,18 +62,18 @@ class Condition:
 
     def __str__(self):
         if self.least == -math.inf:
-            return f"{self.name}<={self.most:.17g}"
+            return f"{self.name}<={exact(self.most)}"
         if self.most == math.inf:
-            return f"{self.name}>={self.least:.17g}"
-        return f"{self.name} {self.least:.17g}..{self.most:.17g}"
+            return f"{self.name}>={exact(self.least)}"
+        return f"{self.name} {exact(self.least)}..{exact(self.most)}"
 
     def reason(self, value: float) -> str | None:
         """Why a value does not pass; None if it does."""
         if math.isnan(value):
             return f"{self.name} is undefined: no vessels"
         if value < self.least:
-            return f"{self.name} < {self.least:.17g}"
-        return f"{self.name} > {self.most:.17g}" if value > self.most else None
+            return f"{self.name} < {exact(self.least)}"
+        return f"{self.name} > {exact(self.most)}" if value > self.most else None
 
 
 def parse_conditions(text: str) -> list[Condition]:
@@ -81,7 +87,7 @@ def parse_conditions(text: str) -> list[Condition]:
         limit, span = LIMIT.fullmatch(part.strip()), RANGE.fullmatch(part.strip())
         if not limit and not span:
             raise UserError(
-                f"--accept has {part.strip()!r}, expected name<=x, name>=x or name a..b, commas between them: "
+                f"--accept has {part.strip()!r}, expected name<=x, name>=x or name a..b, between commas: "
                 f"give for example --accept 'components<=3, vessel_ml 0.8..2.5'."
             )
         name = (limit or span)[1]

@@ -1,4 +1,4 @@
-"""CoW_generator.py --accept: conditions, what is kept and why not, what the selection does, marks, messages."""
+"""CoW_generator.py --accept: conditions, what is kept and why, what the selection does, marks, messages."""
 
 import json
 import math
@@ -72,9 +72,12 @@ def seeds(folder):
         (" vessel_ml >= .5 ", [Condition("vessel_ml", least=0.5)]),
         ("asymmetry -0.2..0.2", [Condition("asymmetry", -0.2, 0.2)]),
         ("branches 3..3", [Condition("branches", 3, 3)]),
-        ("components<=9, radius_mm>=1e-1, components>=2", [Condition("components", 2, 9), Condition("radius_mm", 0.1)]),
+        (
+            "components<=9, radius_mm>=1e-1, components>=2",
+            [Condition("components", 2, 9), Condition("radius_mm", 0.1)],
+        ),
     ],
-)  # fmt: skip
+)
 def test_conditions(text, expected):
     assert parse_conditions(text) == expected
     assert parse_conditions(", ".join(map(str, expected))) == expected
@@ -88,8 +91,11 @@ def test_reasons():
 
 
 WRONG = {
-    "unknown": ({"accept": "component<=3"}, "--accept names 'component', expected one of components, vessel_ml"),
-    "no condition": ({"accept": "components<3"}, "--accept has 'components<3', expected name<=x, name>=x or name a..b"),
+    "unknown": ({"accept": "component<=3"}, "names 'component', expected one of components, vessel_ml"),
+    "no condition": (
+        {"accept": "components<3"},
+        "--accept has 'components<3', expected name<=x, name>=x or name a..b",
+    ),
     "empty part": ({"accept": "components<=3,"}, "--accept has '', expected name<=x"),
     "empty": ({"accept": " "}, "--accept is empty"),
     "backwards": ({"accept": "vessel_ml 2..1"}, "cannot be met, no volume has vessel_ml 2..1"),
@@ -97,11 +103,17 @@ WRONG = {
     "between": ({"accept": "components 2.2..2.8"}, "is a whole number, 0 or more"),
     "negative": ({"accept": "vessel_ml<=-1"}, "is 0 or more"),
     "share": ({"accept": "saturated>=2"}, "is between 0 and 1"),
-    "mode": ({"accept": "branches<=3", "mode": "truncation"}, "--accept is for --mode normal, got --mode truncation"),
+    "mode": (
+        {"accept": "branches<=3", "mode": "truncation"},
+        "--accept is for --mode normal, got --mode truncation",
+    ),
     "seeds": ({"accept": "branches<=3", "seeds": "1-3"}, "--accept draws seeds from --seed on, got --seeds"),
-    "few": ({"accept": "branches<=3", "most": 3}, "--most 3 volumes cannot have 4 that pass: give at least --most 4"),
+    "few": (
+        {"accept": "branches<=3", "most": 3},
+        "--most 3 volumes cannot have 4 that pass: give at least --most 4",
+    ),
     "alone": ({"most": 3}, "--most needs --accept"),
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("kind", WRONG)

@@ -378,7 +378,7 @@ class Writer:
             group.wait()
 
     def prepare(self, items: Sequence[Item], count: int) -> None:
-        """Make folders for items of which `count` are to be written, and list what the model was trained on."""
+        """Make folders for items, of which `count` are to be written; list what the model was trained on."""
         for folder in self.folders(items):
             folder.mkdir(parents=True, exist_ok=True)
             clear_parts(folder)
