@@ -65,6 +65,15 @@ import torch.nn.functional as F
 from tqdm import tqdm
 
 import stylegan2_pytorch as sg
+from MedicalNet.acceptance import (
+    DRAWN_PER_KEPT,
+    Gate,
+    check_gate,
+    marked,
+    parse_conditions,
+    refuse_too_few,
+    told,
+)
 
 # ╔══════════════════════════════════════════════════════════════════════════════════════════════════════════╗
 # ║ Settings                                                                                                 ║
@@ -138,6 +147,17 @@ class GenerateConfig:
     )
     seed: int = option(seed, "First seed; the following are seed + 1, seed + 2, ...", least=0)
     seeds: str | None = option(None, "Seeds in place of seed and num_generate, for example 0-99,205.")
+    accept: str | None = option(
+        None,
+        "Conditions that volumes must pass, for example 'components<=3, vessel_ml 0.8..2.5' (mode normal): "
+        "seeds are drawn from seed on until num_generate have passed.",
+    )
+    most: int | None = option(
+        None,
+        "Volumes drawn at most for --accept; None is four times num_generate.",
+        least=1,
+        most=MOST_VOLUMES,
+    )
     top_dir: str = option(top_dir, "Folder that holds models/<model_folder_name>/model_<n>.pt.")
     models_dir: str | None = option(
         models_dir, "Folder that holds <model_folder_name>/model_<n>.pt; None is top_dir/models."
@@ -238,6 +258,7 @@ class GenerateConfig:
             raise UserError(
                 "--mode projection needs --target FILE, the volume to project, and no other mode does."
             )
+        check_gate(self)
         volumes = {"stochastic_variation": self.num_stochastic_variation, "interpolation": self.steps}
         volumes |= {"style_mixing": self.num_generate, "truncation": self.steps}
         number = volumes.get(self.mode, 1) * len(self.seed_list(self.num_generate))
@@ -960,6 +981,34 @@ def recreate(config):
     return generation.recreate(config.recreate, RecipeWriter.program, draw, config.checkpoint)
 
 
+def generate_accepted(config):
+    """`--accept`: draw seed after seed, and keep the volumes that pass until there are num_generate.
+
+    Returns:
+        Folder with the files.
+
+    Raises:
+        UserError: As `generate`, or fewer volumes pass; those are written.
+    """
+    with process_group() as group:
+        if group.world > 1:
+            raise UserError(
+                f"--accept draws one seed after the other, got {group.world} processes: start one."
+            )
+        model, conditions = open_model(config), parse_conditions(config.accept)
+        most = config.most or min(MOST_VOLUMES, DRAWN_PER_KEPT * config.num_generate)
+        recipes = plan_normal(replace(config, num_generate=most, accept=None, most=None), model)
+        items = [marked(item_of(recipe), conditions) for recipe in recipes]
+        writer = writer_of(config, model, choose_affine(config, model))
+        gate = Gate(writer, conditions, config.num_generate)
+        record = gate.run(items, writer.draw, config.batch_size)
+        writer.sheet(gate.kept)
+        print("\n".join(told(record)))
+        refuse_too_few(record, config.folder)
+        print(f"{len(gate.kept)} volumes are in {config.folder}")
+    return config.folder
+
+
 def generate(config):
     """Run one mode of a GenerateConfig.
 
@@ -974,6 +1023,8 @@ def generate(config):
             if group.first:
                 project(config, open_model(config))
         return config.folder
+    if config.accept is not None:
+        return generate_accepted(config)
     plan, picture = PLANS[config.mode]
     with process_group() as group:
         model = open_model(config)

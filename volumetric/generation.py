@@ -273,7 +273,8 @@ class Writer:
         found = read_json(sidecar)
         with reading(sidecar, "remove it; the volume is then made again"):
             defaults = {"intensity_range": None, "precision": "float32"}  # of earlier versions
-            other = different(defaults | found, self.made_of(item))
+            plain = {"accepted_by": None}  # of a volume that no gate selected
+            other = different(plain | defaults | found, plain | self.made_of(item))
             same_file = found["checkpoint"]["sha256"] == self.record["checkpoint"]["sha256"]
         if other:
             named = ["choice of networks" if n == "checkpoint" and same_file else n for n in other]
@@ -369,17 +370,24 @@ class Writer:
         missing = [item for item in mine if not self.is_complete(item)]
         if len(missing) < len(mine):
             print(f"{len(mine) - len(missing)} volumes are there already.")
-        for folder in self.folders(items):
-            folder.mkdir(parents=True, exist_ok=True)
-            clear_parts(folder)
-        self.check_space(world * len(missing))
-        write_trained_on(self.folder, self.model.trained_on, self.model.path)
-        on_cpu = self.model.device.type == "cpu"
-        batch_size = batch_size or (AT_ONCE_ON_CPU if on_cpu else AT_ONCE_ON_GPU)
+        self.prepare(items, world * len(missing))
+        batch_size = self.at_once(batch_size)
         with tqdm(total=len(missing), desc="Generating", unit="volume", disable=rank > 0) as bar:
             self.write_drawn(drawn_in_batches(missing, draw, batch_size), 2 * batch_size, bar)
         if group:
             group.wait()
+
+    def prepare(self, items: Sequence[Item], count: int) -> None:
+        """Make folders for items, of which `count` are to be written; list what the model was trained on."""
+        for folder in self.folders(items):
+            folder.mkdir(parents=True, exist_ok=True)
+            clear_parts(folder)
+        self.check_space(count)
+        write_trained_on(self.folder, self.model.trained_on, self.model.path)
+
+    def at_once(self, batch_size: int | None = None) -> int:
+        """Volumes at a time; without a number as many as suit the device."""
+        return batch_size or (AT_ONCE_ON_CPU if self.model.device.type == "cpu" else AT_ONCE_ON_GPU)
 
     def write_drawn(self, drawn: Iterable, waiting: int, bar) -> None:
         """Write (item, Drawn) as they come, while `waiting` more are drawn."""

@@ -48,6 +48,7 @@ FACTS = (
     ("Mode", "mode"),
     ("Seed", "seed"),
     ("Seeds", "seeds"),
+    ("Accepted by", "accepted_by"),
     ("From seed to seed, in z", "recipe.style.slerp"),
     ("From seed to seed, in w", "recipe.style.lerp"),
     ("Coarse and fine seed", "recipe.style.mix"),
