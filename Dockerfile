@@ -24,12 +24,12 @@ RUN apt-get update \
     && useradd --create-home --uid 1000 cow \
     && install --directory --owner=cow --group=cow /home/cow/project /data /runs
 
-USER cow
+USER 1000
 WORKDIR /home/cow/project
 ENV PIP_NO_CACHE_DIR=1 OMP_WAIT_POLICY=PASSIVE
 
 # The gigabytes first and alone, so that a change of the code does not fetch them again. pyproject.toml has the
-# versions that fit, and the evaluation's torchvision must be of the same index.
+# versions that fit, which a test compares; torchvision, for the evaluation, must be of the same index.
 RUN python3 -m venv .venv \
     && .venv/bin/pip install --disable-pip-version-check --index-url "$TORCH_INDEX" "torch>=2.6,!=2.9.*" torchvision
 

@@ -4,7 +4,7 @@
     cow-run trust/replicas.py --help            any other
     import cow3d; import stylegan2_pytorch      from Python, where the project was installed from a wheel
 
-A wheel has all modules below one folder, cow3d/, of which this file is the `__init__.py` (see setup.py), since
+A wheel has all modules below one folder, cow3d/, and this file is its `__init__.py` (see setup.py), since
 names such as `trust`, `preprocessing` or `stylegan2_pytorch` belong to other packages, too. In a checkout and
 after `pip install -e .` it lies at the top, and needs no import before the others.
 """

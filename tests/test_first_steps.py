@@ -1,7 +1,8 @@
-"""The notebook runs as it is, and the wheel holds all of it below one name."""
+"""The notebook runs, a wheel holds all of it below one name, the container has the versions that fit."""
 
 import json
 import os
+import re
 import subprocess
 import sys
 import zipfile
@@ -124,3 +125,17 @@ def test_a_program_that_is_not_there_is_named(monkeypatch):
     monkeypatch.setattr(sys, "argv", ["cow-run", "trust/replica.py"])
     with pytest.raises(SystemExit, match=r"got trust/replica.py, which is none of .*trust/replicas.py"):
         cow3d.run()
+
+
+# ---- the container
+
+
+def test_the_container_is_made_of_what_is_named():
+    recipe = (ROOT / "Dockerfile").read_text(encoding="utf-8")
+    (torch,) = re.findall(r'"(torch[>=].*)",', (ROOT / "pyproject.toml").read_text(encoding="utf-8"))
+    assert f'"{torch}" torchvision' in recipe and "make install" in recipe
+    assert recipe.index("USER 1000") < recipe.index("COPY") and "USER root" not in recipe
+    kept = (ROOT / ".dockerignore").read_text(encoding="utf-8").split("\n")
+    assert "*" in kept and not any(f"!{name}" in kept for name in (".git", ".venv", "data", "demo"))
+    for folder in {p.parent.name for p in ROOT.glob("*/__init__.py")} | {"docs", "findings", "sample_data"}:
+        assert f"!{folder}" in kept
