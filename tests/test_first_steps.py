@@ -47,7 +47,7 @@ def python(*arguments, cwd, path=ROOT):
 
 def test_the_notebook_runs_from_top_to_bottom(tmp_path):
     out = python("-W", "error::DeprecationWarning:__main__", "-c", PROGRAM, NOTEBOOK, cwd=tmp_path)
-    assert "step 7000 voxels (64, 64, 16) axes ('R', 'A', 'S')" in out and "the same: True" in out
+    assert "step 7000 voxels (64, 64, 16) axes RAS" in out and "the same: True" in out
     assert "vessel-volume-ml: mean" in out and '"synthetic": true' in out
     written = {path.name for path in (tmp_path / "first_steps" / "normal").iterdir()}
     assert {"seed000003.nii.gz", "seed000003.json", "seed000008.nii.gz"} <= written
