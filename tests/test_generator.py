@@ -580,7 +580,7 @@ def test_settings_of_ones_own_stand_in_a_file(tmp_path, capsys):
     for text, said in (
         ("mode =", "cannot be read"),
         ("import os", "each line must be name = value"),
-        ("modus = 1", "There is no flag '--modus', do you mean --mode?"),
+        ("modee = 1", "There is no flag '--modee', do you mean --mode?"),
     ):
         own.write_text(text, encoding="utf-8")
         with pytest.raises(SystemExit) as stop:
