@@ -159,54 +159,61 @@ def stenosis_rows(tree, place):
     return rows
 
 
+def samples_of(graph):
+    """Points of a graph as trees: [(TopCoW id, point (3,), radius, place of its parent in the list or -1)].
+
+    Edges are walked from all roots in turn, breadth first; one whose end is known by another way ends there.
+    """
+    edges, at = graph["edges"], {}
+    for number, edge in enumerate(edges):
+        for node in edge["nodes"]:
+            at.setdefault(node, []).append(number)
+    samples, reached, done = [], {}, set()
+    for starts in (graph["roots"], *([node] for node in at)):  # all roots at once: each keeps what it feeds
+        waiting = deque(starts)
+        while waiting:
+            node = waiting.popleft()
+            for number in at[node]:
+                if number in done:
+                    continue
+                done.add(number)
+                first, last, points = oriented(edges[number], node)
+                if first not in reached:
+                    samples.append((edges[number]["label"], *points[0], -1))
+                    reached[first] = len(samples) - 1
+                parent = reached[first]
+                for point, radius in points[1:]:
+                    samples.append((edges[number]["label"], point, radius, parent))
+                    parent = len(samples) - 1
+                if last not in reached:
+                    reached[last] = parent
+                    waiting.append(last)
+    return samples
+
+
+def oriented(edge, node):
+    """An edge from one of its nodes: (node, other node, [(point, radius)])."""
+    points = list(zip(edge["points_mm"], edge["radius_mm"], strict=True))
+    first, last = edge["nodes"]
+    return (first, last, points) if first == node else (last, first, points[::-1])
+
+
 def swc_text(graph):
     """A graph as SWC: number, type, x, y, z, radius, parent; a parent stands before its children.
 
     SWC holds trees alone, so that a ring is open where two ways from the heart meet: the last point of one
     of them lies on a point of the other. A sac is one point, as wide as it is.
     """
-    lines = ["# Centre lines of a synthetic phantom, RAS mm; rings are open where two ways meet"]
-    lines += [f"# type {SWC_ARTERY}: artery; {SWC_ARTERY} + n: artery of TopCoW id n"]
-    samples, written, waiting = [], {}, deque(graph["roots"])
-    at = {}
-    for number, edge in enumerate(graph["edges"]):
-        for node in edge["nodes"]:
-            at.setdefault(node, []).append(number)
-
-    def write(kind, point, radius, parent):
-        samples.append((SWC_ARTERY + kind, point, radius, parent))
-        return len(samples)
-
-    done = set()
-    for start in [*graph["roots"], *at]:
-        waiting.append(start)
-        while waiting:
-            node = waiting.popleft()
-            if node not in written:
-                edge = graph["edges"][at[node][0]]
-                last = 0 if edge["nodes"][0] == node else -1
-                written[node] = write(edge["label"], edge["points_mm"][last], edge["radius_mm"][last], -1)
-            for number in at[node]:
-                if number in done:
-                    continue
-                done.add(number)
-                edge = graph["edges"][number]
-                step = 1 if edge["nodes"][0] == node else -1
-                parent = written[node]
-                rest = list(zip(edge["points_mm"][::step], edge["radius_mm"][::step], strict=True))[1:]
-                for point, radius in rest:
-                    parent = write(edge["label"], point, radius, parent)
-                other = edge["nodes"][1 if step == 1 else 0]
-                if other not in written:
-                    written[other] = parent
-                    waiting.append(other)
+    samples = samples_of(graph)
     places = np.array([point for _, point, _, _ in samples])
     for sac in graph["aneurysms"]:
         near = int(np.argmin(np.linalg.norm(places - sac["start_mm"], axis=1)))
-        write(samples[near][0] - SWC_ARTERY, sac["center_mm"], sac["diameter_mm"] / 2, near + 1)
-    for number, (kind, point, radius, parent) in enumerate(samples, start=1):
-        x, y, z = point
-        lines.append(f"{number} {kind} {x:.4f} {y:.4f} {z:.4f} {radius:.4f} {parent}")
+        samples.append((samples[near][0], sac["center_mm"], sac["diameter_mm"] / 2, near))
+    lines = ["# Centre lines of a synthetic phantom, RAS mm; rings are open where two ways meet"]
+    lines += [f"# type {SWC_ARTERY}: artery; {SWC_ARTERY} + n: artery of TopCoW id n"]
+    for number, (label, (x, y, z), radius, parent) in enumerate(samples, start=1):
+        kind, above = SWC_ARTERY + label, parent + 1 if parent >= 0 else -1
+        lines.append(f"{number} {kind} {x:.4f} {y:.4f} {z:.4f} {radius:.4f} {above}")
     return "\n".join([*lines, ""])
 
 

@@ -351,6 +351,15 @@ def test_swc_has_parents_before_children_and_every_point(tmp_path, chiral):
     points = np.concatenate([edge["points_mm"] for edge in graph["edges"]])
     assert cKDTree(places).query(points)[0].max() < 1e-3
     steps = [np.linalg.norm(places[int(s[0]) - 1] - places[int(s[6]) - 1]) for s in samples[:-1] if s[6] > 0]
+    top = [int(s[0]) for s in samples]
+    for s in samples:
+        top[int(s[0]) - 1] = int(s[0]) if s[6] == -1 else top[int(s[6]) - 1]
+    for side, id_ in (
+        ("R", 5),
+        ("L", 7),
+    ):  # what the middle cerebral artery of a side hangs on: its own carotid
+        begin = cKDTree(places).query(line_of(graph, f"{side}-ICA")[0][0])[1] + 1
+        assert {top[int(s[0]) - 1] for s in samples if s[1] == centrelines.SWC_ARTERY + id_} == {begin}
     assert np.quantile(steps, 0.99) < 0.6 and samples[-1][5] == 3  # the sac is the last sample
     ends = {edge["nodes"][k] for edge in graph["edges"] for k in (0, 1)}
     assert ends == set(range(len(graph["nodes"])))
