@@ -106,7 +106,7 @@ def test_commands_of_a_wheel_run_from_any_folder(site, tmp_path):
     ancestor.parent.mkdir()
     ancestor.write_text("raise SystemExit('the ancestor')", encoding="utf-8")
     command = site / "bin"
-    assert "--network_capacity" in python(command / "cow-train", "--help", "all", cwd=tmp_path, path=site)
+    assert "--network_capacity" in python(command / "cow-train", "--help", cwd=tmp_path, path=site)
     shown = python(command / "cow-run", "trust/replicas.py", "--help", cwd=tmp_path, path=site)
     assert "--training" in shown
     python(command / "cow-generate", "--num_generate", 1, "--device", "cpu", cwd=tmp_path, path=site)
