@@ -6,6 +6,7 @@ import os
 import shutil
 import subprocess
 import sys
+from pathlib import Path
 
 from volumetric.collection import contents_of, volumes_in
 from volumetric.files import file_digest
@@ -102,6 +103,19 @@ def made(home, tmp_path_factory):
     given |= {"statement": home / "statement.csv", "output": folder / "out"}
     release.main(argv_of(given | write_proofs(home, folder)))
     return folder / "out"
+
+
+@pytest.mark.parametrize("kind", ["enhanced", "classic"])
+def test_volumes_are_also_written_as_dicom_on_request(flags, kind):
+    import pydicom
+
+    release.main(argv_of(flags | {"dicom": kind}))
+    folder = Path(flags["output"]) / "dicom"
+    files = sorted(path for path in folder.rglob("*.dcm"))
+    volumes = sorted((Path(flags["output"]) / "volumes" / "generated").rglob("*.nii.gz"))
+    assert len(files) == len(volumes) * (1 if kind == "enhanced" else 4)
+    assert "synthetic" in pydicom.dcmread(files[0]).SeriesDescription.lower()
+    release.main(["--verify", str(flags["output"])])
 
 
 # ---- the model without pickles

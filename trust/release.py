@@ -30,6 +30,7 @@ from pathlib import Path
 from volumetric import __version__
 from volumetric.cli import UserError, check_fields, one_line_errors, option, parse_cli
 from volumetric.collection import LABELS, refuse_overlap, volumes_in
+from volumetric.dicom_writing import KINDS
 from volumetric.files import (
     array_to_volume,
     as_damaged,
@@ -80,6 +81,7 @@ class ReleaseConfig:
         None, f"CSV of field,value: {', '.join(NEEDED)}; if you like {', '.join(MORE)}.", file=True
     )
     scorecard: str | None = option(None, "scorecard.json of trust/scorecard.py, or its folder.")
+    dicom: str | None = option(None, "Write every volume as DICOM too.", choices=KINDS)
     verify: str | None = option(None, "Received folder: say what was changed, added or is missing.")
 
     def __post_init__(self):
@@ -104,6 +106,7 @@ class Release:
         volumes: [VolumeFile].
         sidecars: [content of the sidecar], of every volume.
         folder: Folder of the volumes, or None.
+        dicom: Kind of DICOM that the volumes are also written as, or None.
     """
 
     state: dict
@@ -114,6 +117,7 @@ class Release:
     volumes: list
     sidecars: list
     folder: Path | None
+    dicom: str | None = None
 
 
 def refuse_without_packages():
@@ -274,7 +278,7 @@ def gather(config):
     volumes, sidecars, folder = [], [], config.volumes and Path(config.volumes)
     if folder:
         volumes, sidecars = read_volumes(config, digest, records, known)
-    release = Release(state, digest, stated, records, sources, volumes, sidecars, folder)
+    release = Release(state, digest, stated, records, sources, volumes, sidecars, folder, config.dicom)
     if config.scorecard is not None:
         sources["scorecard"], records["scorecard"] = read_scorecard(config.scorecard, release)
     return release

@@ -20,16 +20,19 @@ from pathlib import Path
 
 from volumetric import __version__
 from volumetric.cli import UserError
+from volumetric.dicom_writing import Origin, write_dicom
 from volumetric.files import by, file_digest, finite, one_line
 from volumetric.geometry import spacing_of
 from volumetric.sidecars import sidecar_of
 
+import nibabel as nib
 import numpy as np
 
 from trust.pages import told_of_power
 
 MODEL = "model.safetensors"
 TABLE = "volumes.csv"
+DICOM = "dicom"  # folder of the same volumes as DICOM, on request
 VOLUMES = Path("volumes") / "generated"  # in a BIDS data set, but of no participant: named in .bidsignore
 CARD = Path(__file__).with_name("model-card.md")
 PROGRAM = "3D StyleGAN2 (stylegan2-pytorch-3d)"
@@ -324,6 +327,11 @@ def write_volumes(release, folder):
         shutil.copyfile(volume.path, target)
         record = without_places(sidecar) | {"file": target.name, "released_model": model}
         write_json(record, sidecar_of(target))
+        if release.dicom is not None:
+            name = target.relative_to(folder / VOLUMES).as_posix().removesuffix(".gz").removesuffix(".nii")
+            image, origin = nib.load(target), Origin(name, "trust/release.py", synthetic=True)
+            path = folder / DICOM / f"{name}{'.dcm' if release.dicom == 'enhanced' else ''}"
+            write_dicom(image.get_fdata(dtype=np.float32), image.affine, path, origin, release.dicom)
         row = [target, sidecar_of(target)]
         row = [path.relative_to(folder).as_posix() for path in row]
         rows.append([*row, sidecar.get("seed", ""), file_digest(target), target.stat().st_size])
