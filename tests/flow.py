@@ -9,7 +9,6 @@ from volumetric.pictures import contact_sheet
 
 import torch
 from monai.networks.nets import DiffusionModelUNet
-from torch import nn
 
 from MedicalNet.scores import scores_of
 
@@ -26,7 +25,7 @@ class FlowConfig(cli.SeedOptions, cli.EvaluationOptions, cli.VolumeConfig):
 NETWORK = (*cli.options_of(FlowConfig, network=True), "integration_steps")
 
 
-class Networks(nn.Module):
+class Networks(torch.nn.Module):
     """The velocity V(x, t, class), and its average VE. Shapes: (B, 1, D, H, W), (B,), (B,) -> as x"""
 
     def __init__(self, width, num_classes):

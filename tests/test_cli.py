@@ -262,7 +262,8 @@ def commands(script, pages=PAGES):
     return [c[c.index(script) + 1 :] for c in calls if script in c and c[0] in ("python", "torchrun", "srun")]
 
 
-def test_every_command_in_the_readme_and_the_docs_parses(monkeypatch):
+def test_every_command_in_the_readme_and_the_docs_parses(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)  # whatever was made by typing them is not looked at
     monkeypatch.syspath_prepend(ROOT / "sample_data")
     import phantom
 

@@ -15,7 +15,7 @@ from trust import replicas
 PROGRAMS = {"sample_data/phantom.py": phantom, "preprocessing/conform.py": conform}
 PROGRAMS |= {"preprocessing/split.py": split, "stylegan2_pytorch.py": stylegan2_pytorch}
 PROGRAMS |= {"MedicalNet/evaluation.py": evaluation, "trust/replicas.py": replicas}
-QUICK = {"--num": "40", "--image_size": "16", "--image_depth": "8", "--num_train_steps": "2"}
+QUICK = {"--num": "60", "--image_size": "16", "--image_depth": "8", "--num_train_steps": "2"}
 QUICK |= {"--network_capacity": "2", "--fmap_max": "16", "--batch_size": "4", "--num_generate": "8"}
 MORE = {"stylegan2_pytorch.py": ("--device", "cpu")}
 MORE |= {
@@ -50,7 +50,10 @@ def quick(script, arguments):
 def test_the_page_can_be_typed(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     for script, arguments in commands():
-        PROGRAMS[script].main(arguments)
+        try:
+            PROGRAMS[script].main(arguments)
+        except SystemExit as ended:  # of so few volumes the gate cannot be sure
+            assert script == "trust/replicas.py" and ended.code == 2
     text = capsys.readouterr().out
     assert "How long? About" in text and "Are there enough volumes to tell?" in text
     for made in ("conformed/volumes", "synthetic_mine", "evaluation_mine/report.html", "replicas_mine"):
