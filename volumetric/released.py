@@ -44,7 +44,7 @@ def generator_of(state):
 
 def write_safetensors(entries, path):
     """Write the entries of `generator_of`; kernels with the channels last are stored in C order."""
-    from safetensors.torch import save_file
+    from safetensors.torch import save
 
     tensors, about = {}, {}
     for name, value in entries.items():
@@ -56,7 +56,8 @@ def write_safetensors(entries, path):
             about[name] = value
     text = json.dumps(about, default=lambda value: value.tolist())
     with atomic_path(path) as part:
-        save_file(tensors, part, metadata={"format": "pt", HEADER: text})
+        # not by save_file, whose file others may not read
+        part.write_bytes(save(tensors, metadata={"format": "pt", HEADER: text}))
 
 
 def read_safetensors(path):
