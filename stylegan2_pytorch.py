@@ -88,7 +88,7 @@ from volumetric.layers import (
     voxels_first,
     zero_centered_penalty,
 )
-from volumetric.meanings import GAN_WORDS, meanings_of
+from volumetric.meanings import GAN_PREVIEWS, GAN_WORDS, meanings_of
 from volumetric.pictures import contact_sheet
 from volumetric.replay import Replay
 
@@ -100,7 +100,6 @@ from torch import nn
 LATENT_DIM = 512  # of z and w, as published
 STYLE_DEPTH = 8  # layers of the mapping network, as published
 
-PREVIEWED = {"G": "current G", "GE": "averaged GE", "mixed": "GE, coarse style by row, fine by column"}
 # The training schedule of the published model, in steps.
 PATH_LENGTH_EVERY, PATH_LENGTH_AFTER, PATH_LENGTH_DECAY = 32, 5000, 0.99
 AVERAGE_EVERY, AVERAGE_AFTER, AVERAGE_DECAY = 10, 20000, 0.995
@@ -154,9 +153,7 @@ class TrainConfig(SeedOptions, EvaluationOptions, VolumeConfig):
     minibatch_std: bool = option(False, "D sees how volumes differ.", robust=True, network=True)
     transparent: bool = option(False, "Not available: a one-channel volume has no alpha channel.")
     # training step
-    recipe: str = option(
-        "published", "Set of defaults.", choices=RECIPES, resumed=True, section="Training step"
-    )
+    recipe: str = option("published", "Defaults.", choices=RECIPES, resumed=True, section="Training step")
     gradient_accumulate_every: int = inherited(VolumeConfig, "gradient_accumulate_every", 4)
     learning_rate: float = inherited(VolumeConfig, "learning_rate", 1e-4, robust=3e-3)
     ttur_mult: float = option(1.5, "D's rate is learning_rate times this.", robust=1.0, resumed=True)
@@ -187,7 +184,7 @@ class TrainConfig(SeedOptions, EvaluationOptions, VolumeConfig):
         **SHARE,
         robust=0.0,
         resumed=True,
-        section="Augmentation and memory",
+        section="Augmentation",
     )
     aug_each: bool = option(False, "Decide for each volume, not micro-batch.", robust=True, resumed=True)
     aug_types: tuple = option(
@@ -198,14 +195,10 @@ class TrainConfig(SeedOptions, EvaluationOptions, VolumeConfig):
     checkpoint_activations: bool = option(False, "Compute blocks again going backward: saves memory.")
     cuda_graphs: bool = option(True, "On a GPU, replay small steps that are all alike as CUDA graphs.")
     # previews and evaluation
-    num_image_tiles: int = option(
-        8, "Previews show num_image_tiles x num_image_tiles volumes.", most=64, section="Previews"
-    )
+    num_image_tiles: int = option(8, "Rows and columns of previews.", most=64, section="Previews")
     trunc_psi: float = option(1.0, "Truncation psi of previews and generation; 1 is none.", **SHARE)
     # generation
-    generate_interpolation: bool = option(
-        False, "Generate the way from one volume to another.", section="Interpolation"
-    )
+    generate_interpolation: bool = option(False, "From one volume to another.", section="Interpolation")
     interpolation_num_steps: int = option(100, "Volumes of an interpolation.", most=10**6)
     save_frames: bool = option(False, "Save every frame of an interpolation also as PNG.")
 
@@ -261,8 +254,7 @@ class TrainConfig(SeedOptions, EvaluationOptions, VolumeConfig):
 
 
 NETWORK_SETTINGS = options_of(TrainConfig, network=True)
-# of a checkpoint that does not state them
-BEFORE = {"noise": "all", "all_pairs": False, "minibatch_std": False}
+BEFORE = {"noise": "all", "all_pairs": False, "minibatch_std": False}  # where a checkpoint does not state it
 GENERATOR_SETTINGS = ("image_size", "image_depth", "network_capacity", "fmap_max", "attn_layers", "no_const")
 
 
@@ -1013,8 +1005,8 @@ class Batch:
         labels = len(parts) * [None] if self.labels is None else self.labels.split(size)
         return [Batch(*part) for part in zip(parts, labels, strict=True)]
 
-    def seen(self, volumes):
-        """Other volumes of the same classes."""
+    def with_volumes(self, volumes):
+        """A Batch of other volumes, of the same classes."""
         return Batch(volumes, self.labels)
 
 
@@ -1076,11 +1068,8 @@ class Trainer(training.VolumeTrainer):
 
     def reported(self):
         """{name: network} whose sizes are told."""
-        return {
-            "mapping network S": self.GAN.S,
-            "generator G": self.GAN.G,
-            "discriminator D": self.GAN.D,
-        }
+        names = {"S": "mapping network S", "G": "generator G", "D": "discriminator D"}
+        return {name: getattr(self.GAN, module) for module, name in names.items()}
 
     def build_networks(self):
         """StyleGAN2 on the device, ready for training."""
@@ -1141,9 +1130,8 @@ class Trainer(training.VolumeTrainer):
         mixes, layers = rng.random() < self.config.mixed_prob, self.GAN.G.num_layers
         if not mixes and (self.replay is None or not self.config.mixed_prob):
             return None
-        function = torch.randn if mixes else torch.zeros
-        generator = {"generator": generator} if mixes else {}
-        z = self.group.part(function((self.whole_batch, LATENT_DIM), device=self.device, **generator))
+        z = torch.zeros(self.whole_batch, LATENT_DIM, device=self.device)
+        z = self.group.part(z.normal_(generator=generator) if mixes else z)
         crossover = int(rng.integers(layers)) if mixes else layers
         return z, parallel.to_device(np.array(crossover), self.device)
 
@@ -1221,11 +1209,13 @@ class Trainer(training.VolumeTrainer):
         """
         given = real_labels if self.loss == "relativistic" else None
         given = len(randoms) * [None] if given is None else given.split(self.batch_size)
-        found = []
+        styles, noise, drawn = [], [], []
         for (rng, generator), labels in zip(randoms, given, strict=True):
-            labels = self.draw_labels(rng) if labels is None else labels
-            found.append((*self.sample_inputs(rng, generator, labels), labels))
-        return map(joined, zip(*found, strict=True))
+            drawn.append(self.draw_labels(rng) if labels is None else labels)
+            one_style, one_noise = self.sample_inputs(rng, generator, drawn[-1])
+            styles.append(one_style)
+            noise.append(one_noise)
+        return joined(styles), joined(noise), joined(drawn)
 
     def reals_of(self, randoms):
         """Batch of a pass's real volumes."""
@@ -1299,7 +1289,8 @@ class Trainer(training.VolumeTrainer):
             given = real.volumes.split(self.penalty_part) if penalty == "one_centered" else ()
             given = [part.requires_grad_() for part in given]
             shown = self.seen_by_D(torch.cat(given) if given else real.volumes, randoms)
-            seen_real, seen_fake = real.seen(shown.detach()), fake.seen(self.seen_by_D(fake.volumes, randoms))
+            seen_real = real.with_volumes(shown.detach())
+            seen_fake = fake.with_volumes(self.seen_by_D(fake.volumes, randoms))
             if penalty and self.joint:
                 self.tell_apart_smoothly(seen_real, seen_fake, losses, micro_batches)
             else:
@@ -1345,16 +1336,14 @@ class Trainer(training.VolumeTrainer):
 
     def tell_apart_smoothly(self, real, fake, losses, micro_batches):
         """As `tell_apart`, with R1 and R2 of the same pass in their precision, some pairs after the other."""
-        for micro in zip(real.split(self.batch_size), fake.split(self.batch_size), strict=True):
-            real_logits, fake_logits = [], []
-            parts = (one.split(self.penalty_part) for one in micro)
-            for real_part, fake_part in zip(*parts, strict=True):
-                of_real, of_fake = self.learn_pairs(real_part, fake_part, losses, micro_batches)
-                real_logits.append(of_real)
-                fake_logits.append(of_fake)
+        size = self.penalty_part
+        for reals, fakes in zip(real.split(self.batch_size), fake.split(self.batch_size), strict=True):
+            pairs = zip(reals.split(size), fakes.split(size), strict=True)
+            logits = [self.learn_pairs(*pair, losses, micro_batches) for pair in pairs]
             if self.ada is not None:
-                kinds = torch.cat(real_logits), torch.cat(fake_logits)
-                losses["signs"] += self.ada.signs_of(*kinds, self.sense)
+                of_real = torch.cat([one for one, _ in logits])
+                of_fake = torch.cat([other for _, other in logits])
+                losses["signs"] += self.ada.signs_of(of_real, of_fake, self.sense)
 
     def learn_pairs(self, real, fake, losses, micro_batches):
         """Add the gradients of D's loss of some pairs, of R1 and of R2; returns the logits, of all processes.
@@ -1479,8 +1468,8 @@ class Trainer(training.VolumeTrainer):
         """
         losses, chosen = defaultdict(float), slice(None, None, self.config.pl_batch_shrink)
         number = self.config.batch_size // self.config.pl_batch_shrink
-        inputs = (t[chosen].split(self.penalty_part) for t in (styles, noise, y))
-        for w, noise_part, y_part in zip(*inputs, strict=True):
+        w_parts, noise_parts, y_parts = [t[chosen].split(self.penalty_part) for t in (styles, noise, y)]
+        for w, noise_part, y_part in zip(w_parts, noise_parts, y_parts, strict=True):
             lengths = self.group.gather(path_lengths(w, self.GAN.G(w, noise_part), y_part))
             share = len(lengths) / number / micro_batches
             losses["pl_length"] += lengths.detach().mean() * share
@@ -1579,7 +1568,7 @@ class Trainer(training.VolumeTrainer):
             volumes = self.preview_volumes(*which)
             if volumes is None:
                 continue
-            caption = f"SYNTHETIC, step {self.step}, {PREVIEWED[name]}"
+            caption = f"SYNTHETIC, step {self.step}, {GAN_PREVIEWS[name]}"
             shown[name] = contact_sheet(volumes, self.audit.affine, self.config.num_image_tiles, caption)
             if name == "GE":
                 shown["GE.nii.gz"] = (volumes[0], self.audit.affine)

@@ -390,7 +390,8 @@ def draw_sweep(rows, path):
         one.plot(steps, values, "o-", color=COLOURS["generated"], markersize=3)
         around = [r["interval_95"] or r["spread_95"] for r in results]
         if all(around):
-            one.fill_between(steps, *zip(*around, strict=True), alpha=0.2, color=COLOURS["generated"])
+            low, high = [a for a, _ in around], [b for _, b in around]
+            one.fill_between(steps, low, high, alpha=0.2, color=COLOURS["generated"])
         one.set(title=name, xlabel="step")
     for one in plots[len(names) :]:
         one.set_visible(False)

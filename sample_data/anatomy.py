@@ -445,7 +445,8 @@ def aneurysm(junction, size, curves, rng):
         artery = parent if parent in curves else f"{parent}_{side}"
         line = curves[artery][0]
         start = line[np.argmin(np.linalg.norm(line - start, axis=1))]
-    points, radius = (np.concatenate(part) for part in zip(*curves.values(), strict=True))
+    points = np.concatenate([line for line, _ in curves.values()])
+    radius = np.concatenate([radii for _, radii in curves.values()])
     near = np.linalg.norm(points - start, axis=1) < 2 * DIAMETER[1]
     points, radius, best = points[near], radius[near], None
     for _ in range(DIRECTIONS):

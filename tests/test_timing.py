@@ -1,6 +1,6 @@
 """How long and on which GPU: what a dry run says."""
 
-from volumetric import timing
+from volumetric import pages, timing
 
 import pytest
 import torch
@@ -13,7 +13,7 @@ import stylegan2_pytorch as sg
     [(40, "40 seconds"), (600, "10 minutes"), (12600, "3.5 hours"), (20 * 86400, "20 days")],
 )
 def test_durations_are_words(seconds, words):
-    assert timing.duration(seconds) == words
+    assert pages.duration(seconds) == words
 
 
 def test_busy_cores_are_said(monkeypatch):

@@ -20,7 +20,6 @@ The files themselves are made in release_files.py.
 """
 
 import importlib.util
-import json
 import os
 import shutil
 import sys
@@ -34,13 +33,13 @@ from volumetric.dicom_writing import KINDS
 from volumetric.files import (
     array_to_volume,
     as_damaged,
-    atomic_path,
     file_digest,
     is_marked_synthetic,
     load_with_header,
     naming,
     part_of,
     read_json,
+    write_json,
 )
 from volumetric.released import generator_of, write_safetensors
 from volumetric.sidecars import digest_of, sidecar_of
@@ -304,8 +303,7 @@ def write_release(config):
         release_files.check_all(part)
         files = files_of(part)
         record = {"made_by": f"stylegan2-pytorch-3d {__version__}", "checkpoint_sha256": release.digest}
-        with atomic_path(part / MANIFEST) as manifest:
-            manifest.write_text(json.dumps(record | {"files": files}, indent=1), encoding="utf-8")
+        write_json(part / MANIFEST, record | {"files": files})
         os.replace(part, target)
     finally:
         shutil.rmtree(part, ignore_errors=True)

@@ -12,7 +12,6 @@ theirs.
 
 import csv
 import datetime
-import json
 import re
 import shutil
 from importlib.metadata import version
@@ -21,7 +20,7 @@ from pathlib import Path
 from volumetric import __version__
 from volumetric.cli import UserError
 from volumetric.dicom_writing import Origin, write_dicom
-from volumetric.files import by, file_digest, finite, one_line
+from volumetric.files import as_damaged, by, file_digest, write_json
 from volumetric.geometry import spacing_of
 from volumetric.sidecars import sidecar_of
 
@@ -64,13 +63,6 @@ def lines_of(text):
     return [part.strip() for part in text.split(";") if part.strip()]
 
 
-def write_json(record, path):
-    """Write a record as JSON, which has no numbers that are not finite."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    text = json.dumps(finite(record), indent=1, allow_nan=False, ensure_ascii=False)
-    path.write_text(f"{text}\n", encoding="utf-8")
-
-
 def write_all(release, entries, folder):
     """Write all files but the model, which is there, and the manifest.
 
@@ -79,7 +71,7 @@ def write_all(release, entries, folder):
         entries: Of `released.generator_of`.
         folder: The new folder.
     """
-    write_json(evidence(release), folder / "evidence.json")
+    write_json(folder / "evidence.json", evidence(release))
     write_card(release, entries, folder)
     write_bundle(release, entries, folder)
     if release.volumes:
@@ -91,15 +83,14 @@ def check_all(folder):
     """Have huggingface_hub read the card and mlcroissant the data set; a UserError if one does not."""
     from huggingface_hub import ModelCard
 
-    try:
+    with as_damaged("correct --statement", "The release"):
         data = ModelCard.load(folder / "README.md").data
-        assert data.license and data.eval_results
+        if not (data.license and data.eval_results):
+            raise UserError("The release's card has no licence or no results: correct --statement.")
         if (folder / "croissant.json").exists():
             import mlcroissant
 
             mlcroissant.Dataset(jsonld=str(folder / "croissant.json"))
-    except Exception as error:
-        raise UserError(f"The release is not valid ({one_line(error)}): correct --statement.") from None
 
 
 # ╔══════════════════════════════════════════════════════════════════════════════════════════════════════════╗
@@ -266,8 +257,9 @@ def write_bundle(release, entries, folder):
             "outputs": {"pred": image | {"channel_def": {"0": "image"}}},
         },
     }
-    write_json(metadata, folder / "configs" / "metadata.json")
-    write_json(INFERENCE, folder / "configs" / "inference.json")
+    (folder / "configs").mkdir()
+    write_json(folder / "configs" / "metadata.json", metadata)
+    write_json(folder / "configs" / "inference.json", INFERENCE)
 
 
 PACKAGES = {"monai": "monai", "pytorch": "torch", "numpy": "numpy"}
@@ -326,7 +318,7 @@ def write_volumes(release, folder):
         target.parent.mkdir(parents=True, exist_ok=True)
         shutil.copyfile(volume.path, target)
         record = without_places(sidecar) | {"file": target.name, "released_model": model}
-        write_json(record, sidecar_of(target))
+        write_json(sidecar_of(target), record)
         if release.dicom is not None:
             name = target.relative_to(folder / VOLUMES).as_posix().removesuffix(".gz").removesuffix(".nii")
             image, origin = nib.load(target), Origin(name, "trust/release.py", synthetic=True)
@@ -368,7 +360,7 @@ def write_bids(release, folder):
         "GeneratedBy": [*made, gate | {"Description": "both passed before the release"}],
         "SourceDatasets": sources,
     }
-    write_json(description, folder / "dataset_description.json")
+    write_json(folder / "dataset_description.json", description)
     about = (
         f"# Synthetic volumes of {stated['name']}\n\n{SYNTHETIC}\n\nThere are no participants, hence no "
         f"sub-* folders and no participants.tsv: `{VOLUMES.name}` is named in `.bidsignore`. Every "
@@ -412,7 +404,7 @@ def write_croissant(release, folder):
         "distribution": [table, files],
         "recordSet": [{"@type": "cr:RecordSet", "@id": "volumes", "name": "volumes", "field": fields()}],
     }
-    write_json(record, folder / "croissant.json")
+    write_json(folder / "croissant.json", record)
 
 
 def one_text(text):

@@ -38,6 +38,7 @@ OF_COLUMNS = {
     "CR": Meaning("Contrastive loss of --cl_reg: views of one volume are to be alike, of two are not."),
     "aug_prob": Meaning("Probability of augmentation; with --ada_target it rises while D overfits."),
 }
+GAN_PREVIEWS = {"G": "current G", "GE": "averaged GE", "mixed": "GE, coarse style by row, fine by column"}
 GAN_WORDS = {
     "D": "discriminator: tells real from generated volumes",
     "G": "generator: draws volumes of styles; as a preview, the current one, noisier than GE",

@@ -102,6 +102,14 @@ class Explained:
     note: str
 
 
+def duration(seconds):
+    """A time in words: "40 seconds", "3.5 hours", "12 days"."""
+    for unit, length, most in (("seconds", 1, 90), ("minutes", 60, 90), ("hours", 3600, 48)):
+        if seconds < most * length:
+            return f"{seconds / length:.2g} {unit}"
+    return f"{seconds / 86400:.3g} days"
+
+
 def rows_of(head, rows):
     """An HTML table; cells that are numbers are right-aligned, (text, class) pairs are marks."""
     cells = "".join(f"<th>{html.escape(h)}</th>" for h in head)

@@ -31,9 +31,8 @@ from volumetric import logs
 from volumetric.cli import default_of
 from volumetric.curves import LEFT, RIGHT, WIDE, Metrics, curve, read_scores
 from volumetric.files import one_line
-from volumetric.pages import rows_of, three, write_page
+from volumetric.pages import duration, rows_of, three, write_page
 from volumetric.pictures import enlarged_picture
-from volumetric.timing import duration
 
 import numpy as np
 from PIL import Image

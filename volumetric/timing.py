@@ -5,6 +5,7 @@ import time
 from dataclasses import replace
 
 from volumetric.machine import usable_cores, usable_memory
+from volumetric.pages import duration
 
 import torch
 
@@ -54,21 +55,13 @@ def seconds_a_step(trainer):
 
 def seconds_on_cpu(make, config, audit, peaks):
     """The same on the CPU, from steps of fewer volumes; None if they would not fit into its memory."""
-    if sum(peaks.values()) and max(peaks.values()) > ROOM_ON_CPU * usable_memory():
+    if max(peaks.values(), default=0) > ROOM_ON_CPU * usable_memory():
         return None
     voxels, least = config.image_size**2 * config.image_depth, config.least_batch
     volumes = min(config.batch_size, max(1, VOXELS_ON_CPU // voxels // least) * least)
     small = replace(config, batch_size=volumes, gradient_accumulate_every=1)
     larger = config.batch_size * config.gradient_accumulate_every / volumes
     return seconds_a_step(make(small, audit, None)) * larger
-
-
-def duration(seconds):
-    """A time in words: "40 seconds", "3.5 hours", "12 days"."""
-    for unit, length, most in (("seconds", 1, 90), ("minutes", 60, 90), ("hours", 3600, 48)):
-        if seconds < most * length:
-            return f"{seconds / length:.2g} {unit}"
-    return f"{seconds / 86400:.3g} days"
 
 
 def print_expectations(config, device, seconds, peaks):

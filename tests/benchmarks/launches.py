@@ -26,6 +26,7 @@ sys.path.insert(0, str(ROOT))
 from volumetric import layers, memory, parallel  # noqa: E402
 from volumetric.cli import check_device_name, check_fields, one_line_errors, option, parse_cli  # noqa: E402
 from volumetric.dataset import Audit  # noqa: E402
+from volumetric.timing import NoLog  # noqa: E402
 
 from stylegan2_pytorch import TrainConfig, Trainer  # noqa: E402
 from tests.benchmarks.step import CONFIGS  # noqa: E402
@@ -58,13 +59,6 @@ class Operations(TorchDispatchMode):
         viewed = any(alias is not None and not alias.is_write for alias in returned)
         self.number += not (viewed or func.namespace == "prim" or "empty" in func.__name__)
         return func(*args, **(kwargs or {}))
-
-
-class NoLog:
-    """Takes a step's losses and never waits for them."""
-
-    def add(self, *_):
-        """Forget."""
 
 
 def make(config, at_once):
