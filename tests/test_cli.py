@@ -206,6 +206,13 @@ def test_help_explains_every_flag():
     assert "[0.003]" in by_recipe and "[0.003]" not in text
 
 
+def test_help_may_be_read_in_part():
+    """As by `--help | head`: the other end of the pipe is closed before all is written."""
+    program = f"{sys.executable} {ROOT / 'preprocessing' / 'split.py'} --help | true; exit ${{PIPESTATUS[0]}}"
+    run = subprocess.run(["bash", "-c", program], capture_output=True, text=True, check=False)
+    assert run.returncode == 0 and run.stderr == ""
+
+
 def test_version(capsys):
     with pytest.raises(SystemExit) as stop:
         sg.main(["--version"])
@@ -369,6 +376,8 @@ def test_set_up_files_agree():
         assert not re.search(rf"^\s*- {name}\b", environment, re.MULTILINE), name
         assert name not in makefile.split(), name
         assert re.search(rf"\b{name}\b", README, re.IGNORECASE), f"{name} is not in the README's list"
+    citation = (ROOT / "CITATION.cff").read_text(encoding="utf-8")
+    assert f"\nversion: {volumetric.__version__}\n" in citation
     assert "Python 3.10" in README and "torch 2.6" in README
     assert (ROOT / ".ci" / "run").read_text(encoding="utf-8").strip().splitlines()[-1] == "make test"
 

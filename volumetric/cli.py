@@ -258,7 +258,12 @@ def tell_about(config_class, words):
 
     program = os.path.relpath(sys.argv[0])
     called = f"python {program}" if program.endswith(".py") else os.path.basename(program)
-    print(help_text(config_class, called, default_of))
+    try:
+        print(help_text(config_class, called, default_of), flush=True)
+    except (
+        BrokenPipeError
+    ):  # `--help | head` has read enough; nothing is left to be written at the end either
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def joined_words(config_class, words):
