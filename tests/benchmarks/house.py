@@ -2,7 +2,7 @@
 
     python tests/benchmarks/house.py
 
-writes docs/pictures/house.svg from the imports of the code as it is; tests/test_house.py asks that this is the
+writes docs/pictures/house.svg from the imports of the code; tests/test_house.py asks that this is the
 picture in docs/. A room stands above all that it imports. Lines to the ground are left out: all stand on it.
 """
 
@@ -14,7 +14,7 @@ from xml.sax.saxutils import escape
 
 ROOT = Path(__file__).parents[2]
 sys.path.insert(0, str(ROOT))
-from tests.test_house import ARROWS, MODULES  # noqa: E402
+from tests.test_house import ARROWS  # noqa: E402
 
 GROUND = "volumetric"
 PACKAGING = ("cow3d", "setup")  # import nothing of the house, and are imported by nothing
