@@ -27,7 +27,7 @@ import numpy as np
 from scipy import ndimage
 from tqdm import tqdm
 
-from segmentation.maps import UNKNOWN, Variation, meetings, vessels_of
+from segmentation.maps import UNKNOWN, Variation, around, meetings, vessels_of
 from segmentation.metrics import dice, touching
 
 SMOOTH_MM = 8.0  # of the Gaussian that the field is as smooth as; its shortest wave has 17 mm
@@ -76,7 +76,9 @@ def waves(number, count, size, sines):
 
 def summed(coefficients, bases):
     """Sum of products of waves along three axes. Shapes: (K, L, M), [(K, X), (L, Y), (M, Z)] -> (X, Y, Z)"""
-    return np.einsum("klm,kx,ly,mz->xyz", coefficients, *bases, optimize=True)
+    first, second, third = bases  # one by one, and not by a BLAS, whose sums depend on the number of threads
+    found = np.einsum("xlm,ly->xym", np.einsum("klm,kx->xlm", coefficients, first), second)
+    return np.einsum("xym,mz->xyz", found, third)
 
 
 def drawn_field(shape, spacing, rng, mm):
@@ -86,7 +88,7 @@ def drawn_field(shape, spacing, rng, mm):
     number = [np.pi * np.arange(count) / length for count, length in zip(counts, lengths, strict=True)]
     squared = sum(np.square(k) for k in np.meshgrid(*number, indexing="ij"))
     weights = np.exp(-squared * SMOOTH_MM**2 / 2)
-    values, slopes = [], np.empty((3, 3, *shape), np.float32)
+    values, slopes = [], []
     for component in range(3):
         coefficients = weights * rng.standard_normal(weights.shape)
         of = [
@@ -94,108 +96,12 @@ def drawn_field(shape, spacing, rng, mm):
         ]
         values.append(summed(coefficients, [value for value, _ in of]))
         for axis in range(3):
-            bases = [pair[int(n == axis)] for n, pair in enumerate(of)]
-            slopes[component, axis] = summed(coefficients, bases)
+            slopes.append(summed(coefficients, [pair[int(n == axis)] for n, pair in enumerate(of)]))
     values = np.array(values, np.float32)
     scale = mm / np.sqrt(np.square(values).sum(axis=0).max())
-    slopes = np.moveaxis(scale * slopes, (0, 1), (-2, -1)) + np.eye(3, dtype=np.float32)
-    return Field(scale * values, float(np.linalg.det(slopes).min()))
-
-
-# ╔══════════════════════════════════════════════════════════════════════════════════════════════════════════╗
-# ║ What is asked for                                                                                        ║
-# ╚══════════════════════════════════════════════════════════════════════════════════════════════════════════╝
-
-
-class Bent:
-    """A label map, looked up where a field says, with vessels of other radii.
-
-    Args:
-        numbers: Class numbers without unknown voxels, (X, Y, Z) uint8; vessels and background are there.
-        spacing: (3,) mm.
-    """
-
-    def __init__(self, numbers, spacing):
-        vessels, half = numbers > 0, min(spacing) / 2
-        inner = ndimage.distance_transform_edt(vessels, spacing)
-        self.apart, nearest = ndimage.distance_transform_edt(~vessels, spacing, return_indices=True)
-        signed = np.where(vessels, half - inner, self.apart - half)
-        smooth = ndimage.gaussian_filter(signed, 0.5)  # orders voxels that are equally far from the edge
-        signed = np.where(vessels, np.minimum(smooth, -0.1 * half), np.maximum(smooth, 0.1 * half))
-        line = centre_line(vessels, spacing)
-        for number in np.unique(numbers[vessels]):
-            line |= meetings(numbers, number, inner)
-        _, of_line = ndimage.distance_transform_edt(~line, spacing, return_indices=True)
-        self.radius = np.maximum(inner - half, half)[tuple(of_line)]
-        self.relative = signed / ndimage.gaussian_filter(self.radius, 1)  # -1 in the middle, 0 at the surface
-        self.numbers, self.spacing, self.nearest = numbers, np.asarray(spacing), numbers[tuple(nearest)]
-        self.line, self.classes = np.argwhere(line), numbers[line]
-
-    def wanted(self, field, t, factors, anchors):
-        """The map that a part t of a field asks for, topology aside.
-
-        Every class gets as many voxels as its volume after bending, times its factor squared, has: those
-        that lie deepest, in parts of the radius there. So a change of less than a voxel changes the volume.
-
-        Args:
-            field: Field.
-            t: From 0 to 1.
-            factors: Of the radii, (256,), by class number.
-            anchors: (n, 3) voxels that the line's are at; they are kept.
-
-        Returns:
-            (Class numbers (X, Y, Z) uint8, relative signed distance there).
-        """
-        shape, reach = self.numbers.shape, t * np.abs(field.mm).max() + 2 * max(self.spacing)
-        reach += self.radius.max() * (factors.max() - 1)
-        places = np.array(np.nonzero(self.apart <= reach))
-        at = places + t * np.array([u[tuple(places)] for u in field.mm]) / self.spacing[:, None]
-        corners, weights = corners_of(at, shape)
-        relative = (weights * self.relative.ravel()[corners]).sum(axis=0)
-        number = winner(self.nearest.ravel()[corners], weights)
-        voxels = np.bincount(self.numbers.ravel()[corners].ravel(), weights.ravel(), 256)
-        held = np.zeros(shape, np.uint8)
-        held[tuple(anchors.T)] = self.classes
-        held = held[tuple(places)]
-        number = np.where(held > 0, held, number)
-        order = np.where(held > 0, -np.inf, relative)
-        found = np.zeros(len(number), np.uint8)
-        for one in np.unique(self.numbers[self.numbers > 0]):
-            own = np.flatnonzero(number == one)
-            count = round(voxels[one] * factors[one] ** 2)
-            found[own[np.argsort(order[own], kind="stable")[:count]]] = one
-        wanted, distance = np.zeros(shape, np.uint8), np.full(shape, np.inf)
-        wanted[tuple(places)], distance[tuple(places)] = found, order
-        return wanted, distance
-
-    def moved(self, field, t, start):
-        """Where the line's voxels go: x with x + t u(x) = p, iterated. Shapes: start (n, 3) -> the same"""
-        at = start
-        for _ in range(8):
-            u = [ndimage.map_coordinates(one, at.T, order=1, mode="nearest") for one in field.mm]
-            at = self.line - t * np.array(u).T / self.spacing
-        return at
-
-
-def corners_of(places, shape):
-    """The eight voxels around places, those of the border beyond it. Shapes: (3, n) -> (8, n), (8, n)"""
-    places = np.clip(places, 0, np.reshape(shape, (3, 1)) - 1)
-    low = np.minimum(places.astype(int), np.maximum(np.reshape(shape, (3, 1)) - 2, 0))
-    share, corners, weights = places - low, [], []
-    for offset in np.ndindex(2, 2, 2):
-        offset = np.reshape(offset, (3, 1))
-        corners.append(np.ravel_multi_index(tuple(low + offset), shape, mode="clip"))
-        weights.append(np.where(offset == 1, share, 1 - share).prod(axis=0))
-    return np.array(corners), np.array(weights)
-
-
-def winner(numbers, weights):
-    """The class with most of the weight. Shapes: (8, n), (8, n) -> (n,)"""
-    found = numbers[0].copy()
-    mixed = np.flatnonzero((numbers != found).any(axis=0))
-    votes = [(weights[:, mixed] * (numbers[:, mixed] == one)).sum(axis=0) for one in numbers[:, mixed]]
-    found[mixed] = numbers[np.argmax(votes, axis=0), mixed] if mixed.size else 0
-    return found
+    rows = (scale * np.array(slopes, np.float32)).reshape(3, 3, -1) + np.eye(3, dtype=np.float32)[..., None]
+    determinant = (rows[0] * np.cross(rows[1], rows[2], axis=0)).sum(axis=0)
+    return Field(scale * values, float(determinant.min()))
 
 
 # ╔══════════════════════════════════════════════════════════════════════════════════════════════════════════╗
@@ -214,7 +120,8 @@ def topology(numbers):
 
     found = {}
     for number in [0, *np.unique(numbers[numbers > 0]).tolist()]:
-        mask = np.pad(numbers == number if number else numbers > 0, 1)
+        mask = numbers == number if number else numbers > 0
+        mask = np.pad(mask[around(mask, 0)], 1)
         pieces, cavities = ndimage.label(mask, EVERYWHERE)[1], ndimage.label(~mask)[1] - 1
         found[number] = (pieces, pieces + cavities - int(euler_number(mask, connectivity=3)), cavities)
     return found, touching(numbers)
@@ -285,11 +192,107 @@ class Kept:
 
 
 # ╔══════════════════════════════════════════════════════════════════════════════════════════════════════════╗
+# ║ What is asked for                                                                                        ║
+# ╚══════════════════════════════════════════════════════════════════════════════════════════════════════════╝
+
+
+class Bent:
+    """A label map, looked up where a field says, with vessels of other radii.
+
+    Args:
+        numbers: Class numbers without unknown voxels, (X, Y, Z) uint8; vessels and background are there.
+        spacing: (3,) mm.
+    """
+
+    def __init__(self, numbers, spacing):
+        vessels, half = numbers > 0, min(spacing) / 2
+        inner = ndimage.distance_transform_edt(vessels, spacing)
+        self.apart, nearest = ndimage.distance_transform_edt(~vessels, spacing, return_indices=True)
+        signed = np.where(vessels, half - inner, self.apart - half)
+        smooth = ndimage.gaussian_filter(signed, 0.5)  # orders voxels that are equally far from the edge
+        signed = np.where(vessels, np.minimum(smooth, -0.1 * half), np.maximum(smooth, 0.1 * half))
+        line = centre_line(vessels, spacing)
+        for number in np.unique(numbers[vessels]):
+            line |= meetings(numbers, number, inner)
+        _, of_line = ndimage.distance_transform_edt(~line, spacing, return_indices=True)
+        self.radius = np.maximum(inner - half, half)[tuple(of_line)]
+        self.relative = signed / ndimage.gaussian_filter(self.radius, 1)  # -1 in the middle, 0 at the surface
+        self.numbers, self.spacing, self.nearest = numbers, np.asarray(spacing), numbers[tuple(nearest)]
+        self.line, self.classes, self.topology = np.argwhere(line), numbers[line], topology(numbers)
+
+    def wanted(self, field, t, factors, anchors):
+        """The map that a part t of a field asks for, topology aside.
+
+        Every class gets as many voxels as its volume after bending, times its factor squared, has: those
+        that lie deepest, in parts of the radius there. So a change of less than a voxel changes the volume.
+
+        Args:
+            field: Field.
+            t: From 0 to 1.
+            factors: Of the radii, (256,), by class number.
+            anchors: (n, 3) voxels that the line's are at; they are kept.
+
+        Returns:
+            (Class numbers (X, Y, Z) uint8, relative signed distance there).
+        """
+        shape, reach = self.numbers.shape, t * np.abs(field.mm).max() + 2 * max(self.spacing)
+        reach += self.radius.max() * (factors.max() - 1)
+        places = np.array(np.nonzero(self.apart <= reach))
+        at = places + t * np.array([u[tuple(places)] for u in field.mm]) / self.spacing[:, None]
+        corners, weights = corners_of(at, shape)
+        relative = (weights * self.relative.ravel()[corners]).sum(axis=0)
+        number = winner(self.nearest.ravel()[corners], weights)
+        voxels = np.bincount(self.numbers.ravel()[corners].ravel(), weights.ravel(), 256)
+        held = np.zeros(shape, np.uint8)
+        held[tuple(anchors.T)] = self.classes
+        held = held[tuple(places)]
+        number = np.where(held > 0, held, number)
+        order = np.where(held > 0, -np.inf, relative)
+        found = np.zeros(len(number), np.uint8)
+        for one in np.unique(self.numbers[self.numbers > 0]):
+            own = np.flatnonzero(number == one)
+            count = round(voxels[one] * factors[one] ** 2)
+            found[own[np.argsort(order[own], kind="stable")[:count]]] = one
+        wanted, distance = np.zeros(shape, np.uint8), np.full(shape, np.inf)
+        wanted[tuple(places)], distance[tuple(places)] = found, order
+        return wanted, distance
+
+    def moved(self, field, t, start):
+        """Where the line's voxels go: x with x + t u(x) = p, iterated. Shapes: start (n, 3) -> the same"""
+        at = start
+        for _ in range(8):
+            u = [ndimage.map_coordinates(one, at.T, order=1, mode="nearest") for one in field.mm]
+            at = self.line - t * np.array(u).T / self.spacing
+        return at
+
+
+def corners_of(places, shape):
+    """The eight voxels around places, those of the border beyond it. Shapes: (3, n) -> (8, n), (8, n)"""
+    places = np.clip(places, 0, np.reshape(shape, (3, 1)) - 1)
+    low = np.minimum(places.astype(int), np.maximum(np.reshape(shape, (3, 1)) - 2, 0))
+    share, corners, weights = places - low, [], []
+    for offset in np.ndindex(2, 2, 2):
+        offset = np.reshape(offset, (3, 1))
+        corners.append(np.ravel_multi_index(tuple(low + offset), shape, mode="clip"))
+        weights.append(np.where(offset == 1, share, 1 - share).prod(axis=0))
+    return np.array(corners), np.array(weights)
+
+
+def winner(numbers, weights):
+    """The class with most of the weight. Shapes: (8, n), (8, n) -> (n,)"""
+    found = numbers[0].copy()
+    mixed = np.flatnonzero((numbers != found).any(axis=0))
+    votes = [(weights[:, mixed] * (numbers[:, mixed] == one)).sum(axis=0) for one in numbers[:, mixed]]
+    found[mixed] = numbers[np.argmax(votes, axis=0), mixed] if mixed.size else 0
+    return found
+
+
+# ╔══════════════════════════════════════════════════════════════════════════════════════════════════════════╗
 # ║ A variation                                                                                              ║
 # ╚══════════════════════════════════════════════════════════════════════════════════════════════════════════╝
 
 
-def varied(numbers, spacing, seed, mm=3.0, radius=0.1):
+def varied(numbers, spacing, seed, mm=3.0, radius=0.1, bent=None):
     """A variation of a label map; see the module. Unknown voxels are bent along, behind vessels.
 
     Args:
@@ -298,31 +301,35 @@ def varied(numbers, spacing, seed, mm=3.0, radius=0.1):
         seed: Alone decides what is drawn.
         mm: Longest displacement.
         radius: Standard deviation of the logarithm of a class's radius factor.
+        bent: Of `bent_of`, which all variations of a map share; None makes it.
 
     Returns:
         (Class numbers (X, Y, Z) uint8, {"draws", and of the last one "mm", "radius", "radius_factors" by
         class number, "smallest_jacobian", "fit": Dice with what it asks for}), or (None, {"draws"}) if all
         draws fold, or leave the map too far from what they ask for.
     """
-    plain = np.where(numbers == UNKNOWN, 0, numbers).astype(np.uint8)
-    if not plain.any() or plain.all():
-        return None, {"draws": 0}
-    bent, before = Bent(plain, spacing), topology(plain)
-    for draw in range(DRAWS):
+    bent = bent or bent_of(numbers, spacing)
+    for draw in range(DRAWS if bent else 0):
         rng, share = np.random.default_rng([seed, draw]), SMALLER**draw
-        field = drawn_field(plain.shape, spacing, rng, share * mm)
+        field = drawn_field(numbers.shape, spacing, rng, share * mm)
         normal = np.clip(rng.standard_normal(256), -MOST_SIGMAS, MOST_SIGMAS)
         factors = np.exp(share * radius * normal)
         if field.jacobian < LEAST_JACOBIAN:
             continue
         found, wanted = followed(bent, field, factors)
         fit = dice_of_classes(found, wanted)
-        if fit >= LEAST_FIT and topology(found) == before:
-            used = {int(n): round(float(factors[n]), 4) for n in np.unique(plain[plain > 0])}
+        if fit >= LEAST_FIT and topology(found) == bent.topology:
+            used = {int(n): round(float(factors[n]), 4) for n in np.unique(bent.classes)}
             record = {"draws": draw + 1, "mm": share * mm, "radius": share * radius, "radius_factors": used}
             record |= {"smallest_jacobian": round(field.jacobian, 4), "fit": round(fit, 4)}
             return with_unknown(found, numbers, field, spacing), record
     return None, {"draws": DRAWS}
+
+
+def bent_of(numbers, spacing):
+    """Bent of a label map, without its unknown voxels; None if these are all vessels, or none."""
+    plain = np.where(numbers == UNKNOWN, 0, numbers).astype(np.uint8)
+    return Bent(plain, spacing) if plain.any() and not plain.all() else None
 
 
 def followed(bent, field, factors):
@@ -373,10 +380,10 @@ def seed_of(config, content, k):
     return int(hashlib.sha256(f"{config.seed} {content} vary {k}".encode()).hexdigest()[:12], 16)
 
 
-def variation_of(to_draw, k, asked, classes):
+def variation_of(to_draw, k, asked, classes, bent=None):
     """Variation k of a MapToDraw, or None; `asked` has the seed, mm and radius of `varied`."""
     how = {name: asked[name] for name in ("seed", "mm", "radius")}
-    found, drawn = varied(to_draw.numbers, nib.affines.voxel_sizes(to_draw.affine), **how)
+    found, drawn = varied(to_draw.numbers, nib.affines.voxel_sizes(to_draw.affine), **how, bent=bent)
     if found is None:
         return None
     factors = {classes.names[n - 1]: factor for n, factor in drawn["radius_factors"].items()}
@@ -422,9 +429,10 @@ def with_variations(maps, config, classes, tell=True):
     asked = {"law": LAW, "mm": config.vary_mm, "radius": config.vary_radius}
     with tqdm(total=len(maps) * config.vary, desc="Varying maps", disable=not tell) as bar:
         for path, to_draw in maps.items():
+            bent = bent_of(to_draw.numbers, nib.affines.voxel_sizes(to_draw.affine))
             for k in range(1, 1 + config.vary):
                 seed = seed_of(config, to_draw.content, k)
-                one = variation_of(to_draw, k, asked | {"seed": seed}, classes)
+                one = variation_of(to_draw, k, asked | {"seed": seed}, classes, bent)
                 if one is None:
                     left_out.append(f"{path}, variation {k}: {DRAWS} draws fold, or do not fit the grid")
                 elif digest_of(one.numbers) in known:
