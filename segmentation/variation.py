@@ -57,10 +57,12 @@ class Field:
 
     Args:
         mm: (3, X, Y, Z) float32, along the array's axes.
+        longest: Length of the longest displacement.
         jacobian: Smallest determinant of I + du/dx.
     """
 
     mm: np.ndarray
+    longest: float
     jacobian: float
 
 
@@ -101,7 +103,7 @@ def drawn_field(shape, spacing, rng, mm):
     scale = mm / np.sqrt(np.square(values).sum(axis=0).max())
     rows = (scale * np.array(slopes, np.float32)).reshape(3, 3, -1) + np.eye(3, dtype=np.float32)[..., None]
     determinant = (rows[0] * np.cross(rows[1], rows[2], axis=0)).sum(axis=0)
-    return Field(scale * values, float(determinant.min()))
+    return Field(scale * values, mm, float(determinant.min()))
 
 
 # ╔══════════════════════════════════════════════════════════════════════════════════════════════════════════╗
@@ -235,9 +237,8 @@ class Bent:
         Returns:
             (Class numbers (X, Y, Z) uint8, relative signed distance there).
         """
-        shape, reach = self.numbers.shape, t * np.abs(field.mm).max() + 2 * max(self.spacing)
-        reach += self.radius.max() * (factors.max() - 1)
-        places = np.array(np.nonzero(self.apart <= reach))
+        shape, wider = self.numbers.shape, self.radius.max() * (factors.max() - 1)
+        places = np.array(np.nonzero(self.apart <= t * field.longest + wider + 2 * max(self.spacing)))
         at = places + t * np.array([u[tuple(places)] for u in field.mm]) / self.spacing[:, None]
         corners, weights = corners_of(at, shape)
         relative = (weights * self.relative.ravel()[corners]).sum(axis=0)
