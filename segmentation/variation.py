@@ -143,6 +143,7 @@ class Kept:
         for x, y, z in np.argwhere(numbers).tolist():
             near = self.padded[x : x + 3, y : y + 3, z : z + 3].tobytes()
             self.count(near, near[13], 1, self.contacts)
+        self.contacts = {pair: number // 2 for pair, number in self.contacts.items()}  # seen from both sides
 
     @property
     def numbers(self):

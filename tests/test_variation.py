@@ -104,6 +104,10 @@ def test_a_voxel_changes_only_where_neither_topology_nor_neighbours_do():
     assert kept.change((4, 5, 2), 3) and not kept.change((4, 4, 2), 3)  # 3 and 2 would meet
     assert kept.change((4, 3, 2), 1) and kept.change((7, 3, 2), 0)
     assert not kept.change((1, 5, 2), 1)  # a piece of its own
+    numbers[2:6, 4, 2] = 3  # beside 1 and 2: all three meet
+    kept = variation.Kept(numbers)
+    assert not kept.change((4, 3, 2), 3)  # 1 and 2 would meet no more
+    assert kept.change((4, 3, 2), 1) and metrics.touching(kept.numbers) == metrics.touching(numbers)
 
 
 # ---- radii, identity, seeds
