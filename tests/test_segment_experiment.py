@@ -9,7 +9,7 @@ from pathlib import Path
 from volumetric.cli import UserError
 from volumetric.collection import content_of_set
 from volumetric.files import part_of
-from volumetric.sidecars import write_trained_on
+from volumetric.sidecars import write_drawn_for, write_trained_on
 
 import nibabel as nib
 import numpy as np
@@ -106,6 +106,10 @@ def test_test_subjects_are_in_nothing_that_was_seen(tmp_path):
     with pytest.raises(UserError, match="in the making of synthetic volumes"):
         experiment.open_grid(config)
     sidecar.unlink()
+    write_drawn_for(config.synthetic_labels, [label_map])  # as beside varied maps
+    with pytest.raises(UserError, match=r"in the making of synthetic volumes \(a label map of which others"):
+        experiment.open_grid(config)
+    next(Path(config.synthetic_labels).glob("drawn_for-*.json")).unlink()
     save_labels(ids, AFFINE, Path(config.synthetic_labels) / "case11.nii.gz", "topcow2024")
     with pytest.raises(UserError, match=f"{test}, the label map of test subject case20, .*case11"):
         experiment.open_grid(config)

@@ -28,6 +28,7 @@ from volumetric.files import (
     read_json,
     reading,
     volume_to_array,
+    write_json,
 )
 
 import nibabel as nib
@@ -35,7 +36,7 @@ import numpy as np
 
 SAME = 1e-5  # between a volume and its file, in [0, 1], for equal
 ROUNDING, HALF_ROUNDING = 1e-4, 1e-2  # between two machines; in half precision
-TRAINED_ON = "trained_on-"  # begins the name of a list of contents
+TRAINED_ON, DRAWN_FOR = "trained_on-", "drawn_for-"  # begin the name of a list of contents
 PLACES = ("path", "name", "position")  # in a record: what a person calls a thing, not what it is
 
 
@@ -181,18 +182,36 @@ def sidecar_of(path):
     return Path(path).with_name(f"{name_of(path)}.json")
 
 
-def drawn_for(folder):
+def drawn_for(folder, flag="--synthetic"):
     """{content: text for a person} of all label maps that the volumes in a folder were drawn for.
 
-    They are told as they were before edits; see `content_of_labels` in collection.py.
+    They are told as they were before edits and variations, by the sidecars of volumes and by the lists that
+    `write_drawn_for` leaves beside label maps; see `content_of_labels` in collection.py.
     """
     known = {}
-    for path in beside_volumes(folder, "--synthetic", "*.json"):
+    for path in beside_volumes(folder, flag, "*.json"):
         with contextlib.suppress(UserError):  # other programs leave files of their own beside volumes
-            label_map = read_json(path).get("label_map")
+            record = read_json(path)
+            label_map = record.get("label_map")
             if isinstance(label_map, dict) and "content" in label_map:
                 known[str(label_map["content"])] = f"the label map that {path.with_suffix('')} was drawn for"
+            if path.name.startswith(DRAWN_FOR):
+                told = f"a label map of which others were made, says {path}"
+                known |= dict.fromkeys(map(str, record.get("contents", ())), told)
     return known
+
+
+def write_drawn_for(folder, contents):
+    """Write beside label maps of which others, as edited or varied, they are made.
+
+    Args:
+        folder: Folder of the label maps.
+        contents: What every original is known by; see collection.py.
+    """
+    contents = sorted(contents)
+    path = Path(folder) / f"{DRAWN_FOR}{content_of_set(contents)[:12]}.json"
+    if not path.exists():
+        write_json(path, {"contents": contents})
 
 
 def refuse_seen(unseen, flag, sets, known):
