@@ -50,6 +50,7 @@ from volumetric.cli import (
     parse_cli,
     with_recipes,
 )
+from volumetric.dataset import Batch, cat
 from volumetric.diff_augment import (
     AUGMENTATIONS,
     UNSTEADY,
@@ -977,39 +978,6 @@ def network_settings(state, path, image_depth=None):
 # ╚══════════════════════════════════════════════════════════════════════════════════════════════════════════╝
 
 
-def joined(parts):
-    """Micro-batches as one batch. Shapes: [(B, ...)] -> (b, ...); None of those that are None"""
-    return parts[0] if len(parts) == 1 or parts[0] is None else torch.cat(parts)
-
-
-@dataclass(frozen=True)
-class Batch:
-    """Volumes and their classes.
-
-    Args:
-        volumes: (b, 1, D, H, W).
-        labels: (b,), or None without classes.
-    """
-
-    volumes: torch.Tensor
-    labels: torch.Tensor | None = None
-
-    @classmethod
-    def cat(cls, batches):
-        """Some as one."""
-        return cls(joined([one.volumes for one in batches]), joined([one.labels for one in batches]))
-
-    def split(self, size):
-        """Parts of `size` volumes."""
-        parts = self.volumes.split(size)
-        labels = len(parts) * [None] if self.labels is None else self.labels.split(size)
-        return [Batch(*part) for part in zip(parts, labels, strict=True)]
-
-    def with_volumes(self, volumes):
-        """A Batch of other volumes, of the same classes."""
-        return Batch(volumes, self.labels)
-
-
 class Trainer(training.VolumeTrainer):
     """Networks, optimisers and the training step of one run.
 
@@ -1215,16 +1183,16 @@ class Trainer(training.VolumeTrainer):
             one_style, one_noise = self.sample_inputs(rng, generator, drawn[-1])
             styles.append(one_style)
             noise.append(one_noise)
-        return joined(styles), joined(noise), joined(drawn)
+        return cat(styles), cat(noise), cat(drawn)
 
     def reals_of(self, randoms):
         """Batch of a pass's real volumes."""
         return Batch.cat([Batch(*self.next_real()) for _ in randoms])
 
-    def seen_by_D(self, volumes, randoms):
-        """Volumes of a pass as D sees them. Shapes: (b, 1, D, H, W) -> the same"""
+    def augment_pass(self, volumes, randoms):
+        """`augment` for the volumes of a pass. Shapes: (b, 1, D, H, W) -> the same"""
         parts = volumes.split(self.batch_size)
-        return joined([self.augment(part, rng) for part, (rng, _) in zip(parts, randoms, strict=True)])
+        return cat([self.augment(part, rng) for part, (rng, _) in zip(parts, randoms, strict=True)])
 
     def logits_of(self, logits):
         """Logits of a pass by micro-batch, of all processes. Shapes: (b,) -> [(B,)]"""
@@ -1280,32 +1248,54 @@ class Trainer(training.VolumeTrainer):
         return losses
 
     def accumulate_discriminator(self, regularize, micro_batches):
-        """Gradients of D; the loss in mixed precision, penalties in theirs, in a pass of their own or not."""
-        losses, penalty = defaultdict(float), self.config.penalty if regularize else None
+        """Gradients of D; the loss in mixed precision, a penalty in its own."""
+        losses, learn = defaultdict(float), self.way_to_learn(regularize)
         for randoms in self.passes(STREAM_D, micro_batches):
             real = self.reals_of(randoms)
-            fake = self.generate(randoms, real.labels)
-            # a penalty at the real volumes goes through their augmentation, others begin behind it
-            given = real.volumes.split(self.penalty_part) if penalty == "one_centered" else ()
-            given = [part.requires_grad_() for part in given]
-            shown = self.seen_by_D(torch.cat(given) if given else real.volumes, randoms)
-            seen_real = real.with_volumes(shown.detach())
-            seen_fake = fake.with_volumes(self.seen_by_D(fake.volumes, randoms))
-            if penalty and self.joint:
-                self.tell_apart_smoothly(seen_real, seen_fake, losses, micro_batches)
-            else:
-                self.tell_apart(seen_real, seen_fake, losses, micro_batches)
-            if self.config.cl_reg:
-                self.contrast_all(real.volumes.detach(), fake.volumes, randoms, losses, micro_batches)
-            if given:
-                parts = shown.split(self.penalty_part)
-                losses["GP"] += self.penalize_gradient(given, parts, real.labels, micro_batches)
-            elif penalty and not self.joint:
-                for one in (seen_real, seen_fake) if penalty == "r1r2" else (seen_real,):
-                    parts = one.volumes.split(self.penalty_part)
-                    parts = [part.detach().float().requires_grad_() for part in parts]
-                    losses["GP"] += self.penalize_gradient(parts, parts, one.labels, micro_batches)
+            learn(real, self.generate(randoms, real.labels), randoms, losses, micro_batches)
         return losses
+
+    def way_to_learn(self, regularize):
+        """How a pass goes through D: without a penalty, or in one of three ways with it."""
+        if not regularize:
+            return self.learn_plainly
+        if self.joint:
+            return self.learn_jointly
+        if self.config.penalty == "one_centered":
+            return self.learn_through_augmentation
+        return self.learn_behind_augmentation
+
+    def learn_plainly(self, real, fake, randoms, losses, micro_batches):
+        """Add the gradients of a pass; returns the Batches behind their augmentation."""
+        real_views = real.with_volumes(self.augment_pass(real.volumes, randoms))
+        fake_views = fake.with_volumes(self.augment_pass(fake.volumes, randoms))
+        self.tell_apart(real_views, fake_views, losses, micro_batches)
+        self.contrast_all(real.volumes, fake.volumes, randoms, losses, micro_batches)
+        return real_views, fake_views
+
+    def learn_jointly(self, real, fake, randoms, losses, micro_batches):
+        """The same with R1 and R2, of the same passes through D as the loss."""
+        real_views = real.with_volumes(self.augment_pass(real.volumes, randoms))
+        fake_views = fake.with_volumes(self.augment_pass(fake.volumes, randoms))
+        self.tell_apart_smoothly(real_views, fake_views, losses, micro_batches)
+        self.contrast_all(real.volumes, fake.volumes, randoms, losses, micro_batches)
+
+    def learn_behind_augmentation(self, real, fake, randoms, losses, micro_batches):
+        """The same with R1, or R1 and R2, in passes of their own, of what the augmentation made."""
+        real_views, fake_views = self.learn_plainly(real, fake, randoms, losses, micro_batches)
+        for batch in (real_views, fake_views) if self.config.penalty == "r1r2" else (real_views,):
+            parts = [v.detach().float().requires_grad_() for v in batch.volumes.split(self.penalty_part)]
+            losses["GP"] += self.penalize_gradient(parts, parts, batch.labels, micro_batches)
+
+    def learn_through_augmentation(self, real, fake, randoms, losses, micro_batches):
+        """The same with the one-centred penalty, of the volumes before their augmentation."""
+        parts = [v.requires_grad_() for v in real.volumes.split(self.penalty_part)]
+        views = self.augment_pass(torch.cat(parts), randoms)
+        fake_views = fake.with_volumes(self.augment_pass(fake.volumes, randoms))
+        self.tell_apart(real.with_volumes(views.detach()), fake_views, losses, micro_batches)
+        self.contrast_all(real.volumes.detach(), fake.volumes, randoms, losses, micro_batches)
+        views = views.split(self.penalty_part)
+        losses["GP"] += self.penalize_gradient(parts, views, real.labels, micro_batches)
 
     @torch.no_grad()
     def generate(self, randoms, real_labels):
@@ -1330,20 +1320,24 @@ class Trainer(training.VolumeTrainer):
             self.group.sum_([taken])
             losses["Q_usage"] += (taken > 0).float().mean() / micro_batches
             loss = loss + commitment
-        if self.ada is not None:
-            losses["signs"] += sum(self.ada.signs_of(*pair, self.sense) for pair in pairs)
+        for pair in pairs:
+            self.count_signs(*pair, losses)
         self.scaler.scale(loss / micro_batches).backward()
 
     def tell_apart_smoothly(self, real, fake, losses, micro_batches):
         """As `tell_apart`, with R1 and R2 of the same pass in their precision, some pairs after the other."""
-        size = self.penalty_part
         for reals, fakes in zip(real.split(self.batch_size), fake.split(self.batch_size), strict=True):
-            pairs = zip(reals.split(size), fakes.split(size), strict=True)
-            logits = [self.learn_pairs(*pair, losses, micro_batches) for pair in pairs]
-            if self.ada is not None:
-                of_real = torch.cat([one for one, _ in logits])
-                of_fake = torch.cat([other for _, other in logits])
-                losses["signs"] += self.ada.signs_of(of_real, of_fake, self.sense)
+            real_logits, fake_logits = [], []
+            for pair in zip(reals.split(self.penalty_part), fakes.split(self.penalty_part), strict=True):
+                of_real, of_fake = self.learn_pairs(*pair, losses, micro_batches)
+                real_logits.append(of_real)
+                fake_logits.append(of_fake)
+            self.count_signs(torch.cat(real_logits), torch.cat(fake_logits), losses)
+
+    def count_signs(self, real_logits, fake_logits, losses):
+        """Add what the probability of augmentation adapts to, if it does. Shapes: (B,), (B,)"""
+        if self.ada is not None:
+            losses["signs"] += self.ada.signs_of(real_logits, fake_logits, self.sense)
 
     def learn_pairs(self, real, fake, losses, micro_batches):
         """Add the gradients of D's loss of some pairs, of R1 and of R2; returns the logits, of all processes.
@@ -1368,10 +1362,12 @@ class Trainer(training.VolumeTrainer):
         return [p for p in self.GAN.D.parameters() if p.requires_grad]
 
     def contrast_all(self, real, fake, randoms, losses, micro_batches):
-        """Contrastive regularisation of a pass's real volumes, late in a run also of the generated ones.
+        """Contrastive regularisation, if any, of a pass's real volumes, late in a run also of generated ones.
 
         Shapes: (b, 1, D, H, W), (b, 1, D, H, W)
         """
+        if not self.config.cl_reg:
+            return
         for volumes in (real, fake) if self.step >= CONTRAST_FAKES_AFTER else (real,):
             for part, (rng, _) in zip(volumes.split(self.batch_size), randoms, strict=True):
                 losses["CR"] += self.contrast(part, rng, micro_batches)
@@ -1393,18 +1389,18 @@ class Trainer(training.VolumeTrainer):
         self.scaler.scale(loss).backward()
         return loss.detach()
 
-    def penalize_gradient(self, parts, seen, labels, micro_batches):
+    def penalize_gradient(self, parts, views, labels, micro_batches):
         """Add the gradients of the chosen gradient penalty; returns this process's share of its value.
 
-        One part after another, so that the graph of gradients is that of a part only. `seen` is what D sees
-        of `parts`, in whose voxels the gradient is taken.
+        One part after another, so that the graph of gradients is that of a part only. `views` are what D
+        gets of `parts`, in whose voxels the gradient is taken.
 
-        Shapes: parts and seen of (b, 1, D, H, W), labels (B,) or None
+        Shapes: parts and views of (b, 1, D, H, W), labels (B,) or None
         """
         penalty = functools.partial(zero_centered_penalty, gamma=self.lazy_gamma())
         penalty = gradient_penalty if self.config.penalty == "one_centered" else penalty
         labels, total = len(parts) * [None] if labels is None else labels.split(self.penalty_part), 0.0
-        for part, volumes, of in zip(parts, seen, labels, strict=True):
+        for part, volumes, of in zip(parts, views, labels, strict=True):
             share = len(part) / self.config.batch_size / micro_batches
             value = penalty(part, self.judge_smoothly(volumes, of), scale=self.penalty_scale) * share
             # the augmentation is needed again
@@ -1436,7 +1432,7 @@ class Trainer(training.VolumeTrainer):
             mapped, noise, labels = self.inputs_of(randoms, real and real.labels)
             styles = mapped.detach().requires_grad_()  # collects the gradients of both passes for S
             with self.autocast():
-                fake_logits = self.judge(self.seen_by_D(self.GAN.G(styles, noise), randoms), labels)
+                fake_logits = self.judge(self.augment_pass(self.GAN.G(styles, noise), randoms), labels)
             real_logits = [None] * len(randoms)
             if self.compares:
                 real_logits = self.judge_real(real, randoms)
@@ -1446,7 +1442,7 @@ class Trainer(training.VolumeTrainer):
             self.scaler.scale(loss / micro_batches).backward()
             if regularize:
                 shape = (1, *self.config.shape)
-                y = joined([self.draw(torch.randn, shape, generator) for _, generator in randoms])
+                y = cat([self.draw(torch.randn, shape, generator) for _, generator in randoms])
                 for name, value in self.penalize_path_length(styles, noise, y, micro_batches).items():
                     losses[name] += value
             mapped.backward(styles.grad)
@@ -1457,7 +1453,7 @@ class Trainer(training.VolumeTrainer):
     def judge_real(self, real, randoms):
         """Logits of a Batch of real volumes, of all processes, without gradients. Shapes: -> [(B,)]"""
         with self.autocast():
-            return self.logits_of(self.judge(self.seen_by_D(real.volumes, randoms), real.labels))
+            return self.logits_of(self.judge(self.augment_pass(real.volumes, randoms), real.labels))
 
     def penalize_path_length(self, styles, noise, y, micro_batches):
         """Add the gradients of the path-length penalty; returns shares of the mean length and the penalty.

@@ -553,6 +553,39 @@ def batches_of(volumes, batches, left_right):
         yield torch.where(flips, chosen.flip(left_right), chosen), indices
 
 
+@dataclass(frozen=True)
+class Batch:
+    """Volumes and their classes, on the way through a step.
+
+    Args:
+        volumes: (b, 1, D, H, W).
+        labels: (b,), or None without classes.
+    """
+
+    volumes: torch.Tensor
+    labels: torch.Tensor | None = None
+
+    @classmethod
+    def cat(cls, batches: list["Batch"]) -> "Batch":
+        """Some as one."""
+        return cls(cat([one.volumes for one in batches]), cat([one.labels for one in batches]))
+
+    def split(self, size: int) -> list["Batch"]:
+        """Parts of `size` volumes."""
+        volumes = self.volumes.split(size)
+        labels = len(volumes) * [None] if self.labels is None else self.labels.split(size)
+        return [Batch(*part) for part in zip(volumes, labels, strict=True)]
+
+    def with_volumes(self, volumes: torch.Tensor) -> "Batch":
+        """A Batch of other volumes, of the same classes."""
+        return Batch(volumes, self.labels)
+
+
+def cat(parts: list[torch.Tensor | None]) -> torch.Tensor | None:
+    """Micro-batches as one batch. Shapes: [(B, ...)] -> (b, ...); None of those that are None"""
+    return parts[0] if len(parts) == 1 or parts[0] is None else torch.cat(parts)
+
+
 def make_loader(dataset, batches, num_workers, device):
     """Iterator of (volumes (B, 1, Z, X, Y), indices (B,)) in the order of `batches`."""
     if getattr(dataset.volumes, "is_cuda", False):
