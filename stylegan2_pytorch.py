@@ -999,12 +999,12 @@ class Trainer(training.VolumeTrainer):
 
     @staticmethod
     def unsteady(config):
-        """As `VolumeTrainer`'s."""
+        """Augmentations of the run that no GPU does twice the same."""
         return UNSTEADY & {*config.aug_types}
 
     @staticmethod
     def prepare(config, audit, group, source, goes_on):
-        """As `VolumeTrainer`'s."""
+        """{"scores": TrainingScores} of a run that evaluates; complains of weights that are missing."""
         from MedicalNet.scores import scores_of
 
         return scores_of(config, group)
@@ -1062,13 +1062,13 @@ class Trainer(training.VolumeTrainer):
         return [] if self.config.noise == "all" else names[:-1]
 
     def rate_scale(self, module, name, parameter):
-        """As `VolumeTrainer`'s."""
+        """Factor on the rate of a parameter: with --equalized_lr, that of its layer's fan-in."""
         if not self.config.equalized_lr:
             return 1.0
         return MAPPING_RATE if module == "S" else equalized_scale(name, parameter)
 
     def averaged(self):
-        """As `VolumeTrainer`'s."""
+        """[(average, what it follows)] of the networks."""
         return self.GAN.averaged()
 
     # ---- what a step is made of
@@ -1117,14 +1117,14 @@ class Trainer(training.VolumeTrainer):
         how = {"each": self.config.aug_each, "fixed": fixed}
         return draw_augmentation(shape, self.device, prob, self.config.aug_types, rng, *spacing, **how)
 
-    def judge(self, volumes, labels):
+    def logits(self, volumes, labels):
         """Logits of volumes, float32. Shapes: (B, 1, D, H, W), (B,) or None -> (B,)"""
         return self.GAN.D(volumes, labels)[0].float()
 
-    def judge_smoothly(self, volumes, labels):
+    def penalty_logits(self, volumes, labels):
         """The same in the precision of penalties. Shapes: (B, 1, D, H, W), (B,) or None -> (B,)"""
         with self.autocast() if self.config.penalty_precision == "mixed" else contextlib.nullcontext():
-            return self.judge(volumes, labels)
+            return self.logits(volumes, labels)
 
     @property
     def penalty_scale(self):
@@ -1159,7 +1159,7 @@ class Trainer(training.VolumeTrainer):
     # ---- passes: micro-batches that go through the networks together, each with its own draws and loss
 
     def arrangements(self):
-        """As `VolumeTrainer`'s, also with several micro-batches in a pass; quantisers learn from one each."""
+        """[(micro-batches in a pass, volumes penalised at once)]; quantisers learn from one at a time."""
         number, parts = self.config.gradient_accumulate_every, (self.batch_size, self.penalty_part)
         passes = [1] if self.config.fq_layers else [n for n in range(number, 0, -1) if number % n == 0]
         return list(dict.fromkeys(itertools.product(passes, parts)))
@@ -1194,7 +1194,7 @@ class Trainer(training.VolumeTrainer):
         parts = volumes.split(self.batch_size)
         return cat([self.augment(part, rng) for part, (rng, _) in zip(parts, randoms, strict=True)])
 
-    def logits_of(self, logits):
+    def by_micro_batch(self, logits):
         """Logits of a pass by micro-batch, of all processes. Shapes: (b,) -> [(B,)]"""
         return [self.group.gather(part) for part in logits.split(self.batch_size)]
 
@@ -1310,7 +1310,7 @@ class Trainer(training.VolumeTrainer):
         with self.autocast(), self.GAN.D.learning_codes(not self.rehearsing):
             logits, commitment = self.GAN.D(both.volumes, both.labels)
         of_real, of_fake = logits.float().chunk(2)
-        pairs = list(zip(self.logits_of(of_real), self.logits_of(of_fake), strict=True))
+        pairs = list(zip(self.by_micro_batch(of_real), self.by_micro_batch(of_fake), strict=True))
         loss = sum(self.discriminator_loss(*pair) for pair in pairs)
         losses["D"] += loss.detach() / micro_batches
         if self.config.fq_layers:
@@ -1346,8 +1346,9 @@ class Trainer(training.VolumeTrainer):
         """
         both = Batch.cat([real, fake])
         volumes = both.volumes.float().requires_grad_()
-        logits = self.judge_smoothly(volumes, both.labels)
-        of_real, of_fake = [self.group.gather(part) for part in logits.chunk(2)]
+        logits = self.penalty_logits(volumes, both.labels)
+        of_real, of_fake = logits.chunk(2)
+        of_real, of_fake = self.group.gather(of_real), self.group.gather(of_fake)
         share = len(real.volumes) / self.batch_size / micro_batches
         loss = self.discriminator_loss(of_real, of_fake) * share
         penalty = zero_centered_penalty(volumes, logits, self.lazy_gamma(), self.penalty_scale)
@@ -1402,7 +1403,7 @@ class Trainer(training.VolumeTrainer):
         labels, total = len(parts) * [None] if labels is None else labels.split(self.penalty_part), 0.0
         for part, volumes, of in zip(parts, views, labels, strict=True):
             share = len(part) / self.config.batch_size / micro_batches
-            value = penalty(part, self.judge_smoothly(volumes, of), scale=self.penalty_scale) * share
+            value = penalty(part, self.penalty_logits(volumes, of), scale=self.penalty_scale) * share
             # the augmentation is needed again
             self.scaler.scale(value).backward(inputs=self.learning_in_D())
             total += value.detach()
@@ -1432,11 +1433,11 @@ class Trainer(training.VolumeTrainer):
             mapped, noise, labels = self.inputs_of(randoms, real and real.labels)
             styles = mapped.detach().requires_grad_()  # collects the gradients of both passes for S
             with self.autocast():
-                fake_logits = self.judge(self.augment_pass(self.GAN.G(styles, noise), randoms), labels)
+                fake_logits = self.logits(self.augment_pass(self.GAN.G(styles, noise), randoms), labels)
             real_logits = [None] * len(randoms)
             if self.compares:
-                real_logits = self.judge_real(real, randoms)
-            pairs = zip(self.logits_of(fake_logits), real_logits, strict=True)
+                real_logits = self.logits_of_real(real, randoms)
+            pairs = zip(self.by_micro_batch(fake_logits), real_logits, strict=True)
             loss = sum(self.generator_loss(*pair) for pair in pairs)
             losses["G"] += loss.detach() / micro_batches
             self.scaler.scale(loss / micro_batches).backward()
@@ -1450,10 +1451,10 @@ class Trainer(training.VolumeTrainer):
         return losses
 
     @torch.no_grad()
-    def judge_real(self, real, randoms):
+    def logits_of_real(self, real, randoms):
         """Logits of a Batch of real volumes, of all processes, without gradients. Shapes: -> [(B,)]"""
         with self.autocast():
-            return self.logits_of(self.judge(self.augment_pass(real.volumes, randoms), real.labels))
+            return self.by_micro_batch(self.logits(self.augment_pass(real.volumes, randoms), real.labels))
 
     def penalize_path_length(self, styles, noise, y, micro_batches):
         """Add the gradients of the path-length penalty; returns shares of the mean length and the penalty.
@@ -1462,10 +1463,10 @@ class Trainer(training.VolumeTrainer):
 
         Shapes: styles (B, L, latent), noise (B, Z, S, S, 1), y (B, 1, Z, S, S)
         """
-        losses, chosen = defaultdict(float), slice(None, None, self.config.pl_batch_shrink)
-        number = self.config.batch_size // self.config.pl_batch_shrink
-        w_parts, noise_parts, y_parts = [t[chosen].split(self.penalty_part) for t in (styles, noise, y)]
-        for w, noise_part, y_part in zip(w_parts, noise_parts, y_parts, strict=True):
+        losses, every, size = defaultdict(float), self.config.pl_batch_shrink, self.penalty_part
+        number = self.config.batch_size // every
+        w_parts, noise_parts = styles[::every].split(size), noise[::every].split(size)
+        for w, noise_part, y_part in zip(w_parts, noise_parts, y[::every].split(size), strict=True):
             lengths = self.group.gather(path_lengths(w, self.GAN.G(w, noise_part), y_part))
             share = len(lengths) / number / micro_batches
             losses["pl_length"] += lengths.detach().mean() * share
@@ -1504,14 +1505,14 @@ class Trainer(training.VolumeTrainer):
         ]
 
     def step_kinds(self):
-        """As `VolumeTrainer`'s: with and without penalties of D and of path lengths."""
+        """{a step of a kind: the kind's share of the run}: with and without penalties of D and of lengths."""
         steps = range(self.config.num_train_steps)
         kinds = {step: (self.penalty_is_due(step), self.path_length_is_due(step)) for step in steps}
         first = {kind: step for step, kind in reversed(kinds.items())}
         return {first[kind]: number / len(steps) for kind, number in Counter(kinds.values()).items()}
 
     def may_replay(self):
-        """As `VolumeTrainer`'s."""
+        """Whether steps can be CUDA graphs, by the options."""
         return self.config.cuda_graphs and not self.config.deterministic and self.steps_are_alike()
 
     def use_room(self, peaks):
@@ -1521,16 +1522,13 @@ class Trainer(training.VolumeTrainer):
 
     def rehearse(self, function, *args):
         """As `VolumeTrainer.rehearse`, with a mean path length."""
-        former, self.pl_mean = self.pl_mean, 0.0
-        try:
+        with memory.swapped(self, pl_mean=0.0):
             super().rehearse(function, *args)
-        finally:
-            self.pl_mean = former
 
     # ---- previews and evaluation
 
     def explained(self):
-        """As `VolumeTrainer`'s."""
+        """{column of metrics.csv: Meaning}, by loss and penalty."""
         return meanings_of(self.loss, self.config.penalty, self.config.penalty_every)
 
     def synthesizer(self, average=True):
@@ -1700,8 +1698,8 @@ def open_generator(config):
 
 def generate_volumes(config):
     """`--generate`: volumes of seeds seed, seed + 1, ...; returns their folder, see `generation.generate`."""
-    tiles, how = config.num_image_tiles, {"trunc_psi": config.trunc_psi}
-    return generation.generate(config, open_generator, config.batch_size, tiles, **how)
+    tiles, psi = config.num_image_tiles, config.trunc_psi
+    return generation.generate(config, open_generator, config.batch_size, tiles, trunc_psi=psi)
 
 
 def generate_interpolation(config):

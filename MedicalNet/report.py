@@ -15,9 +15,9 @@ from volumetric.pages import (
     section,
     three,
     write_page,
-    write_table,
 )
 from volumetric.pictures import annotated, new_axes, save_figure
+from volumetric.tables import write_table
 
 import numpy as np
 

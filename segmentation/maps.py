@@ -26,9 +26,8 @@ from volumetric.collection import (
 from volumetric.files import array_to_volume, as_damaged, file_digest, naming, read_json, volume_to_array
 from volumetric.generation import Drawn, Item, Writer
 from volumetric.geometry import axes_of, left_right_axis, turn
-from volumetric.pages import write_table
 from volumetric.pictures import axial_pictures, labelled_views
-from volumetric.tables import Split, rows_of, subjects_of
+from volumetric.tables import Split, rows_of, subjects_of, write_table
 from volumetric.vessels import EVERYWHERE, centre_line, deepest, same_topology
 
 import nibabel as nib
