@@ -1122,7 +1122,7 @@ class Trainer(training.VolumeTrainer):
         return self.GAN.D(volumes, labels)[0].float()
 
     def penalty_logits(self, volumes, labels):
-        """The same in the precision of penalties. Shapes: (B, 1, D, H, W), (B,) or None -> (B,)"""
+        """`logits` in the precision of penalties. Shapes: (B, 1, D, H, W), (B,) or None -> (B,)"""
         with self.autocast() if self.config.penalty_precision == "mixed" else contextlib.nullcontext():
             return self.logits(volumes, labels)
 
@@ -1221,7 +1221,7 @@ class Trainer(training.VolumeTrainer):
         return start * (end / start) ** self.done
 
     def lazy_gamma(self):
-        """The same for a penalty that stands for those of the steps without one."""
+        """`gamma` of a penalty that stands for those of the steps without one."""
         return self.gamma() * self.config.penalty_every
 
     def penalty_is_due(self, step):
@@ -1274,21 +1274,21 @@ class Trainer(training.VolumeTrainer):
         return real_views, fake_views
 
     def learn_jointly(self, real, fake, randoms, losses, micro_batches):
-        """The same with R1 and R2, of the same passes through D as the loss."""
+        """As `learn_plainly`, with R1 and R2 of the same passes through D as the loss."""
         real_views = real.with_volumes(self.augment_pass(real.volumes, randoms))
         fake_views = fake.with_volumes(self.augment_pass(fake.volumes, randoms))
         self.tell_apart_smoothly(real_views, fake_views, losses, micro_batches)
         self.contrast_all(real.volumes, fake.volumes, randoms, losses, micro_batches)
 
     def learn_behind_augmentation(self, real, fake, randoms, losses, micro_batches):
-        """The same with R1, or R1 and R2, in passes of their own, of what the augmentation made."""
+        """As `learn_plainly`, then R1, or R1 and R2, in passes of their own, of what the augmentation made."""
         real_views, fake_views = self.learn_plainly(real, fake, randoms, losses, micro_batches)
         for batch in (real_views, fake_views) if self.config.penalty == "r1r2" else (real_views,):
             parts = [v.detach().float().requires_grad_() for v in batch.volumes.split(self.penalty_part)]
             losses["GP"] += self.penalize_gradient(parts, parts, batch.labels, micro_batches)
 
     def learn_through_augmentation(self, real, fake, randoms, losses, micro_batches):
-        """The same with the one-centred penalty, of the volumes before their augmentation."""
+        """As `learn_plainly`, then the one-centred penalty, of the volumes before their augmentation."""
         parts = [v.requires_grad_() for v in real.volumes.split(self.penalty_part)]
         views = self.augment_pass(torch.cat(parts), randoms)
         fake_views = fake.with_volumes(self.augment_pass(fake.volumes, randoms))
