@@ -1281,7 +1281,7 @@ class Trainer(training.VolumeTrainer):
         self.contrast_all(real.volumes, fake.volumes, randoms, losses, micro_batches)
 
     def learn_behind_augmentation(self, real, fake, randoms, losses, micro_batches):
-        """As `learn_plainly`, then R1, or R1 and R2, in passes of their own, of what the augmentation made."""
+        """As `learn_plainly`, then R1, or R1 and R2, in their own passes, of what the augmentation made."""
         real_views, fake_views = self.learn_plainly(real, fake, randoms, losses, micro_batches)
         for batch in (real_views, fake_views) if self.config.penalty == "r1r2" else (real_views,):
             parts = [v.detach().float().requires_grad_() for v in batch.volumes.split(self.penalty_part)]
