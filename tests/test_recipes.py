@@ -132,7 +132,7 @@ def test_zero_centred_penalties_are_of_what_d_sees_and_lazy(make_config, monkeyp
     config = replace(trainer.config, penalty="r1r2", penalty_every=4, gamma=0.5, fp16=False)
     trainer = sg.Trainer(config, trainer.audit)
     slope = torch.randn(1, 1, 4, 8, 8)
-    monkeypatch.setattr(trainer, "judge", lambda volumes, _: (volumes * slope).sum(dim=(1, 2, 3, 4)))
+    monkeypatch.setattr(trainer, "logits", lambda volumes, _: (volumes * slope).sum(dim=(1, 2, 3, 4)))
     monkeypatch.setattr(trainer.scaler, "scale", lambda loss: Spy(loss))
 
     class Spy:

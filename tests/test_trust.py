@@ -455,10 +455,10 @@ def test_what_is_shown_is_known_by_content(sets, tmp_path):
     items = [("real", volume) for volume in volumes_in(sets / "held_out", "--real")]
     made = write_set(tmp_path / "made", range(200, 202))
     items += [("generated", volume) for volume in volumes_in(made, "--generated")]
-    assert turing.shown_of(items, made)["trained_on"] is None
+    assert turing.record_of_items(items, made)["trained_on"] is None
     contents = contents_in(sets / "held_out")
     write_trained_on(made, contents[:3], "m/model_3.pt")
-    shown = turing.shown_of(items, made)
+    shown = turing.record_of_items(items, made)
     assert shown["contents"] == {"real": contents, "generated": contents_in(made)}
     assert reading.told_of_training(shown["trained_on"], 16).startswith("The generator was trained on 3 of")
 
