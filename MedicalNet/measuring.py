@@ -30,7 +30,7 @@ from MedicalNet.volumes import READER, VolumeFile, progress
 
 SIMILARITY = 1  # protocol of MS-SSIM, part of every cached value
 STREAM_PAIRS = 0
-TOGETHER = 4  # volumes in one pass of a network, where it takes several
+BATCH = 4  # volumes in one pass of a network, where it takes several
 # What the measured depends on beside our own code; part of every cached result.
 LIBRARIES = {
     name: version(name)
@@ -141,7 +141,7 @@ class Measured:
         return Measured([self.names[i] for i in chosen], features, anatomy, self.shape)
 
 
-def joined(parts):
+def concatenated(parts):
     """One Measured of several, one after the other."""
     features = {name: np.concatenate([p.features[name] for p in parts]) for name in parts[0].features}
     names = [name for p in parts for name in p.names]
@@ -250,8 +250,8 @@ def extract(extractor, source, array):
 def extract_all(extractor, group):
     """The same of several Prepared, in one pass if they are of one shape and the extractor can."""
     same = len({one.source.shape for one in group}) == 1
-    if same and hasattr(extractor, "together"):
-        return extractor.together([one.array for one in group])
+    if same and hasattr(extractor, "of_batch"):
+        return extractor.of_batch([one.array for one in group])
     return [extract(extractor, one.source, one.array) for one in group]
 
 
@@ -282,10 +282,10 @@ def measured_ahead(sources, extractors, config, cache):
     with ThreadPoolExecutor(workers) as pool:
         for source in sources:
             coming.append(pool.submit(prepare, source, extractors, config, cache))
-            if len(coming) > workers + TOGETHER:
-                yield from oldest(TOGETHER)
+            if len(coming) > workers + BATCH:
+                yield from oldest(BATCH)
         while coming:
-            yield from oldest(min(TOGETHER, len(coming)))
+            yield from oldest(min(BATCH, len(coming)))
 
 
 def choose_pairs(number, config):

@@ -543,7 +543,8 @@ def row_of(numbers, volumes, affine):
 
 def nearest(picture, shape):
     """A picture at another size, by nearest neighbour. Shapes: (h, w) -> shape"""
-    rows, columns = (np.arange(n) * m // n for n, m in zip(shape, picture.shape, strict=True))
+    rows = np.arange(shape[0]) * picture.shape[0] // shape[0]
+    columns = np.arange(shape[1]) * picture.shape[1] // shape[1]
     return picture[rows][:, columns]
 
 

@@ -174,7 +174,7 @@ class VolumeTrainer:
         config, number = self.config, self.config.calculate_fid_num_images
         seeds = range(config.seed, config.seed + number)[slice(*self.group.share(number))]
         about = (len(seeds), self.audit.affine, self.group, self.step, received)
-        return self.scores.together(zip(seeds, self.generated(seeds), strict=True), *about)
+        return self.scores.evaluate(zip(seeds, self.generated(seeds), strict=True), *about)
 
     # ---- networks and optimisers
 
