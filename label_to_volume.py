@@ -335,7 +335,8 @@ class SpadeBlock(nn.Module):
     def __init__(self, channels, out_channels, classes, settings):
         super().__init__()
         middle = min(channels, out_channels)
-        self.spade1, self.spade2 = (Spade(n, classes, settings) for n in (channels, middle))
+        self.spade1 = Spade(channels, classes, settings)
+        self.spade2 = Spade(middle, classes, settings)
         self.conv1 = spectral_norm(Conv3d(channels, middle, 3, padding=1))
         self.conv2 = spectral_norm(Conv3d(middle, out_channels, 3, padding=1))
         same = channels == out_channels
@@ -878,7 +879,7 @@ class Trainer(training.VolumeTrainer):
 
     def load(self, state):
         """Take up the state of a checkpoint."""
-        there, own = (", ".join(of.values()) for of in (state.get("table", {}), self.table()))
+        there, own = ", ".join(state.get("table", {}).values()), ", ".join(self.table().values())
         if self.entry in state and there != own:
             raise UserError(f"has the classes {there}, --table gives {own}: give the same, or another --name")
         super().load(state)

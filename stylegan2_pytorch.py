@@ -50,6 +50,7 @@ from volumetric.cli import (
     parse_cli,
     with_recipes,
 )
+from volumetric.dataset import Batch, cat
 from volumetric.diff_augment import (
     AUGMENTATIONS,
     UNSTEADY,
@@ -977,39 +978,6 @@ def network_settings(state, path, image_depth=None):
 # ╚══════════════════════════════════════════════════════════════════════════════════════════════════════════╝
 
 
-def joined(parts):
-    """Micro-batches as one batch. Shapes: [(B, ...)] -> (b, ...); None of those that are None"""
-    return parts[0] if len(parts) == 1 or parts[0] is None else torch.cat(parts)
-
-
-@dataclass(frozen=True)
-class Batch:
-    """Volumes and their classes.
-
-    Args:
-        volumes: (b, 1, D, H, W).
-        labels: (b,), or None without classes.
-    """
-
-    volumes: torch.Tensor
-    labels: torch.Tensor | None = None
-
-    @classmethod
-    def cat(cls, batches):
-        """Some as one."""
-        return cls(joined([one.volumes for one in batches]), joined([one.labels for one in batches]))
-
-    def split(self, size):
-        """Parts of `size` volumes."""
-        parts = self.volumes.split(size)
-        labels = len(parts) * [None] if self.labels is None else self.labels.split(size)
-        return [Batch(*part) for part in zip(parts, labels, strict=True)]
-
-    def with_volumes(self, volumes):
-        """A Batch of other volumes, of the same classes."""
-        return Batch(volumes, self.labels)
-
-
 class Trainer(training.VolumeTrainer):
     """Networks, optimisers and the training step of one run.
 
@@ -1031,12 +999,12 @@ class Trainer(training.VolumeTrainer):
 
     @staticmethod
     def unsteady(config):
-        """As `VolumeTrainer`'s."""
+        """Augmentations of the run that no GPU does twice the same."""
         return UNSTEADY & {*config.aug_types}
 
     @staticmethod
     def prepare(config, audit, group, source, goes_on):
-        """As `VolumeTrainer`'s."""
+        """{"scores": TrainingScores} of a run that evaluates; complains of weights that are missing."""
         from MedicalNet.scores import scores_of
 
         return scores_of(config, group)
@@ -1094,13 +1062,13 @@ class Trainer(training.VolumeTrainer):
         return [] if self.config.noise == "all" else names[:-1]
 
     def rate_scale(self, module, name, parameter):
-        """As `VolumeTrainer`'s."""
+        """Factor on the rate of a parameter: with --equalized_lr, that of its layer's fan-in."""
         if not self.config.equalized_lr:
             return 1.0
         return MAPPING_RATE if module == "S" else equalized_scale(name, parameter)
 
     def averaged(self):
-        """As `VolumeTrainer`'s."""
+        """[(average, what it follows)] of the networks."""
         return self.GAN.averaged()
 
     # ---- what a step is made of
@@ -1149,14 +1117,14 @@ class Trainer(training.VolumeTrainer):
         how = {"each": self.config.aug_each, "fixed": fixed}
         return draw_augmentation(shape, self.device, prob, self.config.aug_types, rng, *spacing, **how)
 
-    def judge(self, volumes, labels):
+    def logits(self, volumes, labels):
         """Logits of volumes, float32. Shapes: (B, 1, D, H, W), (B,) or None -> (B,)"""
         return self.GAN.D(volumes, labels)[0].float()
 
-    def judge_smoothly(self, volumes, labels):
-        """The same in the precision of penalties. Shapes: (B, 1, D, H, W), (B,) or None -> (B,)"""
+    def penalty_logits(self, volumes, labels):
+        """`logits` in the precision of penalties. Shapes: (B, 1, D, H, W), (B,) or None -> (B,)"""
         with self.autocast() if self.config.penalty_precision == "mixed" else contextlib.nullcontext():
-            return self.judge(volumes, labels)
+            return self.logits(volumes, labels)
 
     @property
     def penalty_scale(self):
@@ -1191,7 +1159,7 @@ class Trainer(training.VolumeTrainer):
     # ---- passes: micro-batches that go through the networks together, each with its own draws and loss
 
     def arrangements(self):
-        """As `VolumeTrainer`'s, also with several micro-batches in a pass; quantisers learn from one each."""
+        """[(micro-batches in a pass, volumes penalised at once)]; quantisers learn from one at a time."""
         number, parts = self.config.gradient_accumulate_every, (self.batch_size, self.penalty_part)
         passes = [1] if self.config.fq_layers else [n for n in range(number, 0, -1) if number % n == 0]
         return list(dict.fromkeys(itertools.product(passes, parts)))
@@ -1215,18 +1183,18 @@ class Trainer(training.VolumeTrainer):
             one_style, one_noise = self.sample_inputs(rng, generator, drawn[-1])
             styles.append(one_style)
             noise.append(one_noise)
-        return joined(styles), joined(noise), joined(drawn)
+        return cat(styles), cat(noise), cat(drawn)
 
     def reals_of(self, randoms):
         """Batch of a pass's real volumes."""
         return Batch.cat([Batch(*self.next_real()) for _ in randoms])
 
-    def seen_by_D(self, volumes, randoms):
-        """Volumes of a pass as D sees them. Shapes: (b, 1, D, H, W) -> the same"""
+    def augment_pass(self, volumes, randoms):
+        """`augment` for the volumes of a pass. Shapes: (b, 1, D, H, W) -> the same"""
         parts = volumes.split(self.batch_size)
-        return joined([self.augment(part, rng) for part, (rng, _) in zip(parts, randoms, strict=True)])
+        return cat([self.augment(part, rng) for part, (rng, _) in zip(parts, randoms, strict=True)])
 
-    def logits_of(self, logits):
+    def by_micro_batch(self, logits):
         """Logits of a pass by micro-batch, of all processes. Shapes: (b,) -> [(B,)]"""
         return [self.group.gather(part) for part in logits.split(self.batch_size)]
 
@@ -1253,7 +1221,7 @@ class Trainer(training.VolumeTrainer):
         return start * (end / start) ** self.done
 
     def lazy_gamma(self):
-        """The same for a penalty that stands for those of the steps without one."""
+        """`gamma` of a penalty that stands for those of the steps without one."""
         return self.gamma() * self.config.penalty_every
 
     def penalty_is_due(self, step):
@@ -1280,32 +1248,54 @@ class Trainer(training.VolumeTrainer):
         return losses
 
     def accumulate_discriminator(self, regularize, micro_batches):
-        """Gradients of D; the loss in mixed precision, penalties in theirs, in a pass of their own or not."""
-        losses, penalty = defaultdict(float), self.config.penalty if regularize else None
+        """Gradients of D; the loss in mixed precision, a penalty in its own."""
+        losses, learn = defaultdict(float), self.way_to_learn(regularize)
         for randoms in self.passes(STREAM_D, micro_batches):
             real = self.reals_of(randoms)
-            fake = self.generate(randoms, real.labels)
-            # a penalty at the real volumes goes through their augmentation, others begin behind it
-            given = real.volumes.split(self.penalty_part) if penalty == "one_centered" else ()
-            given = [part.requires_grad_() for part in given]
-            shown = self.seen_by_D(torch.cat(given) if given else real.volumes, randoms)
-            seen_real = real.with_volumes(shown.detach())
-            seen_fake = fake.with_volumes(self.seen_by_D(fake.volumes, randoms))
-            if penalty and self.joint:
-                self.tell_apart_smoothly(seen_real, seen_fake, losses, micro_batches)
-            else:
-                self.tell_apart(seen_real, seen_fake, losses, micro_batches)
-            if self.config.cl_reg:
-                self.contrast_all(real.volumes.detach(), fake.volumes, randoms, losses, micro_batches)
-            if given:
-                parts = shown.split(self.penalty_part)
-                losses["GP"] += self.penalize_gradient(given, parts, real.labels, micro_batches)
-            elif penalty and not self.joint:
-                for one in (seen_real, seen_fake) if penalty == "r1r2" else (seen_real,):
-                    parts = one.volumes.split(self.penalty_part)
-                    parts = [part.detach().float().requires_grad_() for part in parts]
-                    losses["GP"] += self.penalize_gradient(parts, parts, one.labels, micro_batches)
+            learn(real, self.generate(randoms, real.labels), randoms, losses, micro_batches)
         return losses
+
+    def way_to_learn(self, regularize):
+        """How a pass goes through D: without a penalty, or in one of three ways with it."""
+        if not regularize:
+            return self.learn_plainly
+        if self.joint:
+            return self.learn_jointly
+        if self.config.penalty == "one_centered":
+            return self.learn_through_augmentation
+        return self.learn_behind_augmentation
+
+    def learn_plainly(self, real, fake, randoms, losses, micro_batches):
+        """Add the gradients of a pass; returns the Batches behind their augmentation."""
+        real_views = real.with_volumes(self.augment_pass(real.volumes, randoms))
+        fake_views = fake.with_volumes(self.augment_pass(fake.volumes, randoms))
+        self.tell_apart(real_views, fake_views, losses, micro_batches)
+        self.contrast_all(real.volumes, fake.volumes, randoms, losses, micro_batches)
+        return real_views, fake_views
+
+    def learn_jointly(self, real, fake, randoms, losses, micro_batches):
+        """As `learn_plainly`, with R1 and R2 of the same passes through D as the loss."""
+        real_views = real.with_volumes(self.augment_pass(real.volumes, randoms))
+        fake_views = fake.with_volumes(self.augment_pass(fake.volumes, randoms))
+        self.tell_apart_smoothly(real_views, fake_views, losses, micro_batches)
+        self.contrast_all(real.volumes, fake.volumes, randoms, losses, micro_batches)
+
+    def learn_behind_augmentation(self, real, fake, randoms, losses, micro_batches):
+        """As `learn_plainly`, then R1, or R1 and R2, in their own passes, of what the augmentation made."""
+        real_views, fake_views = self.learn_plainly(real, fake, randoms, losses, micro_batches)
+        for batch in (real_views, fake_views) if self.config.penalty == "r1r2" else (real_views,):
+            parts = [v.detach().float().requires_grad_() for v in batch.volumes.split(self.penalty_part)]
+            losses["GP"] += self.penalize_gradient(parts, parts, batch.labels, micro_batches)
+
+    def learn_through_augmentation(self, real, fake, randoms, losses, micro_batches):
+        """As `learn_plainly`, then the one-centred penalty, of the volumes before their augmentation."""
+        parts = [v.requires_grad_() for v in real.volumes.split(self.penalty_part)]
+        views = self.augment_pass(torch.cat(parts), randoms)
+        fake_views = fake.with_volumes(self.augment_pass(fake.volumes, randoms))
+        self.tell_apart(real.with_volumes(views.detach()), fake_views, losses, micro_batches)
+        self.contrast_all(real.volumes.detach(), fake.volumes, randoms, losses, micro_batches)
+        views = views.split(self.penalty_part)
+        losses["GP"] += self.penalize_gradient(parts, views, real.labels, micro_batches)
 
     @torch.no_grad()
     def generate(self, randoms, real_labels):
@@ -1320,7 +1310,7 @@ class Trainer(training.VolumeTrainer):
         with self.autocast(), self.GAN.D.learning_codes(not self.rehearsing):
             logits, commitment = self.GAN.D(both.volumes, both.labels)
         of_real, of_fake = logits.float().chunk(2)
-        pairs = list(zip(self.logits_of(of_real), self.logits_of(of_fake), strict=True))
+        pairs = list(zip(self.by_micro_batch(of_real), self.by_micro_batch(of_fake), strict=True))
         loss = sum(self.discriminator_loss(*pair) for pair in pairs)
         losses["D"] += loss.detach() / micro_batches
         if self.config.fq_layers:
@@ -1330,20 +1320,24 @@ class Trainer(training.VolumeTrainer):
             self.group.sum_([taken])
             losses["Q_usage"] += (taken > 0).float().mean() / micro_batches
             loss = loss + commitment
-        if self.ada is not None:
-            losses["signs"] += sum(self.ada.signs_of(*pair, self.sense) for pair in pairs)
+        for pair in pairs:
+            self.count_signs(*pair, losses)
         self.scaler.scale(loss / micro_batches).backward()
 
     def tell_apart_smoothly(self, real, fake, losses, micro_batches):
         """As `tell_apart`, with R1 and R2 of the same pass in their precision, some pairs after the other."""
-        size = self.penalty_part
         for reals, fakes in zip(real.split(self.batch_size), fake.split(self.batch_size), strict=True):
-            pairs = zip(reals.split(size), fakes.split(size), strict=True)
-            logits = [self.learn_pairs(*pair, losses, micro_batches) for pair in pairs]
-            if self.ada is not None:
-                of_real = torch.cat([one for one, _ in logits])
-                of_fake = torch.cat([other for _, other in logits])
-                losses["signs"] += self.ada.signs_of(of_real, of_fake, self.sense)
+            real_logits, fake_logits = [], []
+            for pair in zip(reals.split(self.penalty_part), fakes.split(self.penalty_part), strict=True):
+                of_real, of_fake = self.learn_pairs(*pair, losses, micro_batches)
+                real_logits.append(of_real)
+                fake_logits.append(of_fake)
+            self.count_signs(torch.cat(real_logits), torch.cat(fake_logits), losses)
+
+    def count_signs(self, real_logits, fake_logits, losses):
+        """Add what the probability of augmentation adapts to, if it does. Shapes: (B,), (B,)"""
+        if self.ada is not None:
+            losses["signs"] += self.ada.signs_of(real_logits, fake_logits, self.sense)
 
     def learn_pairs(self, real, fake, losses, micro_batches):
         """Add the gradients of D's loss of some pairs, of R1 and of R2; returns the logits, of all processes.
@@ -1352,8 +1346,9 @@ class Trainer(training.VolumeTrainer):
         """
         both = Batch.cat([real, fake])
         volumes = both.volumes.float().requires_grad_()
-        logits = self.judge_smoothly(volumes, both.labels)
-        of_real, of_fake = [self.group.gather(part) for part in logits.chunk(2)]
+        logits = self.penalty_logits(volumes, both.labels)
+        of_real, of_fake = logits.chunk(2)
+        of_real, of_fake = self.group.gather(of_real), self.group.gather(of_fake)
         share = len(real.volumes) / self.batch_size / micro_batches
         loss = self.discriminator_loss(of_real, of_fake) * share
         penalty = zero_centered_penalty(volumes, logits, self.lazy_gamma(), self.penalty_scale)
@@ -1368,10 +1363,12 @@ class Trainer(training.VolumeTrainer):
         return [p for p in self.GAN.D.parameters() if p.requires_grad]
 
     def contrast_all(self, real, fake, randoms, losses, micro_batches):
-        """Contrastive regularisation of a pass's real volumes, late in a run also of the generated ones.
+        """Contrastive regularisation, if any, of a pass's real volumes, late in a run also of generated ones.
 
         Shapes: (b, 1, D, H, W), (b, 1, D, H, W)
         """
+        if not self.config.cl_reg:
+            return
         for volumes in (real, fake) if self.step >= CONTRAST_FAKES_AFTER else (real,):
             for part, (rng, _) in zip(volumes.split(self.batch_size), randoms, strict=True):
                 losses["CR"] += self.contrast(part, rng, micro_batches)
@@ -1393,20 +1390,20 @@ class Trainer(training.VolumeTrainer):
         self.scaler.scale(loss).backward()
         return loss.detach()
 
-    def penalize_gradient(self, parts, seen, labels, micro_batches):
+    def penalize_gradient(self, parts, views, labels, micro_batches):
         """Add the gradients of the chosen gradient penalty; returns this process's share of its value.
 
-        One part after another, so that the graph of gradients is that of a part only. `seen` is what D sees
-        of `parts`, in whose voxels the gradient is taken.
+        One part after another, so that the graph of gradients is that of a part only. `views` are what D
+        gets of `parts`, in whose voxels the gradient is taken.
 
-        Shapes: parts and seen of (b, 1, D, H, W), labels (B,) or None
+        Shapes: parts and views of (b, 1, D, H, W), labels (B,) or None
         """
         penalty = functools.partial(zero_centered_penalty, gamma=self.lazy_gamma())
         penalty = gradient_penalty if self.config.penalty == "one_centered" else penalty
         labels, total = len(parts) * [None] if labels is None else labels.split(self.penalty_part), 0.0
-        for part, volumes, of in zip(parts, seen, labels, strict=True):
+        for part, volumes, of in zip(parts, views, labels, strict=True):
             share = len(part) / self.config.batch_size / micro_batches
-            value = penalty(part, self.judge_smoothly(volumes, of), scale=self.penalty_scale) * share
+            value = penalty(part, self.penalty_logits(volumes, of), scale=self.penalty_scale) * share
             # the augmentation is needed again
             self.scaler.scale(value).backward(inputs=self.learning_in_D())
             total += value.detach()
@@ -1436,17 +1433,17 @@ class Trainer(training.VolumeTrainer):
             mapped, noise, labels = self.inputs_of(randoms, real and real.labels)
             styles = mapped.detach().requires_grad_()  # collects the gradients of both passes for S
             with self.autocast():
-                fake_logits = self.judge(self.seen_by_D(self.GAN.G(styles, noise), randoms), labels)
+                fake_logits = self.logits(self.augment_pass(self.GAN.G(styles, noise), randoms), labels)
             real_logits = [None] * len(randoms)
             if self.compares:
-                real_logits = self.judge_real(real, randoms)
-            pairs = zip(self.logits_of(fake_logits), real_logits, strict=True)
+                real_logits = self.logits_of_real(real, randoms)
+            pairs = zip(self.by_micro_batch(fake_logits), real_logits, strict=True)
             loss = sum(self.generator_loss(*pair) for pair in pairs)
             losses["G"] += loss.detach() / micro_batches
             self.scaler.scale(loss / micro_batches).backward()
             if regularize:
                 shape = (1, *self.config.shape)
-                y = joined([self.draw(torch.randn, shape, generator) for _, generator in randoms])
+                y = cat([self.draw(torch.randn, shape, generator) for _, generator in randoms])
                 for name, value in self.penalize_path_length(styles, noise, y, micro_batches).items():
                     losses[name] += value
             mapped.backward(styles.grad)
@@ -1454,10 +1451,10 @@ class Trainer(training.VolumeTrainer):
         return losses
 
     @torch.no_grad()
-    def judge_real(self, real, randoms):
+    def logits_of_real(self, real, randoms):
         """Logits of a Batch of real volumes, of all processes, without gradients. Shapes: -> [(B,)]"""
         with self.autocast():
-            return self.logits_of(self.judge(self.seen_by_D(real.volumes, randoms), real.labels))
+            return self.by_micro_batch(self.logits(self.augment_pass(real.volumes, randoms), real.labels))
 
     def penalize_path_length(self, styles, noise, y, micro_batches):
         """Add the gradients of the path-length penalty; returns shares of the mean length and the penalty.
@@ -1466,10 +1463,10 @@ class Trainer(training.VolumeTrainer):
 
         Shapes: styles (B, L, latent), noise (B, Z, S, S, 1), y (B, 1, Z, S, S)
         """
-        losses, chosen = defaultdict(float), slice(None, None, self.config.pl_batch_shrink)
-        number = self.config.batch_size // self.config.pl_batch_shrink
-        w_parts, noise_parts, y_parts = [t[chosen].split(self.penalty_part) for t in (styles, noise, y)]
-        for w, noise_part, y_part in zip(w_parts, noise_parts, y_parts, strict=True):
+        losses, every, size = defaultdict(float), self.config.pl_batch_shrink, self.penalty_part
+        number = self.config.batch_size // every
+        w_parts, noise_parts = styles[::every].split(size), noise[::every].split(size)
+        for w, noise_part, y_part in zip(w_parts, noise_parts, y[::every].split(size), strict=True):
             lengths = self.group.gather(path_lengths(w, self.GAN.G(w, noise_part), y_part))
             share = len(lengths) / number / micro_batches
             losses["pl_length"] += lengths.detach().mean() * share
@@ -1508,14 +1505,14 @@ class Trainer(training.VolumeTrainer):
         ]
 
     def step_kinds(self):
-        """As `VolumeTrainer`'s: with and without penalties of D and of path lengths."""
+        """{a step of a kind: the kind's share of the run}: with and without penalties of D and of lengths."""
         steps = range(self.config.num_train_steps)
         kinds = {step: (self.penalty_is_due(step), self.path_length_is_due(step)) for step in steps}
         first = {kind: step for step, kind in reversed(kinds.items())}
         return {first[kind]: number / len(steps) for kind, number in Counter(kinds.values()).items()}
 
     def may_replay(self):
-        """As `VolumeTrainer`'s."""
+        """Whether steps can be CUDA graphs, by the options."""
         return self.config.cuda_graphs and not self.config.deterministic and self.steps_are_alike()
 
     def use_room(self, peaks):
@@ -1525,16 +1522,13 @@ class Trainer(training.VolumeTrainer):
 
     def rehearse(self, function, *args):
         """As `VolumeTrainer.rehearse`, with a mean path length."""
-        former, self.pl_mean = self.pl_mean, 0.0
-        try:
+        with memory.swapped(self, pl_mean=0.0):
             super().rehearse(function, *args)
-        finally:
-            self.pl_mean = former
 
     # ---- previews and evaluation
 
     def explained(self):
-        """As `VolumeTrainer`'s."""
+        """{column of metrics.csv: Meaning}, by loss and penalty."""
         return meanings_of(self.loss, self.config.penalty, self.config.penalty_every)
 
     def synthesizer(self, average=True):
@@ -1704,8 +1698,8 @@ def open_generator(config):
 
 def generate_volumes(config):
     """`--generate`: volumes of seeds seed, seed + 1, ...; returns their folder, see `generation.generate`."""
-    tiles, how = config.num_image_tiles, {"trunc_psi": config.trunc_psi}
-    return generation.generate(config, open_generator, config.batch_size, tiles, **how)
+    tiles, psi = config.num_image_tiles, config.trunc_psi
+    return generation.generate(config, open_generator, config.batch_size, tiles, trunc_psi=psi)
 
 
 def generate_interpolation(config):

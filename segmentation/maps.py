@@ -26,10 +26,9 @@ from volumetric.collection import (
 from volumetric.files import array_to_volume, as_damaged, file_digest, naming, read_json, volume_to_array
 from volumetric.generation import Drawn, Item, Writer
 from volumetric.geometry import axes_of, left_right_axis, turn
-from volumetric.pages import write_table
 from volumetric.pictures import axial_pictures, labelled_views
 from volumetric.sidecars import drawn_for, write_drawn_for
-from volumetric.tables import Split, rows_of, subjects_of
+from volumetric.tables import Split, rows_of, subjects_of, write_table
 from volumetric.vessels import EVERYWHERE, centre_line, deepest, same_topology
 
 import nibabel as nib
@@ -572,7 +571,8 @@ def row_of(numbers, volumes, affine):
 
 def nearest(picture, shape):
     """A picture at another size, by nearest neighbour. Shapes: (h, w) -> shape"""
-    rows, columns = (np.arange(n) * m // n for n, m in zip(shape, picture.shape, strict=True))
+    rows = np.arange(shape[0]) * picture.shape[0] // shape[0]
+    columns = np.arange(shape[1]) * picture.shape[1] // shape[1]
     return picture[rows][:, columns]
 
 

@@ -79,7 +79,7 @@ class Option:
     robust: object = UNSET
     section: str | None = None
 
-    def described(self):
+    def sentence(self):
         """The sentence for --help, with the choices and what a recipe changes."""
         words = self.choices if isinstance(self.choices, dict) else dict.fromkeys(self.choices)
         meanings = [f"{word} ({text})" if isinstance(text, str) else word for word, text in words.items()]

@@ -55,7 +55,7 @@ class Audit:
         summary: Lines for a person to read.
         shape: (X, Y, Z), voxels.
         contents: What every volume is known by; see collection.py.
-        classes: Classes of the volumes, or None.
+        classes: VolumeClasses, or None.
     """
 
     paths: list
@@ -65,7 +65,7 @@ class Audit:
     summary: list
     shape: tuple
     contents: list = ()
-    classes: "Classes | None" = None
+    classes: "VolumeClasses | None" = None
 
     @property
     def left_right(self):
@@ -103,7 +103,7 @@ class Audit:
 
 
 @dataclass
-class Classes:
+class VolumeClasses:
     """The classes of a data set.
 
     Args:
@@ -212,7 +212,7 @@ def read_classes(labels, folder, balanced=False, split=None, parts=("training",)
     names = sorted(set(of))
     if len(names) < 2:
         raise UserError(f"--labels {labels} gives every volume the class {names[0]}: it needs two or more.")
-    return Classes(names, np.array([names.index(name) for name in of]), balanced)
+    return VolumeClasses(names, np.array([names.index(name) for name in of]), balanced)
 
 
 def ignore(_):
@@ -504,7 +504,7 @@ class SeededBatches(Sampler):
         key: Seed of the order, a tuple of integers >= 0.
         start: Number of the first batch, counted from the start of the training.
         group: Group; every process gets its part of each batch.
-        classes: Classes; if they are balanced, an epoch has as many volumes of each, some of them again.
+        classes: VolumeClasses; if they are balanced, an epoch has as many volumes of each, some again.
         members: Indices to draw from, (length,); None is 0, 1, ...
     """
 
@@ -547,10 +547,44 @@ def outlive_signals(_):
 def batches_of(volumes, batches, left_right):
     """Yield (volumes (B, 1, Z, X, Y), indices (B,)) of volumes that are on the device, (N, 1, Z, X, Y)."""
     for batch in batches:
-        indices, flips = (torch.tensor(one) for one in zip(*batch, strict=True))
+        indices = torch.tensor([index for index, _ in batch])
+        flips = torch.tensor([flip for _, flip in batch])
         chosen = volumes[to_device(indices, volumes.device)]
         flips = to_device(flips, volumes.device).view(-1, 1, 1, 1, 1)
         yield torch.where(flips, chosen.flip(left_right), chosen), indices
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Volumes and their classes, on the way through a step.
+
+    Args:
+        volumes: (b, 1, D, H, W).
+        labels: (b,), or None without classes.
+    """
+
+    volumes: torch.Tensor
+    labels: torch.Tensor | None = None
+
+    @classmethod
+    def cat(cls, batches: list["Batch"]) -> "Batch":
+        """The volumes of several Batches, in their order, as one."""
+        return cls(cat([one.volumes for one in batches]), cat([one.labels for one in batches]))
+
+    def split(self, size: int) -> list["Batch"]:
+        """Parts of `size` volumes."""
+        volumes = self.volumes.split(size)
+        labels = len(volumes) * [None] if self.labels is None else self.labels.split(size)
+        return [Batch(*part) for part in zip(volumes, labels, strict=True)]
+
+    def with_volumes(self, volumes: torch.Tensor) -> "Batch":
+        """A Batch of other volumes, of the same classes."""
+        return Batch(volumes, self.labels)
+
+
+def cat(parts: list[torch.Tensor | None]) -> torch.Tensor | None:
+    """Micro-batches as one batch. Shapes: [(B, ...)] -> (b, ...); None of those that are None"""
+    return parts[0] if len(parts) == 1 or parts[0] is None else torch.cat(parts)
 
 
 def make_loader(dataset, batches, num_workers, device):

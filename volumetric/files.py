@@ -352,9 +352,9 @@ def new_folder(path):
     return folder
 
 
-def write_json(path, record):
+def write_json(path, record, indent=1):
     """Write a record as JSON in one piece, or not at all; numbers that are not finite become null."""
-    text = json.dumps(finite(record), indent=1, allow_nan=False)
+    text = json.dumps(finite(record), indent=indent, allow_nan=False)
     with atomic_path(path) as part:
         part.write_text(text, encoding="utf-8")
 

@@ -211,7 +211,9 @@ def channels_inside(x):
 
 def convolution_gradients(gradient, x, weight, how, wanted, bias_sizes=None):
     """(gradient in x, in the weight, in the bias) of a 3D convolution, None where not wanted."""
-    stride, padding = (3 * [n] if isinstance(n, int) else list(n) for n in how)
+    stride, padding = how
+    stride = 3 * [stride] if isinstance(stride, int) else list(stride)
+    padding = 3 * [padding] if isinstance(padding, int) else list(padding)
     settings = (bias_sizes, stride, padding, [1, 1, 1], False, [0, 0, 0], 1)
     return torch.ops.aten.convolution_backward(gradient, x, weight, *settings, list(wanted))
 
@@ -223,7 +225,8 @@ def convolve(x, weight, bias=None, stride=1, padding=0):
         return F.conv3d(x, weight, bias, stride, padding)
     if torch.is_autocast_enabled(device):
         dtype = torch.get_autocast_dtype(device)
-        x, weight, bias = (None if t is None else t.to(dtype) for t in (x, weight, bias))
+        x, weight = x.to(dtype), weight.to(dtype)
+        bias = None if bias is None else bias.to(dtype)
     return Convolution.apply(x, weight, bias, stride, padding)
 
 
@@ -340,11 +343,14 @@ class LinearAttention(nn.Module):
         )
         self.to_out = nn.Conv3d(heads * head, channels, 1)
 
+    def by_head(self, x):
+        """Vectors of the voxels for each head. Shapes: (B, heads * c, D, H, W) -> (B, heads, voxels, c)"""
+        return rearrange(x, "b (h c) x y z -> b h (x y z) c", h=self.heads)
+
     def forward(self, x):
-        q, k, v = (
-            rearrange(t, "b (h c) x y z -> b h (x y z) c", h=self.heads)
-            for t in (self.to_q(x), *self.to_kv(x).chunk(2, dim=1))
-        )
+        q = self.by_head(self.to_q(x))
+        k, v = self.to_kv(x).chunk(2, dim=1)
+        k, v = self.by_head(k), self.by_head(v)
         q = (q.float().softmax(dim=-1) * q.shape[-1] ** -0.5).to(v.dtype)
         k = k.float().softmax(dim=-2).to(v.dtype)
         out = F.gelu(q @ (k.transpose(-1, -2) @ v))  # (B, heads, voxels, c)

@@ -21,7 +21,6 @@ and, for memory.py, `rehearsals()`: [(phase, function that runs its heaviest wor
 import contextlib
 import csv
 import functools
-import json
 import math
 import re
 import signal
@@ -34,7 +33,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 from volumetric.cli import UserError
-from volumetric.files import atomic_path, clear_parts, next_free, one_line, reading, save_nifti
+from volumetric.files import atomic_path, clear_parts, next_free, one_line, reading, save_nifti, write_json
 from volumetric.logs import append_scores, continue_table, dispensable, warn
 from volumetric.pictures import save_picture
 from volumetric.released import SUFFIX, read_safetensors
@@ -463,8 +462,8 @@ def save(trainer):
     save_checkpoint(state | {"due": plan.is_due(trainer.step)}, plan.models / f"model_{number}.pt")
     for former in set(passed) - {number}:
         (plan.models / f"model_{former}.pt").unlink()
-    with dispensable(".config.json"), atomic_path(plan.models / ".config.json") as part:
-        part.write_text(json.dumps(state.get("config", {}), indent=1), encoding="utf-8")
+    with dispensable(".config.json"):
+        write_json(plan.models / ".config.json", state.get("config", {}))
     if plan.keep_checkpoints is not None:
         for number in checkpoint_numbers(plan.models)[: -plan.keep_checkpoints]:
             (plan.models / f"model_{number}.pt").unlink()

@@ -21,7 +21,6 @@ from volumetric.collection import (
     refuse_overlap,
 )
 from volumetric.files import (
-    atomic_path,
     file_digest,
     load_nifti,
     naming,
@@ -40,7 +39,7 @@ TRAINED_ON, DRAWN_FOR = "trained_on-", "drawn_for-"  # begin the name of a list 
 PLACES = ("path", "name", "position")  # in a record: what a person calls a thing, not what it is
 
 
-def digest_of(volume):
+def volume_digest(volume):
     """SHA-256 of a volume's voxels. Shapes: (1, Z, X, Y) float32"""
     return hashlib.sha256(np.ascontiguousarray(volume).tobytes()).hexdigest()
 
@@ -117,7 +116,7 @@ def compare(volume, file, digest, scale=(0, 1), rounding=ROUNDING):
     with naming(file):
         stored = load_nifti(file).get_fdata(dtype=np.float32)
     difference = float(np.abs(volume_to_array(volume) - (stored - low) / (high - low)).max())
-    if digest_of(volume) == digest and difference < SAME:
+    if volume_digest(volume) == digest and difference < SAME:
         print(f"{file.name}: identical")
     elif difference < rounding:
         print(f"{file.name}: equal up to rounding, largest difference {difference:.1e}")
@@ -140,8 +139,7 @@ def write_trained_on(folder, contents, checkpoint):
     path = Path(folder) / f"{TRAINED_ON}{content_of_set(contents)[:12]}.json"
     if not path.exists():
         record = {"checkpoint": Path(checkpoint).name, "contents": contents}
-        with atomic_path(path) as part:
-            part.write_text(json.dumps(record, indent=0), encoding="utf-8")
+        write_json(path, record, indent=0)
 
 
 def beside_volumes(folder, flag, pattern):

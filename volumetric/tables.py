@@ -17,11 +17,12 @@ import os
 import re
 import unicodedata
 from collections import Counter
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
 from volumetric.cli import UserError
-from volumetric.files import MAX_REASON, as_damaged
+from volumetric.files import MAX_REASON, as_damaged, atomic_path
 
 SEPARATORS = ",;\t"
 PARTS = ("training", "held_out", "test")  # of a split
@@ -117,6 +118,21 @@ def check_names(names, columns, called):
     twice = next((name for name in names if name and names.count(name) > 1), None)
     if twice is not None:
         raise UserError(f"{called} has the column {twice!r} twice: remove one.")
+
+
+def write_table(path: str | os.PathLike, head: Iterable, rows: Iterable) -> None:
+    """Write a CSV file of a head and rows, in one piece or not at all."""
+    with atomic_path(path) as part, open(part, "w", newline="", encoding="utf-8") as file:
+        table = csv.writer(file)
+        table.writerow(head)
+        table.writerows(rows)
+
+
+def write_records(path: str | os.PathLike, records: Iterable[dict], columns: Iterable[str] = ()) -> None:
+    """Write a CSV file of [{column: value}], of the given columns, or of all in their order."""
+    records = list(records)
+    columns = list(columns or dict.fromkeys(name for record in records for name in record))
+    write_table(path, columns, [[record.get(name, "") for name in columns] for record in records])
 
 
 def rows_of(rows, paths, called):

@@ -134,7 +134,7 @@ class VolumeTrainer:
         self.reverts = 0  # returns to a checkpoint after NaN; part of every seed, lest the NaN come again
         self.best = None  # the evaluation of model_best.pt
         self.loader = None  # endless batches from the current step on, opened when they are needed
-        self.seen = []  # indices of the volumes of this step
+        self.step_volumes = []  # indices of the volumes of this step
         self.rehearsing = False  # what a step remembers is then left alone
 
     def train(self):
@@ -174,7 +174,7 @@ class VolumeTrainer:
         config, number = self.config, self.config.calculate_fid_num_images
         seeds = range(config.seed, config.seed + number)[slice(*self.group.share(number))]
         about = (len(seeds), self.audit.affine, self.group, self.step, received)
-        return self.scores.together(zip(seeds, self.generated(seeds), strict=True), *about)
+        return self.scores.evaluate(zip(seeds, self.generated(seeds), strict=True), *about)
 
     # ---- networks and optimisers
 
@@ -201,7 +201,7 @@ class VolumeTrainer:
 
     def train_step(self, log):
         """One update of every network; the log reads the losses when it waits for the device."""
-        self.seen = []
+        self.step_volumes = []
         set_rates(self.optimizers.values(), self.done, self.config.final_rate)
         with parallel.tf32(False):
             losses = self.update()
@@ -264,7 +264,7 @@ class VolumeTrainer:
         if self.loader is None:
             self.loader = self.open_loader(flip_prob, classes)
         volumes, indices = next(self.loader)
-        self.seen.append(indices)
+        self.step_volumes.append(indices)
         return volumes.to(self.device, non_blocking=True), indices
 
     def classes_of(self, indices):
@@ -295,14 +295,14 @@ class VolumeTrainer:
         optimizer.zero_grad(set_to_none=True)
         return losses
 
-    def name_volumes(self, seen):
-        """Sentence that names the volumes of the given indices."""
-        numbers = sorted(set(torch.cat(seen).tolist())) if seen else []
+    def name_volumes(self, indices):
+        """Sentence that names the volumes of the given indices, [(B,)]."""
+        numbers = sorted(set(torch.cat(indices).tolist())) if indices else []
         return f"Volumes of the step: {', '.join(str(self.audit.paths[i]) for i in numbers)}."
 
     def origin(self):
         """Function that names the volumes of the step that ends here, for a message on NaN."""
-        return functools.partial(self.name_volumes, self.seen)
+        return functools.partial(self.name_volumes, self.step_volumes)
 
     # ---- the heaviest step
 
@@ -323,20 +323,18 @@ class VolumeTrainer:
 
     def rehearse(self, function, *args):
         """Run something beside all that a late step finds in memory, on zeros; no message is sent."""
-        volumes, former = torch.zeros(self.batch_size, 1, *self.config.shape), (self.loader, self.group)
-        self.group = parallel.Rehearsal(self.group.rank, self.group.world)
-        self.loader = itertools.repeat((volumes, torch.zeros(self.batch_size, dtype=torch.int64)))
-        self.rehearsing = True
+        volumes = torch.zeros(self.batch_size, 1, *self.config.shape)
+        loader = itertools.repeat((volumes, torch.zeros(self.batch_size, dtype=torch.int64)))
+        group = parallel.Rehearsal(self.group.rank, self.group.world)
         trained = [p for optimizer in self.optimizers.values() for p in trained_by(optimizer)]
-        moments = [torch.zeros_like(p) for p in trained for _ in range(2)]  # what Adam will hold
-        try:
-            with parallel.tf32(False):
-                function(*args)
-        finally:
-            (self.loader, self.group), self.rehearsing = former, False
+        with contextlib.ExitStack() as stack:
+            stack.enter_context(memory.swapped(self, loader=loader, group=group, rehearsing=True))
             for parameter in trained:
-                parameter.grad = None
-            del moments
+                stack.callback(setattr, parameter, "grad", None)
+            moments = [torch.zeros_like(p) for p in trained for _ in range(2)]  # what Adam will hold
+            stack.callback(moments.clear)
+            stack.enter_context(parallel.tf32(False))
+            function(*args)
 
     def step_kinds(self):
         """{a step: share of the run's steps that take as long}."""
@@ -468,7 +466,7 @@ def adopt_settings(config, former, source, goes_on=True, otherwise="another --na
 
 
 def compare_classes(classes, source, goes_on=True):
-    """Raise a UserError unless a checkpoint has these Classes; tell if its volumes had others of them."""
+    """Raise a UserError unless a checkpoint has these VolumeClasses; tell if its volumes had others."""
     with as_damaged("it is damaged or of another program", source):
         state = runs.read_state(source, check=False)
         there, former = list(map(str, state.get("class_names") or [])), state.get("class_digest")
@@ -512,7 +510,7 @@ def open_audit(config, device, group, source=None, parts=("training",), times=1)
         times: As for `check_number`.
     """
     if source is not None and config.split is not None:
-        refuse_seen(source, config.split)
+        refuse_trained_on(source, config.split)
     cache = "none" if config.dry_run and device.type != "cuda" else config.cache
     chosen = {"split": config.split, "parts": parts}
     paths, _ = choose(config.data, say=dataset.ignore, **chosen)
@@ -524,7 +522,7 @@ def open_audit(config, device, group, source=None, parts=("training",), times=1)
     return audit
 
 
-def refuse_seen(source, split):
+def refuse_trained_on(source, split):
     """Raise a UserError if a split sets volumes aside that a checkpoint was trained on."""
     known = runs.read_state(source, check=False).get("trained_on") or ()
     aside = [row for row in Split.read(split).rows if row["part"] != "training"]
