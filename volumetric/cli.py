@@ -95,7 +95,7 @@ def option(default, help, **settings):
 
 def inherited(config_class, name, default, **settings):
     """Field of an option that a base class has, with another default, and other settings of `Option`."""
-    (rules,) = (f.metadata["option"] for f in fields(config_class) if f.name == name)
+    rules = next(f.metadata["option"] for f in fields(config_class) if f.name == name)
     return field(default=default, metadata={"option": replace(rules, **settings)})
 
 
