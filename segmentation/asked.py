@@ -362,9 +362,13 @@ class Checker:
 
         Shapes: (1, Z, X, Y) in [0, 1], affine (4, 4) along R, A, S -> (X, Y, Z) uint8
         """
-        array = np.ascontiguousarray(volume_to_array(np.asarray(volume)))
+        array = np.ascontiguousarray(volume_to_array(np.asarray(volume, np.float32)))
         found, _ = self.predictor.label(Scan(self.path, Volume(array, affine, affine)))
         return as_topcow(found, self.table)
+
+    def check(self, circle, volume):
+        """`check` of a volume, (1, Z, X, Y), that was drawn for a Circle."""
+        return check(circle, self.ids_in(volume, circle.affine))
 
 
 def checker_of(config):
@@ -416,15 +420,12 @@ class CircleWriter(PairWriter):
 
     def draw(self, items):
         """The volumes of some items, and whether what was asked for is in them."""
-        drawn = super().draw(items)
-        return [
-            Drawn(one.volume, self.checked(i.source, one.volume)) for i, one in zip(items, drawn, strict=True)
-        ]
-
-    def checked(self, circle, volume):
-        """`check` of a volume."""
-        found = None if self.checker is None else self.checker.ids_in(volume, circle.affine)
-        return check(circle, found)
+        drawn = []
+        for item, one in zip(items, super().draw(items), strict=True):
+            circle = item.source
+            found = self.checker.check(circle, one.volume) if self.checker else check(circle)
+            drawn.append(Drawn(one.volume, found))
+        return drawn
 
     def write_more(self, item, drawn):
         """Label map and graph; the sidecar says what the circle is, and what the check found."""
