@@ -11,14 +11,15 @@ writing, only what passes.
 
 import functools
 from collections import Counter
-from dataclasses import dataclass, field
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from volumetric import generation
 from volumetric.cli import UserError, option
 from volumetric.collection import Volume, content_of_labels
 from volumetric.files import array_to_volume, by, file_digest, read_json, volume_to_array, write_json
-from volumetric.generation import Drawn, Item, drawn_in_batches
+from volumetric.generation import Drawn, Item, Model, drawn_in_batches
 from volumetric.geometry import same_spacing, spacing_of
 from volumetric.parallel import process_group
 from volumetric.runs import checkpoint_numbers
@@ -32,13 +33,13 @@ from tqdm import tqdm
 from sample_data import anatomy, phantom
 from sample_data.centrelines import write_graph
 from segmentation import metrics
-from segmentation.cases import Scan
+from segmentation.cases import Classes, Scan
 from segmentation.labels import BASE, as_topcow, table_of
 from segmentation.maps import PairWriter
 
 SAMPLES = Path(phantom.__file__).parent
 MODEL, SEGMENTER = SAMPLES / "label_model.pt", SAMPLES / "segmenter.pt"  # that come along
-MOST = 10**6  # circles of one command
+MOST, CIRCLES = 10**6, 8  # circles of one command: at most, and where no number is given
 DRAWN_PER_KEPT = 4  # the most circles that are drawn for one that is asked for, unless --most says otherwise
 THERE, ABSENT = 0.5, 0.25  # share of an artery's voxels: at least, and at most
 STATES = ("normal", "thin", "absent", "fetal")
@@ -92,18 +93,24 @@ class AnatomyOptions:
                 raise UserError(f"--anatomy draws its own label maps: leave --{name} out.")
         if getattr(self, "num_per_map", 1) != 1:
             raise UserError("--anatomy draws a circle for each volume: give --num, not --num_per_map.")
+        anatomy.read_request(
+            self.anatomy, self.radius, self.aneurysm, self.stenosis, chiral=self.chiral, called="anatomy"
+        )
         if self.variants is None:
-            self.num = self.num or 8
-        self.requests = anatomy.requests_of(self, "anatomy")
-        self.num = len(self.requests)
+            self.num = self.num or CIRCLES
         if self.only_passing and self.segmenter.lower() == "none":
             raise UserError("--only_passing needs a --segmenter, which says what passes.")
         if self.most is not None and not self.only_passing:
             raise UserError("--most needs --only_passing True: without it as many are drawn as are kept.")
-        if self.most is not None and self.most < self.num:
+        if self.num is not None:
+            self.refuse_too_few(self.num)
+
+    def refuse_too_few(self, wanted):
+        """Raise a UserError if --most is less than the number of circles that are to be kept."""
+        if self.most is not None and self.most < wanted:
             raise UserError(
-                f"--most {self.most} circles cannot have {self.num} that pass: give at least --most "
-                f"{self.num}, or a smaller --num."
+                f"--most {self.most} circles cannot have {wanted} that pass: give at least --most {wanted}, "
+                "or a smaller --num."
             )
 
 
@@ -130,8 +137,8 @@ class Circle:
     seed: int
     number: int
     chiral: bool
-    shape: tuple
-    classes: object
+    shape: tuple[int, int, int]
+    classes: Classes
 
     @functools.cached_property
     def tree(self):
@@ -189,7 +196,7 @@ class Circle:
         self.__dict__.pop("tree", None)
 
 
-def refuse_other_model(model):
+def refuse_other_model(model: Model) -> None:
     """Raise a UserError unless a model draws the phantom's field of view for TopCoW's ids."""
     spacing = spacing_of(model.affine)
     wanted = phantom.FIELD_OF_VIEW / np.array(model.array_shape)
@@ -213,7 +220,7 @@ def refuse_other_model(model):
 # ╚══════════════════════════════════════════════════════════════════════════════════════════════════════════╝
 
 
-def tube(points, radius, shape):
+def tube(points: np.ndarray, radius: np.ndarray, shape) -> np.ndarray:
     """Voxels within half a voxel of a vessel. Shapes: (N, 3) mm, (N,) mm, (3,) voxels -> (X, Y, Z) bool"""
     spacing, mask = phantom.FIELD_OF_VIEW / shape, np.zeros(shape, bool)
     voxels = phantom.voxels_near(points, radius.max() + spacing.max(), np.array(shape))
@@ -222,13 +229,13 @@ def tube(points, radius, shape):
     return mask
 
 
-def voxels_of(points, radius, shape):
+def voxels_of(points: np.ndarray, radius: np.ndarray, shape) -> float:
     """How many voxels the volume of a vessel fills. Shapes: (N, 3) mm, (N,) mm, (3,) voxels -> number"""
     lengths = np.linalg.norm(np.diff(points, axis=0), axis=1)
     return float(np.pi * (lengths * radius[:-1] ** 2).sum() / np.prod(phantom.FIELD_OF_VIEW / shape))
 
 
-def around(mask):
+def around(mask: np.ndarray) -> np.ndarray:
     """A mask and all voxels that touch it. Shapes: (X, Y, Z) bool -> the same"""
     return ndimage.binary_dilation(mask, metrics.EVERY_NEIGHBOUR)
 
@@ -241,14 +248,18 @@ class Place:
         label: Its id.
         where: (X, Y, Z) bool.
         voxels: How many it has in the map, or would have if it were there.
+        state: What it is: normal, thin, fetal, absent; there, of an aneurysm.
+        asked: Whether that is asked for.
     """
 
     label: int
     where: np.ndarray
     voxels: float
+    state: str = "there"
+    asked: bool = True
 
 
-def place_of(circle, key):
+def place_of(circle: Circle, key: str) -> Place | None:
     """Place of a segment; None for one without a label.
 
     One that is there is looked for where the map has it, and a voxel around. One that is not is looked for
@@ -269,15 +280,15 @@ def place_of(circle, key):
     return Place(label, around(own), int(own.sum()))
 
 
-def place_of_sac(circle, sac):
+def place_of_sac(circle: Circle, sac: dict) -> Place:
     """Place of an aneurysm, artery included where it lies within the sphere."""
     radius = np.array([sac["diameter"] / 2])
     own = (circle.ids == sac["label"]) & tube(sac["center"][None], radius, circle.shape)
     return Place(int(sac["label"]), around(own), int(own.sum()))
 
 
-def places_of(circle):
-    """{name: (state, whether it is asked for, Place)} of variable segments, and of all that is asked for."""
+def places_of(circle: Circle) -> dict[str, Place]:
+    """{name: Place} of the variable segments, and of all that is asked for."""
     tree, request = circle.tree, circle.request
     variable = [key for key, state in tree.variants.items() if state in STATES]
     further = [key for key in (*request.stenoses, *request.radius) if key not in variable]
@@ -286,21 +297,21 @@ def places_of(circle):
         asked = request.complete or key in request.variants or key in request.needed()
         place = place_of(circle, key)
         if place is not None:
-            found[anatomy.shown(key)] = (tree.variants.get(key, "normal"), asked, place)
+            state = tree.variants.get(key, "normal")
+            found[anatomy.shown(key)] = replace(place, state=state, asked=asked)
     for sac in tree.sacs:
-        name = f"aneurysm of {anatomy.shown(sac['junction'])}"
-        found[name] = ("there", True, place_of_sac(circle, sac))
+        found[f"aneurysm of {anatomy.shown(sac['junction'])}"] = place_of_sac(circle, sac)
     return found
 
 
-def in_map(circle):
+def in_map(circle: Circle) -> dict[str, bool]:
     """{segment of the circle: whether the map has it}, by TopCoW's rule; see `metrics.graph_of`."""
     graph = metrics.graph_of(circle.ids, metrics.touching(circle.ids))
     names = (name for part in metrics.GRAPH.values() for name in part)
     return dict(zip(names, (bool(n) for part in graph.values() for n in part), strict=True))
 
 
-def check(circle, found=None):
+def check(circle: Circle, found: np.ndarray | None = None) -> dict:
     """Whether what is asked of a circle is in its map, and in what a network finds in its volume.
 
     Args:
@@ -312,18 +323,18 @@ def check(circle, found=None):
         "dice": {artery: Dice}}, in JSON's types; `reasons` says what is not as it was asked for.
     """
     there, rows, reasons = in_map(circle), {}, []
-    for name, (state, asked, place) in places_of(circle).items():
-        absent = state == "absent"
+    for name, place in places_of(circle).items():
+        state, absent = place.state, place.state == "absent"
         mapped = there.get(name, place.voxels > 0) != absent
-        row = {"state": state, "asked": asked, "in_map": mapped, "voxels": round(place.voxels, 1)}
+        row = {"state": state, "asked": place.asked, "in_map": mapped, "voxels": round(place.voxels, 1)}
         number = None if found is None else int(((found == place.label) & place.where).sum())
         right = None
         if number is not None:
             right = number <= ABSENT * place.voxels if absent else number >= max(1, THERE * place.voxels)
         rows[name] = row | {"found": number, "in_volume": right}
-        if asked and not mapped:
+        if place.asked and not mapped:
             reasons.append(f"{name} is {'' if absent else 'not '}in the map, asked to be {state}")
-        elif asked and right is False:
+        elif place.asked and right is False:
             reasons.append(f"{name} is {'' if absent else 'not '}in the volume, asked to be {state}")
     record = {"segments": rows, "reasons": reasons}
     if found is not None:
@@ -357,7 +368,7 @@ class Checker:
         """What sidecars say of it."""
         return {"path": str(self.path), "sha256": file_digest(self.path)}
 
-    def ids_in(self, volume, affine):
+    def ids_in(self, volume, affine: np.ndarray) -> np.ndarray:
         """TopCoW ids that it finds.
 
         Shapes: (1, Z, X, Y) in [0, 1], affine (4, 4) along R, A, S -> (X, Y, Z) uint8
@@ -366,12 +377,12 @@ class Checker:
         found, _ = self.predictor.label(Scan(self.path, Volume(array, affine, affine)))
         return as_topcow(found, self.table)
 
-    def check(self, circle, volume):
+    def check(self, circle: Circle, volume) -> dict:
         """`check` of a volume, (1, Z, X, Y), that was drawn for a Circle."""
         return check(circle, self.ids_in(volume, circle.affine))
 
 
-def checker_of(config):
+def checker_of(config) -> Checker | None:
     """Checker of --segmenter; None if volumes are not to be checked."""
     if config.segmenter.lower() == "none":
         return None
@@ -451,7 +462,7 @@ class CircleWriter(PairWriter):
         return read_json(self.path(item, "json"))["check"]
 
 
-def recreated(record, model):
+def recreated(record: dict, model: Model):
     """The volume of a sidecar of such a writer, drawn again, its tree too. Shapes: -> (1, Z, X, Y)"""
     circle = Circle.of_record(record["anatomy"], model)
     (volume,) = model.volumes_of([record["seed"]], numbers=array_to_volume(circle.numbers)[0])
@@ -475,11 +486,11 @@ class Passing:
     """
 
     writer: CircleWriter
-    item_of: object
+    item_of: Callable
     wanted: int
     most: int
-    kept: list = field(default_factory=list)
-    rows: list = field(default_factory=list)  # a drawn circle each
+    kept: list[Item] = field(default_factory=list)
+    rows: list[dict] = field(default_factory=list)  # a drawn circle each
 
     def passing(self, batch_size, bar):
         """Yield (item, Drawn) of what passes and is not complete."""
@@ -528,7 +539,7 @@ class Passing:
         return record
 
 
-def told_of(checks):
+def told_of(checks: Sequence[dict]) -> list[str]:
     """What is said at the end of the `check` of all circles, line by line."""
     counts, reasons = {}, Counter(reason for one in checks for reason in one["reasons"])
     for one in checks:
@@ -549,7 +560,7 @@ def told_of(checks):
     return lines + [f"  {count} times: {reason}" for reason, count in reasons.most_common()]
 
 
-def checkpoint_of(config):
+def checkpoint_of(config) -> Path:
     """Checkpoint to draw with: the run's or, where none is named or there, the one that comes along."""
     unnamed = config.checkpoint is None and config.name == "default" and config.load_from == -1
     if unnamed and MODEL.is_file() and not checkpoint_numbers(config.models):
@@ -557,7 +568,7 @@ def checkpoint_of(config):
     return generation.checkpoint_of(config)
 
 
-def generate(config, open_model, seeds_of):
+def generate(config, open_model: Callable, seeds_of: Callable) -> Path:
     """`--anatomy`: circles by name, their label maps, graphs and volumes; returns the folder of these.
 
     Args:
@@ -565,16 +576,19 @@ def generate(config, open_model, seeds_of):
         open_model: Function of checkpoint, device and use_average that gives the LabelModel.
         seeds_of: Function of the configuration and of a text that gives seeds of z.
     """
+    requests = anatomy.requests_of(config, "anatomy")
+    config.refuse_too_few(len(requests))
     with process_group() as group:
         model = open_model(checkpoint_of(config), config.device, config.use_average)
-        return write_circles(config, model, lambda text: seeds_of(config, text)[0], group)
+        return write_circles(config, requests, model, lambda text: seeds_of(config, text)[0], group)
 
 
-def write_circles(config, model, seed_of, group):
-    """Circles that a configuration asks for, each a volume with its label map, graph and sidecar.
+def write_circles(config, requests, model, seed_of, group):
+    """Circles that are asked for, each a volume with its label map, graph and sidecar.
 
     Args:
         config: Configuration with AnatomyOptions and GenerationOptions.
+        requests: [anatomy.Request], one for each circle.
         model: LabelModel.
         seed_of: Function of a text that gives the seed of z.
         group: parallel.Group of the processes that share the circles out.
@@ -590,7 +604,7 @@ def write_circles(config, model, seed_of, group):
 
     def item_of(n, tries=0):
         circle = Circle(
-            config.requests[n],
+            requests[n],
             config.seed,
             n + tries * MOST,
             config.chiral,
@@ -601,8 +615,8 @@ def write_circles(config, model, seed_of, group):
         return writer.item_of(circle, name, seed_of(f"circle {circle.number}"), config.only_passing)
 
     if config.only_passing:
-        return write_passing(config, writer, item_of, group)
-    items = [item_of(n) for n in range(config.num)]
+        return write_passing(config, writer, item_of, len(requests), group)
+    items = [item_of(n) for n in range(len(requests))]
     writer.write_all(items, writer.draw, group=group)
     if group.first:
         writer.sheet(items[:SHOWN])
@@ -611,20 +625,20 @@ def write_circles(config, model, seed_of, group):
     return writer.folder
 
 
-def write_passing(config, writer, item_of, group):
-    """`--only_passing`; arguments and the rest as of `write_circles`."""
+def write_passing(config, writer, item_of, wanted, group):
+    """`--only_passing`: arguments are those of `Passing`, the rest is as of `write_circles`."""
     if group.world > 1:
         raise UserError(f"--only_passing draws in turn, got {group.world} processes: start one.")
-    most = config.most or min(MOST, DRAWN_PER_KEPT * config.num)
-    passing = Passing(writer, item_of, config.num, most)
+    most = config.most or min(MOST, DRAWN_PER_KEPT * wanted)
+    passing = Passing(writer, item_of, wanted, most)
     record = passing.run()
     writer.sheet(passing.kept[:SHOWN])
     drawn, kept = record["drawn"], record["kept"]
     print(f"{drawn} circles were drawn, {kept} kept ({kept / drawn:.0%}) by {PASSED}.")
     print("\n".join(f"  rejected, {reason}: {count}" for reason, count in record["rejections"].items()))
-    if kept < config.num:
+    if kept < wanted:
         raise UserError(
-            f"{kept} of the {drawn} circles that were drawn pass, {config.num} were asked for (most often: "
+            f"{kept} of the {drawn} circles that were drawn pass, {wanted} were asked for (most often: "
             f"{next(iter(record['rejections']))}): raise --most, or leave --only_passing out. The {kept} are "
             f"in {writer.folder}."
         )

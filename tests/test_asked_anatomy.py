@@ -274,5 +274,5 @@ def test_models_of_label_maps_and_segmenters_are_made_small(home, tmp_path, caps
     found = [predictor.probabilities(image) for predictor in predictors]
     assert np.abs(found[0] - found[1]).max() < 0.01
     torch.save({"step": 1}, tmp_path / "none.pt")
-    with pytest.raises(SystemExit, match="none.pt is no checkpoint of stylegan2_pytorch.py"):
+    with pytest.raises(SystemExit, match=r"none.pt is no checkpoint of stylegan2_pytorch.py"):
         release.main(["--checkpoint", str(tmp_path / "none.pt"), "--output", str(tmp_path / "x.pt")])
