@@ -43,7 +43,7 @@ from volumetric.cli import (
     parse_cli,
 )
 from volumetric.collection import choose, content_of_labels, names_in, refuse_unusable, stored_axes
-from volumetric.files import array_to_volume, as_damaged, by, naming
+from volumetric.files import array_to_volume, as_damaged, by, naming, read_json
 from volumetric.geometry import axes_of, same_spacing, spacing_of, turn
 from volumetric.layers import (
     Conv3d,
@@ -65,6 +65,7 @@ import torch.nn.functional as F
 from torch import nn
 from torch.nn.utils.parametrizations import spectral_norm
 
+from segmentation import asked
 from segmentation.cases import Classes
 from segmentation.labels import TABLES, read_labels
 from segmentation.maps import (
@@ -127,7 +128,7 @@ WORDS = {
 
 
 @dataclass(kw_only=True)
-class LabelToVolumeConfig(GenerationOptions, RunConfig):
+class LabelToVolumeConfig(asked.AnatomyOptions, GenerationOptions, RunConfig):
     """Train a generator of volumes for label maps, or generate with one.
 
     The same command given again continues the run. Ctrl-C and SIGTERM save first, and end it with exit status
@@ -135,7 +136,9 @@ class LabelToVolumeConfig(GenerationOptions, RunConfig):
     """
 
     # data
-    labels: str | None = option(None, "Folder of label maps, files of the volumes' names.")
+    labels: str | None = option(
+        None, "Folder of label maps, by the volumes' names.", section="Pairs, networks"
+    )
     table: str | None = option(
         None, "Names of the ids: topcow2024, ..., a JSON file {id: name}, or none.", resumed=True
     )
@@ -176,7 +179,7 @@ class LabelToVolumeConfig(GenerationOptions, RunConfig):
     checkpoint_activations: bool = option(False, "Compute blocks again going backward: saves memory.")
     num_previews: int = option(4, "Pairs in a preview.", most=64)
     # generation
-    generate: str | None = option(None, "Folder of label maps to draw volumes for, instead of training.")
+    generate: str | None = option(None, "Folder of label maps to draw volumes for.", section="Label maps")
     num_per_map: int = option(1, "Volumes for each map, of seeds that follow from --seed.", most=10**6)
     edit: tuple = option((), "drop:NAME, thin:NAME:MM, thicken:NAME:MM or swap_sides, in this order.")
     fit: bool = option(False, "Bring maps of another grid onto the model's, by nearest neighbour.")
@@ -1031,7 +1034,7 @@ def generate_volumes(config):
         The folder of the volumes; what is there already is kept.
     """
     with parallel.process_group() as group:
-        checkpoint = generation.checkpoint_of(config)
+        checkpoint = asked.checkpoint_of(config)
         model = LabelModel(checkpoint, config.device, config.use_average)
         maps = maps_to_draw(config, model)
         writer = PairWriter(model, config.generated_folder(checkpoint), config.generate)
@@ -1051,8 +1054,10 @@ def generate_volumes(config):
 def recreate(config):
     """`--recreate`: draw a volume again from its sidecar; returns the largest difference of a voxel."""
 
-    def draw(record, checkpoint, label_map):
+    def draw(record, checkpoint, label_map=None):
         model = LabelModel(checkpoint, config.device, record["checkpoint"]["networks"] == "GE")
+        if label_map is None:
+            return asked.recreated(record, model)
         edits, axes = list(map(read_edit, record["recipe"]["edit"])), axes_of(np.array(record["affine"]))
         to_draw = replace(model.read_map(label_map, record["recipe"]["fit"], edits), axes=axes)
         to_draw = varied_again(to_draw, record["recipe"].get("vary"), model.classes)
@@ -1060,7 +1065,8 @@ def recreate(config):
         (volume,) = model.volumes_of([record["seed"]], numbers=numbers)
         return to_draw.as_written(volume)
 
-    sources = ("checkpoint", "label_map")
+    by_name = "anatomy" in read_json(config.recreate)
+    sources = ("checkpoint",) if by_name else ("checkpoint", "label_map")
     return generation.recreate(config.recreate, "label_to_volume.py", draw, config.checkpoint, sources)
 
 
@@ -1084,6 +1090,8 @@ def main(argv=None):
     with one_line_errors():
         if config.recreate is not None:
             recreate(config)
+        elif config.asks:
+            asked.generate(config, LabelModel, seeds_of)
         elif config.generate is not None:
             generate_volumes(config)
         else:

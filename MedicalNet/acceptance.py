@@ -14,7 +14,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 
 from volumetric.cli import UserError
-from volumetric.files import read_json, reading, volume_to_array, write_json
+from volumetric.files import exact, read_json, reading, volume_to_array, write_json
 from volumetric.generation import Item, Writer, drawn_in_batches
 from volumetric.sidecars import essence, versions
 
@@ -45,12 +45,6 @@ WHOLE = ("components", "branches")  # numbers that are counts
 NUMBER = r"[-+]?(?:\d+(?:\.\d+)?|\.\d+)(?:[eE][-+]?\d+)?"
 LIMIT = re.compile(rf"(\w+)\s*(<=|>=)\s*({NUMBER})")
 RANGE = re.compile(rf"(\w+)\s+({NUMBER})\s*\.\.\s*({NUMBER})")
-
-
-def exact(value: float) -> str:
-    """A number in as few digits as say it."""
-    short = f"{value:g}"
-    return short if float(short) == value else repr(value)
 
 
 @dataclass(frozen=True)

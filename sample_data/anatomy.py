@@ -15,6 +15,7 @@ import re
 from dataclasses import dataclass, field
 
 from volumetric.cli import UserError
+from volumetric.files import exact
 from volumetric.tables import read_table
 
 import numpy as np
@@ -175,13 +176,16 @@ def read_amounts(option, text, told):
     return said
 
 
-def read_request(variant=None, radius=None, aneurysm=None, stenosis=None, where="", chiral=False):
+def read_request(
+    variant=None, radius=None, aneurysm=None, stenosis=None, where="", chiral=False, called="variant"
+):
     """What is asked of a phantom, from the texts of the options or of a table's row.
 
     Args:
         variant, radius, aneurysm, stenosis: Texts, or None; '' is None.
         where: Of the table and its row, for messages.
         chiral: Whether there are vertebral arteries.
+        called: Option that gives `variant`, for messages.
 
     Returns:
         Request.
@@ -189,7 +193,8 @@ def read_request(variant=None, radius=None, aneurysm=None, stenosis=None, where=
     Raises:
         UserError: A text cannot be read, or what it asks contradicts itself.
     """
-    told = {name: f"{where}{' ' if where else '--'}{name}" for name in COLUMNS}
+    told = {name: f"{where} {name}" if where else f"--{name}" for name in COLUMNS}
+    told["variant"] = told["variant"] if where else f"--{called}"
     said, complete = read_variants(variant, told["variant"]) if variant else ({}, False)
     amounts = {
         name: read_amounts(name, text, told[name]) if text else {}
@@ -217,17 +222,21 @@ def check_asked(config):
     read_request(**texts, chiral=config.chiral)
 
 
-def requests_of(config):
-    """What a PhantomConfig asks of every phantom, [Request].
+def requests_of(config, called="variant"):
+    """What a configuration asks of every phantom, [Request].
 
     With a table, its rows decide how many there are; what flags ask for holds for every row.
+
+    Args:
+        config: PhantomConfig, or one with its options of anatomy.
+        called: Its option that gives the variants.
 
     Raises:
         UserError: The table cannot be read, asks for what cannot be, or has another number of rows.
     """
-    texts = {name: getattr(config, name) for name in COLUMNS}
+    texts = {name: getattr(config, called if name == "variant" else name) for name in COLUMNS}
     if config.variants is None:
-        return [read_request(**texts, chiral=config.chiral)] * config.num
+        return [read_request(**texts, chiral=config.chiral, called=called)] * config.num
     called = f"--variants {config.variants}"
     rows = read_table(config.variants, flag="--variants")
     unknown = [name for name in rows[0] if name not in COLUMNS]
@@ -273,15 +282,19 @@ class Request:
         at = {key: "an aneurysm" for key in self.aneurysms}
         return at | dict.fromkeys(self.stenoses, "a stenosis") | dict.fromkeys(self.radius, "a radius")
 
-    def text(self):
-        """One line that asks for the same; '' for nothing."""
+    def texts(self):
+        """{option: text} that asks for the same."""
         lists = {
             "variant": ["complete"] * self.complete + [f"{s} {shown(k)}" for k, s in self.variants.items()],
-            "radius": [f"{shown(key)}: {value:g}" for key, value in self.radius.items()],
-            "aneurysm": [f"{shown(k)}: {d:g}, neck {n:g}" for k, (d, n) in self.aneurysms.items()],
-            "stenosis": [f"{shown(key)}: {value:g}" for key, value in self.stenoses.items()],
+            "radius": [f"{shown(key)}: {exact(value)}" for key, value in self.radius.items()],
+            "aneurysm": [f"{shown(k)}: {exact(d)}, neck {exact(n)}" for k, (d, n) in self.aneurysms.items()],
+            "stenosis": [f"{shown(key)}: {exact(value)}" for key, value in self.stenoses.items()],
         }
-        return "; ".join(f"{name} {', '.join(items)}" for name, items in lists.items() if items)
+        return {name: ", ".join(items) for name, items in lists.items() if items}
+
+    def text(self):
+        """One line that asks for the same; '' for nothing."""
+        return "; ".join(f"{name} {text}" for name, text in self.texts().items())
 
     def check(self, where="", chiral=False):
         """Raise a UserError if it asks for what cannot be together."""

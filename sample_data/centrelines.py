@@ -37,6 +37,7 @@ class Tree:
     landmarks: dict = field(default_factory=dict)
     names: list = field(default_factory=list)
     parents: list = field(default_factory=list)
+    left_out: dict = field(default_factory=dict)  # {key of an absent segment: its (points, radius)}
     sacs: list = field(default_factory=list)  # of `anatomy.aneurysm`, with flow and label
     stenoses: list = field(default_factory=list)  # (key, per cent, index of the point, radius without it)
 

@@ -420,6 +420,7 @@ def grow(tree, key, segment, way, size, rng, request):
     if label:
         tree.variants[f"radius_{key}"] = 0.0 if state == "absent" else round(float(radius.mean()), 3)
     if state == "absent":
+        tree.left_out[key] = (path, radius)
         return
     if key in request.stenoses:
         normal, percent = radius, request.stenoses[key]
@@ -571,9 +572,20 @@ def skull_base(place, drop):
     return fluid, bone
 
 
+def finer_than(shape):
+    """How much finer than a grid it is rendered, by axis. Shapes: (3,) voxels -> (3,)"""
+    return -(-BASE_GRID // np.asarray(shape))
+
+
+def render_labels(tree, shape):
+    """The label map of `render_phantom` alone. Shapes: (3,) voxels -> (X, Y, Z) uint8, TopCoW ids"""
+    factor = finer_than(shape)
+    return pool_labels(render_vessels(tree, np.asarray(shape) * factor)[2], factor)
+
+
 def render_phantom(tree, scanner, shape, rng):
     """One TOF volume and its label map, (X, Y, Z) float32 in units of full flow, and uint8."""
-    factor = -(-BASE_GRID // np.asarray(shape))  # how much finer than asked it is rendered, by axis
+    factor = finer_than(shape)
     fine = np.asarray(shape) * factor
     signal, filled, label = render_vessels(tree, fine)
     tissue = render_tissue(rng, np.maximum(fine // 2, 1), scanner.tissue)

@@ -205,6 +205,12 @@ def by(shape):
     return " x ".join(f"{n:g}" for n in shape)
 
 
+def exact(value: float) -> str:
+    """A number in as few digits as say it."""
+    short = f"{value:g}"
+    return short if float(short) == value else repr(float(value))
+
+
 def save_nifti(volume, affine, path):
     """Write a network volume (1, Z, X, Y) as 3D float32 NIfTI (X, Y, Z), marked as synthetic, atomically."""
     image = nib.Nifti1Image(volume_to_array(np.asarray(volume, dtype=np.float32)), affine)
