@@ -48,6 +48,7 @@ from MedicalNet.groups import by_group, read_groups
 from MedicalNet.measuring import LIBRARIES, also, build_extractors, measure, ms_ssim_settings
 from MedicalNet.verdicts import in_order, verdicts
 from MedicalNet.volumes import PROTOCOLS, compare_geometry, copies, list_volumes
+from segmentation.labels import TABLES
 
 __all__ = ["EvaluateConfig", "evaluate", "frechet_distance", "prd_area", "prd_curve"]
 
@@ -89,6 +90,14 @@ class EvaluateConfig:
     groups: str | None = option(
         None, "CSV of file and groups of the real volumes: coverage of each.", file=True
     )
+    segmenter: str | None = option(
+        None, "Network of segmentation/segmentation.py: both sets' anatomy by name.", file=True
+    )
+    real_labels: str | None = option(None, "In its place, label maps of the real volumes, of their names.")
+    generated_labels: str | None = option(None, "The same of the generated volumes.")
+    label_table: str = option("topcow2024", "Table of their ids; a network has its own.", choices=TABLES)
+    real_truth: str | None = option(None, "True label maps of the real volumes: how right the others are.")
+    least_mm3: float = option(4.0, "Size of a label from which its artery counts as there.", least=0)
     metrics: tuple = option(tuple(GROUPS), "Groups of numbers, a list.", choices=GROUPS)
     planes: tuple = option(tuple(PLANES), "Planes of the slices; axial is FID as published.", choices=PLANES)
     embedding: str = option("pretrained", "Networks that look at volumes.", choices=EMBEDDINGS)
@@ -121,6 +130,12 @@ class EvaluateConfig:
             raise UserError("--groups needs md among --metrics.")
         if self.held_out is not None and "copies" not in self.metrics:
             raise UserError("--held_out needs copies among --metrics.")
+        given = [self.real_labels, self.generated_labels]
+        if self.segmenter is None and None in given and given != [None, None]:
+            lacks = "generated_labels" if self.generated_labels is None else "real_labels"
+            raise UserError(f"--{lacks} is missing: give it, or --segmenter for these volumes.")
+        if self.segmenter is None and self.real_truth is not None and given == [None, None]:
+            raise UserError("--real_truth needs --segmenter, or label maps whose rightness it tells.")
 
     def cache(self):
         """The cache of features that the settings ask for."""
@@ -210,6 +225,7 @@ def evaluate(config):
     files, warnings = list_others(evaluator)
     real_files = evaluator.real_files
     groupings = read_groups(config.groups, real_files) if config.groups else None
+    named_of = by_name(config, evaluator, files)
     if config.real_split and len(real_files) < 2 * FEWEST_EVALUATED:
         warnings.append(
             f"{len(real_files)} real volumes are too few for a floor at equal n, which needs "
@@ -221,12 +237,14 @@ def evaluate(config):
     metrics, curve = compare(*sets, config)
     warnings += few_samples(sets, evaluator.extractors, config)
     found, near, more = look_for_copies(evaluator, sets, files)
+    anatomy, comparison = named_of() if named_of else (None, None)
     record = {
         "metrics": metrics | more,
         "copies": found,
         "groups": groupings and by_group(groupings, *sets),
         "vessels": dict(zip(("real", "generated"), map(with_vessels, sets), strict=True)),
         "warnings": warnings + said_of_copies(found, len(made)),
+        **({"named_anatomy": anatomy} if anatomy else {}),
         **describe(evaluator),
         "generated": {"folder": str(Path(config.generated).resolve()), "n": len(made)},
         "contents": contents_of(files),
@@ -235,10 +253,27 @@ def evaluate(config):
     folder = next_free(config.output)
     with new_folder(folder):
         write_values(record, folder)
-        write_report(record, near, curve, sets, (real_files, made), folder)
+        write_report(record, near, curve, sets, (real_files, made), folder, comparison)
     print_numbers(record)
     print(f"{folder / 'report.html'} shows everything; the numbers are in {folder / 'metrics.json'}.")
     return {**record, "folder": folder}
+
+
+def by_name(config, evaluator, files):
+    """Function that compares both sets' label maps, all of whose files have been found; None without any.
+
+    Args:
+        config: EvaluateConfig.
+        evaluator: Evaluator.
+        files: Of `list_others`.
+    """
+    if config.segmenter is None and config.real_labels is None:
+        return None
+    from MedicalNet.labelling import Sources
+    from MedicalNet.named_anatomy import named_anatomy
+
+    sources = Sources(config, files, evaluator.cache)
+    return lambda: named_anatomy(sources, config)
 
 
 def list_others(evaluator):
