@@ -225,7 +225,7 @@ def evaluate(config):
     files, warnings = list_others(evaluator)
     real_files = evaluator.real_files
     groupings = read_groups(config.groups, real_files) if config.groups else None
-    named_of = by_name(config, evaluator, files)
+    sources = label_sources(config, evaluator, files)
     if config.real_split and len(real_files) < 2 * FEWEST_EVALUATED:
         warnings.append(
             f"{len(real_files)} real volumes are too few for a floor at equal n, which needs "
@@ -237,15 +237,15 @@ def evaluate(config):
     metrics, curve = compare(*sets, config)
     warnings += few_samples(sets, evaluator.extractors, config)
     found, near, more = look_for_copies(evaluator, sets, files)
-    anatomy, comparison = named_of() if named_of else (None, None)
+    anatomy, comparison = by_name(sources, config)
     record = {
         "metrics": metrics | more,
         "copies": found,
         "groups": groupings and by_group(groupings, *sets),
         "vessels": dict(zip(("real", "generated"), map(with_vessels, sets), strict=True)),
-        "warnings": warnings + said_of_copies(found, len(made)),
+        "warnings": warnings + said_of_copies(found, len(made)) + (anatomy or {}).get("warnings", []),
         **({"named_anatomy": anatomy} if anatomy else {}),
-        **describe(evaluator),
+        **describe(evaluator, anatomy),
         "generated": {"folder": str(Path(config.generated).resolve()), "n": len(made)},
         "contents": contents_of(files),
     }
@@ -259,8 +259,8 @@ def evaluate(config):
     return {**record, "folder": folder}
 
 
-def by_name(config, evaluator, files):
-    """Function that compares both sets' label maps, all of whose files have been found; None without any.
+def label_sources(config, evaluator, files):
+    """labelling.Sources of both sets' label maps, all of whose files have been found; None without.
 
     Args:
         config: EvaluateConfig.
@@ -270,10 +270,17 @@ def by_name(config, evaluator, files):
     if config.segmenter is None and config.real_labels is None:
         return None
     from MedicalNet.labelling import Sources
+
+    return Sources(config, files, evaluator.cache)
+
+
+def by_name(sources, config):
+    """What named_anatomy.py says of both sets; (None, None) without label maps."""
+    if sources is None:
+        return None, None
     from MedicalNet.named_anatomy import named_anatomy
 
-    sources = Sources(config, files, evaluator.cache)
-    return lambda: named_anatomy(sources, config)
+    return named_anatomy(sources, config)
 
 
 def list_others(evaluator):
@@ -381,13 +388,14 @@ def versions():
     return own | LIBRARIES | {"scikit-learn": version("scikit-learn")}
 
 
-def describe(evaluator):
+def describe(evaluator, anatomy=None):
     """What a reader of the numbers must know: protocol, weights, data, seed and versions."""
+    of_names = {"label maps": anatomy["protocol"], "arteries": anatomy["measures"]} if anatomy else {}
     files, config = evaluator.real_files, evaluator.config
     spacing = np.median([nib.affines.voxel_sizes(f.affine) for f in files], axis=0)
     return {
         "embedding": config.embedding,
-        "protocol": evaluator.protocol(),
+        "protocol": evaluator.protocol() | of_names,
         "weights": evaluator.weights,
         "real": {
             "folder": str(Path(config.real).resolve()),
@@ -466,6 +474,11 @@ def print_numbers(record):
             told = f"{text_of(equal['mean'])}, real {text_of(equal['floor_mean'])}"
             floor = f"  at n = {equal['n']} {told}: {mark}"
         print(f"{name:28s} {text_of(m['value'], 5):<11s}{around}{floor}")
+    for name, row in (record.get("named_anatomy") or {"rows": {}})["rows"].items():
+        if (row["equal_n"] or {}).get("outside"):
+            equal = row["equal_n"]
+            told = f"{text_of(equal['mean'])}, real {text_of(equal['floor_mean'])}"
+            print(f"{name:28s} {text_of(row['value'], 5):<11s}  at n = {equal['n']} {told}: outside")
     for warning in record["warnings"]:
         print(f"Warning: {warning}.")
 

@@ -45,7 +45,7 @@ class Labelling:
         mirrored = ", both sides averaged" if predictor.mirror else ""
         self.protocol = (
             f"label maps of a network of segmentation.py (table {predictor.classes.table}{mirrored}; voxels "
-            f"of {by([f'{n:.3g}' for n in predictor.spacing])} mm; MONAI {version('monai')}); volumes along "
+            f"of {by(predictor.spacing.round(4))} mm; MONAI {version('monai')}); volumes along "
             f"right, front and up, standardised by their mean and standard deviation"
         )
 

@@ -448,5 +448,6 @@ def named_anatomy(sources, config):
     truth = sources.arteries("truth") if config.real_truth is not None else None
     comparison = Comparison(sets["real"], sets["generated"], config, truth)
     record = comparison.record() | {"label_maps": sources.described()}
+    record["warnings"] += sources.warnings
     record["protocol"] = sources.network.protocol if sources.network else "label maps that were given"
     return record, comparison

@@ -2,18 +2,28 @@
 
 import html
 
-from volumetric.pages import Explained, drawing, give_or_take, rows_of, three, write_table
+from volumetric.pages import drawing, give_or_take, rows_of, three, write_table
 from volumetric.pictures import new_axes
 
 import numpy as np
 
-from MedicalNet.meanings import meaning
 from MedicalNet.verdicts import reliable
 
 COLOURS = {"real": "#1f6f8b", "generated": "#d1603d"}
 MARKS = {"good": "inside", "bad": "outside"}
 TITLES = {"artery": "Arteries", "variant": "Variants", "length": "Length, mm", "radius": "Mean radius, mm"}
 TITLES |= {"joint": "All regional measures together", "topology": "Topology"}
+NOTES = {
+    "artery": "How often each is there, and the difference of the two shares; lower is better.",
+    "variant": "The same. A1 or P1 is missing where ACA and ICA, or PCA and BA, do not touch; a fetal PCA "
+    "has a Pcom and no P1; the ring is closed where all its segments are there.",
+    "length": "Medians, and the Wasserstein distance, of the arteries that are there; lower is better.",
+    "radius": "The same; the radius is that of a tube of the artery's volume and length.",
+    "joint": "Volume, length and radius of every artery in standard deviations of the real set: energy "
+    "distance, and squared Wasserstein-2 distance in parts of the number of measures; lower is better.",
+    "topology": "Of all arteries as one: separate pieces and loops (Betti numbers 0 and 1), and the share of "
+    "generated volumes in which arteries touch that touch in no real one; lower is better.",
+}
 SHARES = ("reliable", "artery", "variant")
 MOST_REASONS = 5
 STATED = ("real", "real_low_95", "real_high_95", "generated", "generated_low_95", "generated_high_95")
@@ -74,7 +84,8 @@ def named_section(record, comparison):
     for kind, title in TITLES.items():
         of_kind = {name: row for name, row in rows.items() if row["kind"] == kind}
         if of_kind:
-            parts.append(f"<h3>{title}</h3>{table_of(of_kind, truth)}")
+            note = html.escape(NOTES[kind])
+            parts.append(f'<h3>{title}</h3><p class="small">{note}</p>{table_of(of_kind, truth)}')
     parts.append(f'<p class="small">{html.escape(note_of(record))}</p>')
     return "\n".join(parts)
 
@@ -107,7 +118,7 @@ def kind_of(text):
     if " ml of " in words:
         return f"volume of {words.split(' ml of ')[1]}"
     if " pieces" in words:
-        return f"pieces of {words.split(' in ')[0]}"
+        return f"pieces of {words.split(' in ')[0]}".replace("of all", "of all as one")
     return words.split(" below")[0]
 
 
@@ -128,7 +139,7 @@ def frequencies_drawn(rows):
         one.set_yticks(range(len(names)), [name.partition(": ")[2] for name in names], fontsize=8)
         one.set(xlabel="share of volumes, 95 %", xlim=(-0.03, 1.03), ylim=(len(names) - 0.4, -0.6))
         one.grid(axis="x", color="0.9")
-    plots[0].legend(frameon=False, fontsize=8, loc="lower left")
+    plots[0].legend(frameon=False, fontsize=8, loc="center left")
     return figure
 
 
@@ -136,11 +147,13 @@ def regional_drawn(comparison):
     """Medians and middle halves of radius and length of every artery, in both sets."""
     sets = {"real": comparison.real, "generated": comparison.generated}
     found = {which: one.regional(comparison.least) for which, one in sets.items()}
-    names = comparison.real.names
+    some = [np.isfinite(one["length"]).any(axis=0) for one in found.values()]
+    shown = np.flatnonzero(some[0] | some[1])
+    names = [comparison.real.names[n] for n in shown]
     figure, plots = new_axes(columns=2, width=4.6, height=0.24 * len(names) + 1.2)
     for one, kind in zip(plots, ("radius", "length"), strict=True):
         for shift, (which, colour) in zip((-0.16, 0.16), COLOURS.items(), strict=True):
-            columns = [v[np.isfinite(v)] for v in found[which][kind].T]
+            columns = [v[np.isfinite(v)] for v in found[which][kind].T[shown]]
             known = [n for n, v in enumerate(columns) if len(v)]
             quartiles = np.array([np.percentile(columns[n], (25, 50, 75)) for n in known]).reshape(-1, 3)
             reach = np.abs(quartiles[:, [0, 2]] - quartiles[:, [1]]).T
@@ -178,8 +191,8 @@ def table_of(rows, truth):
         sides = [told(row.get(which)) for which in ("real", "generated")]
         middle = row["p_holm"] if shares else ("none" if row["value"] is None else float(row["value"]))
         more = [right.get(name.partition(": ")[2], "")] if right else []
-        table.append([Explained(name.partition(": ")[2], meaning(name, row)), *sides, middle, *floor, *more])
-    return rows_of(head + (["balanced accuracy"] if right else []), table)
+        table.append([name.partition(": ")[2], *sides, middle, *floor, *more])
+    return rows_of(head + (["right"] if right else []), table)
 
 
 def told(side):
@@ -208,6 +221,6 @@ def note_of(record):
     if truth and truth["varying"]:
         tried = truth["mean_by_least_mm3"].items()
         listed = ", ".join(f"{least} mm3 {three(value)}" for least, value in tried)
-        note += " Balanced accuracy: mean share of right answers where the truth has it and where not; its "
-        note += f"mean over what not every real volume has, by the least size of a label: {listed}."
+        note += " Right: balanced accuracy, the mean share of right answers where the truth has it and where "
+        note += f"not. Its mean over what not every real volume has, by the least size of a label: {listed}."
     return note

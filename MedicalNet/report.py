@@ -142,7 +142,9 @@ def number_line(name, m):
         told = f'{three(equal["mean"])} <span class="mark {state}">{MARKS[state]}</span>'
         of_real = give_or_take(equal["floor_mean"], equal["floor_standard_deviation"])
         floor = f" Two sets of {equal['n']} real volumes each give {of_real}."
-    note = html.escape(meaning(name, m) + floor)
+    sides = [m[which]["share"] for which in COLOURS if isinstance(m.get(which), dict)]
+    shares = " Real {:.0%}, generated {:.0%}.".format(*sides) if sides else ""
+    note = html.escape(meaning(name, m) + shares + floor)
     return f'<li><b>{html.escape(name)}</b> {told}<span class="note">{note}</span></li>'
 
 
