@@ -249,9 +249,8 @@ class Comparison:
     def add(self, name, kind, distance, estimand, better="lower", unbiased=False, **more):
         """One row, with a place of its own for its random numbers."""
         number = Number(name, "labels", "anatomy", better, estimand, None, unbiased)
-        config = (
-            replace(self.config, bootstrap=0) if isinstance(distance, Transport | OneHalf) else self.config
-        )
+        plain = isinstance(distance, Transport | OneHalf)  # of which a resample is another thing
+        config = replace(self.config, bootstrap=0) if plain else self.config
         one, _ = entry_of(distance, number, config, FIRST + len(self.rows))
         counts = distance.bounds == (0, 1) or hasattr(distance, "counts")
         self.rows[name] = one | finite({"kind": kind, "counts": counts, **more})
@@ -294,21 +293,12 @@ class Comparison:
             return
         kept = {which: np.array([not told for told in found]) for which, found in self.doubts.items()}
         shares = {"real": share_of(kept["real"][self.half == 0]), "generated": share_of(kept["generated"])}
-        estimand = (
-            "Share of the generated volumes whose label maps are as those of real volumes: confidence, "
+        told = (
+            "Share of the generated volumes whose label maps are as those of real ones: confidence, volume "
         )
-        estimand += "volume and pieces of every artery within the limits of a half of the real volumes"
-        self.add(
-            *(
-                "segmentable",
-                "reliable",
-                OneHalf(Gate(self.real, self.generated), self.half),
-                estimand,
-                "higher",
-            ),
-            **shares,
-            **difference_of(**shares),
-        )
+        told += "and pieces of every artery within the limits of a half of these"
+        gate, tested = OneHalf(Gate(self.real, self.generated), self.half), shares | difference_of(**shares)
+        self.add("segmentable", "reliable", gate, told, better="higher", **tested)
 
     def frequencies(self):
         """Every artery and every variant: how often it is there."""

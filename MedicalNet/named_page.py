@@ -66,12 +66,14 @@ def write_tables(record, comparison, names, folder, share):
     write_table(folder / "named_anatomy.csv", HEAD, rows)
     if "segmentable" in record["rows"]:
         told = [
-            (which, name, not why, "; ".join(why))
+            (which, name, which == "real" and bool(comparison.half[n]), not why, "; ".join(why))
             for which, of in comparison.doubts.items()
             if not (share and which == "real")
-            for name, why in zip(names[which], of, strict=True)
+            for n, (name, why) in enumerate(zip(names[which], of, strict=True))
         ]
-        write_table(folder / "named_volumes.csv", ("set", "volume", "reliable", "reasons"), told)
+        write_table(
+            folder / "named_volumes.csv", ("set", "volume", "sets_the_limits", "reliable", "reasons"), told
+        )
 
 
 def named_section(record, comparison):

@@ -293,7 +293,7 @@ def test_label_folders_and_what_is_written(folder, tmp_path, capsys):
 
 
 def test_a_network_labels_both_sets(tmp_path):
-    write_pairs(tmp_path, 20)
+    write_pairs(tmp_path, 10)
     write_pairs(tmp_path, 6, first=20, kind="other_")
     segmentation.train(small_config(tmp_path))
     given = {"real": tmp_path / "volumes", "generated": tmp_path / "other_volumes", "metrics": "copies"}
@@ -302,7 +302,7 @@ def test_a_network_labels_both_sets(tmp_path):
     line = [str(part) for name, one in given.items() for part in (f"--{name}", one)]
     evaluation.main([*line, "--output", str(tmp_path / "out"), "--share", "True"])
     record = json.loads((tmp_path / "out" / "metrics.json").read_text(encoding="utf-8"))
-    assert any("the segmenter was trained on 20 of the 20 real volumes" in w for w in record["warnings"])
+    assert any("the segmenter was trained on 10 of the 10 real volumes" in w for w in record["warnings"])
     predictor, about = segmentation.read_model(tmp_path / "net.pt", "cpu")
     path = tmp_path / "volumes" / "case0.nii.gz"
     (found,) = segmentation.label_volumes(predictor, [path])
@@ -314,7 +314,7 @@ def test_a_network_labels_both_sets(tmp_path):
         assert "/volumes/case" not in file.read()
     truth = "--real_truth", str(tmp_path / "labels")
     with pytest.raises(
-        SystemExit, match=r"was trained on 20 of the 20 real volumes.*needs real volumes that"
+        SystemExit, match=r"was trained on 10 of the 10 real volumes.*needs real volumes that"
     ):
         evaluation.main([*line, *truth, "--output", str(tmp_path / "refused")])
 
