@@ -275,28 +275,43 @@ def compare(real_set, generated_set, config):
     wanted = [(index, number) for index, number in enumerate(NUMBERS) if pair.has(number.of)]
     results, curve = {}, None
     for index, number in progress(wanted, "Comparing", "metric"):
-        distance = number.build(pair)
-        value = distance.exact()
-        result = {"value": value, "interval_95": None, "spread_95": None}
-        if config.bootstrap and number.unbiased:
-            result["interval_95"] = distance.interval()
-        elif config.bootstrap:
-            rng = host_random(config.seed, STREAM_BOOTSTRAP, index)
-            values = resampled(distance, pair.sizes, config.bootstrap, rng)
-            result["spread_95"] = spread(value, values, distance.bounds)
-        if number.name == "KID":
-            rng = host_random(config.seed, STREAM_SUBSETS)
-            result["standard_deviation"] = distance.standard_deviation(rng)
-        if number.name == "AUC-PRD":
-            curve = distance.curve(np.ones(pair.sizes[0]), np.ones(pair.sizes[1]))
-        result["equal_n"] = at_equal_n(distance, number, config, index) if config.real_split else None
-        result["real_split"] = result["equal_n"] and {
-            key: result["equal_n"][f"floor_{key}"] for key in ("mean", "standard_deviation")
-        } | {key: result["equal_n"][key] for key in ("n", "repeats")}
-        result |= {"n_real": pair.sizes[0], "n_generated": pair.sizes[1], "better": number.better}
-        result |= {"question": number.question, "estimand": number.estimand}
-        results[named(number.name, config.embedding)] = finite(result)
+        result, found = entry_of(number.build(pair), number, config, index)
+        curve = found if number.name == "AUC-PRD" else curve
+        results[named(number.name, config.embedding)] = result
     return results, curve
+
+
+def entry_of(distance, number, config, index):
+    """What metrics.json says of a number.
+
+    Args:
+        distance: Of two sets; see distances.py.
+        number: Number.
+        config: EvaluateConfig.
+        index: Its place, from which its random numbers follow.
+
+    Returns:
+        ({"value", "interval_95", ...} as of `compare`, the curve behind AUC-PRD or None).
+    """
+    value, curve = distance.exact(), None
+    result = {"value": value, "interval_95": None, "spread_95": None}
+    if config.bootstrap and number.unbiased:
+        result["interval_95"] = distance.interval()
+    elif config.bootstrap:
+        rng = host_random(config.seed, STREAM_BOOTSTRAP, index)
+        values = resampled(distance, distance.sizes, config.bootstrap, rng)
+        result["spread_95"] = spread(value, values, distance.bounds)
+    if number.name == "KID":
+        rng = host_random(config.seed, STREAM_SUBSETS)
+        result["standard_deviation"] = distance.standard_deviation(rng)
+    if number.name == "AUC-PRD":
+        curve = distance.curve(np.ones(distance.sizes[0]), np.ones(distance.sizes[1]))
+    result["equal_n"] = at_equal_n(distance, number, config, index) if config.real_split else None
+    result["real_split"] = result["equal_n"] and {
+        key: result["equal_n"][f"floor_{key}"] for key in ("mean", "standard_deviation")
+    } | {key: result["equal_n"][key] for key in ("n", "repeats")}
+    result |= {"n_real": distance.sizes[0], "n_generated": distance.sizes[1], "better": number.better}
+    return finite(result | {"question": number.question, "estimand": number.estimand}), curve
 
 
 def at_equal_n(distance, number, config, index):
@@ -326,7 +341,8 @@ def at_equal_n(distance, number, config, index):
     if not len(values) or not len(floor):
         return None
     mean, low, high = float(values.mean()), float(floor.min()), float(floor.max())
-    least = 1 / n if distance.bounds == (0, 1) else 0  # a share cannot be told more finely
+    counts = distance.bounds == (0, 1) or getattr(distance, "counts", False)
+    least = 1 / n if counts else 0  # a share, or a mean of whole numbers, cannot be told more finely
     away = OUTSIDE * max(float(floor.std()), least)
     lower = mean < low and floor.mean() - mean > away
     higher = mean > high and mean - floor.mean() > away

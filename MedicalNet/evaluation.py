@@ -47,6 +47,7 @@ from MedicalNet.groups import by_group, read_groups
 from MedicalNet.measuring import LIBRARIES, also, build_extractors, measure, ms_ssim_settings
 from MedicalNet.verdicts import in_order, verdicts
 from MedicalNet.volumes import PROTOCOLS, compare_geometry, copies, list_volumes
+from segmentation.labels import TABLES
 
 __all__ = ["EvaluateConfig", "evaluate", "frechet_distance", "prd_area", "prd_curve"]
 
@@ -88,6 +89,14 @@ class EvaluateConfig:
     groups: str | None = option(
         None, "CSV of file and groups of the real volumes: coverage of each.", file=True
     )
+    segmenter: str | None = option(
+        None, "Network of segmentation/segmentation.py: both sets' anatomy by name.", file=True
+    )
+    real_labels: str | None = option(None, "In its place, label maps of the real volumes, of their names.")
+    generated_labels: str | None = option(None, "The same of the generated volumes.")
+    label_table: str = option("topcow2024", "Table of their ids; a network has its own.", choices=TABLES)
+    real_truth: str | None = option(None, "True label maps of the real volumes: how right the others are.")
+    least_mm3: float = option(4.0, "Size of a label from which its artery counts as there.", least=0)
     metrics: tuple = option(tuple(GROUPS), "Groups of numbers, a list.", choices=GROUPS)
     planes: tuple = option(tuple(PLANES), "Planes of the slices; axial is FID as published.", choices=PLANES)
     embedding: str = option("pretrained", "Networks that look at volumes.", choices=EMBEDDINGS)
@@ -120,6 +129,12 @@ class EvaluateConfig:
             raise UserError("--groups needs md among --metrics.")
         if self.held_out is not None and "copies" not in self.metrics:
             raise UserError("--held_out needs copies among --metrics.")
+        given = [self.real_labels, self.generated_labels]
+        if self.segmenter is None and None in given and given != [None, None]:
+            lacks = "generated_labels" if self.generated_labels is None else "real_labels"
+            raise UserError(f"--{lacks} is missing: give it, or --segmenter for these volumes.")
+        if self.segmenter is None and self.real_truth is not None and given == [None, None]:
+            raise UserError("--real_truth needs --segmenter, or label maps whose rightness it tells.")
 
     def cache(self):
         """The cache of features that the settings ask for."""
@@ -209,6 +224,7 @@ def evaluate(config):
     files, warnings = list_others(evaluator)
     real_files = evaluator.real_files
     groupings = read_groups(config.groups, real_files) if config.groups else None
+    sources = label_sources(config, evaluator, files)
     if config.real_split and len(real_files) < 2 * FEWEST_EVALUATED:
         warnings.append(
             f"{len(real_files)} real volumes are too few for a floor at equal n, which needs "
@@ -220,13 +236,15 @@ def evaluate(config):
     metrics, curve = compare(*sets, config)
     warnings += few_samples(sets, evaluator.extractors, config)
     found, near, more = look_for_copies(evaluator, sets, files)
+    anatomy, comparison = by_name(sources, config)
     record = {
         "metrics": metrics | more,
         "copies": found,
         "groups": groupings and by_group(groupings, *sets),
         "vessels": dict(zip(("real", "generated"), map(with_vessels, sets), strict=True)),
-        "warnings": warnings + said_of_copies(found, len(made)),
-        **describe(evaluator),
+        "warnings": warnings + said_of_copies(found, len(made)) + (anatomy or {}).get("warnings", []),
+        **({"named_anatomy": anatomy} if anatomy else {}),
+        **describe(evaluator, anatomy),
         "generated": {"folder": str(Path(config.generated).resolve()), "n": len(made)},
         "contents": contents_of(files),
     }
@@ -234,10 +252,34 @@ def evaluate(config):
     folder = next_free(config.output)
     with new_folder(folder):
         write_values(record, folder)
-        write_report(record, near, curve, sets, (real_files, made), folder)
+        write_report(record, near, curve, sets, (real_files, made), folder, comparison)
     print_numbers(record)
     print(f"{folder / 'report.html'} shows everything; the numbers are in {folder / 'metrics.json'}.")
     return {**record, "folder": folder}
+
+
+def label_sources(config, evaluator, files):
+    """labelling.Sources of both sets' label maps, all of whose files have been found; None without.
+
+    Args:
+        config: EvaluateConfig.
+        evaluator: Evaluator.
+        files: Of `list_others`.
+    """
+    if config.segmenter is None and config.real_labels is None:
+        return None
+    from MedicalNet.labelling import Sources
+
+    return Sources(config, files, evaluator.cache)
+
+
+def by_name(sources, config):
+    """What named_anatomy.py says of both sets; (None, None) without label maps."""
+    if sources is None:
+        return None, None
+    from MedicalNet.named_anatomy import named_anatomy
+
+    return named_anatomy(sources, config)
 
 
 def list_others(evaluator):
@@ -345,13 +387,14 @@ def versions():
     return own | LIBRARIES | {"scikit-learn": version("scikit-learn")}
 
 
-def describe(evaluator):
+def describe(evaluator, anatomy=None):
     """What a reader of the numbers must know: protocol, weights, data, seed and versions."""
+    of_names = {"label maps": anatomy["protocol"], "arteries": anatomy["measures"]} if anatomy else {}
     files, config = evaluator.real_files, evaluator.config
     spacing = np.median([nib.affines.voxel_sizes(f.affine) for f in files], axis=0)
     return {
         "embedding": config.embedding,
-        "protocol": evaluator.protocol(),
+        "protocol": evaluator.protocol() | of_names,
         "weights": evaluator.weights,
         "real": {
             "folder": str(Path(config.real).resolve()),
@@ -430,6 +473,11 @@ def print_numbers(record):
             told = f"{text_of(equal['mean'])}, real {text_of(equal['floor_mean'])}"
             floor = f"  at n = {equal['n']} {told}: {mark}"
         print(f"{name:28s} {text_of(m['value'], 5):<11s}{around}{floor}")
+    for name, row in (record.get("named_anatomy") or {"rows": {}})["rows"].items():
+        if (row["equal_n"] or {}).get("outside"):
+            equal = row["equal_n"]
+            told = f"{text_of(equal['mean'])}, real {text_of(equal['floor_mean'])}"
+            print(f"{name:28s} {text_of(row['value'], 5):<11s}  at n = {equal['n']} {told}: outside")
     for warning in record["warnings"]:
         print(f"Warning: {warning}.")
 

@@ -76,7 +76,8 @@ def wrong_side(name, entry):
     equal = entry.get("equal_n")
     if not equal:
         return float("-inf")
-    least = 1 / equal["n"] if PLAIN.get(name, name) in SHARES else 0
+    counts = PLAIN.get(name, name) in SHARES or entry.get("counts")
+    least = 1 / equal["n"] if counts else 0
     one = max(equal["floor_standard_deviation"], least)
     away = equal["mean"] - equal["floor_mean"]
     away = {"lower": away, "higher": -away}.get(entry["better"], abs(away))

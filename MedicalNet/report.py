@@ -25,7 +25,8 @@ from MedicalNet.anatomy import MEASURES
 from MedicalNet.distances import Neighbours, PrecisionRecallCurve, principal_components
 from MedicalNet.looks import saturated, without_vessels
 from MedicalNet.meanings import meaning
-from MedicalNet.verdicts import QUESTIONS, few, in_order
+from MedicalNet.named_page import named_section, write_tables
+from MedicalNet.verdicts import QUESTIONS, every_number, few, in_order
 
 SHOWN = 8  # volumes of each set
 WORST = 4  # generated volumes of each kind of bad ones
@@ -50,7 +51,7 @@ $protocol""")
 PRIVATE = "This page holds pictures and names of real volumes: --share True leaves them out."
 
 
-def write_report(record, near, curve, measured, files, folder):
+def write_report(record, near, curve, measured, files, folder, comparison=None):
     """Write report.html and the tables behind its plots.
 
     Args:
@@ -60,11 +61,17 @@ def write_report(record, near, curve, measured, files, folder):
         measured: Measured of the real and of the generated volumes.
         files: VolumeFile of the real and of the generated volumes.
         folder: Where to write.
+        comparison: named_anatomy.Comparison of both sets' label maps, or None.
     """
     share, labels = record["settings"]["share"], {}
     for one in files:
         labels |= unique_names([file.path for file in one])
-    sections = [worst(measured, files, labels), sheet_of_volumes(files, labels, share)]
+    sections = []
+    if comparison is not None:
+        names = dict(zip(COLOURS, (m.names for m in measured), strict=True))
+        write_tables(record["named_anatomy"], comparison, names, folder, share)
+        sections.append(named_section(record["named_anatomy"], comparison))
+    sections += [worst(measured, files, labels), sheet_of_volumes(files, labels, share)]
     if "volume" in measured[0].features:
         features = [m.features["volume"][:, 0] for m in measured]
         if curve is not None:
@@ -78,10 +85,9 @@ def write_report(record, near, curve, measured, files, folder):
         sections.append(group_tables(record["groups"]))
     if measured[0].similarity is not None and not share:
         write_pairs(measured, folder)
-    real_set, unsure = record["real"], few(record)
+    real_set, unsure, numbers = record["real"], few(record), every_number(record)
     cards = [
-        verdict_card(v, record["metrics"], unsure and v["question"] != QUESTIONS["enough"])
-        for v in in_order(record)
+        verdict_card(v, numbers, unsure and v["question"] != QUESTIONS["enough"]) for v in in_order(record)
     ]
     body = BODY.substitute(
         n_real=real_set["n"],
@@ -136,7 +142,9 @@ def number_line(name, m):
         told = f'{three(equal["mean"])} <span class="mark {state}">{MARKS[state]}</span>'
         of_real = give_or_take(equal["floor_mean"], equal["floor_standard_deviation"])
         floor = f" Two sets of {equal['n']} real volumes each give {of_real}."
-    note = html.escape(meaning(name, m) + floor)
+    sides = [m[which]["share"] for which in COLOURS if isinstance(m.get(which), dict)]
+    shares = " Real {:.0%}, generated {:.0%}.".format(*sides) if sides else ""
+    note = html.escape(meaning(name, m) + shares + floor)
     return f'<li><b>{html.escape(name)}</b> {told}<span class="note">{note}</span></li>'
 
 

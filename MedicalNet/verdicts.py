@@ -55,9 +55,14 @@ def in_order(record):
     return enough + others if few(record) else others + enough
 
 
+def every_number(record):
+    """Every number by its name: of the volumes, and of their label maps where these are asked for."""
+    return record["metrics"] | (record.get("named_anatomy") or {}).get("rows", {})
+
+
 def by_floor(topic, record):
     """Verdict on what can be compared with real volumes at equal n."""
-    metrics = record["metrics"]
+    metrics = every_number(record)
     of_topic = [name for name, m in metrics.items() if m.get("question") == topic]
     judged = [name for name in of_topic if metrics[name].get("equal_n")]
     if not judged:
@@ -95,18 +100,39 @@ def of_copies(record):
 
 def of_anatomy(record):
     """Verdict on the vessels."""
-    vessels = record["vessels"]
-    if not any(name.startswith("W1-") for name in record["metrics"]):
+    masks = any(name.startswith("W1-") for name in record["metrics"])
+    if not masks and not record.get("named_anatomy"):
         return answer("anatomy", "unknown", "Not measured.")
     by_measures = by_floor("anatomy", record)
-    for which in ("real", "generated"):
+    lacking = of_lacking(record) if masks else None
+    if lacking is not None:
+        names = by_measures["numbers"] if by_measures["state"] == "bad" else ()
+        return answer("anatomy", "bad", lacking, names)
+    told = reliable(record)
+    return by_measures | ({"answer": f"{by_measures['answer']} {told}"} if told else {})
+
+
+def of_lacking(record):
+    """That vessels were found in too few volumes of a set; None where they were found in most."""
+    for which, found in record["vessels"].items():
         number = record[which]["n"]
-        if vessels[which] < VESSELS * number:
-            sure = wilson(vessels[which], number)[1] < VESSELS
-            told = f"vessels were found in {only(vessels[which], number)} {which} volumes"
-            names = by_measures["numbers"] if by_measures["state"] == "bad" else ()
-            return answer("anatomy", "bad", f"{'No' if sure else 'Probably not'}: {told}.", names)
-    return by_measures
+        if found < VESSELS * number:
+            sure = wilson(found, number)[1] < VESSELS
+            told = f"vessels were found in {only(found, number)} {which} volumes"
+            return f"{'No' if sure else 'Probably not'}: {told}."
+    return None
+
+
+def reliable(record):
+    """How many generated volumes can be segmented as reliably as real ones; "" where nobody knows."""
+    row = every_number(record).get("segmentable")
+    if row is None:
+        return ""
+    real, generated = row["real"], row["generated"]
+    told = (
+        f"{generated['hits']} of {generated['n']} generated volumes can be segmented as reliably as real ones"
+    )
+    return f"{told} ({generated['share']:.0%}; of other real ones {real['share']:.0%})."
 
 
 def of_numbers(record):

@@ -23,7 +23,7 @@ from volumetric.generation import Drawn, Item, Model, drawn_in_batches
 from volumetric.geometry import same_spacing, spacing_of
 from volumetric.parallel import process_group
 from volumetric.runs import checkpoint_numbers
-from volumetric.sidecars import digest_of, versions
+from volumetric.sidecars import versions, volume_digest
 
 import numpy as np
 from scipy import ndimage
@@ -447,7 +447,7 @@ class CircleWriter(PairWriter):
         told |= {"number": circle.number, "request": circle.request.text()}
         write_graph(circle.tree, place, self.graphs / item.name, told)
         passed = None if self.checker is None else not drawn.more["reasons"]
-        label_map = {"content": content_of_labels(circle.ids), "drawn_sha256": digest_of(circle.numbers)}
+        label_map = {"content": content_of_labels(circle.ids), "drawn_sha256": volume_digest(circle.numbers)}
         details = {"label_map": label_map, "settled": circle.states, "radii_mm": circle.radii}
         circle.forget()
         return details | {"asked_for_is_there": passed, "check": drawn.more}

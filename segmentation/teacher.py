@@ -95,6 +95,13 @@ def sizes_of(labels, spacing, names):
     return {name: (float(mask.sum()) * voxel_ml, components(mask)) for name, mask in masks.items()}
 
 
+def fences(values):
+    """What is usual among values: Tukey's fences, or lowest and highest where these are further out."""
+    low, high = np.percentile(values, (25, 75))
+    reach = FENCE * (high - low)
+    return float(min(np.min(values), low - reach)), float(max(np.max(values), high + reach))
+
+
 def limits_of(maps, names):
     """Limits of some real label maps.
 
@@ -107,10 +114,7 @@ def limits_of(maps, names):
         found = [one[name] for one in maps if name in one]
         if not found:
             continue
-        sizes = np.array([ml for ml, _ in found])
-        low, high = np.percentile(sizes, (25, 75))
-        reach = FENCE * (high - low)
-        volume[name] = float(min(sizes.min(), low - reach)), float(max(sizes.max(), high + reach))
+        volume[name] = fences(np.array([ml for ml, _ in found]))
         pieces[name] = int(max(number for _, number in found))
     always = [name for name in names if all(name in one for one in maps)]
     return Limits(volume, pieces, always, len(maps))
