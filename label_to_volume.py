@@ -171,9 +171,7 @@ class LabelToVolumeConfig(asked.AnatomyOptions, GenerationOptions, RunConfig):
     l1_weight: float | None = option(
         None, "Of the absolute difference; None is 100 with patch, else 10.", least=0, resumed=True
     )
-    mask_weight: float = option(
-        0.0, "Of the mask loss: bright where there are labels.", least=0, resumed=True
-    )
+    mask_weight: float = option(0.0, "Of bright being where there are labels.", least=0, resumed=True)
     mask_threshold: float = option(0.2, "Grey value in [0, 1] that is bright.", **SHARE, resumed=True)
     cldice_weight: float = option(0.0, "Of clDice by D's classes (oasis).", least=0, resumed=True)
     checkpoint_activations: bool = option(False, "Compute blocks again going backward: saves memory.")
@@ -185,9 +183,7 @@ class LabelToVolumeConfig(asked.AnatomyOptions, GenerationOptions, RunConfig):
     fit: bool = option(False, "Bring maps of another grid onto the model's, by nearest neighbour.")
     vary: int = option(0, "Varied maps in place of each map; 0: as they are.", least=0, most=10**4)
     vary_mm: float = option(3.0, "Longest displacement of a varied map, mm.", least=0, most=50)
-    vary_radius: float = option(
-        0.1, "Deviation of the logarithms of a varied map's radii.", least=0, most=0.5
-    )
+    vary_radius: float = option(0.1, "Deviation of a varied map's log radii.", least=0, most=0.5)
 
     def __post_init__(self):
         super().__post_init__()

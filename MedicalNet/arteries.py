@@ -41,7 +41,8 @@ def measure_map(labels, spacing, table):
     classes = Classes(table)
     found = sizes_of(labels, spacing, TABLES[table])
     rows = [found.get(name, (0.0, 0)) for name in (*classes.names, ALL)]
-    ml, pieces = (np.array([row[n] for row in rows], dtype=float) for n in (0, 1))
+    ml = np.array([volume for volume, _ in rows], dtype=float)
+    pieces = np.array([count for _, count in rows], dtype=float)
     lengths = [length_of(labels == n, spacing) for n in classes.ids]
     place = {n: index for index, n in enumerate(classes.ids)}
     touch = np.zeros((len(place), len(place)), bool)

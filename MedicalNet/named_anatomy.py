@@ -422,9 +422,9 @@ def joint_vectors(real, generated, least):
                 names.append(f"{kind} of {name}")
                 for columns, v in zip(vectors, filled, strict=True):
                     columns.append((v - middle) / deviation)
-    shapes = (len(names), len(real)), (len(names), len(generated))
-    one, other = (np.reshape(columns, shape).T for columns, shape in zip(vectors, shapes, strict=True))
-    return one, other, names
+    of_real = np.reshape(vectors[0], (len(names), len(real))).T
+    of_generated = np.reshape(vectors[1], (len(names), len(generated))).T
+    return of_real, of_generated, names
 
 
 def named_anatomy(sources, config):

@@ -587,10 +587,10 @@ class PairWriter(Writer):
     Args:
         model: LabelModel.
         folder: Folder of the volumes; the label maps go to the folder <folder>_labels.
-        maps: Folder of the label maps that volumes are drawn for.
+        maps: Folder of the label maps that volumes are drawn for, if they are of one.
     """
 
-    def __init__(self, model, folder, maps):
+    def __init__(self, model, folder, maps=None):
         about = {"table": {str(n): name for n, name in model.table.items()}}
         super().__init__(model, folder, about=about)
         self.maps = maps
@@ -616,6 +616,8 @@ class PairWriter(Writer):
     def prepare(self, items, count):
         """As a Writer does; lists beside the label maps of which others, as they were, these are made."""
         super().prepare(items, count)
+        if self.maps is None:
+            return
         earlier = drawn_for(self.maps, "--generate")  # what they were made of themselves
         write_drawn_for(self.labels, {*earlier, *(item.source.content for item in items)})
 
