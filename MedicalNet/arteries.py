@@ -129,7 +129,8 @@ class Arteries:
         Shapes: -> {"volume": ml, "length": mm, "radius": mm, each (n, C)}
         """
         there = self.there(least_mm3)
-        volume, length = (np.where(there, one, np.nan) for one in (self.ml[:, :-1], self.length))
+        volume = np.where(there, self.ml[:, :-1], np.nan)
+        length = np.where(there, self.length, np.nan)
         with np.errstate(divide="ignore", invalid="ignore"):
             radius = np.where(length > 0, np.sqrt(1000 * volume / np.pi / length), np.nan)
         return {"volume": volume, "length": length, "radius": radius}

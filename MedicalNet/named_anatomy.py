@@ -191,7 +191,8 @@ class Transport(OfSets):
     def __call__(self, real_counts, generated_counts):
         from scipy.optimize import linear_sum_assignment
 
-        rows, columns = (np.repeat(np.arange(len(c)), c.astype(int)) for c in (real_counts, generated_counts))
+        rows = np.repeat(np.arange(len(real_counts)), real_counts.astype(int))
+        columns = np.repeat(np.arange(len(generated_counts)), generated_counts.astype(int))
         costs = self.costs[np.ix_(rows, columns)]
         return float(costs[linear_sum_assignment(costs)].mean())
 
@@ -315,7 +316,8 @@ class Comparison:
 
     def regional(self):
         """Length and radius of every artery."""
-        real, generated = (one.regional(self.least) for one in (self.real, self.generated))
+        real = self.real.regional(self.least)
+        generated = self.generated.regional(self.least)
         for kind, unit in UNITS.items():
             for n, name in enumerate(self.real.names):
                 values = [one[kind][:, n] for one in (real, generated)]
