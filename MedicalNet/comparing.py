@@ -206,6 +206,9 @@ ROWS = [
     ("energy", "volume", "realistic", "lower", ENERGY, energy("volume"), True),
     ("sliced-W1", "volume", "realistic", "lower", SLICED, sliced("volume")),
     ("energy-placed", "placed", "realistic", "lower", PLACED, energy("placed"), True),
+    ("energy-OpenMind", "openmind", "realistic", "lower", ENERGY, energy("openmind"), True),
+    ("sliced-W1-OpenMind", "openmind", "realistic", "lower", SLICED, sliced("openmind")),
+    ("FD-OpenMind", "openmind", "realistic", "lower", FRECHET, frechet("openmind")),
 ]
 NUMBERS = [Number(*row) for row in ROWS]
 
@@ -331,6 +334,7 @@ def few_samples(measured_sets, extractors, config):
             n = min(len(m.names) for m in measured_sets)
             if n <= extractor.dimension:
                 special = {"volume": "MD", "axial": "FID", "radimagenet": "FID-RadImageNet"}
+                special["openmind"] = "FD-OpenMind"
                 metric = special.get(extractor.name, f"FID-{extractor.name}")
                 warnings.append(
                     f"{named(metric, config.embedding)} has {n} volumes for {extractor.dimension} "
