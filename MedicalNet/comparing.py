@@ -27,6 +27,7 @@ from MedicalNet.distances import (
     spread,
 )
 from MedicalNet.extractors import PLANES
+from MedicalNet.radiomics import FrechetRadiomics, standardized_by_real
 from MedicalNet.volumes import progress
 
 STREAM_BOOTSTRAP, STREAM_SUBSETS, STREAM_SPLIT = range(1, 4)
@@ -77,6 +78,10 @@ class Pair:
     def flat(self):
         """Volume features of both sets. Shapes: -> (n, d), (m, d)"""
         return tuple(f[:, 0] for f in self.features("volume"))
+
+    def radiomics(self, distance):
+        """A distance of radiomic features."""
+        return distance(*self.once("radiomics", lambda: standardized_by_real(*self.features("radiomics"))))
 
     def once(self, key, build):
         """What build() gives, computed once."""
@@ -134,6 +139,7 @@ SLICED = (
 SLICED += f"over random directions; {UP}"
 PLACED = "is everything where it is in real volumes? energy distance of the populations, of the features of "
 PLACED += "4 x 4 places in-plane; without bias"
+FRD = f"log of the Frechet distance of these two sets' radiomic features (arXiv:2412.01496, Eq. 3); {UP}"
 WASSERSTEIN = f"Wasserstein distance of these two sets' values, in their unit; {UP}"
 
 
@@ -209,13 +215,16 @@ ROWS = [
     ("energy-OpenMind", "openmind", "realistic", "lower", ENERGY, energy("openmind"), True),
     ("sliced-W1-OpenMind", "openmind", "realistic", "lower", SLICED, sliced("openmind")),
     ("FD-OpenMind", "openmind", "realistic", "lower", FRECHET, frechet("openmind")),
+    ("energy-radiomics", "radiomics", "realistic", "lower", ENERGY, asked("radiomics", Energy), True),
+    ("FRD", "radiomics", "realistic", "lower", FRD, asked("radiomics", FrechetRadiomics)),
 ]
 NUMBERS = [Number(*row) for row in ROWS]
 
 
 def named(metric, embedding):
     """Name of a number; one of random networks can never be taken for FID or MD."""
-    if embedding == "pretrained" or metric.startswith(("MS-SSIM", "W1-")) or "RadImageNet" in metric:
+    of_no_network = metric.startswith(("MS-SSIM", "W1-", "FRD")) or "radiomics" in metric
+    if embedding == "pretrained" or of_no_network or "RadImageNet" in metric:
         return metric
     if metric.startswith("MD"):
         return metric.replace("MD", "FD-random-volume")
@@ -334,7 +343,7 @@ def few_samples(measured_sets, extractors, config):
             n = min(len(m.names) for m in measured_sets)
             if n <= extractor.dimension:
                 special = {"volume": "MD", "axial": "FID", "radimagenet": "FID-RadImageNet"}
-                special["openmind"] = "FD-OpenMind"
+                special |= {"openmind": "FD-OpenMind", "radiomics": "FRD"}
                 metric = special.get(extractor.name, f"FID-{extractor.name}")
                 warnings.append(
                     f"{named(metric, config.embedding)} has {n} volumes for {extractor.dimension} "

@@ -61,7 +61,8 @@ output = "evaluation"
 
 GROUPS = {"fid": "slices", "md": "whole volumes", "ms_ssim": "diversity", "anatomy": "vessels"}
 GROUPS["copies"] = "of real volumes"
-MORE_GROUPS = {"openmind": "a second network of volumes"}  # where they are asked for
+# Where they are asked for.
+MORE_GROUPS = {"openmind": "a second network of volumes", "radiomics": "texture, with PyRadiomics"}
 FEWEST_RESAMPLES = 20
 EMBEDDINGS = {"pretrained": "FID, MD", "random": "no download, numbers of other names"}
 PRECISIONS = {"float32": "exact", "mixed": "most of Inception in bfloat16: faster where that is computed"}

@@ -20,6 +20,8 @@ MEANINGS = {
     "energy-OpenMind": "The same as energy, by a second network, which has seen brain MRI alone",
     "sliced-W1-OpenMind": "The same as sliced-W1, by the network that has seen brain MRI alone",
     "FD-OpenMind": "Distance of the whole volumes, as the network sees them that has seen brain MRI alone",
+    "energy-radiomics": "The same as energy, of measured brightness and texture and not of a network",
+    "FRD": "Distance of both sets by measured brightness and texture, on a logarithmic scale",
     "AUC-PRD": "How much the two distributions overlap, from 0, nowhere, to 1, everywhere",
     "precision": "Share of the generated volumes that lie among real ones",
     "recall": "Share of the real volumes that lie among generated ones",

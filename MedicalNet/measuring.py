@@ -27,6 +27,7 @@ from MedicalNet.extractors import (
     find_weights,
 )
 from MedicalNet.openmind import OpenMindFeatures, build_openmind
+from MedicalNet.radiomics import Radiomics
 from MedicalNet.volumes import READER, VolumeFile, progress
 
 SIMILARITY = 1  # protocol of MS-SSIM, part of every cached value
@@ -111,6 +112,13 @@ def build_extractors(config, optional=False):
         extractors.append(Anatomy())
     if "copies" in config.metrics:
         extractors.append(Fingerprint())
+    if "radiomics" in config.metrics:
+        try:
+            extractors.append(Radiomics())
+        except UserError as error:
+            if not optional:
+                raise
+            missing.append(str(error))
     weights = {
         name: {
             "file": str(path),
