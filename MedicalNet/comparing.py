@@ -27,10 +27,12 @@ from MedicalNet.distances import (
     spread,
 )
 from MedicalNet.extractors import PLANES
+from MedicalNet.radiomics import FrechetRadiomics, standardized_by_real
 from MedicalNet.volumes import progress
 
 STREAM_BOOTSTRAP, STREAM_SUBSETS, STREAM_SPLIT = range(1, 4)
 OUTSIDE = 4.0  # standard deviations; both sets are draws, and some twenty numbers are looked at
+FURTHEST = 10.0  # standard deviations of a radiomic feature: single ones of blurred volumes are at thousands
 FEW_VESSELS = 0.9  # share of volumes with vessels below which a set is warned of
 
 
@@ -78,6 +80,11 @@ class Pair:
         """Volume features of both sets. Shapes: -> (n, d), (m, d)"""
         real, generated = self.features("volume")
         return real[:, 0], generated[:, 0]
+
+    def radiomics(self, distance, most=np.inf):
+        """A distance of radiomic features, in standard deviations of the real ones, `most` at most."""
+        both = self.once("radiomics", lambda: standardized_by_real(*self.features("radiomics")))
+        return distance(*(f.clip(-most, most) for f in both))
 
     def once(self, key, build):
         """What build() gives, computed once."""
@@ -137,6 +144,7 @@ SLICED = (
 SLICED += f"over random directions; {UP}"
 PLACED = "is everything where it is in real volumes? energy distance of the populations, of the features of "
 PLACED += "4 x 4 places in-plane; without bias"
+FRD = f"log of the Frechet distance of these two sets' radiomic features (arXiv:2412.01496, Eq. 3); {UP}"
 WASSERSTEIN = f"Wasserstein distance of these two sets' values, in their unit; {UP}"
 
 
@@ -163,6 +171,11 @@ def energy(of):
 def sliced(of):
     """The sliced Wasserstein distance."""
     return lambda pair: SlicedWasserstein(*pair.features(of), pair.seed)
+
+
+def radiomic(distance, most=np.inf):
+    """A distance of radiomic features."""
+    return lambda pair: pair.radiomics(distance, most)
 
 
 def prd(pair):
@@ -243,12 +256,18 @@ NUMBERS = [
     Number("energy", "volume", ENERGY, energy("volume"), unbiased=True),
     Number("sliced-W1", "volume", SLICED, sliced("volume")),
     Number("energy-placed", "placed", PLACED, energy("placed"), unbiased=True),
+    Number("energy-OpenMind", "openmind", ENERGY, energy("openmind"), unbiased=True),
+    Number("sliced-W1-OpenMind", "openmind", SLICED, sliced("openmind")),
+    Number("FD-OpenMind", "openmind", FRECHET, frechet("openmind")),
+    Number("energy-radiomics", "radiomics", ENERGY, radiomic(Energy, FURTHEST), unbiased=True),
+    Number("FRD", "radiomics", FRD, radiomic(FrechetRadiomics)),
 ]
 
 
 def named(metric, embedding):
     """Name of a number; one of random networks can never be taken for FID or MD."""
-    if embedding == "pretrained" or metric.startswith(("MS-SSIM", "W1-")) or "RadImageNet" in metric:
+    of_no_network = metric.startswith(("MS-SSIM", "W1-", "FRD")) or "radiomics" in metric
+    if embedding == "pretrained" or of_no_network or "RadImageNet" in metric:
         return metric
     if metric.startswith("MD"):
         return metric.replace("MD", "FD-random-volume")
@@ -384,6 +403,7 @@ def few_samples(measured_sets, extractors, config):
             n = min(len(m.names) for m in measured_sets)
             if n <= extractor.dimension:
                 special = {"volume": "MD", "axial": "FID", "radimagenet": "FID-RadImageNet"}
+                special |= {"openmind": "FD-OpenMind", "radiomics": "FRD"}
                 metric = special.get(extractor.name, f"FID-{extractor.name}")
                 warnings.append(
                     f"{named(metric, config.embedding)} has {n} volumes for {extractor.dimension} "

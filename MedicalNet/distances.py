@@ -125,7 +125,7 @@ class Frechet:
     def between_real(self):
         """The same of the real set and itself, in the same principal components."""
         real, _ = self.components()
-        return Frechet(self.real, self.real, (real, real))
+        return type(self)(self.real, self.real, (real, real))
 
     def components(self):
         """Moments of both sets in the leading principal components of both together."""

@@ -61,6 +61,8 @@ output = "evaluation"
 
 GROUPS = {"fid": "slices", "md": "whole volumes", "ms_ssim": "diversity", "anatomy": "vessels"}
 GROUPS["copies"] = "of real volumes"
+# Where they are asked for.
+MORE_GROUPS = {"openmind": "a second network of volumes", "radiomics": "texture, with PyRadiomics"}
 FEWEST_RESAMPLES = 20
 EMBEDDINGS = {"pretrained": "FID, MD", "random": "no download, numbers of other names"}
 PRECISIONS = {"float32": "exact", "mixed": "most of Inception in bfloat16: faster where that is computed"}
@@ -97,12 +99,15 @@ class EvaluateConfig:
     label_table: str = option("topcow2024", "Table of their ids; a network has its own.", choices=TABLES)
     real_truth: str | None = option(None, "True label maps of the real volumes: how right the others are.")
     least_mm3: float = option(4.0, "Size of a label from which its artery counts as there.", least=0)
-    metrics: tuple = option(tuple(GROUPS), "Groups of numbers, a list.", choices=GROUPS)
+    metrics: tuple = option(tuple(GROUPS), "Groups of numbers, a list.", choices=GROUPS | MORE_GROUPS)
     planes: tuple = option(tuple(PLANES), "Planes of the slices; axial is FID as published.", choices=PLANES)
     embedding: str = option("pretrained", "Networks that look at volumes.", choices=EMBEDDINGS)
     medicalnet_weights: str | None = option(None, "resnet_10_23dataset.pth; None downloads it.", file=True)
     inception_weights: str | None = option(
         None, "weights-inception-2015-12-05-6726825d.pth; same.", file=True
+    )
+    openmind_weights: str | None = option(
+        None, "checkpoint_final.pth of an OpenMind ResEnc-L; same.", file=True
     )
     radimagenet_weights: str | None = option(None, "ResNet50.pt of RadImageNet: FID-RadImageNet.", file=True)
     precision: str = option("float32", "Of the networks.", choices=PRECISIONS)
@@ -201,7 +206,8 @@ class Evaluator:
         if "md" in self.config.metrics:
             lines["AUC-PRD"] = "MiniBatchKMeans of both sets, 10 clusters, n_init 10; 10 runs; 1001 angles"
             lines["neighbours"] = "Euclidean distance of the volume features, 5 nearest neighbours"
-            lines["sliced-W1"] = f"{DIRECTIONS} random directions of the volume features"
+        if {"md", "openmind"} & set(self.config.metrics):
+            lines["sliced-W1"] = f"{DIRECTIONS} random directions of the features of whole volumes"
         return lines
 
 

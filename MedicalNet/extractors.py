@@ -52,17 +52,19 @@ class Weights:
         flag: The flag that names a local copy.
         url: Where it is published.
         sha256: Of the published file.
+        saved_as: Name of the download, where that of the address says too little.
     """
 
     title: str
     flag: str
     url: str
     sha256: str
+    saved_as: str = ""
 
     @property
     def target(self):
         """Where the download goes, and where an earlier one is looked for."""
-        return Path(torch.hub.get_dir()) / "checkpoints" / self.url.rsplit("/", 1)[1]
+        return Path(torch.hub.get_dir()) / "checkpoints" / (self.saved_as or self.url.rsplit("/", 1)[1])
 
 
 PUBLISHED = {
@@ -78,6 +80,13 @@ PUBLISHED = {
         url="https://github.com/toshas/torch-fidelity/releases/download/v0.2.0/"
         "weights-inception-2015-12-05-6726825d.pth",
         sha256="6726825d0af5f729cebd5821db510b11b1cfad8faad88a03f1befd49fb9129b2",
+    ),
+    "openmind": Weights(
+        title="OpenMind ResEnc-L",
+        flag="--openmind_weights",
+        url="https://huggingface.co/AnonRes/ResEncL-OpenMind-MAE/resolve/main/checkpoint_final.pth",
+        sha256="7a847af785635335c00e711d16ff4d225d86ecd5992b14c059df2b520e3ee933",
+        saved_as="ResEncL-OpenMind-MAE.pth",
     ),
 }
 

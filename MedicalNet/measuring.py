@@ -26,6 +26,8 @@ from MedicalNet.extractors import (
     build_radimagenet,
     find_weights,
 )
+from MedicalNet.openmind import OpenMindFeatures, build_openmind
+from MedicalNet.radiomics import Radiomics
 from MedicalNet.volumes import READER, VolumeFile, progress
 
 SIMILARITY = 1  # protocol of MS-SSIM, part of every cached value
@@ -45,6 +47,10 @@ LIBRARIES = {
         "torchmetrics",
     )
 }
+
+
+# The group of numbers that a network is asked for by.
+NETWORKS = {"medicalnet": "md", "inception": "fid", "openmind": "openmind"}
 
 
 class Anatomy:
@@ -75,7 +81,7 @@ def build_extractors(config, optional=False):
         UserError: Weights are missing or damaged.
     """
     device = choose_device(config.device)
-    asked = [name for name, group in (("medicalnet", "md"), ("inception", "fid")) if group in config.metrics]
+    asked = [name for name, group in NETWORKS.items() if group in config.metrics]
     found, missing = {}, []
     for name in asked:
         try:
@@ -95,6 +101,9 @@ def build_extractors(config, optional=False):
         path, digest = found["inception"]
         network = build_inception(path, device, config.precision == "mixed")
         extractors += [SliceFeatures(network, digest, plane) for plane in config.planes]
+    if "openmind" in found:
+        path, digest = found["openmind"]
+        extractors.append(OpenMindFeatures(build_openmind(path, device), digest))
     if config.radimagenet_weights is not None:
         path = Path(config.radimagenet_weights)
         found["radimagenet"] = path, file_digest(path)
@@ -103,6 +112,13 @@ def build_extractors(config, optional=False):
         extractors.append(Anatomy())
     if "copies" in config.metrics:
         extractors.append(Fingerprint())
+    if "radiomics" in config.metrics:
+        try:
+            extractors.append(Radiomics())
+        except UserError as error:
+            if not optional:
+                raise
+            missing.append(str(error))
     weights = {
         name: {
             "file": str(path),

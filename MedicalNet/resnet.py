@@ -78,7 +78,7 @@ def resnet10(weights=None):
     return network.eval()
 
 
-def read_weights(path, expected, title="MedicalNet", network="ResNet-10", renamed=()):
+def read_weights(path, expected, title="MedicalNet", network="ResNet-10", renamed=(), inside="state_dict"):
     """Tensors of a file of weights by the names of `expected`, without `module.` and whatever else is there.
 
     Args:
@@ -86,6 +86,7 @@ def read_weights(path, expected, title="MedicalNet", network="ResNet-10", rename
         expected: State dict of the network that they are for.
         title, network: What the errors call them.
         renamed: Pairs (beginning of a name in the file, beginning of the name that is expected).
+        inside: Under which name the file may keep the tensors.
 
     Raises:
         UserError: The file is missing, damaged, or holds another network.
@@ -95,7 +96,7 @@ def read_weights(path, expected, title="MedicalNet", network="ResNet-10", rename
         raise UserError(f"{title} weights {path} do not exist: give the path of the published file.")
     with as_damaged("give the published file", f"{title} weights {path}"):
         state = torch.load(path, map_location="cpu", weights_only=True)
-        state = state.get("state_dict", state) if isinstance(state, dict) else {}
+        state = state.get(inside, state) if isinstance(state, dict) else {}
         state = {str(name).removeprefix("module."): tensor for name, tensor in state.items()}
     for there, wanted in renamed:
         state = {

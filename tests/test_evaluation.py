@@ -644,7 +644,7 @@ def test_sets_of_different_shape_are_refused(folders, tmp_path):
 @pytest.mark.parametrize(
     ("flags", "text"),
     [
-        (("--metrics", "fidd"), "--metrics must be fid or md or ms_ssim or anatomy or copies, got 'fidd'"),
+        (("--metrics", "fidd"), "anatomy or copies or openmind or radiomics, got 'fidd'"),
         (("--bootstrap", "-1"), "--bootstrap must be between 0 and 100000"),
         (("--reel", "x"), "reel"),
         (("--real", "nowhere"), "--real nowhere does not exist"),

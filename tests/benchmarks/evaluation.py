@@ -1,6 +1,7 @@
 """What the numbers of an evaluation see, and how long they take, on phantoms.
 
     python tests/benchmarks/evaluation.py damages     every number, for sets that are damaged on purpose
+    python tests/benchmarks/evaluation.py damages --metrics md,openmind,radiomics       also those on request
     python tests/benchmarks/evaluation.py rates       how often a number tells a damage, of many draws
     python tests/benchmarks/evaluation.py speed       against slices in PNG files, one at a time
 
@@ -204,9 +205,12 @@ def rates(
         print(f"| {named(name, 'random')} | {' | '.join(shares)} |")
 
 
+GROUP_OF = {"volume": "md", "placed": "md", "openmind": "openmind", "radiomics": "radiomics"}
+
+
 def groups_of(rated):
     """The groups of numbers that some of whole volumes are in."""
-    return ("md", "anatomy") if any(name.startswith("W1-") for name in rated) else ("md",)
+    return tuple({GROUP_OF.get(n.of, "anatomy") for n in NUMBERS if n.name in rated})
 
 
 def measure_pool(folder, config, kinds=DAMAGES):
