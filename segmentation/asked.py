@@ -418,8 +418,9 @@ class CircleWriter(PairWriter):
         """Item of a Circle and of the seed of its z."""
         record = {"anatomy": circle.told(), "recipe": {"noise": self.model.noise}, "seed": seed}
         record |= {"accepted_by": PASSED} if passing else {}
-        what = circle.request.texts().get("variant", "")
-        return Item(f"{name}_seed{seed:06d}", circle, f"{name} {what}".strip(), record, affine=circle.affine)
+        texts = circle.request.texts().items()
+        what = ", ".join(text if kind == "variant" else f"{kind} {text}" for kind, text in texts)
+        return Item(f"{name}_seed{seed:06d}", circle, what or name, record, affine=circle.affine)
 
     def folders(self, items):
         """Those of a pair, and that of the graphs."""
@@ -546,7 +547,7 @@ def told_of(checks: Sequence[dict]) -> list[str]:
         for name, row in one["segments"].items():
             if row["asked"]:
                 count = counts.setdefault(f"{row['state']} {name}", Counter())
-                count.update(n=1, map=row["in_map"], volume=bool(row["in_volume"]))
+                count.update(n=1, map=int(row["in_map"]), volume=int(bool(row["in_volume"])))
     looked = any("dice" in one for one in checks)
     dice = [value for one in checks for value in one.get("dice", {}).values()]
     passed = sum(not one["reasons"] for one in checks)
