@@ -45,7 +45,7 @@ from volumetric.files import (
 )
 from volumetric.generation import SHOWN, Drawn, Item, Writer, full_name
 from volumetric.geometry import affine_of, same_spacing, spacing_of, turn
-from volumetric.parallel import device_random, latent_of, process_group, volume_inputs
+from volumetric.parallel import device_random, latent_of, prepare_process, process_group, volume_inputs
 from volumetric.pictures import (
     annotated,
     enlarged,
@@ -1053,6 +1053,7 @@ def main(argv=None):
         words = with_settings(join_pairs(sys.argv[1:] if argv is None else argv))
     config = parse_cli(GenerateConfig, words)
     with one_line_errors("Interrupted. The same command continues; complete volumes are kept."):
+        prepare_process(config.device)
         if config.view is not None:
             write_view(config.view, config.replicas)
         elif config.recreate is not None:

@@ -1071,6 +1071,7 @@ def main(argv=None):
     """The command line: train, or draw volumes for label maps."""
     config = parse_cli(LabelToVolumeConfig, argv)
     with one_line_errors():
+        parallel.prepare_process(config.device, config.deterministic)
         if config.recreate is not None:
             recreate(config)
         elif config.generate is not None:

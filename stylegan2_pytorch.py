@@ -1732,6 +1732,7 @@ def main(argv=None):
     """The command line: train, evaluate, or generate from a trained model."""
     config = parse_cli(TrainConfig, argv)
     with one_line_errors():
+        parallel.prepare_process(config.device, config.deterministic)
         if config.recreate is not None:
             generation.recreate_volume(config, open_generator)
         elif config.generate_interpolation:

@@ -33,6 +33,7 @@ from volumetric.cli import (
 from volumetric.collection import content_of_set, contents_of, find, find_volumes
 from volumetric.files import atomic_path, next_free, write_json
 from volumetric.geometry import left_right_axis
+from volumetric.parallel import prepare_process
 from volumetric.sidecars import left_of_training, refuse_seen, trained_on
 from volumetric.tables import Split
 
@@ -439,6 +440,7 @@ def main(argv=None):
     """The command line."""
     config = parse_cli(EvaluateConfig, argv)
     with one_line_errors():
+        prepare_process(config.device)
         evaluate(config)
 
 

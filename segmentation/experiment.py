@@ -38,7 +38,7 @@ from volumetric.files import (
     next_free,
     read_json,
 )
-from volumetric.parallel import host_random
+from volumetric.parallel import host_random, prepare_process
 from volumetric.sidecars import beside_volumes, drawn_for, trained_on
 
 import numpy as np
@@ -533,6 +533,7 @@ def main(argv=None):
     """The command line."""
     config = parse_cli(ExperimentConfig, argv)
     with one_line_errors():
+        prepare_process(config.device)
         run_experiment(config)
 
 

@@ -23,6 +23,7 @@ from volumetric.cli import UserError, check_device_name, check_fields, one_line_
 from volumetric.collection import find_volumes, names_in, pair_up, read, refuse_other_grid, scaled
 from volumetric.files import array_to_volume, atomic_path, by, naming, new_folder, write_json
 from volumetric.geometry import same_spacing
+from volumetric.parallel import prepare_process
 
 import numpy as np
 import torch
@@ -237,6 +238,7 @@ def main(argv=None):
     """The command line."""
     config = parse_cli(FidelityConfig, argv)
     with one_line_errors():
+        prepare_process(config.device)
         score(config)
 
 

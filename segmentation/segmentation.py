@@ -581,6 +581,7 @@ def main(argv=None):
     """The command line."""
     config = parse_cli(SegmentationConfig, argv)
     with one_line_errors():
+        parallel.prepare_process(config.device)
         if config.mode == "train":
             runs.end_by_signal(train(config))
         else:

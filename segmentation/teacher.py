@@ -24,6 +24,7 @@ from volumetric.cli import UserError, check_device_name, check_fields, one_line_
 from volumetric.collection import find, find_volumes, names_in
 from volumetric.files import atomic_path, new_folder
 from volumetric.pages import write_table
+from volumetric.parallel import prepare_process
 from volumetric.pictures import new_axes, save_figure
 
 import numpy as np
@@ -280,6 +281,7 @@ def main(argv=None):
     """The command line."""
     config = parse_cli(TeacherConfig, argv)
     with one_line_errors():
+        prepare_process(config.device)
         label_folder(config)
 
 

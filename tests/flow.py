@@ -115,6 +115,7 @@ class FlowModel(generation.SeedModel):
 
 def main(argv=None):
     config = cli.parse_cli(FlowConfig, argv)
+    parallel.prepare_process(config.device, config.deterministic)
     if config.recreate or config.generate:
         return (generation.recreate_volume if config.recreate else generation.generate)(config, FlowModel)
     return training.run_from_command_line(config, lambda *a: training.train_from_folder(FlowTrainer, *a))

@@ -268,7 +268,6 @@ def choose_device(name):
             f"--device {name} is not there: PyTorch {torch.__version__} sees {torch.cuda.device_count()} "
             f"GPUs on this machine. Use --device cpu, or install a CUDA build of PyTorch."
         )
-    be_quick_on(device)
     return device
 
 
@@ -299,14 +298,25 @@ class Arriving:
         return float(self.value)
 
 
-def be_quick_on(device):
-    """Settings of this process that cost no digit: algorithms by trial on a GPU, kept memory on a CPU.
+def prepare_process(device: str = "auto", deterministic: bool = False) -> None:
+    """Settings of this whole process that cost no digit, for a program's `main` alone, or a notebook's top.
 
-    All shapes of a run are fixed, so cuDNN's trials pay. The C library gives large tensors back to the
-    system, which has to clear every page of the next one: a tenth of a step on a CPU, more in generation.
+    No import, constructor or other function of this project sets any: what else a process does is its own.
+
+    All shapes of a run are fixed, so cuDNN's trials of algorithms on a GPU pay. The C library gives large
+    tensors back to the system, which has to clear every page of the next one: a tenth of a step on a CPU,
+    more in generation; here it keeps them.
+
+    Args:
+        device: Name as for `--device`.
+        deterministic: PyTorch takes algorithms alone that give the same bits twice.
     """
-    if device.type == "cuda":
-        torch.backends.cudnn.benchmark = not torch.are_deterministic_algorithms_enabled()
+    if deterministic:
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # read when a GPU is first used
+    torch.use_deterministic_algorithms(deterministic)
+    torch.utils.deterministic.fill_uninitialized_memory = False
+    if device.startswith("cuda") or (device == "auto" and torch.cuda.is_available()):
+        torch.backends.cudnn.benchmark = not deterministic
     elif sys.platform == "linux" and hasattr(library := ctypes.CDLL(None), "mallopt"):
         for option, value in ((MALLOPT_MMAP_THRESHOLD, 2**30), (MALLOPT_TRIM_THRESHOLD, 2**31 - 1)):
             library.mallopt(option, value)
@@ -322,16 +332,17 @@ def open_device(config, unsteady=()):
     Raises:
         UserError: The device is not there, or cannot do what is asked.
     """
-    if config.deterministic:
-        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # read when a GPU is first used
-    torch.use_deterministic_algorithms(config.deterministic)
-    torch.utils.deterministic.fill_uninitialized_memory = False
     device = choose_device(config.device)
     if config.cache == "gpu" and device.type != "cuda":
         raise UserError(f"--cache gpu keeps the volumes on a GPU, the run is on {device}: use --cache ram.")
     if config.deterministic and device.type == "cuda" and unsteady:
         raise UserError(
             f"--deterministic is not possible with {', '.join(sorted(unsteady))}: leave one of them out."
+        )
+    if config.deterministic and device.type == "cuda" and not torch.are_deterministic_algorithms_enabled():
+        raise UserError(
+            "--deterministic is of the whole process, which is not set up for it: call "
+            "volumetric.parallel.prepare_process(deterministic=True) first."
         )
     if config.fp16:
         layer = config.largest_layer if device.type == "cuda" else SMALL_LAYER

@@ -20,7 +20,7 @@ sys.path.insert(0, str(Path(__file__).parents[2]))
 from volumetric.cli import check_fields, one_line_errors, option, parse_cli
 from volumetric.collection import find_volumes, read
 from volumetric.files import new_folder
-from volumetric.parallel import be_quick_on, host_random
+from volumetric.parallel import host_random, prepare_process
 from volumetric.rates import wilson
 
 
@@ -85,7 +85,7 @@ def main(argv=None):
     """The command line."""
     config = parse_cli(ClassificationConfig, argv)
     with one_line_errors():
-        be_quick_on(torch.device("cpu"))
+        prepare_process("cpu")
         real, real_labels, names = read_set(config.real)
         made, made_labels, _ = read_set(config.synthetic, names)
         unseen, truth, _ = read_set(config.test, names)

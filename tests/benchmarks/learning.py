@@ -41,6 +41,7 @@ sys.path.insert(0, str(ROOT))
 from volumetric.cli import check_fields, one_line_errors, option, parse_cli  # noqa: E402
 from volumetric.collection import read_volume, scaled  # noqa: E402
 from volumetric.files import atomic_path  # noqa: E402
+from volumetric.parallel import prepare_process  # noqa: E402
 from volumetric.pictures import axial_pictures, new_axes, save_figure, save_picture, tile  # noqa: E402
 from volumetric.runs import checkpoint_numbers  # noqa: E402
 
@@ -296,6 +297,7 @@ def main(argv=None):
     """The command line."""
     config = parse_cli(LearningConfig, argv)
     with one_line_errors():
+        prepare_process("cpu")
         folder = Path(config.output)
         for name in ("pictures", "scores"):
             (folder / name).mkdir(parents=True, exist_ok=True)

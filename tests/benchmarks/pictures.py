@@ -23,7 +23,7 @@ ROOT = Path(__file__).parents[2]
 sys.path.insert(0, str(ROOT))
 from volumetric.cli import check_device_name, check_fields, one_line_errors, option, parse_cli  # noqa: E402
 from volumetric.files import array_to_volume  # noqa: E402
-from volumetric.parallel import batch_inputs, latent_of, volume_inputs  # noqa: E402
+from volumetric.parallel import batch_inputs, latent_of, prepare_process, volume_inputs  # noqa: E402
 from volumetric.pictures import (  # noqa: E402
     BAR_MM,
     EDGE,
@@ -138,6 +138,7 @@ def main(argv=None):
     """The command line."""
     config = parse_cli(PicturesConfig, argv)
     with one_line_errors():
+        prepare_process(config.device)
         make(config)
 
 
