@@ -191,3 +191,9 @@ def test_every_definition_says_what_it_is(path):
             plain = isinstance(node, ast.FunctionDef | ast.ClassDef)
             if plain and not node.name.startswith("__") and node.name not in ("forward", "backward"):
                 assert ast.get_docstring(node), f"{path.name}: {node.name}"
+
+
+def test_the_picture_of_the_house_is_drawn_from_its_imports():
+    from tests.benchmarks.house import PICTURE, picture
+
+    assert PICTURE.read_text(encoding="utf-8") == picture(), "draw it again: python tests/benchmarks/house.py"
