@@ -41,7 +41,7 @@ from volumetric.cli import (
     options_of,
     parse_cli,
 )
-from volumetric.collection import choose, content_of_labels, names_in, refuse_unusable, stored_axes
+from volumetric.collection import choose, content_of_labels, refuse_unusable, stored_axes
 from volumetric.files import array_to_volume, as_damaged, by, naming
 from volumetric.geometry import axes_of, same_spacing, spacing_of, turn
 from volumetric.layers import (
@@ -56,6 +56,7 @@ from volumetric.layers import (
     run_block,
     zero_centered_penalty,
 )
+from volumetric.names import names_in
 from volumetric.run_page import Meaning
 
 import numpy as np

@@ -22,14 +22,7 @@ if sys.path[0] == str(Path(__file__).resolve().parent):
 
 from volumetric import __version__, runs
 from volumetric.cli import UserError, check_device_name, check_fields, one_line_errors, option, parse_cli
-from volumetric.collection import (
-    content_of_set,
-    find,
-    find_volumes,
-    known_by_content,
-    names_in,
-    volumes_in,
-)
+from volumetric.collection import content_of_set, find, find_volumes, known_by_content, volumes_in
 from volumetric.files import (
     atomic_path,
     clear_parts,
@@ -38,6 +31,7 @@ from volumetric.files import (
     next_free,
     read_json,
 )
+from volumetric.names import names_in
 from volumetric.parallel import host_random, prepare_process
 from volumetric.sidecars import beside_volumes, drawn_for, trained_on
 

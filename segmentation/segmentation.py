@@ -41,8 +41,9 @@ from volumetric.cli import (
     options_of,
     parse_cli,
 )
-from volumetric.collection import content_of_set, find_volumes, names_in
+from volumetric.collection import content_of_set, find_volumes
 from volumetric.files import as_damaged, atomic_path, new_folder
+from volumetric.names import names_in
 from volumetric.parallel import host_random
 
 import numpy as np

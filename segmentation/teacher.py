@@ -21,8 +21,9 @@ if sys.path[0] == str(Path(__file__).resolve().parent):
     sys.path[0] = str(Path(__file__).resolve().parent.parent)
 
 from volumetric.cli import UserError, check_device_name, check_fields, one_line_errors, option, parse_cli
-from volumetric.collection import find, find_volumes, names_in
+from volumetric.collection import find, find_volumes
 from volumetric.files import atomic_path, new_folder
+from volumetric.names import names_in
 from volumetric.pages import write_table
 from volumetric.parallel import prepare_process
 from volumetric.pictures import new_axes, save_figure

@@ -234,6 +234,24 @@ class Conv3d(nn.Conv3d):
         return convolve(x, self.weight, self.bias, self.stride, self.padding)
 
 
+class MappingLinear(nn.Module):
+    """Linear layer whose weight and bias are multiplied by `lr_mul`, with N(0, 1) weights.
+
+    Differs from the paper: no 1 / sqrt(fan_in).
+
+    Shapes: (B, in) -> (B, out)
+    """
+
+    def __init__(self, in_features: int, out_features: int, lr_mul: float = 0.1) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.randn(out_features, in_features))
+        self.bias = nn.Parameter(torch.zeros(out_features))
+        self.lr_mul = lr_mul
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return F.linear(x, self.weight * self.lr_mul, self.bias * self.lr_mul)
+
+
 def product_dtype():
     """Type for small matrix products: float64 without gradients, so that batches do not change a volume.
 
@@ -472,6 +490,16 @@ def nt_xent(one, other, temperature=0.1):
     similarity = similarity.masked_fill(torch.eye(number, dtype=torch.bool, device=one.device), -torch.inf)
     partner = torch.arange(number, device=one.device).roll(len(one))
     return F.cross_entropy(similarity, partner)
+
+
+def slerp(low: torch.Tensor, high: torch.Tensor, t: torch.Tensor | float) -> torch.Tensor:
+    """Spherical interpolation, exact at its ends. Shapes: (latent,), (latent,), t in [0, 1] -> (latent,)"""
+    if t in (0, 1):
+        return high if t else low
+    angle = torch.arccos((F.normalize(low, dim=-1) * F.normalize(high, dim=-1)).sum(-1).clamp(-1, 1))
+    if angle.sin().abs() < 1e-6:  # parallel: the straight line is the same
+        return torch.lerp(low, high, t)
+    return (torch.sin((1 - t) * angle) * low + torch.sin(t * angle) * high) / angle.sin()
 
 
 def input_gradient(volumes, logits, scale):
