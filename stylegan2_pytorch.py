@@ -835,6 +835,7 @@ class Synthesizer:
 
         Shapes: (B, latent), labels (B,) of `labels_of`, None without classes -> (B, latent)
         """
+        generation.check_latents(z, self.latent_dim, trunc_psi)
         if (labels is None) != (not self.class_names):
             raise UserError(f"The model has {len(self.class_names)} classes; labels go with them alone.")
         labels = None if labels is None else labels.to(self.device)
@@ -851,6 +852,7 @@ class Synthesizer:
 
         Shapes: w (B, latent) or (B, L, latent), noise (B, >= Z, >= S, >= S, 1) -> (B, 1, Z, S, S)
         """
+        generation.check_styles(w, noise, self.G.num_layers, self.latent_dim, self.shape)
         w = w.to(self.device)
         styles = w if w.ndim == 3 else same_style(w, self.G.num_layers)
         with self.autocast(), parallel.tf32(torch.is_autocast_enabled(self.device.type)):
@@ -882,6 +884,7 @@ class Synthesizer:
         A seed gives latent, noise and, without a label, class; `styles` take the place of the latents', and
         the noise of `noise_seed` that of all seeds' noises.
         """
+        generation.check_seeds(seeds)
         for start in range(0, len(seeds), batch_size):
             chosen = slice(start, start + batch_size)
             noisy = seeds[chosen] if noise_seed is None else len(seeds[chosen]) * [noise_seed]
@@ -906,6 +909,7 @@ class Synthesizer:
 
         Shapes: -> (B, 1, Z, S, S) in [0, 1], on the CPU
         """
+        generation.check_seeds(ends, 2)
         z, noise = parallel.batch_inputs(ends, self.latent_dim, self.shape)
         of = [None] if labels is None else [self.labels_of([0], name) for name in dict.fromkeys(labels)]
         styles = []
@@ -1432,9 +1436,7 @@ class Trainer(training.VolumeTrainer):
             styles = mapped.detach().requires_grad_()  # collects the gradients of both passes for S
             with self.autocast():
                 fake_logits = self.judge(self.seen_by_D(self.GAN.G(styles, noise), randoms), labels)
-            real_logits = [None] * len(randoms)
-            if self.compares:
-                real_logits = self.judge_real(real, randoms)
+            real_logits = self.judge_real(real, randoms) if self.compares else len(randoms) * [None]
             pairs = zip(self.logits_of(fake_logits), real_logits, strict=True)
             loss: Any = sum(self.generator_loss(*pair) for pair in pairs)
             losses["G"] += loss.detach() / micro_batches
@@ -1612,7 +1614,7 @@ class Trainer(training.VolumeTrainer):
 # ╚══════════════════════════════════════════════════════════════════════════════════════════════════════════╝
 
 
-class ModelLoader(Synthesizer):
+class ModelLoader(generation.Named, Synthesizer):
     """A trained generator, read from a checkpoint and ready to use.
 
     Args:

@@ -195,7 +195,16 @@ class Evaluator:
         return lines
 
 
-def evaluate(config: EvaluateConfig) -> dict[str, Any]:
+class Evaluation(dict[str, Any]):
+    """What metrics.json holds, with its folder as "folder"; in a notebook, one line."""
+
+    def __repr__(self) -> str:
+        sizes = f"{self['generated']['n']} generated against {self['real']['n']} real volumes"
+        numbers = [f"{name} {text_of(entry['value'])}" for name, entry in self["metrics"].items()]
+        return f"Evaluation({sizes}: {', '.join(numbers[:4])}; all in {self['folder']})"
+
+
+def evaluate(config: EvaluateConfig) -> Evaluation:
     """Compare two folders and write the report.
 
     Args:
@@ -242,7 +251,7 @@ def evaluate(config: EvaluateConfig) -> dict[str, Any]:
         write_report(record, near, curve, sets, (real_files, made), folder)
     print_numbers(record)
     print(f"{folder / 'report.html'} shows everything; the numbers are in {folder / 'metrics.json'}.")
-    return {**record, "folder": folder}
+    return Evaluation(record, folder=folder)
 
 
 def list_others(evaluator: Evaluator) -> tuple[Files, list[str]]:

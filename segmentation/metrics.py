@@ -198,8 +198,10 @@ def score_case(
     Raises:
         UserError: The arrays are no label maps of one shape.
     """
-    truth, prediction = np.asarray(truth), np.asarray(prediction)
+    truth, prediction, spacing = np.asarray(truth), np.asarray(prediction), np.asarray(spacing, dtype=float)
     check_pair(truth, prediction)
+    if spacing.shape != (3,) or not np.isfinite(spacing).all() or (spacing <= 0).any():
+        raise UserError(f"spacing must be three numbers above 0, mm along X, Y, Z, got {spacing.tolist()}.")
     box = box_of((truth > 0) | (prediction > 0))
     if box is not None:
         truth, prediction = truth[box], prediction[box]

@@ -171,6 +171,8 @@ def typed_value(field: Field[Any], value: object) -> Any:
     kind = annotation if isinstance(annotation, type) else annotation.__args__[0]
     if optional and value is None:
         return None
+    if kind is str and isinstance(value, os.PathLike):
+        value = os.fspath(value)  # from Python, where a path is no text
     if kind is tuple:
         if isinstance(value, str):  # Fire takes [a:1,b:2] for no list
             value = [word.strip() for word in value.removeprefix("[").removesuffix("]").split(",")]

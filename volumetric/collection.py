@@ -251,6 +251,10 @@ class Volume:
     stored: np.ndarray
     described: str = ""
 
+    def __repr__(self) -> str:
+        size = f"{by(self.array.shape)} voxels of {by(self.spacing.round(3))} mm"
+        return f"Volume({size}, stored along {self.axes})"
+
     @property
     def spacing(self) -> np.ndarray:
         """Voxel size, (3,) mm."""
@@ -489,11 +493,16 @@ class VolumeFile:
     """
 
     path: Path
-    shape: tuple
+    shape: tuple[int, ...]
     affine: np.ndarray
     axes: str
     content: str
     labels: bool = False
+
+    def __repr__(self) -> str:
+        kind = "label map" if self.labels else "volume"
+        size = f"{by(self.shape)} voxels of {by(self.spacing.round(3))} mm"
+        return f"VolumeFile({self.path}: {kind}, {size}, content {self.content[:8]})"
 
     @property
     def name(self) -> str:

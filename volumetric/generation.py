@@ -14,6 +14,7 @@ import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
+from numbers import Real
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -24,6 +25,7 @@ from volumetric.files import (
     Record,
     array_to_volume,
     as_damaged,
+    by,
     clear_parts,
     file_digest,
     load_nifti,
@@ -99,12 +101,66 @@ class Model(Protocol):
         in any batch."""
 
 
+def check_seeds(seeds: Sequence[int], number: int | None = None) -> None:
+    """Raise a UserError unless seeds are a list of whole numbers from 0 on, of `number` of them if asked."""
+    if isinstance(seeds, str) or not hasattr(seeds, "__len__"):
+        raise UserError(f"seeds must be a list of whole numbers, got {seeds!r}: give [{seeds}].")
+    odd = [seed for seed in seeds if not isinstance(seed, int | np.integer) or seed < 0]
+    if odd:
+        raise UserError(f"seeds must be whole numbers from 0 on, got {odd[0]!r} among them: leave it out.")
+    if number not in (None, len(seeds)):
+        raise UserError(f"seeds must be {number}, got {len(seeds)}: give as many.")
+
+
+def check_latents(z: torch.Tensor, latent_dim: int, psi: float | None) -> None:
+    """Raise a UserError unless latents are (B, latent_dim) and a truncation psi is in [0, 1] or None."""
+    check_tensor("latents", z, ("B", latent_dim))
+    if psi is not None and not (isinstance(psi, Real) and 0 <= psi <= 1):
+        raise UserError(f"trunc_psi must be from 0 (the mean style) to 1 (no truncation), got {psi!r}.")
+
+
+def check_styles(w: torch.Tensor, noise: torch.Tensor, layers: int, latent_dim: int, shape: tuple) -> None:
+    """Raise a UserError unless styles are (B, latent_dim) or (B, layers, latent_dim), and noise covers them.
+
+    Noise is (B, >= Z, >= S, >= S, 1) for `shape` (Z, S, S).
+    """
+    check_tensor("styles", w, ("B", latent_dim), ("B", layers, latent_dim))
+    check_tensor("noise", noise, ("B", *("n" for _ in shape), 1))
+    if len(noise) not in (1, len(w)) or any(n < m for n, m in zip(noise.shape[1:], shape, strict=False)):
+        least = ", ".join(map(str, (len(w), *shape, 1)))
+        raise UserError(f"noise has the shape {tuple(noise.shape)}, expected ({least}) or more voxels.")
+
+
+def check_tensor(name: str, given: torch.Tensor, *shapes: Sequence[int | str]) -> None:
+    """Raise a UserError unless a thing is a float tensor of one of some shapes; a letter is any number."""
+    if not isinstance(given, torch.Tensor):
+        raise UserError(f"{name} must be a tensor, got {type(given).__name__}: torch.as_tensor makes one.")
+    found = tuple(given.shape)
+    fits = [all(isinstance(m, str) or n == m for n, m in zip(found, s, strict=False)) for s in shapes]
+    if not any(fit and len(s) == len(found) for fit, s in zip(fits, shapes, strict=True)):
+        wanted = " or ".join(f"({', '.join(map(str, s))})" for s in shapes)
+        raise UserError(f"{name} must have the shape {wanted}, got {found}.")
+    if not given.is_floating_point():
+        raise UserError(f"{name} must be of floating numbers, got {given.dtype}: .float() makes them.")
+
+
+class Named:
+    """Base class of models: in a notebook, one line that says which it is."""
+
+    def __repr__(self) -> str:
+        about = [str(getattr(self, "path", "")), f"networks {getattr(self, 'networks', '')}"]
+        about += [f"step {getattr(self, 'step', None)}", f"{by(getattr(self, 'array_shape', ()))} voxels"]
+        names = getattr(self, "class_names", ())
+        about += [f"classes {', '.join(names)}"] if names else []
+        return f"{type(self).__name__}({', '.join(about)}, {getattr(self, 'device', '')})"
+
+
 def checkpoint_of(config: GenerationOptions) -> Path:
     """Checkpoint that a RunConfig with GenerationOptions generates from; a UserError if there is none."""
     return Path(config.checkpoint or find_checkpoint(config.models, config.load_from))
 
 
-class SeedModel:
+class SeedModel(Named):
     """A Model whose volumes are of seeds; a subclass has `draw(seeds, labels)`, (B, 1, Z, X, Y) on the CPU.
 
     Args:
@@ -135,6 +191,7 @@ class SeedModel:
         self, seeds: Sequence[int], *, batch_size: int = 8, label: str | None = None
     ) -> Iterator[torch.Tensor]:
         """Yield the volume of every seed, (1, Z, X, Y) in [0, 1] on the CPU, a batch at a time."""
+        check_seeds(seeds)
         for start in range(0, len(seeds), batch_size):
             chosen = seeds[start : start + batch_size]
             yield from self.draw(chosen, self.labels_of(chosen, label))

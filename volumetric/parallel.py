@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any, TypeVar
 
-from volumetric.cli import RunConfig, UserError
+from volumetric.cli import RunConfig, UserError, check_device_name
 
 import numpy as np
 import torch
@@ -261,8 +261,10 @@ def tf32(enabled: bool) -> Iterator[None]:
             switch.allow_tf32 = value
 
 
-def choose_device(name: str) -> torch.device:
+def choose_device(name: str | torch.device) -> torch.device:
     """torch.device for `--device`; auto takes the GPU where there is one, under torchrun one's own."""
+    name = str(name)  # it may be a torch.device
+    check_device_name("--device", name)
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"
     if name == "cuda" and "LOCAL_RANK" in os.environ:

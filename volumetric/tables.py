@@ -218,7 +218,11 @@ class Split:
     """
 
     path: Path
-    rows: tuple
+    rows: tuple[Row, ...]
+
+    def __repr__(self) -> str:
+        parts = Counter(row["part"] for row in self.rows)
+        return f"Split({self.path}: {', '.join(f'{number} {part}' for part, number in parts.items())})"
 
     @classmethod
     def read(cls, path: Path | str, flag: str = "--split") -> "Split":

@@ -17,7 +17,7 @@ from volumetric import __version__, dataset, logs, memory, parallel, run_page, r
 from volumetric.cli import RunConfig, UserError, VolumeConfig
 from volumetric.continuing import adopt_settings, compare_classes, open_audit
 from volumetric.continuing import check_number as check_number  # for trainers that count otherwise
-from volumetric.files import Record, as_damaged, locked, naming
+from volumetric.files import Record, as_damaged, by, locked, naming
 from volumetric.layers import channels_last, count_parameters, move_averages, set_rates, trained_by
 from volumetric.pictures import contact_sheet
 
@@ -164,6 +164,12 @@ class VolumeTrainer:
         self.best = self.loader = None
         self.seen: list[torch.Tensor] = []  # indices of the volumes of this step
         self.rehearsing = False  # what a step remembers is then left alone
+
+    def __repr__(self) -> str:
+        config, there = self.config, "no data" if self.audit is None else f"{len(self.audit.paths)} volumes"
+        about = [str(config.models), f"step {self.step} of {config.num_train_steps}"]
+        about += [f"{there} of {by(config.array_shape)} voxels", str(self.device)]
+        return f"{type(self).__name__}({', '.join(about)})"
 
     def train(self) -> "VolumeTrainer":
         """Train until num_train_steps, a signal or too many NaN; saves before it returns."""
