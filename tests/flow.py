@@ -105,8 +105,7 @@ class FlowModel(generation.SeedModel):
         super().__init__(path, state, name, parallel.choose_device(config.device))
         self.settings = {n: state["config"][n] for n in NETWORK}
         self.config = FlowConfig(**self.settings)
-        networks = Networks(self.config.width, len(self.class_names))
-        runs.load_networks(networks, state["flow"])
+        runs.load_networks(networks := Networks(self.config.width, len(self.class_names)), state["flow"])
         self.V = getattr(networks, name).requires_grad_(False).eval().to(self.device)
 
     def draw(self, seeds, labels):

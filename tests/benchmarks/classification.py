@@ -8,20 +8,18 @@ every seed on the unseen volumes, with Wilson's interval of the pooled one.
 """
 
 import json
-import sys
 from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
-import torch
-import torch.nn.functional as F
-
-sys.path.insert(0, str(Path(__file__).parents[2]))
 from volumetric.cli import check_fields, one_line_errors, option, parse_cli
 from volumetric.collection import find_volumes, read
 from volumetric.files import new_folder
 from volumetric.parallel import host_random, prepare_process
 from volumetric.rates import wilson
+
+import numpy as np
+import torch
+import torch.nn.functional as F
 
 
 @dataclass(kw_only=True)

@@ -12,21 +12,18 @@ counts.json and counts.md are written into --output.
 """
 
 import json
-import sys
 from dataclasses import dataclass
 from pathlib import Path
+
+from volumetric.cli import UserError, check_fields, one_line_errors, option, parse_cli
+from volumetric.collection import find_volumes
+from volumetric.files import atomic_path
+from volumetric.rates import wilson
 
 import nibabel as nib
 import numpy as np
 
-ROOT = Path(__file__).parents[2]
-sys.path.insert(0, str(ROOT))
-from volumetric.cli import UserError, check_fields, one_line_errors, option, parse_cli  # noqa: E402
-from volumetric.collection import find_volumes  # noqa: E402
-from volumetric.files import atomic_path  # noqa: E402
-from volumetric.rates import wilson  # noqa: E402
-
-from segmentation.labels import BASE as ARTERIES  # noqa: E402
+from segmentation.labels import BASE as ARTERIES
 
 LEAST, QUANTILE = 0.5, 0.1  # of the voxels in the phantoms that have an artery
 
