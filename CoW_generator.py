@@ -342,46 +342,47 @@ class Recipe:
     def caption(self) -> str:
         """What a picture says of the volume: its seeds and classes, and what varies."""
         style, noise = self.style, self.noise
-        if "mix" in style:
-            told = f"coarse {style['mix'][0]} fine {style['mix'][1]}"
-        elif "t" in style:
-            told = f"t {style['t']:.2f}"
-        else:
-            told = f"seed {noise['seed']}" if "seed" in noise else self.name
-            told += f" noise {noise['variation']}" if noise.get("variation") else ""
+        match style:
+            case {"mix": [coarse, fine]}:
+                told = f"coarse {coarse} fine {fine}"
+            case {"t": t}:
+                told = f"t {t:.2f}"
+            case _:
+                told = f"seed {noise['seed']}" if "seed" in noise else self.name
+                told += f" noise {noise['variation']}" if noise.get("variation") else ""
         classes = " to ".join(dict.fromkeys(style.get("labels", ())))
         psi = f"psi {self.truncation_psi:.2f}" if self.truncation_psi != 1 else ""
         return " ".join(part for part in (told, classes, psi) if part)
 
     def style_for(self, model: sg.ModelLoader) -> Tensor:
         """w of every block, on the CPU. Shapes: -> (L, latent_dim)"""
-        kind, layers = self.style, model.G.num_layers
-        first, last = (kind.get("labels", [None])[i] for i in (0, -1))
+        names = self.style.get("labels", [None])
+        first, last = names[0], names[-1]
+        match self.style:
+            case {"file": path}:
+                return read_style(path, model)
+            case {"mix": [coarse, fine], "crossover": crossover}:
+                styles = self.w_of(coarse, first, model), self.w_of(fine, last, model)
+                return sg.mix_styles(*styles, model.G.num_layers, crossover)[0]
+            case {"lerp": [a, b], "t": t}:
+                w = torch.lerp(self.w_of(a, first, model), self.w_of(b, last, model), t)
+            case {"slerp": [a, b], "t": t}:
+                ends = latent_of(a, model.latent_dim), latent_of(b, model.latent_dim)
+                z = sg.slerp(*ends, torch.tensor(t))
+                w = self.mapped(z, first, model)
+                w = w if last == first else torch.lerp(w, self.mapped(z, last, model), t)
+            case _:
+                w = self.w_of(self.style["seed"], first, model)
+        return sg.same_style(w, model.G.num_layers)[0]
 
-        def w_of(z: Tensor, label: str | None) -> Tensor:
-            labels = None if label is None else model.labels_of([0], label)
-            return model.noise_to_styles(z[None], self.truncation_psi, labels).cpu()
+    def w_of(self, seed: int, label: str, model: sg.ModelLoader) -> Tensor:
+        """w of a seed and a class, truncated. Shapes: -> (1, latent_dim)"""
+        return self.mapped(latent_of(seed, model.latent_dim), label, model)
 
-        def z_of(seed: int) -> Tensor:
-            return latent_of(seed, model.latent_dim)
-
-        if "file" in kind:
-            return read_style(kind["file"], model)
-        if "seed" in kind:
-            w = w_of(z_of(kind["seed"]), first)
-        elif "slerp" in kind:
-            low, high = map(z_of, kind["slerp"])
-            z = sg.slerp(low, high, torch.tensor(kind["t"]))
-            w = w_of(z, first)
-            if last != first:
-                w = torch.lerp(w, w_of(z, last), kind["t"])
-        elif "lerp" in kind:
-            low, high = (w_of(z_of(s), label) for s, label in zip(kind["lerp"], (first, last), strict=True))
-            w = torch.lerp(low, high, kind["t"])
-        else:
-            coarse, fine = (w_of(z_of(s), label) for s, label in zip(kind["mix"], (first, last), strict=True))
-            return sg.mix_styles(coarse, fine, layers, kind["crossover"])[0]
-        return sg.same_style(w, layers)[0]
+    def mapped(self, z: Tensor, label: str, model: sg.ModelLoader) -> Tensor:
+        """w of a latent and a class, truncated. Shapes: (latent_dim,) -> (1, latent_dim)"""
+        labels = None if label is None else model.labels_of([0], label)
+        return model.noise_to_styles(z[None], self.truncation_psi, labels).cpu()
 
     def noise_for(self, model: sg.ModelLoader) -> Tensor:
         """The noise, on the CPU. Shapes: -> (Z, S, S, 1)"""
@@ -450,7 +451,8 @@ class RecipeWriter(Writer):
 
     def write_more(self, item: Item, drawn: Drawn) -> dict[str, Any]:
         """Style and noise, for people and for --style_npy_path."""
-        style, noise = (array.numpy() for array in drawn.more)
+        style, noise = drawn.more
+        style, noise = style.numpy(), noise.numpy()
         same, names = bool((style == style[0]).all()), {}
         for kind, array in {"style": style[:1] if same else style[None], "noise": noise[None]}.items():
             names[kind] = f"style_and_noise/{item.name}_{kind}.npy"
@@ -539,28 +541,27 @@ def plan_stochastic_variation(config: GenerateConfig, model: sg.ModelLoader) -> 
     if config.load_from_style:
         path = Path(str(config.style_npy_path))
         read_style(path, model)
-        name = path.stem.removesuffix("_style")
-        sources = [(name, file_source(path), config.seed_list(1)[0])]
-    else:
-        seeds = config.seed_list(config.num_generate)
-        sources = [
-            (
-                full_name(f"seed{seed:06d}", config.truncation_psi, config.label),
-                {"seed": seed, **classes_of(config, model, seed)},
-                seed,
-            )
-            for seed in seeds
-        ]
-    return [
-        Recipe(
-            name=f"{name}_noise{variation:03d}",
-            style=style,
-            noise={"seed": seed, "variation": variation},
+        seed = config.seed_list(1)[0]
+        base = Recipe(
+            name=path.stem.removesuffix("_style"),
+            style=file_source(path),
+            noise={"seed": seed, "variation": 0},
             truncation_psi=config.truncation_psi,
-            position={"series": name, "index": variation, "of": config.num_stochastic_variation},
+            position={},
         )
-        for name, style, seed in sources
-        for variation in range(config.num_stochastic_variation)
+        bases = [base]
+    else:
+        bases = plan_normal(config, model)
+    number = config.num_stochastic_variation
+    return [
+        replace(
+            base,
+            name=f"{base.name}_noise{variation:03d}",
+            noise=base.noise | {"variation": variation},
+            position={"series": base.name, "index": variation, "of": number},
+        )
+        for base in bases
+        for variation in range(number)
     ]
 
 
@@ -938,7 +939,8 @@ def project(config: GenerateConfig, model: sg.ModelLoader) -> float:
     )
     drawn, with_other_noise = writer.draw([item_of(recipe), item_of(other)])
     volume = drawn.volume
-    l1, l1_other = (F.l1_loss(v.volume, torch.from_numpy(target)).item() for v in (drawn, with_other_noise))
+    l1 = F.l1_loss(volume, torch.from_numpy(target)).item()
+    l1_other = F.l1_loss(with_other_noise.volume, torch.from_numpy(target)).item()
     source = {"target": str(path), "target_sha256": file_digest(path)}
     recipe = replace(recipe, position={**source, "l1": l1, "l1_with_other_noise": l1_other})
     write_trained_on(config.folder, model.trained_on, model.path)

@@ -3,6 +3,7 @@
     python label_to_volume.py --data volumes --labels labels --name pairs --image_size 64 --image_depth 16
     python label_to_volume.py --name pairs --generate maps --output made --num_per_map 2
     python label_to_volume.py --name pairs --generate maps --output without --edit drop:L-Pcom
+    python label_to_volume.py --name pairs --generate maps --output many --vary 10
 
 The label map decides where everything is, a latent z how it looks. Sections of this file, in order:
 
@@ -80,6 +81,7 @@ from segmentation.maps import (
     row_of,
     write_split,
 )
+from segmentation.variation import check_variation, varied_again, with_variations
 
 LOCAL_CELLS = 4  # along each axis, of a z drawn locally
 LEAST_WEIGHT = 1.0  # of a class in the loss of N + 1 classes
@@ -179,6 +181,11 @@ class LabelToVolumeConfig(GenerationOptions, RunConfig):
     num_per_map: int = option(1, "Volumes for each map, of seeds that follow from --seed.", most=10**6)
     edit: tuple = option((), "drop:NAME, thin:NAME:MM, thicken:NAME:MM or swap_sides, in this order.")
     fit: bool = option(False, "Bring maps of another grid onto the model's, by nearest neighbour.")
+    vary: int = option(0, "Varied maps in place of each map; 0: as they are.", least=0, most=10**4)
+    vary_mm: float = option(3.0, "Longest displacement of a varied map, mm.", least=0, most=50)
+    vary_radius: float = option(
+        0.1, "Deviation of the logarithms of a varied map's radii.", least=0, most=0.5
+    )
 
     def __post_init__(self):
         super().__post_init__()
@@ -196,6 +203,7 @@ class LabelToVolumeConfig(GenerationOptions, RunConfig):
             raise UserError("--held_out 1 leaves nothing to train on: give less.")
         self.derive("l1_weight", 100.0 if "patch" in known else 10.0)
         self.edits = [read_edit(text) for text in self.edit]
+        check_variation(self)
 
     def plan(self):
         """Plan of the run."""
@@ -328,7 +336,8 @@ class SpadeBlock(nn.Module):
     def __init__(self, channels, out_channels, classes, settings):
         super().__init__()
         middle = min(channels, out_channels)
-        self.spade1, self.spade2 = (Spade(n, classes, settings) for n in (channels, middle))
+        self.spade1 = Spade(channels, classes, settings)
+        self.spade2 = Spade(middle, classes, settings)
         self.conv1 = spectral_norm(Conv3d(channels, middle, 3, padding=1))
         self.conv2 = spectral_norm(Conv3d(middle, out_channels, 3, padding=1))
         same = channels == out_channels
@@ -871,7 +880,7 @@ class Trainer(training.VolumeTrainer):
 
     def load(self, state):
         """Take up the state of a checkpoint."""
-        there, own = (", ".join(of.values()) for of in (state.get("table", {}), self.table()))
+        there, own = ", ".join(state.get("table", {}).values()), ", ".join(self.table().values())
         if self.entry in state and there != own:
             raise UserError(f"has the classes {there}, --table gives {own}: give the same, or another --name")
         super().load(state)
@@ -1025,11 +1034,12 @@ def generate_volumes(config):
     with parallel.process_group() as group:
         checkpoint = generation.checkpoint_of(config)
         model = LabelModel(checkpoint, config.device, config.use_average)
-        writer, maps = PairWriter(model, config.generated_folder(checkpoint)), maps_to_draw(config, model)
+        maps = maps_to_draw(config, model)
+        writer = PairWriter(model, config.generated_folder(checkpoint), config.generate)
         names, of_maps = names_in(config.generate, maps, "--generate"), []
-        for path, to_draw in maps.items():
-            seeds = seeds_of(config, to_draw.content)
-            of_maps.append([writer.item_of(path, to_draw, names[path], seed, config) for seed in seeds])
+        for path, to_draw in with_variations(maps, config, model.classes, group.first):
+            seeds, name = seeds_of(config, to_draw.known_as), names[path] + to_draw.suffix
+            of_maps.append([writer.item_of(path, to_draw, name, seed, config) for seed in seeds])
         items = list(itertools.chain(*of_maps))
         writer.write_all(items, writer.draw, group=group)
         if group.first:
@@ -1046,6 +1056,7 @@ def recreate(config):
         model = LabelModel(checkpoint, config.device, record["checkpoint"]["networks"] == "GE")
         edits, axes = list(map(read_edit, record["recipe"]["edit"])), axes_of(np.array(record["affine"]))
         to_draw = replace(model.read_map(label_map, record["recipe"]["fit"], edits), axes=axes)
+        to_draw = varied_again(to_draw, record["recipe"].get("vary"), model.classes)
         numbers = array_to_volume(to_draw.numbers)[0]
         (volume,) = model.volumes_of([record["seed"]], numbers=numbers)
         return to_draw.as_written(volume)

@@ -324,7 +324,7 @@ class Networks(nn.Module):
         G, classes = (self.GE, self.GE_classes) if average else (self.G, self.G_classes)
         return G(z, None if labels is None else classes(labels), stage, alpha)
 
-    def judged(self, volumes, labels, stage, alpha, group):
+    def critic(self, volumes, labels, stage, alpha, group):
         """D's outputs. Shapes: (B, 1, d, h, w), (B,) or None -> (B,)"""
         classes = None if labels is None else self.D_classes(labels)
         return self.D(volumes, classes, stage, alpha, group)
@@ -365,7 +365,7 @@ class Trainer(training.VolumeTrainer):
 
     @staticmethod
     def largest_batch(config):
-        """As `VolumeTrainer`'s."""
+        """That of the phase with most volumes, in times of --batch_size."""
         return max(phase.batch for phase in phases(config)) // config.batch_size
 
     def __init__(self, config, audit=None, group=None, scores=None, command=None):
@@ -381,7 +381,7 @@ class Trainer(training.VolumeTrainer):
         return {"generator G": self.networks.G, "discriminator D": self.networks.D}
 
     def averaged(self):
-        """As `VolumeTrainer`'s."""
+        """[(average, what it follows)] of the networks."""
         return self.networks.averaged()
 
     def build_optimizers(self):
@@ -394,7 +394,7 @@ class Trainer(training.VolumeTrainer):
             self.loader = None
         self.phase, self.whole_batch = phase, phase.batch
         self.batch_size = self.penalty_part = self.group.own(phase.batch)
-        self.together = math.gcd(GROUP, self.batch_size)  # volumes whose deviation D sees
+        self.grouped = math.gcd(GROUP, self.batch_size)  # volumes whose deviation D sees
         self.counted_from = min(one.start for one in self.phases if one.stage == phase.stage)
         self.order_key = (phase.stage,)
 
@@ -417,7 +417,7 @@ class Trainer(training.VolumeTrainer):
     # ---- one step
 
     def train_step(self, log):
-        """As `VolumeTrainer`'s, in the phase of the step."""
+        """One update of G and D, in the phase of the step; a new size begins with new optimisers."""
         former, phase = phase_of(self.phases, self.step - 1), phase_of(self.phases, self.step)
         if self.step and phase.stage != former.stage:
             self.build_optimizers()
@@ -452,8 +452,8 @@ class Trainer(training.VolumeTrainer):
                 fake = self.generate(generator, labels, alpha)
             both = None if labels is None else torch.cat([labels, labels])
             with self.autocast():
-                logits = self.networks.judged(
-                    torch.cat([real, fake]), both, self.phase.stage, alpha, self.together
+                logits = self.networks.critic(
+                    torch.cat([real, fake]), both, self.phase.stage, alpha, self.grouped
                 ).chunk(2)
             wgan = self.config.loss == "wgan"
             loss = wasserstein_loss(*logits, self.config.drift) if wgan else hinge_loss(*logits)
@@ -470,7 +470,7 @@ class Trainer(training.VolumeTrainer):
         if kind != "r1":  # on the line between each pair
             at = torch.lerp(real, fake, self.draw(torch.rand, (1, 1, 1, 1), generator))
         at = at.detach().float().requires_grad_()
-        logits = self.networks.judged(at, labels, self.phase.stage, alpha, self.together)
+        logits = self.networks.critic(at, labels, self.phase.stage, alpha, self.grouped)
         if kind == "one_centered":
             return gradient_penalty(at, logits, self.config.penalty_weight)
         return zero_centered_penalty(at, logits, 2 * self.config.penalty_weight)
@@ -484,7 +484,7 @@ class Trainer(training.VolumeTrainer):
             labels = self.draw_labels(rng)
             fake = self.generate(generator, labels, alpha)
             with self.autocast():
-                logits = self.networks.judged(fake, labels, self.phase.stage, alpha, self.together)
+                logits = self.networks.critic(fake, labels, self.phase.stage, alpha, self.grouped)
             loss = -logits.mean() * share
             losses["G"] += loss.detach()
             self.scaler.scale(loss).backward()
@@ -494,7 +494,7 @@ class Trainer(training.VolumeTrainer):
         return losses
 
     def step_kinds(self):
-        """As `VolumeTrainer`'s: the phases."""
+        """{first step of a phase: share of the run that the phase takes}."""
         total = self.phases[-1].end
         return {phase.start: (phase.end - phase.start) / total for phase in self.phases}
 
@@ -509,7 +509,7 @@ class Trainer(training.VolumeTrainer):
     # ---- previews and state
 
     def explained(self):
-        """As `VolumeTrainer`'s."""
+        """{column of metrics.csv: Meaning}, by the loss."""
         hinge = "Hinge loss: 2 if all outputs are 0, 0 if real and generated volumes are far apart."
         wgan = "Mean output on generated less that on real volumes: below 0 if they are told apart."
         level = 2.0 if self.config.loss == "hinge" else 0.0
@@ -520,12 +520,12 @@ class Trainer(training.VolumeTrainer):
         if not self.group.first:
             return {}
         phase = phase_of(self.phases, max(self.step - 1, 0))
-        painter = Painter(self.networks, self.config.latent_dim)
+        synthesizer = StageSynthesizer(self.networks, self.config.latent_dim)
         stage, alpha = phase.stage, phase.alpha(max(self.step - 1, 0))
         columns = self.config.num_image_tiles
         seeds = range(self.config.seed, self.config.seed + columns)
         rows = [
-            painter.draw(seeds, None if label is None else torch.full((columns,), label), stage, alpha)
+            synthesizer.draw(seeds, None if label is None else torch.full((columns,), label), stage, alpha)
             for label in (range(len(self.classes.names)) if self.classes else (None,))
         ]
         classes = f", a row for each of {', '.join(self.classes.names)}" if self.classes else ""
@@ -557,7 +557,7 @@ def shrunk(volumes, factors, stage, alpha=1.0):
 # ╚══════════════════════════════════════════════════════════════════════════════════════════════════════════╝
 
 
-class Painter:
+class StageSynthesizer:
     """A generator that makes the volumes of seeds; none depends on what else is in the batch.
 
     Args:
@@ -618,7 +618,8 @@ class ModelLoader(generation.SeedModel):
         phase = phase_of(plan, max(self.step - 1, 0))
         self.stage, self.alpha, self.last = phase.stage, phase.alpha(max(self.step - 1, 0)), plan[-1].stage
         channels_last(networks).requires_grad_(False).to(device)
-        self.painter, self.factors = Painter(networks, config.latent_dim, average), networks.G.factors
+        self.synthesizer = StageSynthesizer(networks, config.latent_dim, average)
+        self.factors = networks.G.factors
 
     def full_size(self, volumes):
         """Volumes of an unfinished run at the full size. Shapes: (B, 1, d, h, w) -> (B, 1, D, H, W)"""
@@ -628,7 +629,7 @@ class ModelLoader(generation.SeedModel):
 
     def draw(self, seeds, labels):
         """The volumes of seeds, and of numbers of classes. Shapes: (B,), (B,) or None -> (B, 1, Z, X, Y)"""
-        return self.full_size(self.painter.draw(seeds, labels, self.stage, self.alpha))
+        return self.full_size(self.synthesizer.draw(seeds, labels, self.stage, self.alpha))
 
     def between(self, ends, positions, labels=None):
         """Volumes on the way from one seed to another, and from one class to another.
@@ -641,13 +642,13 @@ class ModelLoader(generation.SeedModel):
         Shapes: -> (B, 1, Z, X, Y) in [0, 1], on the CPU
         """
         # the latent is normalised by G: a straight line between two is an arc of their sphere
-        painter = self.painter
-        z = [parallel.latent_of(seed, painter.latent_dim) for seed in ends]
+        synthesizer = self.synthesizer
+        z = [parallel.latent_of(seed, synthesizer.latent_dim) for seed in ends]
         z, vectors = torch.stack([torch.lerp(*z, t) for t in positions]), None
         if labels is not None:
-            of = [painter.vectors_of(self.labels_of([0], name))[0] for name in labels]
+            of = [synthesizer.vectors_of(self.labels_of([0], name))[0] for name in labels]
             vectors = torch.stack([torch.lerp(*of, t) for t in positions])
-        return self.full_size(painter.make(z, vectors, self.stage, self.alpha))
+        return self.full_size(synthesizer.make(z, vectors, self.stage, self.alpha))
 
 
 def open_model(config):

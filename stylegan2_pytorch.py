@@ -7,7 +7,7 @@
 Sections of this file, in order:
 
     configuration             every option, one line each
-    layers                    blur, modulated convolution, linear layers of styles
+    layers                    modulated convolutions; others are in volumetric/layers.py
     networks                  mapping network, generator, discriminator
     losses and regularisers   hinge, relativistic, dual contrastive, NT-Xent, penalties
     latents and styles        truncation, interpolation; Synthesizer: from seeds to volumes
@@ -52,7 +52,7 @@ from volumetric.cli import (
     parse_cli,
     with_recipes,
 )
-from volumetric.dataset import Batch, joined
+from volumetric.dataset import Batch, cat
 from volumetric.diff_augment import (
     AUGMENTATIONS,
     UNSTEADY,
@@ -64,9 +64,12 @@ from volumetric.files import Record, as_damaged, naming, read_json, reading
 from volumetric.geometry import axes_of, check_affine
 from volumetric.layers import (
     GROUP,
+    Blur,
     Conv3d,
     FeatureQuantizer,
     MappingLinear,
+    ModulatedSum,
+    StyleLinear,
     Upsampling,
     add_noise_,
     as_channels,
@@ -87,10 +90,8 @@ from volumetric.layers import (
     run_block,
     shrink_schedule,
     slerp,
-    smooth,
     times_,
     trained_by,
-    voxels_first,
     zero_centered_penalty,
 )
 from volumetric.meanings import GAN_PREVIEWS, GAN_WORDS, meanings_of
@@ -266,29 +267,6 @@ GENERATOR_SETTINGS = ("image_size", "image_depth", "network_capacity", "fmap_max
 # ╚══════════════════════════════════════════════════════════════════════════════════════════════════════════╝
 
 
-class Blur(nn.Module):
-    """Low-pass filter: the outer product of [1, 2, 1] three times, normalised to sum 1, replicated borders.
-
-    Shapes: (B, C, D, H, W) -> (B, C, D, H, W)
-    """
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.register_buffer("f", torch.tensor([1.0, 2.0, 1.0]))  # as in the original's state dict
-
-    def forward(self, x: Tensor) -> Tensor:
-        return smooth(x)
-
-
-class StyleLinear(nn.Linear):
-    """Affine map from w to one layer's style ("A" in StyleGAN2's Fig. 2), never in half precision."""
-
-    def forward(self, w: Tensor) -> Tensor:
-        dtype = product_dtype()
-        with torch.autocast(w.device.type, enabled=False):
-            return F.linear(w.to(dtype), self.weight.to(dtype), self.bias.to(dtype)).float()
-
-
 class Conv3DMod(nn.Module):
     """Modulated 3D convolution (Karras et al. 2020, arXiv:1912.04958, Sec. 2.2).
 
@@ -325,27 +303,6 @@ class Conv3DMod(nn.Module):
             largest = s.detach().abs().amax(dim=1, keepdim=True).clamp_min(self.eps)  # keeps float16 in range
         x = convolve(times_(x, as_channels(s / largest, x)), self.weight, padding=self.padding)
         return times_(x, as_channels(norm * largest, x))
-
-
-class ModulatedSum(nn.Module):
-    """Modulated 1x1x1 convolution to one channel, without demodulation: a sum over channels for each sample.
-
-    As a product of matrices it reads x once; the convolution would need x times the style first.
-
-    Shapes:
-        x:      (B, C, D, H, W)
-        style:  (B, C)
-        return: (B, 1, D, H, W)
-    """
-
-    def __init__(self, channels: int) -> None:
-        super().__init__()
-        self.weight = nn.Parameter(torch.empty(1, channels, 1, 1, 1))
-        nn.init.kaiming_normal_(self.weight, a=0, mode="fan_in", nonlinearity="leaky_relu")
-
-    def forward(self, x: Tensor, style: Tensor) -> Tensor:
-        factors = (1 + style) * self.weight.view(1, -1)  # (B, C)
-        return (voxels_first(x) @ factors.to(x.dtype)[..., None]).view(len(x), 1, *x.shape[2:])
 
 
 # ╔══════════════════════════════════════════════════════════════════════════════════════════════════════════╗
@@ -1015,12 +972,12 @@ class Trainer(training.VolumeTrainer):
 
     @staticmethod
     def unsteady(config: TrainConfig) -> set[str]:
-        """As `VolumeTrainer`'s."""
+        """Augmentations of the run that no GPU does twice the same."""
         return UNSTEADY & {*config.aug_types}
 
     @staticmethod
     def prepare(config: TrainConfig, audit: Any, group: parallel.Group, source: Any, goes_on: bool) -> Record:
-        """As `VolumeTrainer`'s."""
+        """{"scores": TrainingScores} of a run that evaluates; complains of weights that are missing."""
         from MedicalNet.scores import scores_of
 
         return scores_of(config, group)
@@ -1085,13 +1042,13 @@ class Trainer(training.VolumeTrainer):
         return [] if self.config.noise == "all" else names[:-1]
 
     def rate_scale(self, module: str, name: str, parameter: Tensor) -> float:
-        """As `VolumeTrainer`'s."""
+        """Factor on the rate of a parameter: with --equalized_lr, that of its layer's fan-in."""
         if not self.config.equalized_lr:
             return 1.0
         return MAPPING_RATE if module == "S" else equalized_scale(name, parameter)
 
     def averaged(self) -> list[tuple[nn.Module, nn.Module]]:
-        """As `VolumeTrainer`'s."""
+        """[(average, what it follows)] of the networks."""
         return self.GAN.averaged()
 
     # ---- what a step is made of
@@ -1142,14 +1099,14 @@ class Trainer(training.VolumeTrainer):
         how = {"each": self.config.aug_each, "fixed": fixed}
         return draw_augmentation(shape, self.device, prob, self.config.aug_types, rng, *spacing, **how)
 
-    def judge(self, volumes: Tensor, labels: Tensor | None) -> Tensor:
+    def logits(self, volumes: Tensor, labels: Tensor | None) -> Tensor:
         """Logits of volumes, float32. Shapes: (B, 1, D, H, W), (B,) or None -> (B,)"""
         return self.GAN.D(volumes, labels)[0].float()
 
-    def judge_smoothly(self, volumes: Tensor, labels: Tensor | None) -> Tensor:
-        """The same in the precision of penalties. Shapes: (B, 1, D, H, W), (B,) or None -> (B,)"""
+    def penalty_logits(self, volumes: Tensor, labels: Tensor | None) -> Tensor:
+        """`logits` in the precision of penalties. Shapes: (B, 1, D, H, W), (B,) or None -> (B,)"""
         with self.autocast() if self.config.penalty_precision == "mixed" else contextlib.nullcontext():
-            return self.judge(volumes, labels)
+            return self.logits(volumes, labels)
 
     @property
     def penalty_scale(self) -> float:
@@ -1184,7 +1141,7 @@ class Trainer(training.VolumeTrainer):
     # ---- passes: micro-batches that go through the networks together, each with its own draws and loss
 
     def arrangements(self) -> list[tuple[int, int]]:
-        """As `VolumeTrainer`'s, also with several micro-batches in a pass; quantisers learn from one each."""
+        """[(micro-batches in a pass, volumes penalised at once)]; quantisers learn from one at a time."""
         number, parts = self.config.gradient_accumulate_every, (self.batch_size, self.penalty_part)
         passes = [1] if self.config.fq_layers else [n for n in range(number, 0, -1) if number % n == 0]
         return list(dict.fromkeys(itertools.product(passes, parts)))
@@ -1208,18 +1165,18 @@ class Trainer(training.VolumeTrainer):
             one_style, one_noise = self.sample_inputs(rng, generator, drawn[-1])
             styles.append(one_style)
             noise.append(one_noise)
-        return joined(styles), joined(noise), joined(drawn)
+        return cat(styles), cat(noise), cat(drawn)
 
     def reals_of(self, randoms: Randoms) -> Batch:
         """Batch of a pass's real volumes."""
         return Batch.cat([Batch(*self.next_real()) for _ in randoms])
 
-    def seen_by_D(self, volumes: Tensor, randoms: Randoms) -> Tensor:
-        """Volumes of a pass as D sees them. Shapes: (b, 1, D, H, W) -> the same"""
+    def augment_pass(self, volumes: Tensor, randoms: Randoms) -> Tensor:
+        """`augment` for the volumes of a pass. Shapes: (b, 1, D, H, W) -> the same"""
         parts = volumes.split(self.batch_size)
-        return joined([self.augment(part, rng) for part, (rng, _) in zip(parts, randoms, strict=True)])
+        return cat([self.augment(part, rng) for part, (rng, _) in zip(parts, randoms, strict=True)])
 
-    def logits_of(self, logits: Tensor) -> list[Tensor]:
+    def by_micro_batch(self, logits: Tensor) -> list[Tensor]:
         """Logits of a pass by micro-batch, of all processes. Shapes: (b,) -> [(B,)]"""
         return [self.group.gather(part) for part in logits.split(self.batch_size)]
 
@@ -1246,7 +1203,7 @@ class Trainer(training.VolumeTrainer):
         return start * (end / start) ** self.done
 
     def lazy_gamma(self) -> float:
-        """The same for a penalty that stands for those of the steps without one."""
+        """`gamma` of a penalty that stands for those of the steps without one."""
         return self.gamma() * self.config.penalty_every
 
     def penalty_is_due(self, step: int) -> bool:
@@ -1273,32 +1230,62 @@ class Trainer(training.VolumeTrainer):
         return losses
 
     def accumulate_discriminator(self, regularize: bool, micro_batches: int) -> Losses:
-        """Gradients of D; the loss in mixed precision, penalties in theirs, in a pass of their own or not."""
-        losses, penalty = defaultdict(float), self.config.penalty if regularize else None
+        """Gradients of D; the loss in mixed precision, a penalty in its own."""
+        losses, learn = defaultdict(float), self.way_to_learn(regularize)
         for randoms in self.passes(STREAM_D, micro_batches):
             real = self.reals_of(randoms)
-            fake = self.generate(randoms, real.labels)
-            # a penalty at the real volumes goes through their augmentation, others begin behind it
-            given = real.volumes.split(self.penalty_part) if penalty == "one_centered" else ()
-            given = [part.requires_grad_() for part in given]
-            shown = self.seen_by_D(torch.cat(given) if given else real.volumes, randoms)
-            seen_real = real.with_volumes(shown.detach())
-            seen_fake = fake.with_volumes(self.seen_by_D(fake.volumes, randoms))
-            if penalty and self.joint:
-                self.tell_apart_smoothly(seen_real, seen_fake, losses, micro_batches)
-            else:
-                self.tell_apart(seen_real, seen_fake, losses, micro_batches)
-            if self.config.cl_reg:
-                self.contrast_all(real.volumes.detach(), fake.volumes, randoms, losses, micro_batches)
-            if given:
-                parts = shown.split(self.penalty_part)
-                losses["GP"] += self.penalize_gradient(given, parts, real.labels, micro_batches)
-            elif penalty and not self.joint:
-                for one in (seen_real, seen_fake) if penalty == "r1r2" else (seen_real,):
-                    parts = one.volumes.split(self.penalty_part)
-                    parts = [part.detach().float().requires_grad_() for part in parts]
-                    losses["GP"] += self.penalize_gradient(parts, parts, one.labels, micro_batches)
+            learn(real, self.generate(randoms, real.labels), randoms, losses, micro_batches)
         return losses
+
+    def way_to_learn(self, regularize: bool) -> Callable[..., Any]:
+        """How a pass goes through D: without a penalty, or in one of three ways with it."""
+        if not regularize:
+            return self.learn_plainly
+        if self.joint:
+            return self.learn_jointly
+        if self.config.penalty == "one_centered":
+            return self.learn_through_augmentation
+        return self.learn_behind_augmentation
+
+    def learn_plainly(
+        self, real: Batch, fake: Batch, randoms: Randoms, losses: Losses, micro_batches: int
+    ) -> tuple[Batch, Batch]:
+        """Add the gradients of a pass; returns the Batches behind their augmentation."""
+        real_views = real.with_volumes(self.augment_pass(real.volumes, randoms))
+        fake_views = fake.with_volumes(self.augment_pass(fake.volumes, randoms))
+        self.tell_apart(real_views, fake_views, losses, micro_batches)
+        self.contrast_all(real.volumes, fake.volumes, randoms, losses, micro_batches)
+        return real_views, fake_views
+
+    def learn_jointly(
+        self, real: Batch, fake: Batch, randoms: Randoms, losses: Losses, micro_batches: int
+    ) -> None:
+        """As `learn_plainly`, with R1 and R2 of the same passes through D as the loss."""
+        real_views = real.with_volumes(self.augment_pass(real.volumes, randoms))
+        fake_views = fake.with_volumes(self.augment_pass(fake.volumes, randoms))
+        self.tell_apart_smoothly(real_views, fake_views, losses, micro_batches)
+        self.contrast_all(real.volumes, fake.volumes, randoms, losses, micro_batches)
+
+    def learn_behind_augmentation(
+        self, real: Batch, fake: Batch, randoms: Randoms, losses: Losses, micro_batches: int
+    ) -> None:
+        """As `learn_plainly`, then R1, or R1 and R2, in their own passes, of what the augmentation made."""
+        real_views, fake_views = self.learn_plainly(real, fake, randoms, losses, micro_batches)
+        for batch in (real_views, fake_views) if self.config.penalty == "r1r2" else (real_views,):
+            parts = [v.detach().float().requires_grad_() for v in batch.volumes.split(self.penalty_part)]
+            losses["GP"] += self.penalize_gradient(parts, parts, batch.labels, micro_batches)
+
+    def learn_through_augmentation(
+        self, real: Batch, fake: Batch, randoms: Randoms, losses: Losses, micro_batches: int
+    ) -> None:
+        """As `learn_plainly`, then the one-centred penalty, of the volumes before their augmentation."""
+        parts = [v.requires_grad_() for v in real.volumes.split(self.penalty_part)]
+        views = self.augment_pass(torch.cat(parts), randoms)
+        fake_views = fake.with_volumes(self.augment_pass(fake.volumes, randoms))
+        self.tell_apart(real.with_volumes(views.detach()), fake_views, losses, micro_batches)
+        self.contrast_all(real.volumes.detach(), fake.volumes, randoms, losses, micro_batches)
+        views = views.split(self.penalty_part)
+        losses["GP"] += self.penalize_gradient(parts, views, real.labels, micro_batches)
 
     @torch.no_grad()
     def generate(self, randoms: Randoms, real_labels: Tensor | None) -> Batch:
@@ -1313,7 +1300,7 @@ class Trainer(training.VolumeTrainer):
         with self.autocast(), self.GAN.D.learning_codes(not self.rehearsing):
             logits, commitment = self.GAN.D(both.volumes, both.labels)
         of_real, of_fake = logits.float().chunk(2)
-        pairs = list(zip(self.logits_of(of_real), self.logits_of(of_fake), strict=True))
+        pairs = list(zip(self.by_micro_batch(of_real), self.by_micro_batch(of_fake), strict=True))
         loss: Any = sum(self.discriminator_loss(*pair) for pair in pairs)
         losses["D"] += loss.detach() / micro_batches
         if self.config.fq_layers:
@@ -1323,20 +1310,24 @@ class Trainer(training.VolumeTrainer):
             self.group.sum_([taken])
             losses["Q_usage"] += (taken > 0).float().mean() / micro_batches
             loss = loss + commitment
-        if self.ada is not None:
-            losses["signs"] += sum(self.ada.signs_of(*pair, self.sense) for pair in pairs)
+        for pair in pairs:
+            self.count_signs(*pair, losses)
         self.scaler.scale(loss / micro_batches).backward()
 
     def tell_apart_smoothly(self, real: Batch, fake: Batch, losses: Losses, micro_batches: int) -> None:
         """As `tell_apart`, with R1 and R2 of the same pass in their precision, some pairs after the other."""
-        size = self.penalty_part
         for reals, fakes in zip(real.split(self.batch_size), fake.split(self.batch_size), strict=True):
-            pairs = zip(reals.split(size), fakes.split(size), strict=True)
-            logits = [self.learn_pairs(*pair, losses, micro_batches) for pair in pairs]
-            if self.ada is not None:
-                of_real = torch.cat([one for one, _ in logits])
-                of_fake = torch.cat([other for _, other in logits])
-                losses["signs"] += self.ada.signs_of(of_real, of_fake, self.sense)
+            real_logits, fake_logits = [], []
+            for pair in zip(reals.split(self.penalty_part), fakes.split(self.penalty_part), strict=True):
+                of_real, of_fake = self.learn_pairs(*pair, losses, micro_batches)
+                real_logits.append(of_real)
+                fake_logits.append(of_fake)
+            self.count_signs(torch.cat(real_logits), torch.cat(fake_logits), losses)
+
+    def count_signs(self, real_logits: Tensor, fake_logits: Tensor, losses: Losses) -> None:
+        """Add what the probability of augmentation adapts to, if it does. Shapes: (B,), (B,)"""
+        if self.ada is not None:
+            losses["signs"] += self.ada.signs_of(real_logits, fake_logits, self.sense)
 
     def learn_pairs(
         self, real: Batch, fake: Batch, losses: Losses, micro_batches: int
@@ -1347,8 +1338,9 @@ class Trainer(training.VolumeTrainer):
         """
         both = Batch.cat([real, fake])
         volumes = both.volumes.float().requires_grad_()
-        logits = self.judge_smoothly(volumes, both.labels)
-        of_real, of_fake = [self.group.gather(part) for part in logits.chunk(2)]
+        logits = self.penalty_logits(volumes, both.labels)
+        of_real, of_fake = logits.chunk(2)
+        of_real, of_fake = self.group.gather(of_real), self.group.gather(of_fake)
         share = len(real.volumes) / self.batch_size / micro_batches
         loss = self.discriminator_loss(of_real, of_fake) * share
         penalty = zero_centered_penalty(volumes, logits, self.lazy_gamma(), self.penalty_scale)
@@ -1365,10 +1357,12 @@ class Trainer(training.VolumeTrainer):
     def contrast_all(
         self, real: Tensor, fake: Tensor, randoms: Randoms, losses: Losses, micro_batches: int
     ) -> None:
-        """Contrastive regularisation of a pass's real volumes, late in a run also of the generated ones.
+        """Contrastive regularisation, if any, of a pass's real volumes, late in a run also of generated ones.
 
         Shapes: (b, 1, D, H, W), (b, 1, D, H, W)
         """
+        if not self.config.cl_reg:
+            return
         for volumes in (real, fake) if self.step >= CONTRAST_FAKES_AFTER else (real,):
             for part, (rng, _) in zip(volumes.split(self.batch_size), randoms, strict=True):
                 losses["CR"] += self.contrast(part, rng, micro_batches)
@@ -1391,21 +1385,21 @@ class Trainer(training.VolumeTrainer):
         return loss.detach()
 
     def penalize_gradient(
-        self, parts: Sequence[Tensor], seen: Sequence[Tensor], labels: Tensor | None, micro_batches: int
+        self, parts: Sequence[Tensor], views: Sequence[Tensor], labels: Tensor | None, micro_batches: int
     ) -> Tensor | float:
         """Add the gradients of the chosen gradient penalty; returns this process's share of its value.
 
-        One part after another, so that the graph of gradients is that of a part only. `seen` is what D sees
-        of `parts`, in whose voxels the gradient is taken.
+        One part after another, so that the graph of gradients is that of a part only. `views` are what D
+        gets of `parts`, in whose voxels the gradient is taken.
 
-        Shapes: parts and seen of (b, 1, D, H, W), labels (B,) or None
+        Shapes: parts and views of (b, 1, D, H, W), labels (B,) or None
         """
         penalty = functools.partial(zero_centered_penalty, gamma=self.lazy_gamma())
         penalty = gradient_penalty if self.config.penalty == "one_centered" else penalty
         labels, total = len(parts) * [None] if labels is None else labels.split(self.penalty_part), 0.0
-        for part, volumes, of in zip(parts, seen, labels, strict=True):
+        for part, volumes, of in zip(parts, views, labels, strict=True):
             share = len(part) / self.config.batch_size / micro_batches
-            value = penalty(part, self.judge_smoothly(volumes, of), scale=self.penalty_scale) * share
+            value = penalty(part, self.penalty_logits(volumes, of), scale=self.penalty_scale) * share
             # the augmentation is needed again
             self.scaler.scale(value).backward(inputs=self.learning_in_D())
             total += value.detach()
@@ -1435,15 +1429,15 @@ class Trainer(training.VolumeTrainer):
             mapped, noise, labels = self.inputs_of(randoms, real and real.labels)
             styles = mapped.detach().requires_grad_()  # collects the gradients of both passes for S
             with self.autocast():
-                fake_logits = self.judge(self.seen_by_D(self.GAN.G(styles, noise), randoms), labels)
-            real_logits = self.judge_real(real, randoms) if self.compares else len(randoms) * [None]
-            pairs = zip(self.logits_of(fake_logits), real_logits, strict=True)
+                fake_logits = self.logits(self.augment_pass(self.GAN.G(styles, noise), randoms), labels)
+            real_logits = self.logits_of_real(real, randoms) if self.compares else len(randoms) * [None]
+            pairs = zip(self.by_micro_batch(fake_logits), real_logits, strict=True)
             loss: Any = sum(self.generator_loss(*pair) for pair in pairs)
             losses["G"] += loss.detach() / micro_batches
             self.scaler.scale(loss / micro_batches).backward()
             if regularize:
                 shape = (1, *self.config.shape)
-                y = joined([self.draw(torch.randn, shape, generator) for _, generator in randoms])
+                y = cat([self.draw(torch.randn, shape, generator) for _, generator in randoms])
                 for name, value in self.penalize_path_length(styles, noise, y, micro_batches).items():
                     losses[name] += value
             mapped.backward(styles.grad)
@@ -1451,10 +1445,10 @@ class Trainer(training.VolumeTrainer):
         return losses
 
     @torch.no_grad()
-    def judge_real(self, real: Batch, randoms: Randoms) -> list[Tensor]:
+    def logits_of_real(self, real: Batch, randoms: Randoms) -> list[Tensor]:
         """Logits of a Batch of real volumes, of all processes, without gradients. Shapes: -> [(B,)]"""
         with self.autocast():
-            return self.logits_of(self.judge(self.seen_by_D(real.volumes, randoms), real.labels))
+            return self.by_micro_batch(self.logits(self.augment_pass(real.volumes, randoms), real.labels))
 
     def penalize_path_length(self, styles: Tensor, noise: Tensor, y: Tensor, micro_batches: int) -> Losses:
         """Add the gradients of the path-length penalty; returns shares of the mean length and the penalty.
@@ -1463,10 +1457,10 @@ class Trainer(training.VolumeTrainer):
 
         Shapes: styles (B, L, latent), noise (B, Z, S, S, 1), y (B, 1, Z, S, S)
         """
-        losses, chosen = defaultdict(float), slice(None, None, self.config.pl_batch_shrink)
-        number = self.config.batch_size // self.config.pl_batch_shrink
-        w_parts, noise_parts, y_parts = [t[chosen].split(self.penalty_part) for t in (styles, noise, y)]
-        for w, noise_part, y_part in zip(w_parts, noise_parts, y_parts, strict=True):
+        losses, every, size = defaultdict(float), self.config.pl_batch_shrink, self.penalty_part
+        number = self.config.batch_size // every
+        w_parts, noise_parts = styles[::every].split(size), noise[::every].split(size)
+        for w, noise_part, y_part in zip(w_parts, noise_parts, y[::every].split(size), strict=True):
             lengths = self.group.gather(path_lengths(w, self.GAN.G(w, noise_part), y_part))
             share = len(lengths) / number / micro_batches
             losses["pl_length"] += lengths.detach().mean() * share
@@ -1505,14 +1499,14 @@ class Trainer(training.VolumeTrainer):
         ]
 
     def step_kinds(self) -> dict[int, float]:
-        """As `VolumeTrainer`'s: with and without penalties of D and of path lengths."""
+        """{a step of a kind: the kind's share of the run}: with and without penalties of D and of lengths."""
         steps = range(self.config.num_train_steps)
         kinds = {step: (self.penalty_is_due(step), self.path_length_is_due(step)) for step in steps}
         first = {kind: step for step, kind in reversed(kinds.items())}
         return {first[kind]: number / len(steps) for kind, number in Counter(kinds.values()).items()}
 
     def may_replay(self) -> bool:
-        """As `VolumeTrainer`'s."""
+        """Whether steps can be CUDA graphs, by the options."""
         return self.config.cuda_graphs and not self.config.deterministic and self.steps_are_alike()
 
     def use_room(self, peaks: dict[str, int]) -> None:
@@ -1522,16 +1516,13 @@ class Trainer(training.VolumeTrainer):
 
     def rehearse(self, function: Callable[..., Any], *args: Any) -> None:
         """As `VolumeTrainer.rehearse`, with a mean path length."""
-        former, self.pl_mean = self.pl_mean, 0.0
-        try:
+        with memory.swapped(self, pl_mean=0.0):
             super().rehearse(function, *args)
-        finally:
-            self.pl_mean = former
 
     # ---- previews and evaluation
 
     def explained(self) -> Record:
-        """As `VolumeTrainer`'s."""
+        """{column of metrics.csv: Meaning}, by loss and penalty."""
         return meanings_of(self.loss, self.config.penalty, self.config.penalty_every)
 
     def synthesizer(self, average: bool = True) -> Synthesizer:
@@ -1701,8 +1692,8 @@ def open_generator(config: TrainConfig) -> ModelLoader:
 
 def generate_volumes(config: TrainConfig) -> Path:
     """`--generate`: volumes of seeds seed, seed + 1, ...; returns their folder, see `generation.generate`."""
-    tiles, how = config.num_image_tiles, {"trunc_psi": config.trunc_psi}
-    return generation.generate(config, open_generator, config.batch_size, tiles, **how)
+    tiles, psi = config.num_image_tiles, config.trunc_psi
+    return generation.generate(config, open_generator, config.batch_size, tiles, trunc_psi=psi)
 
 
 def generate_interpolation(config: TrainConfig) -> Path:

@@ -41,19 +41,19 @@ class Number:
     Args:
         name: Its name, with the published weights.
         of: What must be measured for it: volume, placed, a plane, pairs or anatomy.
-        question: realistic, diverse, copies or anatomy.
-        better: lower, higher, or in words.
         estimand: What it estimates, and with what bias.
         build: Function of a Pair that gives the distance.
+        question: realistic, diverse, copies or anatomy.
+        better: lower, higher, or in words.
         unbiased: Its interval holds what it estimates at its rate.
     """
 
     name: str
     of: str
-    question: str
-    better: str
     estimand: str
     build: Callable
+    question: str = "realistic"
+    better: str = "lower"
     unbiased: bool = False
 
 
@@ -76,7 +76,8 @@ class Pair:
 
     def flat(self):
         """Volume features of both sets. Shapes: -> (n, d), (m, d)"""
-        return tuple(f[:, 0] for f in self.features("volume"))
+        real, generated = self.features("volume")
+        return real[:, 0], generated[:, 0]
 
     def once(self, key, build):
         """What build() gives, computed once."""
@@ -100,9 +101,11 @@ class Pair:
         twin = None if of_real else self.vendi(True)
         return Vendi(real if of_real else generated, of_real, self.sizes, twin)
 
-    def measured(self, name):
+    def wasserstein(self, measure):
         """Wasserstein distance of one vessel measure."""
-        return Wasserstein(*([volume[name] for volume in one.anatomy] for one in (self.real, self.generated)))
+        real = [volume[measure] for volume in self.real.anatomy]
+        generated = [volume[measure] for volume in self.generated.anatomy]
+        return Wasserstein(real, generated)
 
     def has(self, of):
         """True if both sets were measured for a number."""
@@ -143,7 +146,7 @@ def frechet(of):
 
 
 def at_infinity(of):
-    """The same extrapolated."""
+    """How the Frechet distance of the populations is: extrapolated to all volumes."""
     return lambda pair: AtInfinity(*pair.features(of), pair.seed)
 
 
@@ -167,47 +170,80 @@ def prd(pair):
     return PrecisionRecallCurve(*pair.flat(), pair.seed)
 
 
-def asked(method, *args):
-    """What a method of Pair gives."""
-    return lambda pair: getattr(pair, method)(*args)
+def neighbours(name, most):
+    """A number of the nearest neighbours, at most `most`."""
+    return lambda pair: pair.neighbours(name, most)
 
 
-# Number's fields, a line each; the random numbers of each follow from its place.
-ROWS = [
+def similarity(of_real):
+    """MS-SSIM of the real set, or of the generated one."""
+    return lambda pair: pair.similarity(of_real)
+
+
+def vendi(of_real):
+    """The Vendi score of the real set, or of the generated one."""
+    return lambda pair: pair.vendi(of_real)
+
+
+def wasserstein(measure):
+    """The Wasserstein distance of a vessel measure."""
+    return lambda pair: pair.wasserstein(measure)
+
+
+# The random numbers of each follow from its place.
+NUMBERS = [
     *(
-        ("FID" if plane == "axial" else f"FID-{plane}", plane, "realistic", "lower", FRECHET, frechet(plane))
+        Number("FID" if plane == "axial" else f"FID-{plane}", plane, FRECHET, frechet(plane))
         for plane in PLANES
     ),
-    ("FID-inf", "axial", "realistic", "lower", AT_INFINITY, at_infinity("axial"), True),
-    ("KID", "axial", "realistic", "lower", KERNEL, kernel("axial"), True),
-    ("FID-RadImageNet", "radimagenet", "realistic", "lower", FRECHET, frechet("radimagenet")),
-    ("KID-RadImageNet", "radimagenet", "realistic", "lower", KERNEL, kernel("radimagenet"), True),
-    ("MD", "volume", "realistic", "lower", FRECHET, frechet("volume")),
-    ("MD-inf", "volume", "realistic", "lower", AT_INFINITY, at_infinity("volume"), True),
-    ("KD-volume", "volume", "realistic", "lower", KERNEL, kernel("volume"), True),
-    ("AUC-PRD", "volume", "realistic", "higher", PRD, prd),
-    ("precision", "volume", "realistic", "higher", PRECISION, asked("neighbours", "precision", 1)),
-    ("recall", "volume", "diverse", "higher", RECALL, asked("neighbours", "recall", 1)),
-    ("density", "volume", "realistic", "near 1", DENSITY, asked("neighbours", "density", np.inf)),
-    ("coverage", "volume", "diverse", "higher", COVERAGE, asked("neighbours", "coverage", 1)),
-    (
+    Number("FID-inf", "axial", AT_INFINITY, at_infinity("axial"), unbiased=True),
+    Number("KID", "axial", KERNEL, kernel("axial"), unbiased=True),
+    Number("FID-RadImageNet", "radimagenet", FRECHET, frechet("radimagenet")),
+    Number("KID-RadImageNet", "radimagenet", KERNEL, kernel("radimagenet"), unbiased=True),
+    Number("MD", "volume", FRECHET, frechet("volume")),
+    Number("MD-inf", "volume", AT_INFINITY, at_infinity("volume"), unbiased=True),
+    Number("KD-volume", "volume", KERNEL, kernel("volume"), unbiased=True),
+    Number("AUC-PRD", "volume", PRD, prd, better="higher"),
+    Number("precision", "volume", PRECISION, neighbours("precision", 1), better="higher"),
+    Number("recall", "volume", RECALL, neighbours("recall", 1), question="diverse", better="higher"),
+    Number("density", "volume", DENSITY, neighbours("density", np.inf), better="near 1"),
+    Number("coverage", "volume", COVERAGE, neighbours("coverage", 1), question="diverse", better="higher"),
+    Number(
         "nearest-real",
         "volume",
-        "copies",
-        "near 1",
         NEAREST_REAL,
-        asked("neighbours", "nearest_ratio", np.inf),
+        neighbours("nearest_ratio", np.inf),
+        question="copies",
+        better="near 1",
     ),
-    ("MS-SSIM-real", "pairs", "diverse", "-", SIMILARITY, asked("similarity", True), True),
-    ("Vendi-real", "volume", "diverse", "-", VENDI, asked("vendi", True)),
-    ("MS-SSIM-generated", "pairs", "diverse", "as real", SIMILARITY, asked("similarity", False), True),
-    ("Vendi-generated", "volume", "diverse", "as real", VENDI, asked("vendi", False)),
-    *((f"W1-{n}", "anatomy", "anatomy", "lower", WASSERSTEIN, asked("measured", n)) for n in MEASURES),
-    ("energy", "volume", "realistic", "lower", ENERGY, energy("volume"), True),
-    ("sliced-W1", "volume", "realistic", "lower", SLICED, sliced("volume")),
-    ("energy-placed", "placed", "realistic", "lower", PLACED, energy("placed"), True),
+    Number(
+        "MS-SSIM-real",
+        "pairs",
+        SIMILARITY,
+        similarity(of_real=True),
+        question="diverse",
+        better="-",
+        unbiased=True,
+    ),
+    Number("Vendi-real", "volume", VENDI, vendi(of_real=True), question="diverse", better="-"),
+    Number(
+        "MS-SSIM-generated",
+        "pairs",
+        SIMILARITY,
+        similarity(of_real=False),
+        question="diverse",
+        better="as real",
+        unbiased=True,
+    ),
+    Number("Vendi-generated", "volume", VENDI, vendi(of_real=False), question="diverse", better="as real"),
+    *(
+        Number(f"W1-{name}", "anatomy", WASSERSTEIN, wasserstein(name), question="anatomy")
+        for name in MEASURES
+    ),
+    Number("energy", "volume", ENERGY, energy("volume"), unbiased=True),
+    Number("sliced-W1", "volume", SLICED, sliced("volume")),
+    Number("energy-placed", "placed", PLACED, energy("placed"), unbiased=True),
 ]
-NUMBERS = [Number(*row) for row in ROWS]
 
 
 def named(metric, embedding):
@@ -252,7 +288,7 @@ def compare(real_set, generated_set, config):
             rng = host_random(config.seed, STREAM_SUBSETS)
             result["standard_deviation"] = distance.standard_deviation(rng)
         if number.name == "AUC-PRD":
-            curve = distance.curve(*(np.ones(n) for n in pair.sizes))
+            curve = distance.curve(np.ones(pair.sizes[0]), np.ones(pair.sizes[1]))
         result["equal_n"] = at_equal_n(distance, number, config, index) if config.real_split else None
         result["real_split"] = result["equal_n"] and {
             key: result["equal_n"][f"floor_{key}"] for key in ("mean", "standard_deviation")
@@ -281,18 +317,19 @@ def at_equal_n(distance, number, config, index):
     for repeat in range(config.real_split_repeats):
         rng = host_random(config.seed, STREAM_SPLIT, repeat, index)
         halves = rng.permutation(sizes[0])
-        values.append(distance(*(chosen(size, rng.permutation(size)[:n]) for size in sizes)))
-        floor.append(of_real(*(chosen(sizes[0], halves[start : start + n]) for start in (0, n))))
-    values, floor = (np.array(v)[np.isfinite(v)] for v in (values, floor))
+        real = counts_of(rng.permutation(sizes[0])[:n], sizes[0])
+        generated = counts_of(rng.permutation(sizes[1])[:n], sizes[1])
+        values.append(distance(real, generated))
+        floor.append(of_real(counts_of(halves[:n], sizes[0]), counts_of(halves[n : 2 * n], sizes[0])))
+    values = np.array(values)[np.isfinite(values)]
+    floor = np.array(floor)[np.isfinite(floor)]
     if not len(values) or not len(floor):
         return None
     mean, low, high = float(values.mean()), float(floor.min()), float(floor.max())
     least = 1 / n if distance.bounds == (0, 1) else 0  # a share cannot be told more finely
     away = OUTSIDE * max(float(floor.std()), least)
-    lower, higher = (
-        low - mean > 0 and floor.mean() - mean > away,
-        mean - high > 0 and mean - floor.mean() > away,
-    )
+    lower = mean < low and floor.mean() - mean > away
+    higher = mean > high and mean - floor.mean() > away
     outside = {"lower": higher, "higher": lower}.get(number.better, lower or higher)
     return {
         "n": int(n),
@@ -306,8 +343,8 @@ def at_equal_n(distance, number, config, index):
     }
 
 
-def chosen(length, indices):
-    """Counts of 1 for some volumes, 0 for the others. Shapes: -> (length,)"""
+def counts_of(indices, length):
+    """Counts of 1 for some volumes, 0 for the others. Shapes: (n,) -> (length,)"""
     counts = np.zeros(length)
     counts[indices] = 1
     return counts

@@ -75,10 +75,11 @@ def nearness(real_set, generated_set, left_right):
         real_set, generated_set: Measured.
         left_right: Axis of the array between left and right.
     """
-    real, generated = (m.features["fingerprint"][:, 0] for m in (real_set, generated_set))
+    real = real_set.features["fingerprint"][:, 0]
+    generated = generated_set.features["fingerprint"][:, 0]
     shape = tuple(min(most, n) for most, n in zip(GRID, real_set.shape, strict=True))
     turned = np.flip(generated.reshape(-1, *shape), axis=1 + left_right).reshape(len(generated), -1)
-    as_it_is, exchanged = (1 - one @ real.T for one in (generated, turned))
+    as_it_is, exchanged = 1 - generated @ real.T, 1 - turned @ real.T
     away = np.minimum(as_it_is, exchanged)
     nearest = away.argmin(axis=1)
     rows = np.arange(len(generated))
@@ -104,7 +105,8 @@ def among_training(real_set, generated_set, held_out_set, left_right):
         real_set, generated_set, held_out_set: Measured; the first is what the generator was trained on.
         left_right: As in `nearness`.
     """
-    near, held = (nearness(real_set, one, left_right) for one in (generated_set, held_out_set))
+    near = nearness(real_set, generated_set, left_right)
+    held = nearness(real_set, held_out_set, left_right)
     n, m = len(near.to_real), len(held.to_real)
     u = mannwhitneyu(near.to_real, held.to_real).statistic
     z = (u - n * m / 2) / np.sqrt(n * m * (n + m + 1) / 12)

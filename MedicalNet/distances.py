@@ -51,7 +51,8 @@ def frechet_distance(mu1, sigma1, mu2, sigma2):
     Raises:
         UserError: A value is not finite, or the sizes differ.
     """
-    mu1, sigma1, mu2, sigma2 = (np.asarray(a, dtype=np.float64) for a in (mu1, sigma1, mu2, sigma2))
+    mu1, mu2 = np.asarray(mu1, dtype=np.float64), np.asarray(mu2, dtype=np.float64)
+    sigma1, sigma2 = np.asarray(sigma1, dtype=np.float64), np.asarray(sigma2, dtype=np.float64)
     if mu1.shape != mu2.shape or sigma1.shape != sigma2.shape:
         raise UserError(f"The two Gaussians have {mu1.shape} and {mu2.shape} means, expected equal sizes.")
     if not all(np.isfinite(a).all() for a in (mu1, sigma1, mu2, sigma2)):
@@ -140,10 +141,9 @@ class Frechet:
             pairs = [moments(f, np.ones(len(f))) for f in (real, generated)]
             return frechet_distance(*pairs[0], *pairs[1])
         # Fewer samples than dimensions: tr (S1 S2)^(1/2) is the nuclear norm of an (n, m) matrix.
-        a, b = (f.reshape(-1, d).astype(np.float64) for f in (real, generated))
+        a, b = real.reshape(-1, d).astype(np.float64), generated.reshape(-1, d).astype(np.float64)
         mean = a.mean(axis=0) - b.mean(axis=0)
-        a, b = (f - f.mean(axis=0) for f in (a, b))
-        a, b = a / np.sqrt(n - 1), b / np.sqrt(m - 1)
+        a, b = (a - a.mean(axis=0)) / np.sqrt(n - 1), (b - b.mean(axis=0)) / np.sqrt(m - 1)
         trace = np.linalg.svd(a @ b.T, compute_uv=False).sum()
         return float(mean @ mean + (a**2).sum() + (b**2).sum() - 2 * trace)
 

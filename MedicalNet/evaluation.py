@@ -12,7 +12,6 @@ cache in extractors.py, vessels in anatomy.py, report.html in report.py. Inputs 
 """
 
 import contextlib
-import csv
 import os
 import platform
 from collections import Counter
@@ -37,7 +36,7 @@ from volumetric.files import atomic_path, next_free, write_json
 from volumetric.geometry import left_right_axis
 from volumetric.parallel import prepare_process
 from volumetric.sidecars import left_of_training, refuse_seen, trained_on
-from volumetric.tables import Split
+from volumetric.tables import Split, write_table
 
 import nibabel as nib
 import numpy as np
@@ -403,15 +402,15 @@ def write_values(record: dict[str, Any], folder: Path) -> None:
     """metrics.json, metrics.csv, and metric_values.txt with the paper's three numbers."""
     write_json(folder / "metrics.json", record)
     metrics = record["metrics"]
-    with atomic_path(folder / "metrics.csv") as part, open(part, "w", newline="", encoding="utf-8") as file:
-        table = csv.writer(file)
-        head = ["metric", "value", "low_95", "high_95", "kind", "n_equal", "mean_at_equal_n", "floor_mean"]
-        table.writerow([*head, "floor_sd", "n_real", "n_generated"])
-        for name, m in metrics.items():
-            equal = m.get("equal_n") or {}
-            of_equal = (equal.get(key) for key in ("n", "mean", "floor_mean", "floor_standard_deviation"))
-            kind, low_high = interval_of(m)
-            table.writerow([name, m["value"], *low_high, kind, *of_equal, m["n_real"], m["n_generated"]])
+    head = ["metric", "value", "low_95", "high_95", "kind", "n_equal", "mean_at_equal_n", "floor_mean"]
+    head += ["floor_sd", "n_real", "n_generated"]
+    rows = []
+    for name, m in metrics.items():
+        equal = m.get("equal_n") or {}
+        of_equal = [equal.get(key) for key in ("n", "mean", "floor_mean", "floor_standard_deviation")]
+        kind, low_high = interval_of(m)
+        rows.append([name, m["value"], *low_high, kind, *of_equal, m["n_real"], m["n_generated"]])
+    write_table(folder / "metrics.csv", head, rows)
     three = [named(name, record["embedding"]) for name in ("FID", "MD", "AUC-PRD")]
     with atomic_path(folder / "metric_values.txt") as part:
         part.write_text(

@@ -253,7 +253,8 @@ class SliceFeatures:
         volume = torch.from_numpy(array).to(self.device)
         places = (torch.arange(array.shape[2]) + 0.5) * array.shape[axis] / array.shape[2]
         slices = volume.index_select(axis, places.long().to(self.device)).movedim(axis, 0)
-        low, high = (m.view(-1, 1, 1) for m in slices.flatten(1).aminmax(dim=1))
+        low, high = slices.flatten(1).aminmax(dim=1)
+        low, high = low.view(-1, 1, 1), high.view(-1, 1, 1)
         slices = ((slices - low) / (high - low).clamp_min(torch.finfo(torch.float32).tiny) * 255).round_()
         slices = ((enlarge(slices) - 128) / 128)[:, None]
         at_once = SLICES_AT_ONCE if self.device.type == "cpu" else len(slices)
@@ -306,7 +307,8 @@ class RadiologicalFeatures(SliceFeatures):
     def __call__(self, array, affine):
         """Shapes: (X, Y, Z) -> {"features": (Z, 2048) float32}"""
         slices = torch.from_numpy(np.ascontiguousarray(np.moveaxis(array, 2, 0))).to(self.device)
-        low, high = (m.view(-1, 1, 1) for m in slices.flatten(1).aminmax(dim=1))
+        low, high = slices.flatten(1).aminmax(dim=1)
+        low, high = low.view(-1, 1, 1), high.view(-1, 1, 1)
         slices = (slices - low) / (high - low).clamp_min(torch.finfo(torch.float32).tiny) * 2 - 1
         slices = F.interpolate(slices[:, None], 2 * [RADIMAGENET_EDGE], mode="bilinear", antialias=True)
         with tf32(False):
@@ -316,7 +318,8 @@ class RadiologicalFeatures(SliceFeatures):
 
 def enlarge(slices):
     """Resize slices to Inception's input, bilinearly as TensorFlow 1. Shapes: (N, H, W) -> (N, 299, 299)"""
-    rows, columns = (interpolation_matrix(n, slices.device) for n in slices.shape[1:])
+    _, height, width = slices.shape
+    rows, columns = interpolation_matrix(height, slices.device), interpolation_matrix(width, slices.device)
     return rows @ slices @ columns.T
 
 
@@ -371,7 +374,7 @@ class VolumeFeatures:
         self.directions = torch.from_numpy(directions).to(self.device)
 
     @torch.inference_mode()
-    def together(self, arrays):
+    def of_batch(self, arrays):
         """Features of volumes of one shape, which do not depend on which others are there.
 
         A batch of one has kernels of its own, which round differently and take as long as two.
@@ -393,7 +396,7 @@ class VolumeFeatures:
 
     def __call__(self, array, affine):
         """Shapes: (X, Y, Z) -> {"features": (1, 512) float32, "placed": (1, 512) float32}"""
-        return self.together([array])[0]
+        return self.of_batch([array])[0]
 
 
 def standardized(array):

@@ -30,7 +30,7 @@ from MedicalNet.volumes import READER, VolumeFile, progress
 
 SIMILARITY = 1  # protocol of MS-SSIM, part of every cached value
 STREAM_PAIRS = 0
-TOGETHER = 4  # volumes in one pass of a network, where it takes several
+BATCH = 4  # volumes in one pass of a network, where it takes several
 # What the measured depends on beside our own code; part of every cached result.
 LIBRARIES = {
     name: version(name)
@@ -141,11 +141,12 @@ class Measured:
         return Measured([self.names[i] for i in chosen], features, anatomy, self.shape)
 
 
-def joined(parts):
+def concatenated(parts):
     """One Measured of several, one after the other."""
     features = {name: np.concatenate([p.features[name] for p in parts]) for name in parts[0].features}
-    names, measures = ([x for p in parts for x in one(p)] for one in (lambda p: p.names, lambda p: p.anatomy))
-    whole = Measured(names, features, measures, parts[0].shape)
+    names = [name for p in parts for name in p.names]
+    anatomy = [volume for p in parts for volume in p.anatomy]
+    whole = Measured(names, features, anatomy, parts[0].shape)
     if parts[0].pairs is not None:
         before = np.cumsum([0, *(len(p.names) for p in parts)])
         whole.pairs = np.concatenate([p.pairs + n for p, n in zip(parts, before, strict=False)])
@@ -204,53 +205,87 @@ def also(extractor):
     return getattr(extractor, "also", ())
 
 
+@dataclass
+class Prepared:
+    """A volume before its last extractors.
+
+    Args:
+        source: VolumeFile or VolumeInMemory.
+        keys: {extractor: key of its arrays in the cache}.
+        found: {extractor: arrays, or None as long as they are not known}.
+        lacking: Extractors whose arrays the cache did not have.
+        array: (X, Y, Z) of the volume; None if nothing lacked.
+    """
+
+    source: object
+    keys: dict
+    found: dict
+    lacking: list
+    array: np.ndarray | None
+
+
+def prepare(source, extractors, config, cache):
+    """Prepared of a volume: read, if something lacks, and through the extractors that need no network."""
+    keys = {}
+    for e in extractors:
+        made_by = [READER, e.name, e.version, e.protocol, e.digest, LIBRARIES]
+        keys[e.name] = ["features", *made_by, source.digest, config.protocol]
+    found = {name: cache.get(key) for name, key in keys.items()}
+    lacking = [e for e in extractors if found[e.name] is None]
+    array = source.read() if lacking else None
+    for extractor in lacking:
+        if extractor.on_host:
+            found[extractor.name] = extract(extractor, source, array)
+    return Prepared(source, keys, found, lacking, array)
+
+
+def extract(extractor, source, array):
+    """What an extractor gives of a volume; an error names the volume."""
+    try:
+        return extractor(array, source.affine)
+    except UserError as error:
+        raise UserError(f"{source.name} {error}.") from None
+
+
+def extract_all(extractor, group):
+    """The same of several Prepared, in one pass if they are of one shape and the extractor can."""
+    same = len({one.source.shape for one in group}) == 1
+    if same and hasattr(extractor, "of_batch"):
+        return extractor.of_batch([one.array for one in group])
+    return [extract(extractor, one.source, one.array) for one in group]
+
+
+def complete(group, extractors, cache):
+    """Run the networks on what lacks of a group of Prepared, and keep what comes from files."""
+    for extractor in extractors:
+        ours = [one for one in group if extractor in one.lacking]
+        if ours and not extractor.on_host:
+            for one, arrays in zip(ours, extract_all(extractor, ours), strict=True):
+                one.found[extractor.name] = arrays
+    for one in group:
+        if isinstance(one.source, VolumeFile):
+            for extractor in one.lacking:
+                cache.put(one.keys[extractor.name], one.found[extractor.name])
+
+
 def measured_ahead(sources, extractors, config, cache):
     """Yield (source, {extractor: arrays}) in order; while the networks work, threads read the next ones."""
 
-    def extract(extractor, source, array):
-        try:
-            return extractor(array, source.affine)
-        except UserError as error:
-            raise UserError(f"{source.name} {error}.") from None
-
-    def prepare(source):
-        known = {e.name: [READER, e.name, e.version, e.protocol, e.digest, LIBRARIES] for e in extractors}
-        keys = {name: ["features", *key, source.digest, config.protocol] for name, key in known.items()}
-        found = {name: cache.get(key) for name, key in keys.items()}
-        lacking = [e for e in extractors if found[e.name] is None]
-        array = source.read() if lacking else None
-        for extractor in lacking:
-            if extractor.on_host:
-                found[extractor.name] = extract(extractor, source, array)
-        return source, keys, found, lacking, array
-
-    def complete(group):
-        for extractor in extractors:
-            ours = [one for one in group if extractor in one[3]]
-            arrays = extract_all(extractor, ours) if ours and not extractor.on_host else ()
-            for (_, _, found, *_), result in zip(ours, arrays, strict=False):
-                found[extractor.name] = result
-        for source, keys, found, lacking, _ in group:
-            for extractor in lacking:
-                if isinstance(source, VolumeFile):
-                    cache.put(keys[extractor.name], found[extractor.name])
-            yield source, found
-
-    def extract_all(extractor, group):
-        same = len({source.shape for source, *_ in group}) == 1
-        if same and hasattr(extractor, "together"):
-            return extractor.together([array for *_, array in group])
-        return [extract(extractor, source, array) for source, *_, array in group]
+    def oldest(number):
+        group = [coming.popleft().result() for _ in range(number)]
+        complete(group, extractors, cache)
+        for one in group:
+            yield one.source, one.found
 
     workers = min(8, usable_cores())
     coming = deque()
     with ThreadPoolExecutor(workers) as pool:
         for source in sources:
-            coming.append(pool.submit(prepare, source))
-            if len(coming) > workers + TOGETHER:
-                yield from complete([coming.popleft().result() for _ in range(TOGETHER)])
+            coming.append(pool.submit(prepare, source, extractors, config, cache))
+            if len(coming) > workers + BATCH:
+                yield from oldest(BATCH)
         while coming:
-            yield from complete([coming.popleft().result() for _ in range(min(TOGETHER, len(coming)))])
+            yield from oldest(min(BATCH, len(coming)))
 
 
 def choose_pairs(number, config):

@@ -15,9 +15,9 @@ from volumetric.pages import (
     section,
     three,
     write_page,
-    write_table,
 )
 from volumetric.pictures import annotated, new_axes, save_figure
+from volumetric.tables import write_table
 
 import numpy as np
 
@@ -64,7 +64,7 @@ def write_report(record, near, curve, measured, files, folder):
     share, labels = record["settings"]["share"], {}
     for one in files:
         labels |= unique_names([file.path for file in one])
-    sections = [worst(measured, files, labels), volumes_shown(files, labels, share)]
+    sections = [worst(measured, files, labels), sheet_of_volumes(files, labels, share)]
     if "volume" in measured[0].features:
         features = [m.features["volume"][:, 0] for m in measured]
         if curve is not None:
@@ -204,21 +204,21 @@ def protocol_table(record):
 # ╚══════════════════════════════════════════════════════════════════════════════════════════════════════════╝
 
 
-def shown(file, label):
+def views_of(file, label):
     """Planes and projections of a volume. Shapes: VolumeFile -> (H, W) uint8"""
     array = file.read()
     array = (array - array.min()) / max(np.ptp(array), np.finfo(np.float32).tiny)
     return annotated(array_to_volume(array), file.affine, label)
 
 
-def volumes_shown(files, labels, share):
+def sheet_of_volumes(files, labels, share):
     """Planes and projections of volumes of both sets, evenly chosen; `labels` are {path: what to call it}."""
     figures = []
     for which, one in zip(COLOURS, files, strict=True):
         if share and which == "real":
             continue
         chosen = [one[i] for i in np.unique(np.linspace(0, len(one) - 1, min(SHOWN, len(one))).astype(int))]
-        rows = np.concatenate([shown(file, labels[file.path]) for file in chosen], axis=0)
+        rows = np.concatenate([views_of(file, labels[file.path]) for file in chosen], axis=0)
         figures.append(picture(rows, f"{which}: {len(chosen)} of {len(one)}, evenly chosen"))
     note = (
         '<p class="small">Axial middle plane and maximum-intensity projection, then the coronal and sagittal '
@@ -256,7 +256,7 @@ def worst(measured, files, labels):
 
 def sheet(files, chosen, labels, caption):
     """A figure of some of the volumes, one below the other."""
-    rows = [shown(files[n], labels[files[n].path]) for n in chosen]
+    rows = [views_of(files[n], labels[files[n].path]) for n in chosen]
     return picture(np.concatenate(rows, axis=0), caption)
 
 
@@ -272,7 +272,7 @@ def nearest(near, record, files, labels, folder):
     figures = []
     for j in np.argsort(near.to_real, kind="stable")[:PAIRS_SHOWN] if not share else ():
         made, real = files[1][j], files[0][near.nearest[j]]
-        both = [shown(made, labels[made.path]), shown(real, f"nearest real: {labels[real.path]}")]
+        both = [views_of(made, labels[made.path]), views_of(real, f"nearest real: {labels[real.path]}")]
         told = f"distance {three(near.to_real[j])}{', left and right exchanged' if near.mirrored[j] else ''}"
         figures.append(picture(np.concatenate(both, axis=0), f"{told} {kinds.get(made.name, '')}".strip()))
     figure, (one,) = new_axes(width=5.2, height=2.8)

@@ -1,6 +1,5 @@
 """The evaluation of a training: the same numbers, of volumes straight from memory."""
 
-import csv
 import functools
 import json
 import re
@@ -9,13 +8,14 @@ from pathlib import Path
 
 from volumetric import logs, parallel, runs
 from volumetric.cli import UserError, split_runs
-from volumetric.files import atomic_path, by, file_digest, finite, next_free, read_json
+from volumetric.files import by, file_digest, finite, next_free, read_json, write_json
+from volumetric.tables import write_table
 
 import numpy as np
 
 from MedicalNet.comparing import compare, named
 from MedicalNet.evaluation import EvaluateConfig, Evaluator, describe, unpublished
-from MedicalNet.measuring import joined, measure
+from MedicalNet.measuring import concatenated, measure
 from MedicalNet.noise import shares_of
 from MedicalNet.spread import check_alike, doubts, write_spread
 from MedicalNet.volumes import in_memory
@@ -164,7 +164,7 @@ class TrainingScores:
         """Names of the numbers."""
         return self.evaluator.names()
 
-    def together(self, volumes, number, affine, group, step, received):
+    def evaluate(self, volumes, number, affine, group, step, received):
         """Numbers of volumes that the processes of a training share out; what fails is said, not raised.
 
         Args:
@@ -203,7 +203,7 @@ class TrainingScores:
 
         The pairs of MS-SSIM lie within the parts; volumes of other seeds are independent, so any will do.
         """
-        return compare(self.evaluator.measure_real(), joined(parts), self.evaluator.config)[0]
+        return compare(self.evaluator.measure_real(), concatenated(parts), self.evaluator.config)[0]
 
     def rehearse(self, shape):
         """Run every network once on a volume of a shape (X, Y, Z), for its memory."""
@@ -325,17 +325,10 @@ class TrainingScores:
         """sweep.json, sweep.csv and sweep.png."""
         from MedicalNet.report import draw_sweep
 
-        with atomic_path(folder / "sweep.json") as part:
-            part.write_text(
-                json.dumps(finite({"checkpoints": rows, **about}), indent=1, allow_nan=False),
-                encoding="utf-8",
-            )
-        with atomic_path(folder / "sweep.csv") as part, open(part, "w", newline="", encoding="utf-8") as file:
-            table = csv.writer(file)
-            table.writerow(["checkpoint", "step", *rows[0]["metrics"]])
-            table.writerows(
-                [r["checkpoint"], r["step"], *(m["value"] for m in r["metrics"].values())] for r in rows
-            )
+        write_json(folder / "sweep.json", {"checkpoints": rows, **about})
+        head = ["checkpoint", "step", *rows[0]["metrics"]]
+        values = [[r["checkpoint"], r["step"], *(m["value"] for m in r["metrics"].values())] for r in rows]
+        write_table(folder / "sweep.csv", head, values)
         draw_sweep(rows, folder / "sweep.png")
 
 

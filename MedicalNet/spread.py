@@ -4,11 +4,9 @@ A run is one draw of a training: another seed of the same method, data and netwo
 interval between volumes says nothing of that, so the standard deviation between runs stands beside it.
 """
 
-import csv
-import json
-
 from volumetric.cli import UserError, options_of
-from volumetric.files import atomic_path, finite
+from volumetric.files import write_json
+from volumetric.tables import write_table
 
 import numpy as np
 
@@ -92,17 +90,11 @@ def write_spread(rows, about, folder):
     """spread.json, as sweep.json with a summary, and spread.csv, with a row for each number."""
     told = summary(rows)
     folder.mkdir(parents=True, exist_ok=True)
-    with atomic_path(folder / "spread.json") as part:
-        record = finite({"checkpoints": rows, "summary": told, **about})
-        part.write_text(json.dumps(record, indent=1, allow_nan=False), encoding="utf-8")
-    runs = [row["run"] for row in rows]
-    with atomic_path(folder / "spread.csv") as part, open(part, "w", newline="", encoding="utf-8") as file:
-        table = csv.writer(file)
-        between = ("mean", "standard_deviation_of_runs")
-        table.writerow(["number", *runs, *between, "volumes_from", "volumes_to", "volumes_kind"])
-        for name, one in told.items():
-            values = [row["metrics"].get(name, {}).get("value") for row in rows]
-            interval = one["interval"] or ("", "")
-            table.writerow(
-                [name, *values, one["mean"], one["standard_deviation"], *interval, one["kind"] or ""]
-            )
+    write_json(folder / "spread.json", {"checkpoints": rows, "summary": told, **about})
+    between = ("mean", "standard_deviation_of_runs", "volumes_from", "volumes_to", "volumes_kind")
+    table = []
+    for name, one in told.items():
+        values = [row["metrics"].get(name, {}).get("value") for row in rows]
+        spread = one["mean"], one["standard_deviation"], *(one["interval"] or ("", ""))
+        table.append([name, *values, *spread, one["kind"] or ""])
+    write_table(folder / "spread.csv", ["number", *(row["run"] for row in rows), *between], table)

@@ -11,7 +11,8 @@ import sys
 from pathlib import Path
 
 from volumetric.cli import UserError
-from volumetric.files import atomic_path, file_digest, naming, read_json, reading, write_json
+from volumetric.files import file_digest, naming, read_json, reading, write_json
+from volumetric.tables import write_records
 
 FOLDERS = ("volumes", "flagged", "transforms", "masks", "qc", "sidecars")
 STEPS = ("read", "bias", "mask", "register", "region", "resample", "picture", "write")
@@ -41,13 +42,7 @@ def read_status(folder):
 
 def write_status(rows, folder):
     """Write status.csv, subjects in order."""
-    with (
-        atomic_path(folder / "status.csv") as part,
-        open(part, "w", newline="", encoding="utf-8") as file,
-    ):
-        table = csv.DictWriter(file, COLUMNS, extrasaction="ignore")
-        table.writeheader()
-        table.writerows(rows[name] for name in sorted(rows))
+    write_records(folder / "status.csv", [rows[name] for name in sorted(rows)], COLUMNS)
 
 
 def same_settings(folder, settings):

@@ -73,6 +73,11 @@ class Route:
     matrix: np.ndarray
 
 
+def grid_in(record):
+    """The Grid that a sidecar states."""
+    return Grid(tuple(record["shape"]), np.array(record["affine"], dtype=float))
+
+
 def route_of(folder, name, way):
     """The Route of a scan in an output folder; a UserError if no scan of this name is finished."""
     sidecar = folder / "sidecars" / f"{name}.json"
@@ -80,10 +85,7 @@ def route_of(folder, name, way):
         raise UserError(f"{folder} has no finished scan {name!r} (no {sidecar}): name it with --subject.")
     record = read_json(sidecar)
     with reading(sidecar):
-        raw, volume = (
-            Grid(tuple(record[key]["shape"]), np.array(record[key]["affine"], dtype=float))
-            for key in ("source", "volume")
-        )
+        raw, volume = grid_in(record["source"]), grid_in(record["volume"])
         matrix = np.array(record["transform"]["template_to_scan_ras_mm"], dtype=float)
         if way is TO_REGION:
             return Route(raw, volume, matrix)

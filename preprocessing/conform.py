@@ -19,7 +19,6 @@ Nothing is registered: a scan keeps its own axes, the nearest ones to right, fro
 place in the scanner. Each is resampled once, as resampling.py says. Scans are never written to.
 """
 
-import csv
 import math
 import os
 import shlex
@@ -60,6 +59,7 @@ from volumetric.geometry import SAME_PLACE, spacing_of
 from volumetric.machine import usable_cores
 from volumetric.names import plain, unique_names
 from volumetric.pictures import captioned, save_picture, tile
+from volumetric.tables import write_records
 
 import nibabel as nib
 import numpy as np
@@ -669,10 +669,7 @@ def fill(folder, scans, cuts, config, partners, copies):
     kept = [one.picture for one in sorted(made, key=most_cut) if one.row["volume"]]
     draw_sheets(folder, kept)
     rows += [{"file": str(path), "note": f"the same voxels as {other}"} for path, other in copies.items()]
-    with open(folder / "conform.csv", "w", newline="", encoding="utf-8") as file:
-        table = csv.DictWriter(file, list(rows[0]))
-        table.writeheader()
-        table.writerows(rows)
+    write_records(folder / "conform.csv", rows)
     return len(kept)
 
 

@@ -8,10 +8,8 @@ file is read in dicom_files.py; what belongs together, and where it lies, is dec
 """
 
 import contextlib
-import csv
 import gzip
 import hashlib
-import json
 import os
 import re
 import warnings
@@ -22,8 +20,9 @@ from pathlib import Path
 
 from volumetric.cli import UserError
 from volumetric.collection import walk
-from volumetric.files import NIFTI_SUFFIXES, SYNTHETIC, atomic_path, file_digest, read_json
+from volumetric.files import NIFTI_SUFFIXES, SYNTHETIC, atomic_path, file_digest, read_json, write_json
 from volumetric.machine import usable_cores
+from volumetric.tables import write_records
 
 import nibabel as nib
 import numpy as np
@@ -116,7 +115,8 @@ def convert_dicom(folder, output, wanted=None, allow_synthetic=False):
     outcomes = convert_all(Path(folder), Path(output), wanted, allow_synthetic)
     if outcomes:
         print("\n".join(f"DICOM {outcome.line()}" for outcome in outcomes))
-        write_table(outcomes, Path(output) / "series.csv")
+        Path(output).mkdir(parents=True, exist_ok=True)
+        write_records(Path(output) / "series.csv", map(asdict, outcomes))
     taken = [o.name for o in outcomes if o.verdict in (CONVERTED, KEPT)]
     problems = {o.name: o.reason for o in outcomes if o.verdict == REFUSED}
     return [Path(output) / f"{name}.nii.gz" for name in taken], problems
@@ -170,15 +170,6 @@ def reserved(name, names):
         free = f"{name}-{number}"
     names.add(free.lower())
     return free
-
-
-def write_table(outcomes, path):
-    """What became of every series, as CSV."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with atomic_path(path) as part, open(part, "w", newline="", encoding="utf-8") as file:
-        table = csv.DictWriter(file, list(asdict(outcomes[0])))
-        table.writeheader()
-        table.writerows(map(asdict, outcomes))
 
 
 # ╔══════════════════════════════════════════════════════════════════════════════════════════════════════════╗
@@ -291,7 +282,8 @@ def convert(outcome, stack, path):
         if path.exists() and beside.exists():
             record = read_json(beside)
             digests = {file.path: file_digest(file.path) for file in files_of(stack)}
-            same = record.get("rules") == RULES and record.get("slices_sha256") == digest_of(stack, digests)
+            slices = slices_digest(stack, digests)
+            same = record.get("rules") == RULES and record.get("slices_sha256") == slices
             if same and record.get("sha256") == file_digest(path):
                 outcome.verdict = KEPT
                 return
@@ -300,9 +292,8 @@ def convert(outcome, stack, path):
     except (UserError, OSError) as error:
         outcome.verdict, outcome.reason = REFUSED, " ".join(str(error).split())
         return
-    record = {"slices": len(stack.frames), "slices_sha256": digest_of(stack, digests), "rules": RULES}
-    with atomic_path(beside) as part:
-        part.write_text(json.dumps(record | {"sha256": file_digest(path)}, indent=1), encoding="utf-8")
+    record = {"slices": len(stack.frames), "slices_sha256": slices_digest(stack, digests), "rules": RULES}
+    write_json(beside, record | {"sha256": file_digest(path)})
 
 
 def files_of(stack):
@@ -310,7 +301,7 @@ def files_of(stack):
     return list({frame.file.path: frame.file for frame in stack.frames}.values())
 
 
-def digest_of(stack, digests):
+def slices_digest(stack, digests):
     """SHA-256 of which frames of which files make a stack; `digests` are those of the files, by path."""
     lines = [f"{digests[frame.file.path]} {frame.index}" for frame in stack.frames]
     return hashlib.sha256("\n".join(lines).encode()).hexdigest()

@@ -52,15 +52,15 @@ class Stack:
 
 
 def stacks_of(frames):
-    """Stacks of all frames of a series, each judged."""
+    """Stacks of all frames of a series, each placed, or with what is wrong with it."""
     try:
         parts = told_apart(frames)
     except UserError as error:
         return [Stack(frames, reason=str(error))]
-    return [judged(Stack(members, part)) for part, members in parts.items()]
+    return [placed_or_refused(Stack(members, part)) for part, members in parts.items()]
 
 
-def judged(stack):
+def placed_or_refused(stack):
     """The stack, with its affine, or what it is, or what is wrong with it."""
     stack.passed_over = no_scan(stack.frames)
     if not stack.passed_over:

@@ -5,8 +5,8 @@ import json
 import string
 
 from volumetric.files import atomic_path
+from volumetric.geometry import turn
 
-import nibabel as nib
 import numpy as np
 from PIL import Image
 from scipy import ndimage
@@ -85,10 +85,9 @@ def planes_of(array, affine, center):
 
     Shapes: array (X, Y, Z), affine (4, 4) RAS, center (3,) mm -> three arrays (rows, columns)
     """
-    image = nib.as_closest_canonical(nib.Nifti1Image(array, affine))
-    voxel = np.rint(np.linalg.inv(image.affine) @ np.append(center, 1))[:3].astype(int)
-    voxel = np.clip(voxel, 0, np.array(image.shape) - 1)
-    array = np.asarray(image.dataobj)
+    array, affine = turn(array, affine)
+    voxel = np.rint(np.linalg.inv(affine) @ np.append(center, 1))[:3].astype(int)
+    voxel = np.clip(voxel, 0, np.array(array.shape) - 1)
     return [np.take(array, voxel[axis], axis)[::-1, ::-1].T for axis in (2, 1, 0)]
 
 
@@ -146,9 +145,10 @@ def framed_planes(array, affine, corners, deface):
         near[within(wider, near.shape)] = 1
     low, high = np.percentile(array[near > 0], (1, 99.5))
     panels = []
-    for plane, frame, shown in zip(*(planes_of(v, affine, center) for v in (array, box, near)), strict=True):
+    planes, frames = planes_of(array, affine, center), planes_of(box, affine, center)
+    for plane, frame, kept in zip(planes, frames, planes_of(near, affine, center), strict=True):
         panel = to_grey(plane, low, high)
-        panel[shown == 0] = BACKGROUND
+        panel[kept == 0] = BACKGROUND
         times = max(1, int(np.ceil(PANEL / panel.shape[1])))
         panel, frame = enlarged(panel, times), enlarged(frame, times)
         panel[frame.astype(bool) & ~ndimage.binary_erosion(frame, border_value=0)] = BOX_COLOUR
@@ -163,8 +163,7 @@ def enlarged(panel, times):
 
 def projected(array, affine):
     """Axial maximum-intensity projection, right and front left. Shapes: (X, Y, Z) -> (rows, columns)"""
-    flat = nib.as_closest_canonical(nib.Nifti1Image(array, affine))
-    return np.asarray(flat.dataobj).max(axis=2)[::-1, ::-1].T
+    return turn(array, affine)[0].max(axis=2)[::-1, ::-1].T
 
 
 def fit_to(panel, rows):
@@ -183,7 +182,8 @@ def draw_region(template, region, path):
     box[within(bounds, box.shape)] = 1
     panels = []
     for axis in (2, 1, 0):
-        flat, frame = (v.max(axis=axis)[::-1, ::-1].T for v in (view.numpy(), box))
+        flat = view.numpy().max(axis=axis)[::-1, ::-1].T
+        frame = box.max(axis=axis)[::-1, ::-1].T
         panel = to_grey(flat, *np.percentile(flat, (1, 99.8)))
         panel, frame = enlarged(panel, 2), enlarged(frame, 2)
         panel[frame.astype(bool) & ~ndimage.binary_erosion(frame, border_value=0)] = BOX_COLOUR
@@ -231,7 +231,8 @@ def write_page(rows, folder, settings):
 
     thumbs, figures, rest = [], [], []
     for row in sorted(rows, key=order):
-        name, step, reason = (html.escape(row[key]) for key in ("subject", "step", "reason"))
+        name, step = html.escape(row["subject"]), html.escape(row["step"])
+        reason = html.escape(row["reason"])
         kind = ' class="look"' if row["step"] not in LATE else ""
         told = f"<b>{name}</b> {step}" + (f': <span class="reason">{reason}</span>' if reason else "")
         if not (folder / "qc" / f"{row['subject']}.png").exists():
@@ -247,7 +248,8 @@ def write_page(rows, folder, settings):
             f'<div class="pair"><img loading="lazy" src="qc/{name}.png" alt="{name}">'
             f'<img class="over" loading="lazy" src="qc/template.png" alt="template"></div></figure>'
         )
-    done, flagged = (sum(row["step"] == step for row in rows) for step in ("done", "flagged"))
+    done = sum(row["step"] == "done" for row in rows)
+    flagged = sum(row["step"] == "flagged" for row in rows)
     page = PAGE.substitute(
         done=done,
         flagged=flagged,

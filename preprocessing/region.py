@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 from volumetric.cli import UserError
 from volumetric.files import read_json, reading, write_json
+from volumetric.geometry import spacing_of, turn
 from volumetric.vessels import vessel_mask
 
 import nibabel as nib
@@ -63,8 +64,8 @@ class Vessels:
 
 def vessels_of(array, affine):
     """Vessels of a volume. Shapes: (X, Y, Z), affine (4, 4) RAS"""
-    image = nib.as_closest_canonical(nib.Nifti1Image(array, affine))
-    mask = vessel_mask(image.get_fdata(dtype=np.float32), nib.affines.voxel_sizes(image.affine))
+    array, affine = turn(array, affine)
+    mask = vessel_mask(np.asarray(array, dtype=np.float32), spacing_of(affine))
     if not mask.any():
         return Vessels(0.0, 0.0, 0.0)
     places = np.argwhere(mask) / (np.array(mask.shape) - 1) - 0.5

@@ -230,10 +230,10 @@ class Likeness:
         self.ranges = [np.percentile(v, (0.5, 99.5)) for v in values]
         self.codes = codes(values[0], self.ranges[0])
         self.moving = values[1]
-        self.seen = np.ones(self.codes.shape, bool)
+        self.covered = np.ones(self.codes.shape, bool)
         if mask is not None:
             there = import_ants().resample_image_to_target(mask, images[0], interp_type="nearestNeighbor")
-            self.seen = there.numpy() > 0
+            self.covered = there.numpy() > 0
         sizes = [np.prod(g.shape) * abs(np.linalg.det(g.affine[:3, :3])) for g in self.grids]
         self.smaller = min(sizes) / abs(np.linalg.det(self.grids[0].affine[:3, :3]))  # in voxels of `fixed`
 
@@ -246,11 +246,11 @@ class Likeness:
         """(NMI, share of the smaller image that lies in the other) at a matrix from `fixed` to `moving`."""
         to_moving = np.linalg.inv(self.grids[1].affine) @ matrix @ self.grids[0].affine
         warped = ndimage.affine_transform(
-            self.moving, to_moving[:3, :3], to_moving[:3, 3], self.seen.shape, order=1, cval=np.nan
+            self.moving, to_moving[:3, :3], to_moving[:3, 3], self.covered.shape, order=1, cval=np.nan
         )
         both = np.isfinite(warped)
         overlap = float(both.sum() / self.smaller)
-        both &= self.seen
+        both &= self.covered
         if overlap < LEAST_OVERLAP / 2 or not both.any():
             return 1.0, overlap
         pairs = self.codes[both] * NMI_BINS + codes(warped[both], self.ranges[1])
@@ -447,12 +447,13 @@ def look_again(fixed, moving, matrix, box):
     ]
     part = within(bounds, fixed.shape)
     near = grid.crop([(s.start, s.stop) for s in part])
-    fixed, box = (to_ants(image.numpy()[part], near.affine) for image in (fixed, box))
+    fixed = to_ants(fixed.numpy()[part], near.affine)
+    box = to_ants(box.numpy()[part], near.affine)
     pair = [at_spacing(fixed, REGION_MM), at_spacing(cut_to(moving, near, matrix), REGION_MM)]
     mask = import_ants().resample_image_to_target(box, pair[0], interp_type="nearestNeighbor")
     found = register(*pair, 6, iterations=(200, 100), shrink=(2, 1), initial=matrix, mask=mask)
     likeness = Likeness(*pair, REGION_MM, mask)
-    before, after = (likeness(m)[0] for m in (matrix, found))
+    before, after = likeness(matrix)[0], likeness(found)[0]
     middle = np.append(likeness.middle, 1)
     moved = np.linalg.norm(((found - matrix) @ middle)[:3])
     return found if after > before and moved <= FARTHEST_LOOK_MM else matrix

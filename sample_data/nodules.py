@@ -72,7 +72,8 @@ def make_nodule(seed, number, shape):
         solid, glass = solid * lung, glass * lung
     volume = ndimage.gaussian_filter(volume, BLUR / step)
     volume = block_mean(volume, finer) + rng.normal(0, rng.uniform(15, 35), shape).astype(np.float32)
-    solid, glass = (block_mean(np.broadcast_to(p, place.shape[:3]), finer) for p in (solid, glass))
+    solid = block_mean(np.broadcast_to(solid, place.shape[:3]), finer)
+    glass = block_mean(np.broadcast_to(glass, place.shape[:3]), finer)
     mask = np.where(solid > 0.5, MASK["solid"], np.where(glass > 0.5, MASK["ground_glass"], 0)).astype(
         np.uint8
     )

@@ -17,7 +17,6 @@ World coordinates are RAS in mm (x to the patient's right, y to the front, z up)
 carotid termini and the tip of the basilar artery, moved by WORLD_ORIGIN in the affine.
 """
 
-import csv
 import functools
 import json
 import math
@@ -26,6 +25,7 @@ from pathlib import Path
 
 from volumetric.cli import UserError, check_fields, one_line_errors, option, parse_cli
 from volumetric.files import by
+from volumetric.tables import write_records
 
 import nibabel as nib
 import numpy as np
@@ -665,7 +665,7 @@ def render_head(place, tissue, rng):
     waves, phases = rng.normal(0, 1 / 45, (6, 3)), rng.uniform(0, 2 * math.pi, (6, 2))
     bumps = 0.012 * sum(wave(place, w, p[0]) for w, p in zip(waves, phases, strict=True))
     fine = sum(wave(place, 9 * w, p[1]) for w, p in zip(waves, phases, strict=True))
-    x, y, z = (p - c for p, c in zip(place, HEAD_CENTER, strict=True))
+    x, y, z = place[0] - HEAD_CENTER[0], place[1] - HEAD_CENTER[1], place[2] - HEAD_CENTER[2]
     level = np.sqrt((x / radii[0]) ** 2 + (y / radii[1]) ** 2 + (z / radii[2]) ** 2) + bumps
 
     def inside(edge, soft):
@@ -946,10 +946,7 @@ def generate(config):
         if config.labels is not None:
             save_image(label, affine, folders[1] / name, f"SYNTHETIC {told[1]}")
         rows.append({"file": name, **row})
-    with open(folders[0] / "variants.csv", "w", newline="", encoding="utf-8") as file:
-        table = csv.DictWriter(file, rows[0])
-        table.writeheader()
-        table.writerows(rows)
+    write_records(folders[0] / "variants.csv", rows, rows[0])
     if poses:
         (folders[0] / "poses.json").write_text(json.dumps(poses, indent=1), encoding="utf-8")
     what = "whole heads" if config.whole_head else f"phantoms of {by(volume.shape)} voxels"

@@ -154,13 +154,14 @@ class Pair:
     """A volume and its label map, as files have them.
 
     Args:
-        paths: Of the volume and of the label map.
+        volume_path, labels_path: The files.
         scan: The volume.
         labels: Class numbers, (X, Y, Z) uint8, in the frame of `scan`.
         identity: Identity of both.
     """
 
-    paths: tuple
+    volume_path: Path
+    labels_path: Path
     scan: Scan
     labels: np.ndarray
     identity: Identity
@@ -171,15 +172,16 @@ class Case:
     """A volume and its label map, ready to be trained on.
 
     Args:
-        name: Of the files.
-        paths: Of the volume and of the label map.
+        name: Of the files,
+        volume_path, labels_path: which are these.
         image: (X, Y, Z) float32, standardised.
         labels: (X, Y, Z) uint8, class numbers.
         identity: Identity of the files.
     """
 
     name: str
-    paths: tuple
+    volume_path: Path
+    labels_path: Path
     image: np.ndarray
     labels: np.ndarray
     identity: Identity
@@ -206,20 +208,20 @@ def brought_to(array, shape, order):
     return ndimage.zoom(array, factors, order=order, mode="nearest", grid_mode=True)
 
 
-def read_pair(paths, classes):
+def read_pair(volume_path, labels_path, classes):
     """The Pair of a volume and its label map.
 
     Raises:
         UserError: They cannot be used, or are of different grids.
     """
-    scan = read_scan(paths[0])
-    labels, affine = read_labels(paths[1], classes.table)
-    refuse_other_grid((labels.shape, affine, paths[1]), (scan.array.shape, scan.frame, paths[0]))
+    scan = read_scan(volume_path)
+    labels, affine = read_labels(labels_path, classes.table)
+    refuse_other_grid((labels.shape, affine, labels_path), (scan.array.shape, scan.frame, volume_path))
     if not labels.any():
-        raise UserError(f"{paths[1]} is empty, expected labels of {paths[0]}: remove the pair.")
+        raise UserError(f"{labels_path} is empty, expected labels of {volume_path}: remove the pair.")
     former = hashlib.sha256(scan.array).hexdigest()
     identity = Identity(scan.volume.content, content_of_labels(labels), tuple(scan.spacing), former)
-    return Pair(paths, scan, classes.from_ids(labels), identity)
+    return Pair(volume_path, labels_path, scan, classes.from_ids(labels), identity)
 
 
 def in_order(cases):
@@ -234,9 +236,9 @@ def pairs_among(cases):
 
 def refuse_real(made, real, folder):
     """Raise a UserError if volumes of a folder that are called synthetic are real ones; both are [Pair]."""
-    known = {pair.identity.volume: pair.paths[0] for pair in real}
+    known = {pair.identity.volume: pair.volume_path for pair in real}
     problems = [
-        f"{pair.paths[0]} has the same voxels as {known[pair.identity.volume]}: it is no synthetic volume"
+        f"{pair.volume_path} has the same voxels as {known[pair.identity.volume]}: it is no synthetic volume"
         for pair in made
         if pair.identity.volume in known
     ]
@@ -273,14 +275,14 @@ def pairs_in(folders, classes, only=None, split=None, parts=("training",)):
     """
     pairs, stated = find_pairs(folders, only, split, parts)
     read, problems = {}, []
-    for name, paths in tqdm(pairs.items(), f"Reading --{next(iter(folders))}", leave=False):
+    for name, (volume, labels) in tqdm(pairs.items(), f"Reading --{next(iter(folders))}", leave=False):
         try:
-            pair = read_pair(paths, classes)
-            refuse_changed(paths[0], pair.identity.volume, stated)
+            pair = read_pair(volume, labels, classes)
+            refuse_changed(volume, pair.identity.volume, stated)
             read[name] = pair
         except UserError as error:
             problems.append(str(error).rstrip("."))
-    problems += copies_among([(pair.paths[0], pair.identity.volume) for pair in read.values()])
+    problems += copies_among([(pair.volume_path, pair.identity.volume) for pair in read.values()])
     refuse_unusable(problems, len(pairs), next(iter(folders.values())))
     return read
 
@@ -306,7 +308,8 @@ def read_cases(folders, classes, spacing=None, **chosen):
     cases = [
         Case(
             name,
-            pair.paths,
+            pair.volume_path,
+            pair.labels_path,
             pair.scan.image(spacing),
             resampled(pair.labels, pair.scan.spacing, spacing, order=0),
             pair.identity,

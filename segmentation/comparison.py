@@ -6,6 +6,7 @@ percentile), tests are Wilcoxon's on the pairs of a subject, all differences of 
 """
 
 import itertools
+from dataclasses import asdict, dataclass
 
 import numpy as np
 from scipy import stats
@@ -20,6 +21,14 @@ SCORES = (AVERAGE, "Dice_MergedBin", "clDice", "HD95_ClsAvgHD95")
 LOWER_IS_BETTER = ("HD95_ClsAvgHD95",)
 LEVEL = 0.05  # of a test
 STREAM = 17  # of the bootstrap
+
+
+@dataclass(frozen=True)
+class Cell:
+    """A cell of the grid: of how many real and synthetic volumes its networks are trained."""
+
+    real: int
+    synthetic: int
 
 
 def of_subjects(of_seeds, score):
@@ -53,7 +62,7 @@ def interval(values, resamples):
     return [float(low), float(high)]
 
 
-def described(of_seeds, score, resamples):
+def summary(of_seeds, score, resamples):
     """{"mean", "interval_95", "n", "seeds"} of a score in one cell of the grid."""
     values = of_subjects(of_seeds, score)
     alone = [mean_of(of_subjects({seed: one}, score)) for seed, one in of_seeds.items()]
@@ -88,18 +97,18 @@ def differences(results, score, resamples):
         [{"real", "synthetic", "against", "difference", "interval_95", "n", "seed_spread", "p", "p_holm"}],
         without cells whose comparison is not in the grid.
     """
-    alone = sorted(r for r, s in results if s == 0)
+    alone = sorted(cell.real for cell in results if cell.synthetic == 0)
     rows, p_values = [], []
-    for (r, s), of_seeds in results.items():
-        against = r if r in alone else (alone[-1] if alone else None)
-        if s == 0 or against is None:
+    for cell, of_seeds in results.items():
+        against = cell.real if cell.real in alone else (alone[-1] if alone else None)
+        if cell.synthetic == 0 or against is None:
             continue
-        ours, theirs = (of_subjects(one, score) for one in (of_seeds, results[against, 0]))
-        rows.append({"real": r, "synthetic": s, "against": against})
-        change = ours - theirs
+        real_alone = results[Cell(against, 0)]
+        change = of_subjects(of_seeds, score) - of_subjects(real_alone, score)
+        rows.append({**asdict(cell), "against": against})
         rows[-1] |= {"difference": mean_of(change), "interval_95": interval(change, resamples)}
         rows[-1]["n"] = int(np.isfinite(change).sum())
-        rows[-1]["seed_spread"] = max(seed_spread(one, score) for one in (of_seeds, results[against, 0]))
+        rows[-1]["seed_spread"] = max(seed_spread(of_seeds, score), seed_spread(real_alone, score))
         p_values.append(wilcoxon(change))
     for row, p, adjusted in zip(rows, p_values, holm(p_values) if rows else (), strict=True):
         row |= {"p": p, "p_holm": adjusted}
@@ -130,12 +139,13 @@ def worth(curve, value):
 
 def exchange(results, score=AVERAGE):
     """[{"real", "synthetic", "as_real", "bound"}]: how many real volumes alone give as much."""
-    curve = {r: mean_of(of_subjects(one, score)) for (r, s), one in results.items() if s == 0}
+    means = {cell: mean_of(of_subjects(of_seeds, score)) for cell, of_seeds in results.items()}
+    curve = {cell.real: mean for cell, mean in means.items() if cell.synthetic == 0}
     rows = []
-    for (r, s), of_seeds in results.items():
-        if s:
-            number, bound = worth(curve, mean_of(of_subjects(of_seeds, score)))
-            rows.append({"real": r, "synthetic": s, "as_real": number, "bound": bound})
+    for cell, mean in means.items():
+        if cell.synthetic:
+            number, bound = worth(curve, mean)
+            rows.append({**asdict(cell), "as_real": number, "bound": bound})
     return rows
 
 
@@ -155,29 +165,27 @@ def compare_runs(results, resamples):
     """All that an experiment says.
 
     Args:
-        results: {(number of real, of synthetic volumes): {seed: {subject: {score: value}}}}.
+        results: {Cell: {seed: {subject: {score: value}}}}.
         resamples: Of the bootstrap.
 
     Returns:
-        {"cells": [{"real", "synthetic", "scores": {score: described}}], "differences": {score: rows},
+        {"cells": [{"real", "synthetic", "scores": {score: summary}}], "differences": {score: rows},
         "exchange": rows, "subjects": names, "per_subject": {cell: {subject: average Dice}}}.
     """
-    of_seeds = [one for cell in results.values() for one in cell.values()]
-    subjects = list(of_seeds[0])
-    classes = [f"Dice_{name}" for name in NAMES.values()]
-    there = [c for c in classes if any(c in scores for one in of_seeds for scores in one.values())]
-    names = [*SCORES, *there, *(f"HD95_{name[5:]}" for name in there)]
-    cells = [
-        {"real": r, "synthetic": s, "scores": {n: described(one, n, resamples) for n in names}}
-        for (r, s), one in results.items()
-    ]
+    of_runs = [of_subject for of_seeds in results.values() for of_subject in of_seeds.values()]
+    subjects = list(of_runs[0])
+    scored = {name for of_subject in of_runs for scores in of_subject.values() for name in scores}
+    there = [f"Dice_{name}" for name in NAMES.values() if f"Dice_{name}" in scored]
+    names = [*SCORES, *there, *(name.replace("Dice_", "HD95_") for name in there)]
+    cells, per_subject = [], {}
+    for cell, of_seeds in results.items():
+        cells.append({**asdict(cell), "scores": {n: summary(of_seeds, n, resamples) for n in names}})
+        average = of_subjects(of_seeds, AVERAGE).tolist()
+        per_subject[f"{cell.real}+{cell.synthetic}"] = dict(zip(subjects, average, strict=True))
     return {
         "cells": cells,
         "differences": {n: differences(results, n, resamples) for n in (*SCORES, *there)},
         "exchange": exchange(results),
         "subjects": subjects,
-        "per_subject": {
-            f"{r}+{s}": dict(zip(subjects, of_subjects(one, AVERAGE).tolist(), strict=True))
-            for (r, s), one in results.items()
-        },
+        "per_subject": per_subject,
     }

@@ -11,7 +11,7 @@ scores say is computed in comparison.py; report.html shows it. Inputs are never 
 """
 
 import csv
-import json
+import itertools
 import sys
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -23,14 +23,7 @@ if sys.path[0] == str(Path(__file__).resolve().parent):
 from volumetric import __version__, runs
 from volumetric.cli import UserError, check_device_name, check_fields, one_line_errors, option, parse_cli
 from volumetric.collection import content_of_set, find, find_volumes, known_by_content, volumes_in
-from volumetric.files import (
-    atomic_path,
-    clear_parts,
-    finite,
-    locked,
-    next_free,
-    read_json,
-)
+from volumetric.files import clear_parts, locked, next_free, read_json, write_json
 from volumetric.names import names_in
 from volumetric.parallel import host_random, prepare_process
 from volumetric.sidecars import beside_volumes, drawn_for, trained_on
@@ -39,7 +32,7 @@ import numpy as np
 from tqdm import tqdm
 
 from segmentation.cases import Classes, in_order, pairs_among, pairs_in, read_cases, refuse_real
-from segmentation.comparison import compare_runs
+from segmentation.comparison import Cell, compare_runs
 from segmentation.experiment_page import write_experiment
 from segmentation.labels import as_topcow, contents_of, save_labels
 from segmentation.metrics import score_case
@@ -124,8 +117,9 @@ class ExperimentConfig:
             raise UserError("--real_numbers and --synthetic_numbers name nothing to train on: give a number.")
 
     def cells(self):
-        """[(number of real, number of synthetic volumes)] of the grid, but for no volume at all."""
-        return [(r, s) for r in sorted(self.real_numbers) for s in sorted(self.synthetic_numbers) if r or s]
+        """[Cell] of the grid, but for no volume at all."""
+        numbers = itertools.product(sorted(self.real_numbers), sorted(self.synthetic_numbers))
+        return [Cell(real, synthetic) for real, synthetic in numbers if real or synthetic]
 
     def training(self, model, steps, seed=0, **folders):
         """SegmentationConfig of one of the networks, in the folder of its model."""
@@ -134,9 +128,9 @@ class ExperimentConfig:
         return SegmentationConfig(mode="train", num_train_steps=steps, seed=seed, **same, **more, **folders)
 
 
-def name_of_run(real_number, synthetic_number, seed):
+def name_of_run(cell, seed):
     """Name of a run's folder."""
-    return f"real{real_number:04d}_synthetic{synthetic_number:04d}_seed{seed}"
+    return f"real{cell.real:04d}_synthetic{cell.synthetic:04d}_seed{seed}"
 
 
 # ╔══════════════════════════════════════════════════════════════════════════════════════════════════════════╗
@@ -165,22 +159,21 @@ def refuse_overlap(tests, table, known, what):
         what: What they are in, for the message.
     """
     for name, pair in tests.items():
-        volume, labels = pair.paths
-        found = [(pair.identity.volume, volume), (pair.identity.former, volume)]
-        told = f"{labels}, the label map of test subject {name},"
-        found += [(one, told) for one in contents_of(Classes(table).to_ids(pair.labels), table)]
-        for content, called in found:
+        called = dict.fromkeys([pair.identity.volume, pair.identity.former], pair.volume_path)
+        of_labels = contents_of(Classes(table).to_ids(pair.labels), table)
+        called |= dict.fromkeys(of_labels, f"{pair.labels_path}, the label map of test subject {name},")
+        for content, what_it_is in called.items():
             if content in known:
                 raise UserError(
-                    f"{called} is in the test set and {what} ({known[content]}): test on subjects that "
+                    f"{what_it_is} is in the test set and {what} ({known[content]}): test on subjects that "
                     f"nothing was trained on."
                 )
 
 
 def files_of(cases):
     """{content: path} of the volumes and of the label maps of cases."""
-    known = {case.identity.labels: str(case.paths[1]) for case in cases}
-    return known | {case.identity.volume: str(case.paths[0]) for case in cases}
+    known = {case.identity.labels: str(case.labels_path) for case in cases}
+    return known | {case.identity.volume: str(case.volume_path) for case in cases}
 
 
 def refuse_known(config, tests, real):
@@ -223,7 +216,7 @@ def gates_of(config):
     return gates
 
 
-def judged_by_gate(config, used):
+def verdict_of_gate(config, used):
     """What the replica gate says of the synthetic volumes that were trained on; None if none looked at any.
 
     Args:
@@ -244,9 +237,10 @@ def judged_by_gate(config, used):
     return best if best and best["looked_at"] else None
 
 
-def chosen(number, available, seed):
-    """Indices of the volumes of a run: fewer are always among more. Shapes: -> (number,)"""
-    return host_random(seed, available).permutation(available)[:number]
+def drawn(number, pool, seed):
+    """The cases of a run out of a pool: fewer are always among more."""
+    order = host_random(seed, len(pool)).permutation(len(pool))
+    return [pool[i] for i in order[:number]]
 
 
 # ╔══════════════════════════════════════════════════════════════════════════════════════════════════════════╗
@@ -259,7 +253,7 @@ class Grid:
     """What every cell of an experiment takes from.
 
     Args:
-        pools: ([Case] real, [Case] synthetic), of one voxel size, in an order that names do not change.
+        real, synthetic: [Case] each, of one voxel size, in an order that names do not change.
         spacing: That size, (3,) mm.
         tests: Of `read_tests`.
         contents: {"real", "synthetic", "test": what tells their pairs from others, "teacher": what the
@@ -267,21 +261,21 @@ class Grid:
         labelled: Folder of a teacher's label maps; None if the synthetic volumes have others, or none.
     """
 
-    pools: tuple
+    real: list
+    synthetic: list
     spacing: np.ndarray
     tests: dict
     contents: dict
     labelled: Path | None = None
 
     def cases(self, cell, seed):
-        """[Case] of a cell (number of real, number of synthetic volumes) and seed."""
-        pairs = zip(cell, self.pools, strict=True)
-        return [pool[i] for number, pool in pairs if number for i in chosen(number, len(pool), seed)]
+        """[Case] of a Cell and seed."""
+        return drawn(cell.real, self.real, seed) + drawn(cell.synthetic, self.synthetic, seed)
 
 
 def folder_of_run(config, cell, seed, cases):
     """Folder of a run, noted to be of these cases; one of others, by their contents, is moved aside."""
-    folder = Path(config.output) / "runs" / name_of_run(*cell, seed)
+    folder = Path(config.output) / "runs" / name_of_run(cell, seed)
     noted, made_of = folder / "made_of.json", {"cases": pairs_among(cases)}
     if noted.exists() and read_json(noted) != made_of:
         aside = next_free(folder.with_name(f"{folder.name}.earlier"))
@@ -294,8 +288,7 @@ def folder_of_run(config, cell, seed, cases):
 def write_record(path, record):
     """Write a JSON file, in a folder that is made."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    with atomic_path(path) as part:
-        part.write_text(json.dumps(finite(record), indent=0), encoding="utf-8")
+    write_json(path, record, indent=0)
 
 
 def run_cell(config, cell, seed, grid):
@@ -303,7 +296,7 @@ def run_cell(config, cell, seed, grid):
 
     Args:
         config: ExperimentConfig.
-        cell: (number of real, number of synthetic volumes).
+        cell: Cell.
         seed: Of weights and choice.
         grid: Grid.
 
@@ -378,7 +371,7 @@ def label_synthetic(config, real):
         withhold=config.gate,
         device=config.device,
     )
-    return label_folder(teacher, folder / "labelled", [case.paths[1] for case in real])
+    return label_folder(teacher, folder / "labelled", [case.labels_path for case in real])
 
 
 def teacher_of(config):
@@ -436,7 +429,7 @@ def open_grid(config):
         refuse_overlap(tests, config.table, files_of(synthetic), "among the synthetic ones")
         contents["synthetic"] = pairs_among(synthetic)
     note_settings(config, contents)
-    return Grid((real, synthetic), spacing, tests, contents, labelled)
+    return Grid(real, synthetic, spacing, tests, contents, labelled)
 
 
 def run_experiment(config):
@@ -471,16 +464,19 @@ def told_of(config, grid):
         {set: what tells its pairs from others}, with the digest of the teacher and of the cases of every
         cell and seed}.
     """
-    cells = {(cell, seed): grid.cases(cell, seed) for cell in config.cells() for seed in config.seeds}
-    used = {case.identity.volume for cases in cells.values() for case in cases}
-    real, generated = ([c.identity.volume for c in pool if c.identity.volume in used] for pool in grid.pools)
+    digests, used = {}, set()
+    for cell, seed in itertools.product(config.cells(), config.seeds):
+        cases = grid.cases(cell, seed)
+        digests[name_of_run(cell, seed)] = content_of_set(pairs_among(cases))
+        used |= {case.identity.volume for case in cases}
+    real = [case.identity.volume for case in grid.real if case.identity.volume in used]
+    generated = [case.identity.volume for case in grid.synthetic if case.identity.volume in used]
     held_out = [pair.identity.volume for pair in grid.tests.values()]
-    digests = {name_of_run(*cell, seed): content_of_set(pairs_among(c)) for (cell, seed), c in cells.items()}
     return {
         "settings": asdict(config),
         "teacher": grid.labelled is not None,
         "doubted": None if grid.labelled is None else count_doubted(grid.labelled),
-        "replicas": judged_by_gate(config, set(generated)),
+        "replicas": verdict_of_gate(config, set(generated)),
         "contents": {"training": real, "generated": generated, "held_out": held_out},
         "made_of": grid.contents | {"cells": digests},
         "version": __version__,

@@ -1,8 +1,9 @@
 """report.html of an experiment: whether synthetic volumes help, curves of every class, pictures of cases."""
 
 from volumetric.files import write_json
-from volumetric.pages import drawing, picture, rows_of, section, three, write_page, write_table
+from volumetric.pages import drawing, picture, rows_of, section, three, write_page
 from volumetric.pictures import new_axes
+from volumetric.tables import write_table
 
 import numpy as np
 
@@ -45,7 +46,7 @@ def write_experiment(record, tests, folder):
         note = "A class that is on one side alone counts with Dice 0, one that is on neither with nothing."
         title = "<h2>Arteries that not everybody has</h2>"
         body.append(f'{title}{table(record, rare)}<p class="small">{note}</p>')
-    body.append(cases_shown(record, tests, folder))
+    body.append(pictured_cases(record, tests, folder))
     write_page(folder / "report.html", TITLE, "\n".join(body))
 
 
@@ -98,8 +99,8 @@ def gate(record):
     return f"<p>{told}</p>" if clean else f'<p class="warning">{told}</p>'
 
 
-def shown(one):
-    """0.81 [0.79, 0.83]"""
+def with_interval(one):
+    """A mean and its interval, as text: 0.81 [0.79, 0.83]."""
     if one["mean"] is None or not np.isfinite(one["mean"]):
         return "none"
     around = one["interval_95"]
@@ -110,7 +111,7 @@ def table(record, scores):
     """Scores of every cell of the grid."""
     head = ["real", "synthetic", *(LABELS.get(name, name.split("_", 1)[-1]) for name in scores)]
     rows = [
-        [cell["real"], cell["synthetic"], *(shown(cell["scores"][name]) for name in scores)]
+        [cell["real"], cell["synthetic"], *(with_interval(cell["scores"][name]) for name in scores)]
         for cell in record["cells"]
     ]
     return rows_of(head, rows)
@@ -123,7 +124,7 @@ def tests_table(record):
         for row in record["differences"][name]:
             state, _ = verdict(row, name in LOWER_IS_BETTER)
             mark = {"good": "better", "bad": "worse"}.get(state, "")
-            change = shown({"mean": row["difference"], "interval_95": row["interval_95"]})
+            change = with_interval({"mean": row["difference"], "interval_95": row["interval_95"]})
             what = f"{row['real']} + {row['synthetic']} against {row['against']}"
             rows.append([LABELS[name], what, change, f"{row['p_holm']:.2g}", (mark, state)])
     head = ["score", "real + synthetic against real", "difference", "p (Wilcoxon, Holm)", ""]
@@ -173,7 +174,7 @@ def curves(record):
     return figure
 
 
-def cases_shown(record, tests, folder):
+def pictured_cases(record, tests, folder):
     """The best, the middle and the worst case of the best cell: truth and prediction from above."""
     best = max(record["cells"], key=lambda cell: cell["scores"][AVERAGE]["mean"])
     scores = record["per_subject"][f"{best['real']}+{best['synthetic']}"]

@@ -10,7 +10,6 @@ and SSIM (Wang et al. 2004, doi:10.1109/TIP.2003.819861, in 3D) to the real volu
 [0, 1] by their own minimum and maximum, data range 1. Inputs are never written to.
 """
 
-import csv
 import sys
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,6 +24,7 @@ from volumetric.files import array_to_volume, atomic_path, by, naming, new_folde
 from volumetric.geometry import same_spacing
 from volumetric.names import names_in
 from volumetric.parallel import prepare_process
+from volumetric.tables import write_records
 
 import numpy as np
 import torch
@@ -207,14 +207,7 @@ def write_scores(config, record, cases):
     """fidelity.json, fidelity.csv and summary.md; returns the new folder."""
     folder = new_folder(Path(config.output))
     write_json(folder / "fidelity.json", record | {"cases": cases})
-    with (
-        atomic_path(folder / "fidelity.csv") as part,
-        open(part, "w", newline="", encoding="utf-8") as file,
-    ):
-        rows = [{"case": name, **case} for name, case in cases.items()]
-        table = csv.DictWriter(file, list(dict.fromkeys(key for row in rows for key in row)))
-        table.writeheader()
-        table.writerows(rows)
+    write_records(folder / "fidelity.csv", [{"case": name, **case} for name, case in cases.items()])
     lines = [f"# {record['generated']} volumes of {record['maps']} label maps", ""]
     lines += ["| | generated | real |", "|---|---|---|"]
     titles = {"dice": "Dice, all labels as one", "class_dice": "Dice, mean over labels", "psnr": "PSNR, dB"}

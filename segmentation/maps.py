@@ -19,9 +19,9 @@ from volumetric.files import array_to_volume, as_damaged, file_digest, naming, r
 from volumetric.generation import Drawn, Item, Writer
 from volumetric.geometry import axes_of, left_right_axis, turn
 from volumetric.names import in_folder, name_of
-from volumetric.pages import write_table
 from volumetric.pictures import axial_pictures, labelled_views
-from volumetric.tables import Split, rows_of, subjects_of
+from volumetric.sidecars import drawn_for, write_drawn_for
+from volumetric.tables import Split, rows_of, subjects_of, write_table
 from volumetric.vessels import EVERYWHERE, centre_line, deepest, same_topology
 
 import nibabel as nib
@@ -338,20 +338,47 @@ def write_split(rows, path):
 
 
 @dataclass(frozen=True)
+class Variation:
+    """Which variation of a label map a map is; see variation.py.
+
+    Args:
+        k: Its number, from 1 on.
+        asked: What it follows from, in JSON's types.
+        drawn: What came of that, in JSON's types.
+    """
+
+    k: int
+    asked: dict
+    drawn: dict
+
+
+@dataclass(frozen=True)
 class MapToDraw:
     """A label map on a model's grid.
 
     Args:
-        numbers: Class numbers (X, Y, Z) uint8, after edits.
+        numbers: Class numbers (X, Y, Z) uint8, after edits and variation.
         affine: (4, 4), mm.
         content: What the map in the file is known by, before edits; see collection.py.
         axes: Codes of the axes of its file, along which all that is drawn is written.
+        variation: Variation; None for a map as it is.
     """
 
     numbers: np.ndarray
     affine: np.ndarray
     content: str
     axes: str
+    variation: Variation | None = None
+
+    @property
+    def known_as(self):
+        """Text that the seeds of its volumes follow from."""
+        return self.content + (f" vary {self.variation.k}" if self.variation else "")
+
+    @property
+    def suffix(self):
+        """What follows the map's name in those of its volumes."""
+        return f"_vary{self.variation.k}" if self.variation else ""
 
     @property
     def stored(self):
@@ -537,7 +564,8 @@ def row_of(numbers, volumes, affine):
 
 def nearest(picture, shape):
     """A picture at another size, by nearest neighbour. Shapes: (h, w) -> shape"""
-    rows, columns = (np.arange(n) * m // n for n, m in zip(shape, picture.shape, strict=True))
+    rows = np.arange(shape[0]) * picture.shape[0] // shape[0]
+    columns = np.arange(shape[1]) * picture.shape[1] // shape[1]
     return picture[rows][:, columns]
 
 
@@ -552,11 +580,13 @@ class PairWriter(Writer):
     Args:
         model: LabelModel.
         folder: Folder of the volumes; the label maps go to the folder <folder>_labels.
+        maps: Folder of the label maps that volumes are drawn for.
     """
 
-    def __init__(self, model, folder):
+    def __init__(self, model, folder, maps):
         about = {"table": {str(n): name for n, name in model.table.items()}}
         super().__init__(model, folder, about=about)
+        self.maps = maps
         place = self.folder.resolve()  # "." has no name
         self.labels = place.parent / f"{place.name}_labels"
 
@@ -564,17 +594,23 @@ class PairWriter(Writer):
         """Item of a label map, of which the path is `path`, and of a seed."""
         drawn = hashlib.sha256(to_draw.numbers.tobytes()).hexdigest()
         label_map = {"path": str(path), "sha256": file_digest(path), "content": to_draw.content}
-        record = {
-            "label_map": label_map | {"drawn_sha256": drawn},
-            "recipe": {"edit": list(config.edit), "fit": config.fit, "noise": self.model.noise},
-            "seed": seed,
-        }
+        recipe = {"edit": list(config.edit), "fit": config.fit, "noise": self.model.noise}
+        of, about = to_draw.variation, {}
+        if of is not None:
+            recipe, about = recipe | {"vary": {"k": of.k, **of.asked}}, {"variation": of.drawn}
+        record = {"label_map": label_map | {"drawn_sha256": drawn}, "recipe": recipe, "seed": seed}
         caption = f"seed {seed} {name}"
-        return Item(f"{name}_seed{seed:06d}", to_draw, caption, record, affine=to_draw.stored)
+        return Item(f"{name}_seed{seed:06d}", to_draw, caption, record, about, to_draw.stored)
 
     def folders(self, items):
         """Those of volumes, and of label maps."""
         return super().folders(items) | {self.labels, *(self.labels_path(item).parent for item in items)}
+
+    def prepare(self, items, count):
+        """As a Writer does; lists beside the label maps of which others, as they were, these are made."""
+        super().prepare(items, count)
+        earlier = drawn_for(self.maps, "--generate")  # what they were made of themselves
+        write_drawn_for(self.labels, {*earlier, *(item.source.content for item in items)})
 
     def draw(self, items):
         """The volumes of some items, along the axes of their label maps."""

@@ -352,7 +352,8 @@ def read_pair(paths: Sequence[Path], resample: bool) -> tuple[np.ndarray, np.nda
     Raises:
         UserError: One is no label map, or they are of different grids.
     """
-    (true, affine), (predicted, other) = (read_labels(path) for path in paths)
+    true, affine = read_labels(paths[0])
+    predicted, other = read_labels(paths[1])
     try:
         refuse_other_grid((predicted.shape, other, paths[1]), (true.shape, affine, paths[0]))
     except UserError as error:

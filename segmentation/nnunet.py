@@ -28,8 +28,7 @@ from volumetric.collection import choose, find, find_volumes, refuse_other_grid,
 from volumetric.files import as_damaged, atomic_path, new_folder, write_json
 from volumetric.geometry import axes_of, turn
 from volumetric.names import in_folder, name_of, unique_names
-from volumetric.pages import write_table
-from volumetric.tables import Split, read_table, rows_of, subjects_of
+from volumetric.tables import Split, read_table, rows_of, subjects_of, write_table
 
 import nibabel as nib
 import numpy as np
@@ -135,7 +134,8 @@ def read_cases(config, classes):
         made = {"synthetic": config.synthetic, "synthetic_labels": config.synthetic_labels}
         made = pairs_in(made, classes)
     refuse_real(made.values(), real.values(), config.synthetic)
-    real, made = ([pair.paths for pair in pairs.values()] for pairs in (real, made))
+    real = [(pair.volume_path, pair.labels_path) for pair in real.values()]
+    made = [(pair.volume_path, pair.labels_path) for pair in made.values()]
     names = unique_names([volume for volume, _ in (*real, *made)])
     subjects = subjects_in(config, [volume for volume, _ in real], [volume for volume, _ in made])
     return Cases(
@@ -222,7 +222,7 @@ def export(config):
         one.mkdir(parents=True)
     rows = []
     for name, paths in tqdm(cases.all.items(), "Exporting", unit="case"):
-        pair = read_pair(paths, classes)
+        pair = read_pair(*paths, classes)
         write_channel(pair.scan, raw / "imagesTr" / f"{name}_0000.nii.gz")
         table = "paper" if classes.table == "paper" else "nnunet"
         save_labels(pair.labels, pair.scan.frame, raw / "labelsTr" / f"{name}.nii.gz", table)

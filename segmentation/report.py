@@ -1,10 +1,8 @@
 """What scored cases say together: averages, variants, tables and pictures."""
 
-import csv
-import json
-
-from volumetric.files import atomic_path, finite
+from volumetric.files import atomic_path, write_json
 from volumetric.pictures import canonical, new_axes, save_figure
+from volumetric.tables import write_table
 
 import numpy as np
 from matplotlib.colors import to_rgb
@@ -26,7 +24,7 @@ COLOURS += ("#fabed4", "#ffd8b1", "#aaffc3", "#ffffff", "#dcbeff", "#9a6324")
 # ╚══════════════════════════════════════════════════════════════════════════════════════════════════════════╝
 
 
-def described(values):
+def statistics_of(values):
     """{"mean", "std", "median", "n"} of the finite values; None where there is none."""
     values = np.array(values, float)
     values = values[np.isfinite(values)]
@@ -49,7 +47,8 @@ def detection_scores(found):
     for name in found[0]:
         count = {kind: sum(one[name] == kind for one in found) for kind in ("TP", "FN", "FP", "TN")}
         claimed, there = count["TP"] + count["FP"], count["TP"] + count["FN"]
-        precision, recall = (count["TP"] / n if n else 0.0 for n in (claimed, there))
+        precision = count["TP"] / claimed if claimed else 0.0
+        recall = count["TP"] / there if there else 0.0
         f1 = 2 * precision * recall / (precision + recall) if precision + recall else 0.0
         scores[name] = {"precision": precision, "recall": recall, "f1_score": f1} | count
     kinds = ("precision", "recall", "f1_score")
@@ -69,7 +68,8 @@ def variants_of(results):
     found = {}
     for part in ("anterior", "posterior"):
         graphs = [one["variants"]["graph"][part] for one in results.values()]
-        truth, prediction = ([tuple(graph[side]) for graph in graphs] for side in ("truth", "prediction"))
+        truth = [tuple(graph["truth"]) for graph in graphs]
+        prediction = [tuple(graph["prediction"]) for graph in graphs]
         match = [one["variants"]["match"][part] for one in results.values()]
         found[part] = truth, prediction, [p if m else FAIL for p, m in zip(prediction, match, strict=True)]
     return found
@@ -97,7 +97,7 @@ def summarise(results):
     names = list(dict.fromkeys(name for one in scores for name in one))
     variants = variants_of(results)
     return {
-        "scores": {name: described([one.get(name, np.nan) for one in scores]) for name in names},
+        "scores": {name: statistics_of([one.get(name, np.nan) for one in scores]) for name in names},
         "classes": missing(results),
         "detection": detection_scores([one["variants"]["detection"] for one in results.values()]),
         "graph_balanced_accuracy": {p: balanced_accuracy(t, found) for p, (t, found, _) in variants.items()},
@@ -111,7 +111,7 @@ def summarise(results):
 # ╚══════════════════════════════════════════════════════════════════════════════════════════════════════════╝
 
 
-def shown(entry, digits=3):
+def with_std(entry, digits=3):
     """A mean with its standard deviation, for a table."""
     if entry is None or entry["mean"] is None:
         return "-"
@@ -128,25 +128,25 @@ def as_markdown(summary, number):
             continue
         counts = summary["classes"].get(name, {"both": "", "missed": "", "false": ""})
         cells = [
-            shown(scores.get(f"{kind}_{name}"), d) for kind, d in (("Dice", 3), ("HD95", 2), ("B0err", 2))
+            with_std(scores.get(f"{kind}_{name}"), d) for kind, d in (("Dice", 3), ("HD95", 2), ("B0err", 2))
         ]
         label = "all vessels as one" if name == "MergedBin" else name
         lines.append(
             "| " + " | ".join([label, *cells, *(str(counts[k]) for k in ("both", "missed", "false"))]) + " |"
         )
     average = [
-        shown(scores[f"{kind}_ClsAvg{kind}"], d) for kind, d in (("Dice", 3), ("HD95", 2), ("B0err", 2))
+        with_std(scores[f"{kind}_ClsAvg{kind}"], d) for kind, d in (("Dice", 3), ("HD95", 2), ("B0err", 2))
     ]
     lines += ["| average over classes | " + " | ".join(average) + " | | | |", ""]
     lines += [
-        f"clDice {shown(scores['clDice'])}. A class that is on one side alone (missed, false) counts with "
+        f"clDice {with_std(scores['clDice'])}. A class that is on one side alone (missed, false) counts with "
         f"Dice 0 and 90 mm, in its row and in the average; one that is on neither side counts nowhere.",
         "",
         "| as published: merged class | Dice | bAVD, voxels | AVGDIST, voxels | cases without distance |",
         "|---" * 5 + "|",
     ]
     for name in MERGED:
-        cells = [shown(scores.get(f"Paper_{kind}_{name}")) for kind in ("Dice", "bAVD", "AVGDIST")]
+        cells = [with_std(scores.get(f"Paper_{kind}_{name}")) for kind in ("Dice", "bAVD", "AVGDIST")]
         left_out = number - scores[f"Paper_bAVD_{name}"]["n"]
         lines.append(f"| {name} | " + " | ".join(cells) + f" | {left_out} |")
     lines += [
@@ -170,12 +170,11 @@ def as_markdown(summary, number):
 def write_csv(results, path):
     """A row for every case, a column for every score."""
     names = list(dict.fromkeys(name for one in results.values() for name in one["scores"]))
-    with atomic_path(path) as part, open(part, "w", newline="", encoding="utf-8") as file:
-        table = csv.writer(file)
-        table.writerow(["case", *names, "anterior_match", "posterior_match"])
-        for case, one in results.items():
-            values = [one["scores"].get(name, "") for name in names]
-            table.writerow([case, *values, *one["variants"]["match"].values()])
+    rows = []
+    for case, one in results.items():
+        values = [one["scores"].get(name, "") for name in names]
+        rows.append([case, *values, *one["variants"]["match"].values()])
+    write_table(path, ["case", *names, "anterior_match", "posterior_match"], rows)
 
 
 # ╔══════════════════════════════════════════════════════════════════════════════════════════════════════════╗
@@ -275,9 +274,7 @@ def write_report(results, cases, folder, read):
     """
     summary = summarise(results)
     text = as_markdown(summary, len(results))
-    with atomic_path(folder / "scores.json") as part:
-        record = {"cases": results, "summary": summary}
-        part.write_text(json.dumps(finite(record), indent=1), encoding="utf-8")
+    write_json(folder / "scores.json", {"cases": results, "summary": summary})
     write_csv(results, folder / "scores.csv")
     with atomic_path(folder / "summary.md") as part:
         part.write_text(text, encoding="utf-8")

@@ -16,7 +16,6 @@ rare classes. Left and right are exchanged in voxels and labels together, or not
 How files become cases is in cases.py. Inputs are never written to.
 """
 
-import csv
 import functools
 import hashlib
 import json
@@ -45,6 +44,7 @@ from volumetric.collection import content_of_set, find_volumes
 from volumetric.files import as_damaged, atomic_path, new_folder
 from volumetric.names import names_in
 from volumetric.parallel import host_random
+from volumetric.tables import write_records
 
 import numpy as np
 import torch
@@ -285,12 +285,12 @@ class Segmenter:
         rng = host_random(*key, STREAM_CASES)
         seeds = host_random(*key, STREAM_LOOK).integers(2**31, size=self.config.batch_size)
         images, maps = [], []
-        for index, seed in zip(self.chosen(rng), seeds, strict=True):
+        for index, seed in zip(self.cases_of_step(), seeds, strict=True):
             case = self.cases[index]
             pair = {"image": torch.from_numpy(case.image)[None], "label": torch.from_numpy(case.labels)[None]}
             self.look.set_random_state(int(seed))
-            (seen,) = self.look(pair)
-            image, map_ = (seen[name].as_tensor() for name in ("image", "label"))
+            (patch,) = self.look(pair)
+            image, map_ = patch["image"].as_tensor(), patch["label"].as_tensor()
             if self.config.mirror and rng.random() < 0.5:
                 other = torch.tensor(self.classes.other_side, dtype=torch.uint8)
                 image, map_ = exchange_sides(image), other[exchange_sides(map_).long()]
@@ -298,7 +298,7 @@ class Segmenter:
             maps.append(map_)
         return torch.stack(images), torch.stack(maps).long()
 
-    def chosen(self, rng):
+    def cases_of_step(self):
         """Indices of the cases of this step: every case as often as any other, in an order of its epoch's."""
         first = self.step * self.config.batch_size
         places = range(first, first + self.config.batch_size)
@@ -310,7 +310,8 @@ class Segmenter:
 
     def train_step(self, log):
         """One update of the network."""
-        images, maps = (parallel.to_device(t, self.device) for t in self.draw())
+        images, maps = self.draw()
+        images, maps = parallel.to_device(images, self.device), parallel.to_device(maps, self.device)
         for group in self.optimizer.param_groups:
             group["lr"] = self.rate()
         with self.autocast():
@@ -326,7 +327,7 @@ class Segmenter:
         self.scaler.step(self.optimizer)
         self.scaler.update()
         found = answers[0].detach().argmax(dim=1, keepdim=True)
-        log.add(self.step, {"loss": loss.detach(), "Dice": dice_of(found, maps)})
+        log.add(self.step, {"loss": loss.detach(), "Dice": dice_of_batch(found, maps)})
         self.step += 1
 
     def state(self):
@@ -369,7 +370,7 @@ class Segmenter:
         runs.load_optimizer(self.optimizer, state["optimizer"])
         if self.scaler.is_enabled():
             self.scaler.load_state_dict(state["scaler"])
-        self.step, self.reverts, self.best = (state[name] for name in ("step", "reverts", "best"))
+        self.step, self.reverts, self.best = state["step"], state["reverts"], state["best"]
 
     def preview(self):
         """Truth and answer of the first cases, from above."""
@@ -404,7 +405,7 @@ class Segmenter:
             )
 
 
-def dice_of(found, truth):
+def dice_of_batch(found, truth):
     """Dice of all vessels as one. Shapes: two of (B, 1, X, Y, Z) -> scalar"""
     one, other = found > 0, truth > 0
     return 2 * (one & other).sum() / (one.sum() + other.sum()).clamp_min(1)
@@ -564,13 +565,7 @@ def predict(config):
     for path, scan, found, about in label_volumes(predictor, names):
         save_labels(found, scan.affine, folder / f"{names[path]}.nii.gz", predictor.classes.table)
         rows.append({"case": names[path], **about})
-    with (
-        atomic_path(folder / "confidence.csv") as part,
-        open(part, "w", newline="", encoding="utf-8") as file,
-    ):
-        table = csv.DictWriter(file, list(rows[0]))
-        table.writeheader()
-        table.writerows(rows)
+    write_records(folder / "confidence.csv", rows)
     empty = [row["case"] for row in rows if not row["voxels"]]
     if empty:
         print(f"Warning: no vessel was found in {len(empty)} of {len(rows)} volumes, as {empty[0]}.")

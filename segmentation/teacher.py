@@ -22,11 +22,11 @@ if sys.path[0] == str(Path(__file__).resolve().parent):
 
 from volumetric.cli import UserError, check_device_name, check_fields, one_line_errors, option, parse_cli
 from volumetric.collection import find, find_volumes
-from volumetric.files import atomic_path, new_folder
+from volumetric.files import new_folder, write_json
 from volumetric.names import names_in
-from volumetric.pages import write_table
 from volumetric.parallel import prepare_process
 from volumetric.pictures import new_axes, save_figure
+from volumetric.tables import write_records
 
 import numpy as np
 from nibabel.affines import voxel_sizes
@@ -90,7 +90,7 @@ class Limits:
     n: int
 
 
-def measured(labels, spacing, names):
+def sizes_of(labels, spacing, names):
     """{class: (ml, pieces)} of a label map, and of "all"; (X, Y, Z), (3,) mm, {id: name}."""
     voxel_ml = float(np.prod(spacing)) / 1000
     masks = {names[n]: labels == n for n in map(int, np.unique(labels)) if n} | {"all": labels > 0}
@@ -101,7 +101,7 @@ def limits_of(maps, names):
     """Limits of some real label maps.
 
     Args:
-        maps: [{class: (ml, pieces)}], as `measured` gives them.
+        maps: [{class: (ml, pieces)}], as `sizes_of` gives them.
         names: Of the classes.
     """
     volume, pieces = {}, {}
@@ -124,7 +124,7 @@ def read_limits(paths, table):
     if len(paths) < FEWEST:
         raise UserError(f"--reference has {len(paths)} label maps, at least {FEWEST} are needed.")
     maps = [read_labels(path, table) for path in tqdm(paths, "Measuring real maps", leave=False)]
-    found = [measured(array, voxel_sizes(affine), names) for array, affine in maps]
+    found = [sizes_of(array, voxel_sizes(affine), names) for array, affine in maps]
     return limits_of(found, list(names.values()))
 
 
@@ -190,10 +190,10 @@ def rows_there(folder, origin):
     return {(row["case"], row["content"]): row for row in rows if place_of(folder, row).is_file()}
 
 
-def judge(scan, predictor, limits, config):
+def label_and_check(scan, predictor, limits, config):
     """(label map along the file's axes, {column of gate.csv: what the gate says of it})."""
     labels, sure = predictor.label(scan)
-    found = measured(labels, scan.spacing, TABLES[predictor.classes.table])
+    found = sizes_of(labels, scan.spacing, TABLES[predictor.classes.table])
     why = reasons(found if labels.any() else {}, sure["confidence"], limits, config.least_confidence)
     verdict = {"kept": not (why and config.withhold), "confidence": sure["confidence"]}
     verdict |= {"volume_ml": found["all"][0], "pieces": found["all"][1], "reasons": "; ".join(why)}
@@ -225,7 +225,7 @@ def label_folder(config, folder=None, reference=None):
         scan = read_scan(path)
         known = name, scan.volume.content
         if known not in there:
-            labels, verdict = judge(scan, predictor, limits, config)
+            labels, verdict = label_and_check(scan, predictor, limits, config)
             row = {"case": name, "content": scan.volume.content, **verdict, "origin": origin}
             if others := [one for one in there if one[0] == name]:  # volumes that were called so: their rows
                 there = {one: there[one] for one in there if one not in others}  # end before their maps
@@ -236,10 +236,9 @@ def label_folder(config, folder=None, reference=None):
         rows.append(there[known])
     keep_only(folder, [place_of(folder, row) for row in rows])
     write_gate(folder, rows)
-    with atomic_path(folder / "gate.json") as part:
-        kept = sum(str(row["kept"]) == "True" for row in rows)
-        record = {"limits": asdict(limits), "settings": asdict(config), "kept": kept}
-        part.write_text(json.dumps(record, indent=1), encoding="utf-8")
+    kept = sum(str(row["kept"]) == "True" for row in rows)
+    record = {"limits": asdict(limits), "settings": asdict(config), "kept": kept}
+    write_json(folder / "gate.json", record)
     tell(folder, rows, about["table"])
     return folder
 
@@ -254,7 +253,7 @@ def keep_only(folder, paths):
 
 def write_gate(folder, rows):
     """Write gate.csv."""
-    write_table(folder / "gate.csv", COLUMNS, [[row[name] for name in COLUMNS] for row in rows])
+    write_records(folder / "gate.csv", rows, COLUMNS)
 
 
 def add_to_gate(folder, row):

@@ -146,7 +146,7 @@ def test_placed_features_keep_distances(volume_features):
 
 def test_features_of_a_volume_do_not_depend_on_the_others(volume_features):
     arrays = [random_array(n, (16, 24, 8)) for n in range(4)]
-    alone, together = volume_features(arrays[2], np.eye(4)), volume_features.together(arrays)[2]
+    alone, together = volume_features(arrays[2], np.eye(4)), volume_features.of_batch(arrays)[2]
     for name in ("features", "placed"):
         assert np.array_equal(alone[name], together[name]) and alone[name].shape == (1, 512)
     turned = volume_features(np.ascontiguousarray(arrays[2][:, ::-1]), np.eye(4))

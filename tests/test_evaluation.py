@@ -529,10 +529,10 @@ def test_report_shows_every_number_and_picture_without_a_network(report):
 
 def test_second_run_measures_nothing_and_one_changed_file_alone(folders, report, tmp_path, monkeypatch):
     seen = []
-    measured = extractors.VolumeFeatures.together
+    measured = extractors.VolumeFeatures.of_batch
     monkeypatch.setattr(
         extractors.VolumeFeatures,
-        "together",
+        "of_batch",
         lambda self, arrays: seen.extend(arrays) or measured(self, arrays),
     )
     for which in ("real", "generated"):

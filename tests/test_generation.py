@@ -170,7 +170,7 @@ def test_full_disk_is_said_and_the_rest_is_kept(trained, name, tmp_path, monkeyp
 
 @pytest.mark.parametrize("name", ["progressive", "label_to_volume"])
 def test_batches_halve_when_the_memory_is_short(trained, name, tmp_path, monkeypatch, capsys):
-    painter, sizes = {"progressive": pw, "label_to_volume": l2v}[name].Painter, []
+    painter, sizes = {"progressive": pw.StageSynthesizer, "label_to_volume": l2v.Painter}[name], []
     draw = painter.draw
 
     def limited(self, given, labels, *more):

@@ -188,10 +188,10 @@ def test_a_radiological_network_gives_a_second_opinion(people, evaluated, tmp_pa
 
 def test_the_cache_knows_libraries_and_protocol_and_not_the_report(people, tmp_path, monkeypatch):
     seen = []
-    measured = extractors.VolumeFeatures.together
+    measured = extractors.VolumeFeatures.of_batch
     monkeypatch.setattr(
         extractors.VolumeFeatures,
-        "together",
+        "of_batch",
         lambda self, arrays: seen.extend(arrays) or measured(self, arrays),
     )
     folders = {"real": str(people / "real"), "generated": str(people / "other")}

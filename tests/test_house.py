@@ -19,7 +19,7 @@ GROUND = {
     "names": {"cli"},
     "collection": {"cli", "files", "geometry", "machine", "names", "tables"},
     "dicom_writing": {"cli", "files", "geometry"},
-    "pictures": {"files"},
+    "pictures": {"files", "geometry"},
     "pages": {"files"},
     "parallel": {"cli"},
     "dataset": {"cli", "collection", "files", "geometry", "machine", "parallel", "tables"},
@@ -185,6 +185,16 @@ def test_methods_of_the_trainer_fit_a_screen():
     trainer = next(n for n in tree.body if isinstance(n, ast.ClassDef) and n.name == "Trainer")
     lengths = {n.name: n.end_lineno - n.lineno + 1 for n in trainer.body if isinstance(n, ast.FunctionDef)}
     assert max(lengths.values()) <= LONGEST_METHOD, {n: k for n, k in lengths.items() if k > LONGEST_METHOD}
+
+
+@pytest.mark.parametrize("path", CODE, ids=lambda p: str(p.relative_to(ROOT)))
+def test_what_two_plain_lines_say_is_no_riddle(path):
+    """No `a, b = (f(x) for x in (p, q))`, no `zip(*rows)`: a reader would run them in the head."""
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Assign) and isinstance(node.value, ast.GeneratorExp | ast.ListComp):
+            assert not isinstance(node.targets[0], ast.Tuple), f"line {node.lineno}: two lines, please"
+        if isinstance(node, ast.Call) and getattr(node.func, "id", "") == "zip":
+            assert not any(isinstance(a, ast.Starred) for a in node.args), f"line {node.lineno}: name them"
 
 
 @pytest.mark.parametrize("path", CODE, ids=lambda p: str(p.relative_to(ROOT)))

@@ -218,14 +218,18 @@ def test_augmentation_has_gradients_of_first_and_second_order(name):
     assert float((gradient * step).sum()) == pytest.approx(numeric, rel=2e-2, abs=2e-3)
 
 
+def transformed(volumes, matrices, spacing):
+    """Volumes seen through linear maps of millimetres, as rotation and scaling see them."""
+    maps = diff_augment.sampling_matrices(matrices, volumes.shape, volumes.device, spacing)
+    return diff_augment.sample_volumes(volumes, maps)
+
+
 def test_resampling_has_its_transposed_as_gradient():
     x, y = volumes_of(4).double(), volumes_of(5).double().requires_grad_()
     matrices = np.stack([np.eye(3) * 1.1, np.eye(3)[[0, 2, 1]]])
-    z = diff_augment.transform_volumes(x.float().requires_grad_(), matrices, SPACING)
+    z = transformed(x.float().requires_grad_(), matrices, SPACING)
     grid_x = x.float().requires_grad_()
-    (back,) = torch.autograd.grad(
-        diff_augment.transform_volumes(grid_x, matrices, SPACING), grid_x, y.float()
-    )
+    (back,) = torch.autograd.grad(transformed(grid_x, matrices, SPACING), grid_x, y.float())
     assert float((z * y).sum()) == pytest.approx(float((x * back).sum()), rel=1e-4)
 
 
@@ -234,7 +238,7 @@ def test_rotation_is_in_millimetres():
     volume = torch.zeros(1, 1, 5, 33, 33)
     volume[0, 0, 2, 16 + 6, 16] = 1  # 6 voxels of 0.5 mm along h
     turn = np.array([[[1.0, 0, 0], [0, 0, -1], [0, 1, 0]]])
-    moved = diff_augment.transform_volumes(volume, turn, (1, 0.5, 0.25))
+    moved = transformed(volume, turn, (1, 0.5, 0.25))
     place = np.unravel_index(int(moved.argmax()), moved.shape)
     assert place[2:4] == (2, 16) and abs(place[4] - 16) == 12  # 12 voxels of 0.25 mm along w
 
@@ -242,7 +246,7 @@ def test_rotation_is_in_millimetres():
 def test_scaling_is_about_the_centre():
     volume = torch.zeros(1, 1, 5, 33, 33)
     volume[0, 0, 2, 16 + 4, 16 - 4] = 1
-    larger = diff_augment.transform_volumes(volume, np.eye(3)[None] / 2, (1, 1, 1))
+    larger = transformed(volume, np.eye(3)[None] / 2, (1, 1, 1))
     assert np.unravel_index(int(larger.argmax()), larger.shape)[2:] == (2, 24, 8)
 
 
@@ -339,7 +343,7 @@ def test_volumes_beside_the_class_folders_are_refused(data):
 
 
 def test_balanced_epochs_show_every_class_equally_often():
-    classes = dataset.Classes(["a", "b", "c"], np.array([0] * 20 + [1] * 3 + [2] * 7), balanced=True)
+    classes = dataset.VolumeClasses(["a", "b", "c"], np.array([0] * 20 + [1] * 3 + [2] * 7), balanced=True)
     np.testing.assert_allclose(classes.shares(), 1 / 3)
     for seed in range(5):
         order = dataset.SeededBatches(30, 5, 0, (0,), classes=classes).order(np.random.default_rng(seed))
@@ -371,7 +375,7 @@ def conditional(make_config, label_table):
 
 def test_labels_stay_with_their_volumes(conditional):
     volumes, labels = conditional.next_real()
-    (indices,) = conditional.seen[-1:]
+    (indices,) = conditional.step_volumes[-1:]
     assert labels.tolist() == [conditional.classes.of_volumes[i] for i in indices]
     assert volumes.shape[0] == len(labels)
 

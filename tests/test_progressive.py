@@ -87,9 +87,9 @@ def test_fades_are_their_neighbours_at_both_ends(folder):
         torch.testing.assert_close(half, (pw.grown(small, factors[stage]) + large) / 2)
         volumes = torch.rand(4, 1, *large.shape[2:])
         below = F.avg_pool3d(volumes, factors[stage])
-        faded = networks.judged(volumes, None, stage, 0.0, 4)
-        torch.testing.assert_close(faded, networks.judged(below, None, stage - 1, 1.0, 4))
-        whole = networks.judged(volumes, None, stage, 1.0, 4)
+        faded = networks.critic(volumes, None, stage, 0.0, 4)
+        torch.testing.assert_close(faded, networks.critic(below, None, stage - 1, 1.0, 4))
+        whole = networks.critic(volumes, None, stage, 1.0, 4)
         assert float((whole - faded).abs().max()) > 1e-4
 
 
@@ -135,11 +135,11 @@ def test_penalties_of_a_run_by_hand(folder, monkeypatch, kind, expected):
     slope[0, 0, 0, 0, :2] = torch.tensor([3.0, 4.0])
     at = []
 
-    def judged(volumes, *args):
+    def critic(volumes, *args):
         at.append(volumes.detach())
         return (volumes * slope).sum(dim=(1, 2, 3, 4))
 
-    monkeypatch.setattr(trainer.networks, "judged", judged)
+    monkeypatch.setattr(trainer.networks, "critic", critic)
     real, fake = torch.zeros(16, 1, 4, 4, 4), torch.ones(16, 1, 4, 4, 4)
     _, generator = trainer.random(0, 0)
     value = trainer.penalize(real, fake, None, 1.0, generator)

@@ -132,7 +132,7 @@ def test_zero_centred_penalties_are_of_what_d_sees_and_lazy(make_config, monkeyp
     config = replace(trainer.config, penalty="r1r2", penalty_every=4, gamma=0.5, fp16=False)
     trainer = sg.Trainer(config, trainer.audit)
     slope = torch.randn(1, 1, 4, 8, 8)
-    monkeypatch.setattr(trainer, "judge", lambda volumes, _: (volumes * slope).sum(dim=(1, 2, 3, 4)))
+    monkeypatch.setattr(trainer, "logits", lambda volumes, _: (volumes * slope).sum(dim=(1, 2, 3, 4)))
     monkeypatch.setattr(trainer.scaler, "scale", lambda loss: Spy(loss))
 
     class Spy:
@@ -223,8 +223,8 @@ def test_d_sees_how_volumes_differ(make_config, capsys):
     trainer = sg.train_from_folder(make_config(recipe="robust", batch_size=4, num_train_steps=1, fp16=False))
     one, other = torch.rand(2, 1, *trainer.config.shape)
     with torch.no_grad():
-        alike = trainer.judge(one.expand(4, 1, *one.shape[1:]), None)
-        among = trainer.judge(torch.stack([one, one, one, other]), None)
+        alike = trainer.logits(one.expand(4, 1, *one.shape[1:]), None)
+        among = trainer.logits(torch.stack([one, one, one, other]), None)
     assert torch.allclose(alike, alike[0].expand(4)) and not torch.allclose(alike[0], among[0], rtol=1e-4)
     sg.Trainer(make_config(recipe="robust", batch_size=3))
     assert "--minibatch_std sees nothing in 3 volumes" in capsys.readouterr().out

@@ -9,13 +9,14 @@ from pathlib import Path
 from volumetric.cli import UserError
 from volumetric.collection import content_of_set
 from volumetric.files import part_of
-from volumetric.sidecars import write_trained_on
+from volumetric.sidecars import write_drawn_for, write_trained_on
 
 import nibabel as nib
 import numpy as np
 import pytest
 
 from segmentation import experiment, experiment_page, segmentation
+from segmentation.comparison import Cell
 from segmentation.labels import contents_of, remap, save_labels
 from tests.conftest import write_split, write_volume
 from tests.pairs import AFFINE, CLASSES, SHAPE, experiment_config, one_pair
@@ -106,6 +107,10 @@ def test_test_subjects_are_in_nothing_that_was_seen(tmp_path):
     with pytest.raises(UserError, match="in the making of synthetic volumes"):
         experiment.open_grid(config)
     sidecar.unlink()
+    write_drawn_for(config.synthetic_labels, [label_map])  # as beside varied maps
+    with pytest.raises(UserError, match=r"in the making of synthetic volumes \(a label map of which others"):
+        experiment.open_grid(config)
+    next(Path(config.synthetic_labels).glob("drawn_for-*.json")).unlink()
     save_labels(ids, AFFINE, Path(config.synthetic_labels) / "case11.nii.gz", "topcow2024")
     with pytest.raises(UserError, match=f"{test}, the label map of test subject case20, .*case11"):
         experiment.open_grid(config)
@@ -121,22 +126,22 @@ def test_one_voxel_size_for_all_networks(tmp_path):
         save_labels(labels, fine, Path(config.synthetic_labels) / f"case{n}.nii.gz", "topcow2024")
     grid = experiment.open_grid(config)
     assert np.allclose(grid.spacing, [0.6, 0.6, 0.8])
-    assert {case.image.shape for pool in grid.pools for case in pool} == {SHAPE}
-    (case,) = (case for case in grid.pools[1] if case.name == "case10")
+    assert {case.image.shape for case in grid.real + grid.synthetic} == {SHAPE}
+    (case,) = (case for case in grid.synthetic if case.name == "case10")
     assert np.array_equal(CLASSES.to_ids(case.labels), one_pair(10)[1])
 
 
 def test_a_run_is_known_by_what_it_was_trained_on(tmp_path, capsys):
     config = experiment_config(tmp_path)
-    grid = experiment.open_grid(config)
-    folder = experiment.folder_of_run(config, (0, 3), 0, grid.cases((0, 3), 0))
+    grid, cell = experiment.open_grid(config), Cell(0, 3)
+    folder = experiment.folder_of_run(config, cell, 0, grid.cases(cell, 0))
     (folder / "scores.json").write_text("{}", encoding="utf-8")
-    assert experiment.folder_of_run(config, (0, 3), 0, grid.cases((0, 3), 0)) == folder
+    assert experiment.folder_of_run(config, cell, 0, grid.cases(cell, 0)) == folder
     assert (folder / "scores.json").exists()
     for n in range(10, 16):  # other volumes under the same names
         write_volume(Path(config.synthetic) / f"case{n}.nii.gz", one_pair(n)[0][:, ::-1], AFFINE)
     grid = experiment.open_grid(config)
-    folder = experiment.folder_of_run(config, (0, 3), 0, grid.cases((0, 3), 0))
+    folder = experiment.folder_of_run(config, cell, 0, grid.cases(cell, 0))
     assert not (folder / "scores.json").exists() and (folder.parent / f"{folder.name}.earlier").exists()
     assert "was trained on other volumes or label maps" in capsys.readouterr().out
     write_volume(Path(config.real) / "case1.nii.gz", one_pair(29)[0], AFFINE)
@@ -294,7 +299,7 @@ def test_the_record_says_of_which_contents_it_is(tmp_path):
     grid = experiment.open_grid(config)
     real, generated, held_out = (record["contents"][name] for name in ("training", "generated", "held_out"))
     assert set(held_out) == {pair.identity.volume for pair in grid.tests.values()}
-    for used, pool, number in ((real, grid.pools[0], 2), (generated, grid.pools[1], 3)):
+    for used, pool, number in ((real, grid.real, 2), (generated, grid.synthetic, 3)):
         assert len(used) == number and set(used) <= {case.identity.volume for case in pool}
     settings = json.loads((tmp_path / "out" / "settings.json").read_text(encoding="utf-8"))
     assert settings["contents"] == {name: record["made_of"][name] for name in ("real", "test", "synthetic")}

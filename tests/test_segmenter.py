@@ -439,7 +439,7 @@ def results_of(gain):
         return {s: {"Dice_ClsAvgDice": v + shift + rng.normal(0, 0.002)} for s, v in subjects.items()}
 
     cells = {(5, 0): 0, (20, 0): 0.1, (5, 50): gain, (0, 50): gain - 0.2}
-    return {cell: {seed: scored(shift) for seed in (0, 1)} for cell, shift in cells.items()}
+    return {comparison.Cell(*cell): {seed: scored(shift) for seed in (0, 1)} for cell, shift in cells.items()}
 
 
 @pytest.mark.parametrize(("gain", "state"), [(0.05, "good"), (-0.05, "bad"), (0.0, "")])

@@ -127,7 +127,7 @@ def test_a_copy_is_found_whatever_its_sides_shift_and_grey_values():
 
 
 def test_the_encoder_learns_what_stays_of_a_volume():
-    looks = np.stack([similarity.print_of(volume_of(n)).seen for n in range(16)]).astype(np.float32)
+    looks = np.stack([similarity.print_of(volume_of(n)).thumbnail for n in range(16)]).astype(np.float32)
     network = encoder.train_encoder(looks, 0, steps=12)
     rng = np.random.default_rng(1)
     copies = np.stack([encoder.view_of(looks[n], rng) for n in range(16)])
@@ -213,15 +213,18 @@ def test_a_blind_gate_is_inconclusive():
 
     planted = {kind: table(0.9, 10) for kind in controls.KINDS} | {"mirrored": table(0.3, 10)}
     closeness = {"share": 0.5, "interval_95": [0.4, 0.6]}
-    gate = replicas.judge(table(0.2, 30), planted, np.arange(10), threshold, closeness)
+    gate = replicas.verdict_of(table(0.2, 30), planted, np.arange(10), threshold, closeness)
     assert gate["verdict"] == "inconclusive" and gate["reasons"] == [
         "of planted copies (mirrored) 0% are found"
     ]
     closeness["interval_95"] = [0.55, 0.7]
-    assert replicas.judge(table(0.2, 30), planted, np.arange(10), threshold, closeness)["verdict"] == "failed"
+    assert (
+        replicas.verdict_of(table(0.2, 30), planted, np.arange(10), threshold, closeness)["verdict"]
+        == "failed"
+    )
     planted["mirrored"], closeness["interval_95"] = table(0.9, 10), [0.4, 0.6]
     judged = [
-        replicas.judge(table(0.2, 30), planted, np.arange(10), threshold, closeness, left)
+        replicas.verdict_of(table(0.2, 30), planted, np.arange(10), threshold, closeness, left)
         for left in (None, 0, 9)
     ]
     assert [gate["verdict"] for gate in judged] == ["passed", "passed", "inconclusive"]
@@ -452,10 +455,10 @@ def test_what_is_shown_is_known_by_content(sets, tmp_path):
     items = [("real", volume) for volume in volumes_in(sets / "held_out", "--real")]
     made = write_set(tmp_path / "made", range(200, 202))
     items += [("generated", volume) for volume in volumes_in(made, "--generated")]
-    assert turing.shown_of(items, made)["trained_on"] is None
+    assert turing.record_of_items(items, made)["trained_on"] is None
     contents = contents_in(sets / "held_out")
     write_trained_on(made, contents[:3], "m/model_3.pt")
-    shown = turing.shown_of(items, made)
+    shown = turing.record_of_items(items, made)
     assert shown["contents"] == {"real": contents, "generated": contents_in(made)}
     assert reading.told_of_training(shown["trained_on"], 16).startswith("The generator was trained on 3 of")
 

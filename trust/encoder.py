@@ -14,7 +14,7 @@ from torch import nn
 from tqdm import tqdm
 
 from trust.controls import KINDS
-from trust.similarity import SEEN
+from trust.similarity import THUMBNAIL
 
 WIDTHS = (32, 64, 128, 256)  # about a million weights
 FEATURES = 128
@@ -24,21 +24,21 @@ CHANGES = 3  # of them, in a view
 
 
 def view_of(array, rng):
-    """A volume after some random changes, and cut at random. Shapes: SEEN -> SEEN"""
+    """A volume after some random changes, and cut at random. Shapes: THUMBNAIL -> THUMBNAIL"""
     low, high = array.min(), array.max()
-    seen = (array - low) / max(high - low, 1e-6)
+    view = (array - low) / max(high - low, 1e-6)
     for kind in rng.permutation(VIEWS)[: rng.integers(1, CHANGES + 1)]:
-        seen = KINDS[kind](seen, seen, rng)
-    start = [int(rng.integers(0, n // 8 + 1)) for n in SEEN]
-    stop = [n - int(rng.integers(0, n // 8 + 1)) for n in SEEN]
-    mask = np.zeros(SEEN, bool)
+        view = KINDS[kind](view, view, rng)
+    start = [int(rng.integers(0, n // 8 + 1)) for n in THUMBNAIL]
+    stop = [n - int(rng.integers(0, n // 8 + 1)) for n in THUMBNAIL]
+    mask = np.zeros(THUMBNAIL, bool)
     mask[tuple(slice(a, b) for a, b in zip(start, stop, strict=True))] = True
-    seen = np.where(mask, seen, seen.mean())
-    return ((seen - seen.mean()) / max(seen.std(), 1e-6)).astype(np.float32)
+    view = np.where(mask, view, view.mean())
+    return ((view - view.mean()) / max(view.std(), 1e-6)).astype(np.float32)
 
 
 class Encoder(nn.Module):
-    """3D CNN. Shapes: (B, *SEEN) -> (B, FEATURES), norm 1"""
+    """3D CNN. Shapes: (B, *THUMBNAIL) -> (B, FEATURES), norm 1"""
 
     def __init__(self):
         super().__init__()
@@ -60,7 +60,7 @@ def train_encoder(looks, seed, steps=None):
     """Encoder trained on the training volumes.
 
     Args:
-        looks: (n, *SEEN), `seen` of their Prints, float32.
+        looks: (n, *THUMBNAIL), `thumbnail` of their Prints, float32.
         seed: Of weights and views.
         steps: Training steps; None is STEPS.
     """
@@ -84,7 +84,7 @@ def similarities(network, looks, training):
 
     Args:
         network: Encoder.
-        looks, training: (n, *SEEN), (|T|, *SEEN).
+        looks, training: (n, *THUMBNAIL), (|T|, *THUMBNAIL).
 
     Returns:
         ((n,), (n,) indices).

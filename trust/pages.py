@@ -23,7 +23,7 @@ def verdict_card(title, state, lines):
     return f'<div class="verdicts"><div class="verdict {state}"><h3>{title}</h3><ul>{told}</ul></div></div>'
 
 
-def shown(volume, caption):
+def views_of(volume, caption):
     """Planes and projections of a Volume with a caption. Shapes: -> (H, W) uint8"""
     return annotated(array_to_volume(volume.read()), np.diag([*volume.spacing, 1]), caption)
 
@@ -129,8 +129,8 @@ def suspicious(sets, labels, found, share):
     figures = []
     for n in np.argsort(-values, kind="stable")[:SUSPICIOUS]:
         made, real = sets["generated"][n], sets["training"][matches[n]]
-        both = [shown(made, labels[made.path])]
-        both += [] if share else [shown(real, f"training: {labels[real.path]}")]
+        both = [views_of(made, labels[made.path])]
+        both += [] if share else [views_of(real, f"training: {labels[real.path]}")]
         figures.append(picture(np.concatenate(both), f"similarity {three(values[n])}"))
     return section("The most similar pairs, by anatomy", figures)
 
@@ -197,5 +197,5 @@ def told_of_power(power):
 
 
 def around(value, interval):
-    """0.54 [0.45, 0.63]"""
+    """A value and its interval, as text: 0.54 [0.45, 0.63]."""
     return f"{three(value)} [{three(interval[0])}, {three(interval[1])}]"

@@ -131,7 +131,8 @@ def summarise(readers, key, seed):
     right = said == truth[:, None]
     rng, draws = np.random.default_rng(seed), []
     for _ in range(RESAMPLES):
-        rows, columns = (rng.integers(n, size=n) for n in right.shape)
+        rows = rng.integers(right.shape[0], size=right.shape[0])
+        columns = rng.integers(right.shape[1], size=right.shape[1])
         draws.append(right[np.ix_(rows, columns)].mean())
     tail = 100 * (1 - CONFIDENCE) / 2
     pooled = {"accuracy": float(right.mean()), "readers": right.shape[1], "items": len(truth)}
@@ -193,6 +194,6 @@ def write_scores(record, folder):
 
 
 def around(one, name):
-    """0.54 [0.45, 0.63]"""
+    """A share and its interval, as text: 0.54 [0.45, 0.63]."""
     low, high = one[f"{name}_95"]
     return f"{one[name]:.2f} [{low:.2f}, {high:.2f}]"

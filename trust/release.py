@@ -42,7 +42,7 @@ from volumetric.files import (
     write_json,
 )
 from volumetric.released import generator_of, write_safetensors
-from volumetric.sidecars import digest_of, sidecar_of
+from volumetric.sidecars import sidecar_of, volume_digest
 from volumetric.tables import read_table
 
 import numpy as np
@@ -174,7 +174,7 @@ def read_proof(name, given, digest, known):
     called, again = f"--{name} {path}", f"run {PROGRAMS[name]} on volumes of this model"
     with as_damaged(f"{again}, with this version", called):
         verdict, models = record["verdict"], list(record["models"])
-        training, held_out = (set(record["contents"][part]) for part in ("training", "held_out"))
+        training, held_out = set(record["contents"]["training"]), set(record["contents"]["held_out"])
         reasons = "".join(f"; {reason}" for reason in record["reasons"])
     if verdict != "passed":
         raise UserError(f"{called} has not passed: {verdict}{reasons}. This model is not released.")
@@ -240,7 +240,7 @@ def sidecar_read(volume, digest):
         if not is_marked_synthetic(header) or image.header.extensions:
             raise UserError("is not as it was generated (its header says other things): generate it again.")
         array = image.get_fdata(dtype=np.float32)
-        if not shifted and digest_of(array_to_volume(array)) != stored:
+        if not shifted and volume_digest(array_to_volume(array)) != stored:
             raise UserError(f"is not the volume that {path} describes: generate it again.")
     return sidecar
 

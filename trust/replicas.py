@@ -17,6 +17,7 @@ volumes but the flagged ones. Inputs are never written to. Sections:
 Similarities are in similarity.py, copies in controls.py, rates in rates.py, the page in pages.py.
 """
 
+import itertools
 import shutil
 import sys
 from dataclasses import asdict, dataclass
@@ -93,44 +94,128 @@ class ReplicasConfig:
 # ╚══════════════════════════════════════════════════════════════════════════════════════════════════════════╝
 
 
+@dataclass
+class Look:
+    """What is known of a volume when it was compared with the training set.
+
+    Args:
+        nearest: Of `Library.search`.
+        thumbnail: The volume as the encoder takes it, THUMBNAIL.
+        coarse: Coarse similarity to every training volume, (|T|,); None of a planted copy.
+    """
+
+    nearest: dict
+    thumbnail: np.ndarray
+    coarse: np.ndarray | None = None
+
+
 def look(volume):
-    """(similarities of a Volume to the training set, coarse ones to each, what the encoder sees of it)."""
+    """Compare a Volume with the training set, closely and coarsely; returns a Look."""
     one = prepare(volume)
-    return LIBRARY[0].search(one), LIBRARY[0].alike(one), one.seen
+    return Look(LIBRARY[0].search(one), one.thumbnail, LIBRARY[0].alike(one))
+
+
+@dataclass
+class Copying:
+    """How a copy is planted: its Volume, another of which a half may be pasted in, its kind and seed."""
+
+    volume: object
+    other: object
+    kind: str
+    seed: list
 
 
 def look_at_copy(task):
-    """(similarities of a planted copy of a Volume, what the encoder sees of it)."""
-    volume, other, kind, seed = task
-    one = print_of(KINDS[kind](volume.read(), other.read(), np.random.default_rng(seed)))
-    return LIBRARY[0].search(one), one.seen
+    """Compare the copy that a Copying makes with the training set, closely; returns a Look."""
+    rng = np.random.default_rng(task.seed)
+    one = print_of(KINDS[task.kind](task.volume.read(), task.other.read(), rng))
+    return Look(LIBRARY[0].search(one), one.thumbnail)
 
 
-def table_of(found):
-    """{statistic: (similarities (n,), indices (n,))} of what `Library.search` gave for some volumes."""
-    return {name: tuple(np.array([one[name][part] for one in found]) for part in (0, 1)) for name in found[0]}
+def look_coarsely(volume):
+    """Coarse similarities of a Volume to those of the worker's Library."""
+    return LIBRARY[0].alike(prepare(volume))
 
 
-def as_seen(arrays):
-    """What the encoder sees of several volumes. Shapes: n of SEEN float16 -> (n, *SEEN) float32"""
+def table_of(looks):
+    """{statistic: (similarities (n,), indices (n,))} of the nearest training volumes of [Look]."""
+    table = {}
+    for name in looks[0].nearest:
+        similarities = np.array([one.nearest[name][0] for one in looks])
+        indices = np.array([one.nearest[name][1] for one in looks])
+        table[name] = similarities, indices
+    return table
+
+
+@dataclass
+class Searched:
+    """What the search found.
+
+    Args:
+        held_out, generated: `table_of` these volumes.
+        planted: {kind: `table_of` its copies}.
+        subjects: Indices of the training volumes that were copied.
+        coarse: Coarse similarity of every generated volume to every training volume, (n, |T|).
+    """
+
+    held_out: dict
+    generated: dict
+    planted: dict
+    subjects: np.ndarray
+    coarse: np.ndarray
+
+
+def search(sets, config, workers):
+    """Searched of the sets of `read_sets`, by the encoder too where it is wanted."""
+    prints = spread_out(prepare, sets["training"], "Training volumes", workers)
+    library = Library(prints, sets["training"][0].shape)
+    held_out = spread_out(look, sets["held_out"], "Held-out volumes", workers, library)
+    generated = spread_out(look, sets["generated"], "Generated volumes", workers, library)
+    subjects, copies = plant(sets, config, workers, library)
+    tables = [table_of(held_out), table_of(generated), *map(table_of, copies.values())]
+    if config.encoder or (config.encoder is None and len(prints) >= MANY):
+        add_encoder(tables, [held_out, generated, *copies.values()], library, config)
+    planted = dict(zip(copies, tables[2:], strict=True))
+    return Searched(tables[0], tables[1], planted, subjects, np.stack([one.coarse for one in generated]))
+
+
+def as_float32(arrays):
+    """Volumes for the encoder. Shapes: n of THUMBNAIL float16 -> (n, *THUMBNAIL) float32"""
     return np.stack(arrays).astype(np.float32)
 
 
-def with_encoder(tables, seen, library, config):
+def add_encoder(tables, looks, library, config):
     """Add the similarity by a network, trained on the training volumes, to tables of similarities.
 
     Args:
         tables: [`table_of` some volumes].
-        seen: For each of them what the encoder sees of its volumes, lists of arrays.
+        looks: For each of them [Look].
         library: Library of the training volumes.
         config: ReplicasConfig.
     """
     from trust.encoder import similarities, train_encoder
 
-    training = as_seen([one.seen for one in library.prints])
+    training = as_float32([one.thumbnail for one in library.prints])
     network = train_encoder(training, config.seed)
-    for table, arrays in zip(tables, seen, strict=True):
-        table["encoder"] = similarities(network, as_seen(arrays), training)
+    for table, of_table in zip(tables, looks, strict=True):
+        table["encoder"] = similarities(network, as_float32([one.thumbnail for one in of_table]), training)
+
+
+def plant(sets, config, workers, library):
+    """Plant copies of training volumes.
+
+    Returns:
+        (indices of the training volumes that were copied, {kind: [Look] at its copies}).
+    """
+    rng, volumes = np.random.default_rng(config.seed), sets["training"]
+    subjects = np.sort(rng.permutation(len(volumes))[: config.controls])
+    others = rng.integers(len(sets["held_out"]), size=len(subjects))  # of whom a half is pasted beside a copy
+    tasks = []
+    for place, kind in enumerate(KINDS):
+        for n, other in zip(subjects, others, strict=True):
+            tasks.append(Copying(volumes[n], sets["held_out"][other], kind, [config.seed, place, int(n)]))
+    looks = iter(spread_out(look_at_copy, tasks, "Planted copies", workers, library))
+    return subjects, {kind: list(itertools.islice(looks, len(subjects))) for kind in KINDS}
 
 
 # ╔══════════════════════════════════════════════════════════════════════════════════════════════════════════╗
@@ -240,7 +325,7 @@ def closer_to_training(to_training, to_held_out, seed):
     return {"share": share, "interval_95": [low, high], "p": p}
 
 
-def judge(found, planted, subjects, threshold, closeness, left=None):
+def verdict_of(found, planted, subjects, threshold, closeness, left=None):
     """The gate's findings: {"verdict", "reasons", "flags", "p", "controls", "limit"}.
 
     Args:
@@ -258,8 +343,11 @@ def judge(found, planted, subjects, threshold, closeness, left=None):
     for name, flag in flags.items():
         if flag.sum() > limit:
             failures.append(f"{flag.sum()} of {number} are flagged by {name}, chance explains {limit}")
-        seen = [planted[kind][name][0] for kind in REQUIRED if controls[kind]["by"][name] >= LEAST_RECALL]
-        sure = flag & (values[name] > np.percentile(np.concatenate(seen), 5)) if seen else flag & False
+        visible = [kind for kind in REQUIRED if controls[kind]["by"][name] >= LEAST_RECALL]
+        of_copies = [planted[kind][name][0] for kind in visible]
+        sure = (
+            flag & (values[name] > np.percentile(np.concatenate(of_copies), 5)) if of_copies else flag & False
+        )
         if sure.any():
             failures.append(f"{sure.sum()} are as similar by {name} as planted copies are")
     if closeness["interval_95"][0] > 0.5:
@@ -280,7 +368,7 @@ def nearest_of(volumes, found, gate):
     Args:
         volumes: [VolumeFile], generated.
         found: `table_of` these.
-        gate: Of `judge`.
+        gate: Of `verdict_of`.
 
     Returns:
         {content: {"statistic", "similarity", "p"}}.
@@ -317,6 +405,14 @@ def halves_of_held_out(held, threshold, seed):
     return {"n": len(other), "flagged": int(np.any(list(flags.values()), axis=0).sum()), "rate": alone.rate}
 
 
+def closeness_of(sets, searched, config, workers):
+    """`closer_to_training` of the generated volumes."""
+    shape = sets["training"][0].shape
+    held_out = Library(spread_out(prepare, sets["held_out"], "Held-out volumes", workers), shape)
+    coarse = spread_out(look_coarsely, sets["generated"], "Generated against held-out", workers, held_out)
+    return closer_to_training(searched.coarse, np.stack(coarse), config.seed)
+
+
 def run_gate(config):
     """Search, judge, and write what was found.
 
@@ -325,36 +421,21 @@ def run_gate(config):
     """
     sets, left = read_sets(config, FEWEST)
     workers = config.workers or usable_cores()
-    prints = spread_out(prepare, sets["training"], "Training volumes", workers)
-    library = Library(prints, sets["training"][0].shape)
-    looked = {
-        name: spread_out(look, sets[name], title, workers, library)
-        for name, title in (("held_out", "Held-out volumes"), ("generated", "Generated volumes"))
-    }
-    held, found = (table_of([one for one, *_ in looked[n]]) for n in ("held_out", "generated"))
-    planted, subjects, copies = plant(sets, config, workers, library)
-    if config.encoder or (config.encoder is None and len(prints) >= MANY):
-        seen = [[array for *_, array in looked[n]] for n in ("held_out", "generated")]
-        with_encoder([held, found, *planted.values()], [*seen, *copies], library, config)
-    threshold = Threshold({name: values for name, (values, _) in held.items()}, config.alpha)
-    to_training = np.stack([coarse for _, coarse, _ in looked["generated"]])
-    shape = sets["training"][0].shape
-    others = Library(spread_out(prepare, sets["held_out"], "Held-out volumes", workers), shape)
-    ours = spread_out(look_coarsely, sets["generated"], "Generated against held-out", workers, others)
-    closeness = closer_to_training(to_training, np.stack(ours), config.seed)
-    gate = judge(found, planted, subjects, threshold, closeness, left)
-    folder = next_free(Path(config.output))
-    folder.mkdir(parents=True)
+    searched = search(sets, config, workers)
+    held_out = {name: similarities for name, (similarities, _) in searched.held_out.items()}
+    threshold = Threshold(held_out, config.alpha)
+    closeness = closeness_of(sets, searched, config, workers)
+    gate = verdict_of(searched.generated, searched.planted, searched.subjects, threshold, closeness, left)
     record = {
         "verdict": gate["verdict"],
         "reasons": gate["reasons"],
-        "flagged": flagged_list(sets["generated"], sets["training"], found, gate),
-        "nearest": nearest_of(sets["generated"], found, gate),
+        "flagged": flagged_list(sets["generated"], sets["training"], searched.generated, gate),
+        "nearest": nearest_of(sets["generated"], searched.generated, gate),
         "flagged_each": {name: int(flag.sum()) for name, flag in gate["flags"].items()},
         "explained_by_chance": gate["limit"],
         "threshold": threshold.describe(),
         "controls": gate["controls"],
-        "negative_control": halves_of_held_out(held, threshold, config.seed),
+        "negative_control": halves_of_held_out(searched.held_out, threshold, config.seed),
         "closer_to_training": closeness,
         "n": {name: len(volumes) for name, volumes in sets.items()} | {"left_of_training": left},
         "contents": contents_of(sets),
@@ -362,39 +443,24 @@ def run_gate(config):
         "settings": asdict(config),
         "version": __version__,
     }
+    return record, write_gate(record, sets, searched, config)
+
+
+def write_gate(record, sets, searched, config):
+    """Write what a gate found into a new folder: withheld and released volumes, record and page.
+
+    Returns:
+        The folder.
+    """
+    folder = next_free(Path(config.output))
+    folder.mkdir(parents=True)
     kept = withhold(record["flagged"], sets["generated"], folder)
     if record["verdict"] == "passed":
         release(kept, Path(config.generated), folder / "released")
     write_json(folder / "replicas.json", record)
-    write_replicas(record, sets, {"held_out": held, "generated": found, "planted": planted}, folder)
-    return record, folder
-
-
-def look_coarsely(volume):
-    """Coarse similarities of a Volume to those of the worker's Library."""
-    return LIBRARY[0].alike(prepare(volume))
-
-
-def plant(sets, config, workers, library):
-    """Similarities of planted copies.
-
-    Returns:
-        ({kind: `table_of` its copies}, indices of the training volumes that were copied, what the encoder
-        sees of each kind's copies).
-    """
-    rng, volumes = np.random.default_rng(config.seed), sets["training"]
-    subjects = np.sort(rng.permutation(len(volumes))[: config.controls])
-    others = rng.integers(len(sets["held_out"]), size=len(subjects))  # of whom a half is pasted beside a copy
-    tasks = [
-        (volumes[n], sets["held_out"][other], kind, [config.seed, place, int(n)])
-        for place, kind in enumerate(KINDS)
-        for n, other in zip(subjects, others, strict=True)
-    ]
-    found = spread_out(look_at_copy, tasks, "Planted copies", workers, library)
-    number = len(subjects)
-    parts = [found[start : start + number] for start in range(0, len(found), number)]
-    tables = {kind: table_of([one for one, _ in part]) for kind, part in zip(KINDS, parts, strict=True)}
-    return tables, subjects, [[array for _, array in part] for part in parts]
+    tables = {"held_out": searched.held_out, "generated": searched.generated, "planted": searched.planted}
+    write_replicas(record, sets, tables, folder)
+    return folder
 
 
 def withhold(flagged, volumes, folder):

@@ -98,7 +98,7 @@ def numbers(evaluation, names):
     return ("", ", ".join(found)) if found else None
 
 
-def judged(found):
+def answers_of(found):
     """{criterion: [(state, sentence)]} of what was measured; a state is good, bad or empty.
 
     Args:
@@ -340,7 +340,7 @@ def make_card(config):
         "looked_at": check_released(released, found, config),
         "criteria": {
             name: [{"state": state, "text": text} for state, text in told]
-            for name, told in judged(found).items()
+            for name, told in answers_of(found).items()
         },
         "released": str(Path(config.released).resolve()),
         "fingerprint": fingerprint(config.released, [volume.path for volume in released]),

@@ -15,7 +15,7 @@ FINE, WIDE = 0.7, 3.0  # voxels, standard deviations of the band-pass' Gaussians
 SHIFT = 4  # voxels, to either side along every axis
 VESSEL_SHARE = 0.03  # of the voxels, the brightest of the band-passed volume
 COARSE = (32, 32, 16)  # voxels of the volumes of the coarse search, at most
-SEEN = (32, 32, 16)  # voxels that the encoder sees
+THUMBNAIL = (32, 32, 16)  # voxels of what the encoder takes
 COARSE_FINE, COARSE_WIDE = 1.0, 4.0  # voxels of the coarse volumes
 CANDIDATES = 4  # training volumes compared closely, for the whole and for each half
 STATISTICS = ("anatomy", "vessels", "half")
@@ -70,13 +70,13 @@ class Print:
         passed: The band-passed volume, mean 0 and standard deviation 1, float16.
         mask: Of its vessels, bool.
         small: (3, voxels) of the coarse volume and of its halves, norm 1 each.
-        seen: SEEN, the volume as the encoder sees it, mean 0 and standard deviation 1, float16.
+        thumbnail: THUMBNAIL, the volume as the encoder takes it, mean 0 and standard deviation 1, float16.
     """
 
     passed: np.ndarray
     mask: np.ndarray
     small: np.ndarray
-    seen: np.ndarray
+    thumbnail: np.ndarray
 
     def parts(self):
         """{"anatomy", "vessels", "left", "right"}: arrays (X, Y, Z) of norm 1."""
@@ -91,8 +91,8 @@ def print_of(array):
     passed, small = unit(band_pass(array)), coarse(array)
     rows = np.stack([unit(part).ravel() for part in (small, *halves(small))])
     scale = passed.size**0.5  # float16 has no small numbers
-    seen = unit(shrunken(array, SEEN)) * np.prod(SEEN) ** 0.5
-    return Print((passed * scale).astype(np.float16), vessels(passed), rows, seen.astype(np.float16))
+    thumbnail = unit(shrunken(array, THUMBNAIL)) * np.prod(THUMBNAIL) ** 0.5
+    return Print((passed * scale).astype(np.float16), vessels(passed), rows, thumbnail.astype(np.float16))
 
 
 def shifted(small, shape, mirrored):

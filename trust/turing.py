@@ -121,7 +121,7 @@ def as_base64(array, spacing):
     return base64.b64encode(gzip.compress(image.to_bytes(), mtime=0)).decode()
 
 
-def shown_of(items, generated):
+def record_of_items(items, generated):
     """What is shown, for the record.
 
     Args:
@@ -186,7 +186,7 @@ def build(config):
     order = first + rng.permutation(first[: len(first) // 2 or 1])[: config.repeats].tolist()
     key = {name: {"kind": kind, "file": str(v.path)} for name, (kind, v) in zip(names, items, strict=True)}
     record = {"page": rng.bytes(8).hex(), "items": key, "order": [names[n] for n in order]}
-    record |= {"check": found, "treatment": treatment, **shown_of(items, config.generated)}
+    record |= {"check": found, "treatment": treatment, **record_of_items(items, config.generated)}
     spacing = sets["real"][0].spacing.round(4)
     folder = next_free(Path(config.output))
     write_reading(record, [(names[n], as_base64(levels[n], spacing)) for n in order], folder)

@@ -85,7 +85,7 @@ class Option:
     robust: object = UNSET
     section: str | None = None
 
-    def described(self) -> str:
+    def sentence(self) -> str:
         """The sentence for --help, with the choices and what a recipe changes."""
         words = self.choices if isinstance(self.choices, dict) else dict.fromkeys(self.choices)
         meanings = [f"{word} ({text})" if isinstance(text, str) else word for word, text in words.items()]
@@ -101,7 +101,7 @@ def option(default: T, help: str, **settings: Any) -> T:
 
 def inherited(config_class: type, name: str, default: T, **settings: Any) -> T:
     """Field of an option that a base class has, with another default, and other settings of `Option`."""
-    (rules,) = (f.metadata["option"] for f in fields(config_class) if f.name == name)
+    rules = next(f.metadata["option"] for f in fields(config_class) if f.name == name)
     return field(default=default, metadata={"option": replace(rules, **settings)})
 
 

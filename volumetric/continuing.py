@@ -57,8 +57,8 @@ def adopt_settings(
     return config
 
 
-def compare_classes(classes: dataset.Classes | None, source: Path | str, goes_on: bool = True) -> None:
-    """Raise a UserError unless a checkpoint has these Classes; tell if its volumes had others of them."""
+def compare_classes(classes: dataset.VolumeClasses | None, source: Path | str, goes_on: bool = True) -> None:
+    """Raise a UserError unless a checkpoint has these VolumeClasses; tell if its volumes had others."""
     with as_damaged("it is damaged or of another program", source):
         state = runs.read_state(source, check=False)
         there, former = list(map(str, state.get("class_names") or [])), state.get("class_digest")
@@ -94,7 +94,7 @@ def check_number(
     )
 
 
-def refuse_seen(source: Path | str, split: str) -> None:
+def refuse_trained_on(source: Path | str, split: str) -> None:
     """Raise a UserError if a split sets volumes aside that a checkpoint was trained on."""
     known = runs.read_state(source, check=False).get("trained_on") or ()
     aside = [row for row in Split.read(split).rows if row["part"] != "training"]
@@ -144,7 +144,7 @@ def open_audit(
         times: As for `check_number`.
     """
     if source is not None and config.split is not None:
-        refuse_seen(source, config.split)
+        refuse_trained_on(source, config.split)
     cache = "none" if config.dry_run and device.type != "cuda" else config.cache
     chosen: Record = {"split": config.split, "parts": parts}
     paths, _ = choose(config.data, say=dataset.ignore, **chosen)

@@ -162,7 +162,7 @@ class Scale:
     @classmethod
     def of(cls, values, level=None):
         """Scale of values but for a hundredth at each end."""
-        low, high = (float(v) for v in np.quantile(values, (0.01, 0.99)))
+        low, high = np.quantile(values, (0.01, 0.99)).tolist()
         logarithmic = low > 0 and high > 30 * low
         if level is not None and not logarithmic:
             low, high = min(low, level), max(high, level)
@@ -171,7 +171,7 @@ class Scale:
 
     def __call__(self, value):
         """From the top; what lies outside is at the edge."""
-        value, low, high = (np.clip(v, self.low, self.high) for v in (value, self.low, self.high))
+        value, low, high = np.clip(value, self.low, self.high), self.low, self.high
         if self.logarithmic:
             value, low, high = np.log10(value), np.log10(low), np.log10(high)
         return TOP + (HIGH - TOP - BELOW) * (1 - (value - low) / (high - low))
@@ -196,7 +196,7 @@ def curve(points, last, level=None, dots=False):
         level: Value that is marked.
         dots: Mark every value.
     """
-    steps, values, lows, highs = (np.asarray(p, dtype=float) for p in points)
+    steps, values, lows, highs = np.asarray(points, dtype=float)
     scale = Scale.of(values, level)
     across = LEFT + (WIDE - LEFT - RIGHT) * steps / max(last, 1)
     parts = []

@@ -60,7 +60,7 @@ class Audit:
         summary: Lines for a person to read.
         shape: (X, Y, Z), voxels.
         contents: What every volume is known by; see collection.py.
-        classes: Classes of the volumes, or None.
+        classes: VolumeClasses, or None.
     """
 
     paths: list[Path]
@@ -70,7 +70,7 @@ class Audit:
     summary: list[str]
     shape: Sequence[int]
     contents: Sequence[str] = ()
-    classes: "Classes | None" = None
+    classes: "VolumeClasses | None" = None
 
     @property
     def left_right(self) -> int:
@@ -108,7 +108,7 @@ class Audit:
 
 
 @dataclass
-class Classes:
+class VolumeClasses:
     """The classes of a data set.
 
     Args:
@@ -147,7 +147,7 @@ def some_volumes(audit: Audit, number: int, members: Sequence[int] | None = None
 
 
 def draw_classes(shares: np.ndarray, uniform: np.ndarray) -> np.ndarray:
-    """Classes drawn by uniform numbers in [0, 1). Shapes: (classes,), (B,) -> (B,) int64"""
+    """VolumeClasses drawn by uniform numbers in [0, 1). Shapes: (classes,), (B,) -> (B,) int64"""
     return np.searchsorted(np.cumsum(shares)[:-1], uniform, side="right")
 
 
@@ -162,7 +162,7 @@ def seeded_classes(seeds: Sequence[int], shares: np.ndarray | None) -> torch.Ten
 def labels_of_seeds(
     seeds: Sequence[int], names: Sequence[str], shares: np.ndarray | None, name: str | None = None
 ) -> torch.Tensor | None:
-    """Classes of the volumes of some seeds: the named one, or drawn as often as shown in training.
+    """VolumeClasses of the volumes of some seeds: the named one, or drawn as often as shown in training.
 
     Args:
         seeds: B integers.
@@ -189,7 +189,7 @@ def read_classes(
     balanced: bool = False,
     split: str | None = None,
     parts: Sequence[str] = ("training",),
-) -> Classes:
+) -> VolumeClasses:
     """The class of every volume, in the order of the audit.
 
     Args:
@@ -225,7 +225,7 @@ def read_classes(
     names = sorted(set(of))
     if len(names) < 2:
         raise UserError(f"--labels {labels} gives every volume the class {names[0]}: it needs two or more.")
-    return Classes(names, np.array([names.index(name) for name in of]), balanced)
+    return VolumeClasses(names, np.array([names.index(name) for name in of]), balanced)
 
 
 def ignore(_: object) -> None:
@@ -483,39 +483,6 @@ def allocate(path: Path, shape: Sequence[int]) -> np.memmap:
     return voxels
 
 
-def joined(parts: list[Any]) -> Any:
-    """Micro-batches as one batch. Shapes: [(B, ...)] -> (b, ...); None of those that are None"""
-    return parts[0] if len(parts) == 1 or parts[0] is None else torch.cat(parts)
-
-
-@dataclass(frozen=True)
-class Batch:
-    """Volumes and their classes.
-
-    Args:
-        volumes: (b, 1, D, H, W).
-        labels: (b,), or None without classes.
-    """
-
-    volumes: torch.Tensor
-    labels: torch.Tensor | None = None
-
-    @classmethod
-    def cat(cls, batches: "Sequence[Batch]") -> "Batch":
-        """Some as one."""
-        return cls(joined([one.volumes for one in batches]), joined([one.labels for one in batches]))
-
-    def split(self, size: int) -> "list[Batch]":
-        """Parts of `size` volumes."""
-        parts = self.volumes.split(size)
-        labels = len(parts) * [None] if self.labels is None else self.labels.split(size)
-        return [Batch(*part) for part in zip(parts, labels, strict=True)]
-
-    def with_volumes(self, volumes: torch.Tensor) -> "Batch":
-        """A Batch of other volumes, of the same classes."""
-        return Batch(volumes, self.labels)
-
-
 class VolumeDataset(Dataset):
     """Training volumes; an item is asked for by (index, flip), so that who reads it changes nothing.
 
@@ -550,7 +517,7 @@ class SeededBatches(Sampler):
         key: Seed of the order, a tuple of integers >= 0.
         start: Number of the first batch, counted from the start of the training.
         group: Group; every process gets its part of each batch.
-        classes: Classes; if they are balanced, an epoch has as many volumes of each, some of them again.
+        classes: VolumeClasses; if they are balanced, an epoch has as many volumes of each, some again.
         members: Indices to draw from, (length,); None is 0, 1, ...
     """
 
@@ -562,7 +529,7 @@ class SeededBatches(Sampler):
         key: tuple[int, ...],
         start: int = 0,
         group: Group | None = None,
-        classes: Classes | None = None,
+        classes: VolumeClasses | None = None,
         members: Sequence[int] | None = None,
     ) -> None:
         self.length, self.batch_size, self.flip_prob = length, batch_size, flip_prob
@@ -603,10 +570,44 @@ def outlive_signals(_: object) -> None:
 def batches_of(volumes: torch.Tensor, batches: SeededBatches, left_right: int) -> Iterator[Loaded]:
     """Yield (volumes (B, 1, Z, X, Y), indices (B,)) of volumes that are on the device, (N, 1, Z, X, Y)."""
     for batch in batches:
-        indices, flips = (torch.tensor(one) for one in zip(*batch, strict=True))
+        indices = torch.tensor([index for index, _ in batch])
+        flips = torch.tensor([flip for _, flip in batch])
         chosen = volumes[to_device(indices, volumes.device)]
         flips = to_device(flips, volumes.device).view(-1, 1, 1, 1, 1)
         yield torch.where(flips, chosen.flip(left_right), chosen), indices
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Volumes and their classes, on the way through a step.
+
+    Args:
+        volumes: (b, 1, D, H, W).
+        labels: (b,), or None without classes.
+    """
+
+    volumes: torch.Tensor
+    labels: torch.Tensor | None = None
+
+    @classmethod
+    def cat(cls, batches: list["Batch"]) -> "Batch":
+        """The volumes of several Batches, in their order, as one."""
+        return cls(cat([one.volumes for one in batches]), cat([one.labels for one in batches]))
+
+    def split(self, size: int) -> list["Batch"]:
+        """Parts of `size` volumes."""
+        volumes = self.volumes.split(size)
+        labels = len(volumes) * [None] if self.labels is None else self.labels.split(size)
+        return [Batch(*part) for part in zip(volumes, labels, strict=True)]
+
+    def with_volumes(self, volumes: torch.Tensor) -> "Batch":
+        """A Batch of other volumes, of the same classes."""
+        return Batch(volumes, self.labels)
+
+
+def cat(parts: list[Any]) -> Any:
+    """Micro-batches as one batch. Shapes: [(B, ...)] -> (b, ...); None of those that are None"""
+    return parts[0] if len(parts) == 1 or parts[0] is None else torch.cat(parts)
 
 
 def make_loader(

@@ -76,7 +76,7 @@ def write_dicom(array, affine, path, origin, kind="enhanced"):
         raise UserError("has NaN or Inf, which DICOM has no numbers for: repair it")
     frames, place = Place.of(np.asarray(array), affine)
     grey = Grey.of(frames)
-    common = header_of(origin, digest_of(frames))
+    common = header_of(origin, frames_digest(frames))
     path.parent.mkdir(parents=True, exist_ok=True)
     if kind == "enhanced":
         with atomic_path(path) as part:
@@ -91,7 +91,7 @@ def write_dicom(array, affine, path, origin, kind="enhanced"):
     return path
 
 
-def digest_of(frames):
+def frames_digest(frames):
     """First digits of the SHA-256 of the voxels, to tell one nobody from another."""
     return hashlib.sha256(np.ascontiguousarray(frames).tobytes()).hexdigest()[:12]
 
@@ -273,7 +273,8 @@ def with_pixels(header, stored, sop_class):
 
 def window(grey):
     """The window that shows all grey values; a width below 1 asks for LINEAR_EXACT (PS3.3 C.11.2.1.3)."""
-    low, high = (grey.slope * float(end) + grey.intercept for end in (grey.stored.min(), grey.stored.max()))
+    low = grey.slope * float(grey.stored.min()) + grey.intercept
+    high = grey.slope * float(grey.stored.max()) + grey.intercept
     center, width = numbers(((low + high) / 2, max(high - low, 1e-6)))
     return {"WindowCenter": center, "WindowWidth": width, "VOILUTFunction": "LINEAR_EXACT"}
 

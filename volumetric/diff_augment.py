@@ -187,14 +187,9 @@ def sample_volumes(volumes, theta):
     return Resampling.apply(volumes, grid)
 
 
-def transform_volumes(volumes, matrices, spacing):
-    """Both of these. Shapes: (B, 1, D, H, W), (B, 3, 3) numpy -> (B, 1, D, H, W)"""
-    return sample_volumes(volumes, sampling_matrices(matrices, volumes.shape, volumes.device, spacing))
-
-
 def draw_turns(rng, shape, device, spacing, degrees=10):
     """Turns about random axes by up to `degrees`, in millimetres. Shapes: -> (B, 3, 4)"""
-    height, around, turn = (rng.random(shape[0]) for _ in range(3))
+    height, around, turn = rng.random(shape[0]), rng.random(shape[0]), rng.random(shape[0])
     z = 2 * height - 1  # an axis uniform on the sphere
     radius, around = np.sqrt(1 - z**2), 2 * np.pi * around
     axes = np.stack([z, radius * np.cos(around), radius * np.sin(around)], axis=1)
@@ -309,7 +304,7 @@ class AdaptiveAugmentation:
 
     def __init__(self, prob, target, volumes):
         self.prob, self.target, self.volumes = prob, target, volumes
-        self.signs, self.seen = 0.0, 0  # since the last update,
+        self.signs, self.observed = 0.0, 0  # since the last update,
         self.arriving = (0.0, 0)  # and between the last two
 
     @staticmethod
@@ -324,7 +319,7 @@ class AdaptiveAugmentation:
     def observe(self, signs, number):
         """Count the sum of `signs_of`, of a number of real volumes."""
         self.signs = self.signs + signs
-        self.seen += number
+        self.observed += number
 
     def update(self):
         """Move the probability by the share of `volumes` that was seen between the last two updates.
@@ -335,17 +330,17 @@ class AdaptiveAugmentation:
         if seen:
             change = math.copysign(seen / self.volumes, float(signs) / seen - self.target)
             self.prob = min(max(self.prob + change, 0.0), 1.0)
-        self.arriving = (Arriving(self.signs), self.seen)
-        self.signs, self.seen = 0.0, 0
+        self.arriving = (Arriving(self.signs), self.observed)
+        self.signs, self.observed = 0.0, 0
 
     def state(self):
         """What a checkpoint holds."""
         arriving = (float(self.arriving[0]), self.arriving[1])
-        return {"prob": self.prob, "signs": float(self.signs), "seen": self.seen, "arriving": arriving}
+        return {"prob": self.prob, "signs": float(self.signs), "seen": self.observed, "arriving": arriving}
 
     def load(self, state):
         """Take up the state of a checkpoint."""
-        self.prob, self.signs, self.seen = state["prob"], state["signs"], state["seen"]
+        self.prob, self.signs, self.observed = state["prob"], state["signs"], state["seen"]
         self.arriving = tuple(state.get("arriving", self.arriving))
 
 
@@ -390,6 +385,6 @@ def augmented(volumes, drawn, left_right=-2):
 
 
 def augment(volumes, prob, types, rng, spacing=(1, 1, 1), left_right=-2, each=False):
-    """Both of these: with probability `prob` a flip with probability 0.5, and AUGMENTATIONS."""
+    """With probability `prob` a flip with probability 0.5, and AUGMENTATIONS, drawn and computed."""
     drawn = draw_augmentation(volumes.shape, volumes.device, prob, types, rng, spacing, each)
     return augmented(volumes, drawn, left_right)

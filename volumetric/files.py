@@ -362,9 +362,9 @@ def new_folder(path: Path | str) -> Path:
     return folder
 
 
-def write_json(path: Path | str, record: object) -> None:
+def write_json(path: Path | str, record: object, indent: int = 1) -> None:
     """Write a record as JSON in one piece, or not at all; numbers that are not finite become null."""
-    text = json.dumps(finite(record), indent=1, allow_nan=False)
+    text = json.dumps(finite(record), indent=indent, allow_nan=False)
     with atomic_path(path) as part:
         part.write_text(text, encoding="utf-8")
 

@@ -45,8 +45,8 @@ from volumetric.sidecars import (
     check_sources,
     compare,
     different,
-    digest_of,
     versions,
+    volume_digest,
     write_trained_on,
 )
 
@@ -374,7 +374,7 @@ class Writer:
         if self.picture_format != "none":
             save_picture(self.picture_of(item, volume), self.path(item, self.picture_format), smallest=1)
         record = self.about | self.made_of(item) | details
-        record |= {"volume_sha256": digest_of(volume), "versions": versions()}
+        record |= {"volume_sha256": volume_digest(volume), "versions": versions()}
         write_json(self.path(item, "json"), record)
 
     def write_more(self, item: Item, drawn: Drawn) -> dict[str, Any]:

@@ -32,7 +32,7 @@ def lines_of(field, rules, default):
     kind = field.type if isinstance(field.type, type) else field.type.__args__[0]
     flag = f"  --{field.name} {KINDS.get(kind, '')}".rstrip()
     shown = "" if default is None or default is False or default == () else f" [{as_typed(default)}]"
-    text = f"{rules.described()}{shown}"
+    text = f"{rules.sentence()}{shown}"
     indent = " " * INDENT
     wrapped = textwrap.wrap(
         text, WIDTH, initial_indent=indent, subsequent_indent=indent, break_on_hyphens=False

@@ -124,6 +124,20 @@ class Smoothing(torch.autograd.Function):
         return Smoothing.apply(gradient)
 
 
+class Blur(nn.Module):
+    """Low-pass filter: the outer product of [1, 2, 1] three times, normalised to sum 1, replicated borders.
+
+    Shapes: (B, C, D, H, W) -> (B, C, D, H, W)
+    """
+
+    def __init__(self):
+        super().__init__()
+        self.register_buffer("f", torch.tensor([1.0, 2.0, 1.0]))  # as in the original's state dict
+
+    def forward(self, x):
+        return smooth(x)
+
+
 class Convolution(torch.autograd.Function):
     """A 3D convolution whose gradients, of any order, are computed by convolution kernels.
 
@@ -211,7 +225,9 @@ def channels_inside(x):
 
 def convolution_gradients(gradient, x, weight, how, wanted, bias_sizes=None):
     """(gradient in x, in the weight, in the bias) of a 3D convolution, None where not wanted."""
-    stride, padding = (3 * [n] if isinstance(n, int) else list(n) for n in how)
+    stride, padding = how
+    stride = 3 * [stride] if isinstance(stride, int) else list(stride)
+    padding = 3 * [padding] if isinstance(padding, int) else list(padding)
     settings = (bias_sizes, stride, padding, [1, 1, 1], False, [0, 0, 0], 1)
     return torch.ops.aten.convolution_backward(gradient, x, weight, *settings, list(wanted))
 
@@ -223,7 +239,8 @@ def convolve(x, weight, bias=None, stride=1, padding=0):
         return F.conv3d(x, weight, bias, stride, padding)
     if torch.is_autocast_enabled(device):
         dtype = torch.get_autocast_dtype(device)
-        x, weight, bias = (None if t is None else t.to(dtype) for t in (x, weight, bias))
+        x, weight = x.to(dtype), weight.to(dtype)
+        bias = None if bias is None else bias.to(dtype)
     return Convolution.apply(x, weight, bias, stride, padding)
 
 
@@ -260,6 +277,15 @@ def product_dtype():
     return torch.float32 if torch.is_grad_enabled() else torch.float64
 
 
+class StyleLinear(nn.Linear):
+    """Affine map from w to one layer's style ("A" in StyleGAN2's Fig. 2), never in half precision."""
+
+    def forward(self, w):
+        dtype = product_dtype()
+        with torch.autocast(w.device.type, enabled=False):
+            return F.linear(w.to(dtype), self.weight.to(dtype), self.bias.to(dtype)).float()
+
+
 def reliably(layer, x):
     """layer(x), without autocast where the CPU's bfloat16 convolution is wrong.
 
@@ -285,6 +311,27 @@ def times_(x, factor):
 def voxels_first(x):
     """(B, C, D, H, W) -> (B, D * H * W, C), a view where the channels come last in memory."""
     return x.movedim(1, -1).flatten(1, 3)
+
+
+class ModulatedSum(nn.Module):
+    """Modulated 1x1x1 convolution to one channel, without demodulation: a sum over channels for each sample.
+
+    As a product of matrices it reads x once; the convolution would need x times the style first.
+
+    Shapes:
+        x:      (B, C, D, H, W)
+        style:  (B, C)
+        return: (B, 1, D, H, W)
+    """
+
+    def __init__(self, channels):
+        super().__init__()
+        self.weight = nn.Parameter(torch.empty(1, channels, 1, 1, 1))
+        nn.init.kaiming_normal_(self.weight, a=0, mode="fan_in", nonlinearity="leaky_relu")
+
+    def forward(self, x, style):
+        factors = (1 + style) * self.weight.view(1, -1)  # (B, C)
+        return (voxels_first(x) @ factors.to(x.dtype)[..., None]).view(len(x), 1, *x.shape[2:])
 
 
 def add_noise_(x, noise, layer):
@@ -358,11 +405,14 @@ class LinearAttention(nn.Module):
         )
         self.to_out = nn.Conv3d(heads * head, channels, 1)
 
+    def by_head(self, x):
+        """Vectors of the voxels for each head. Shapes: (B, heads * c, D, H, W) -> (B, heads, voxels, c)"""
+        return rearrange(x, "b (h c) x y z -> b h (x y z) c", h=self.heads)
+
     def forward(self, x):
-        q, k, v = (
-            rearrange(t, "b (h c) x y z -> b h (x y z) c", h=self.heads)
-            for t in (self.to_q(x), *self.to_kv(x).chunk(2, dim=1))
-        )
+        q = self.by_head(self.to_q(x))
+        k, v = self.to_kv(x).chunk(2, dim=1)
+        k, v = self.by_head(k), self.by_head(v)
         q = (q.float().softmax(dim=-1) * q.shape[-1] ** -0.5).to(v.dtype)
         k = k.float().softmax(dim=-2).to(v.dtype)
         out = F.gelu(q @ (k.transpose(-1, -2) @ v))  # (B, heads, voxels, c)

@@ -26,7 +26,7 @@ def warn(text, file=None):
 
 
 def say(text):
-    """`warn` on stdout."""
+    """Say something beside a progress bar, on stdout, and to all listeners."""
     warn(text, sys.stdout)
 
 

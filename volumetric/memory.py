@@ -17,6 +17,17 @@ COMFORTABLE = 0.75  # of a GPU's memory, up to which more is computed at once
 
 
 @contextlib.contextmanager
+def swapped(owner, **values):
+    """While it lasts, attributes of an object have other values."""
+    former = {name: getattr(owner, name) for name in values}
+    vars(owner).update(values)
+    try:
+        yield
+    finally:
+        vars(owner).update(former)
+
+
+@contextlib.contextmanager
 def fake_tensors():
     """FakeTensorMode in which a module can be deep-copied too: PyTorch would copy the memory it has not."""
     FakeTensor.__deepcopy__ = copied

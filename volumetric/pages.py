@@ -1,7 +1,6 @@
 """Pages in one file: their style, and tables, pictures and plots inside them."""
 
 import base64
-import csv
 import html
 import io
 import string
@@ -78,7 +77,8 @@ def write_page(path, title, body, style=""):
 def niivue():
     """Text of NiiVue, which shows volumes, below its licence, to stand inside a script element."""
     folder = Path(__file__).resolve().parent / "niivue"
-    licence, script = ((folder / name).read_text(encoding="utf-8") for name in ("LICENSE", "niivue.umd.js"))
+    licence = (folder / "LICENSE").read_text(encoding="utf-8")
+    script = (folder / "niivue.umd.js").read_text(encoding="utf-8")
     return f"/*\nNiiVue\n{licence}*/\n" + script.replace("</script", "<\\/script")
 
 
@@ -129,14 +129,6 @@ def cell(value):
     if isinstance(value, float | int):
         return f'<td class="number">{three(value)}</td>'
     return f"<td>{html.escape(str(value))}</td>"
-
-
-def write_table(path, head, rows):
-    """A CSV file."""
-    with atomic_path(path) as part, open(part, "w", newline="", encoding="utf-8") as file:
-        table = csv.writer(file)
-        table.writerow(head)
-        table.writerows(rows)
 
 
 def picture(pixels, caption, width=None):

@@ -170,16 +170,16 @@ class Rehearsal(Group):
     """A Group that sends nothing: what the others would give is one's own."""
 
     def gather(self, values: torch.Tensor) -> torch.Tensor:
-        """As `Group.gather`."""
+        """As many values as all processes would give, this one's own at their place."""
         parts = [values.detach()] * self.world
         parts[self.rank] = values
         return torch.cat(parts)
 
     def sum_(self, tensors: Iterable[torch.Tensor]) -> None:
-        """Leaves them as they are."""
+        """Leave the tensors as they are: this process's sums."""
 
     def collect(self, thing: T) -> list[T] | None:
-        """As `Group.collect`."""
+        """[thing] of this process as often as there are processes, for the first of them; else None."""
         return [thing] * self.world if self.first else None
 
 
@@ -193,13 +193,13 @@ class SharedRandom:
         self.rng, self.group = rng, group
 
     def integers(self, low: int, high: int | None = None, size: int | None = None) -> Any:
-        """As numpy's."""
+        """Whole numbers as of numpy. Shapes: -> (size,); without a size one, for all processes"""
         if size is None:
             return self.rng.integers(low, high)
         return self.group.part(self.rng.integers(low, high, size * self.group.world))
 
     def random(self, size: int | None = None) -> Any:
-        """As numpy's."""
+        """Numbers in [0, 1). Shapes: -> (size,); without a size one, for all processes"""
         return (
             self.rng.random() if size is None else self.group.part(self.rng.random(size * self.group.world))
         )
@@ -467,5 +467,5 @@ def batch_inputs(
     seeds: Sequence[int], latent_dim: int, shape: Sequence[int]
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """`volume_inputs` of several seeds. Shapes: z (B, latent_dim), noise (B, D, H, W, 1)"""
-    z, noise = zip(*(volume_inputs(seed, latent_dim, shape) for seed in seeds), strict=True)
-    return torch.stack(z), torch.stack(noise)
+    pairs = [volume_inputs(seed, latent_dim, shape) for seed in seeds]
+    return torch.stack([z for z, _ in pairs]), torch.stack([noise for _, noise in pairs])

@@ -5,9 +5,10 @@ front or top is up; in a sagittal one the front is on the left.
 """
 
 from volumetric.files import atomic_path, volume_to_array
+from volumetric.geometry import spacing_of, turn
 
 import numpy as np
-from nibabel import affines, orientations
+from nibabel import affines
 from PIL import Image, ImageDraw, ImageFont
 
 CAPTIONED = 720  # columns of a sheet with a caption, at least
@@ -24,10 +25,8 @@ def canonical(array, affine):
 
     Shapes: (X, Y, Z, ...), affine (4, 4) mm -> (X', Y', Z', ...), (3,) mm
     """
-    orientation = orientations.io_orientation(affine)
-    spacing = np.empty(3)
-    spacing[orientation[:, 0].astype(int)] = affines.voxel_sizes(affine)
-    return orientations.apply_orientation(array, orientation), spacing
+    array, affine = turn(array, affine)
+    return array, spacing_of(affine)
 
 
 def grey(picture):
@@ -88,7 +87,7 @@ def annotated(volume, affine, caption, edge=128):
     views = plane_views(volume, affine)
     scale = edge / max(max(view.shape) for view in views)
     bar = round(BAR_MM / min(affines.voxel_sizes(affine)) * scale)  # pixels
-    axial, coronal, sagittal = ([views[n], views[n + 3]] for n in range(3))
+    axial, coronal, sagittal = views[0::3], views[1::3], views[2::3]
     low = max(round(view.shape[0] * scale) for view in (*coronal, *sagittal))
     height = max(2 * low, *(round(view.shape[0] * scale) for view in axial))
     large = [marked(view, scale, (edge, height), "RL", bar) for view in axial]
@@ -145,7 +144,8 @@ def labelled_views(volume, affine, label, edge=128, beside=None):
 def sheet_of(pictures, columns, caption):
     """Pictures in rows of `columns`, in tiles of the largest one's size, and a line of text below all."""
     pictures = alike(pictures)
-    high, wide = (max(picture.shape[axis] for picture in pictures) for axis in (0, 1))
+    high = max(picture.shape[0] for picture in pictures)
+    wide = max(picture.shape[1] for picture in pictures)
     tiles = []
     for picture in pictures:
         missing = [(0, high - picture.shape[0]), (0, wide - picture.shape[1])]
@@ -199,7 +199,8 @@ def contact_sheet(volumes, affine, columns, caption=""):
 
     Shapes: (N, 1, Z, X, Y) -> (H, W)
     """
-    left, right = (tile(p, columns) for p in axial_pictures(volumes, affine))
+    slices, projections = axial_pictures(volumes, affine)
+    left, right = tile(slices, columns), tile(projections, columns)
     gap = np.full((len(left), 8), EDGE, np.uint8)
     sheet = np.concatenate([left, gap, right], axis=1)
     if not caption:
@@ -232,7 +233,7 @@ def save_picture(picture, path, smallest=512):
 
 def save_gif(pictures, path, seconds_per_frame=0.08):
     """Write pictures (N, H, W) uint8 as an endless GIF."""
-    first, *rest = [Image.fromarray(p) for p in pictures]
+    first, *rest = map(Image.fromarray, pictures)
     with atomic_path(path) as part:
         first.save(part, save_all=True, append_images=rest, duration=int(1000 * seconds_per_frame), loop=0)
 

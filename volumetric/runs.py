@@ -7,7 +7,6 @@ heaviest work once)], and for a page `about()`, a run_page.About.
 import contextlib
 import csv
 import functools
-import json
 import math
 import re
 import signal
@@ -22,7 +21,16 @@ from pathlib import Path
 from typing import Any, NoReturn, Protocol, TypeVar
 
 from volumetric.cli import RunConfig, UserError
-from volumetric.files import Record, atomic_path, clear_parts, next_free, one_line, reading, save_nifti
+from volumetric.files import (
+    Record,
+    atomic_path,
+    clear_parts,
+    next_free,
+    one_line,
+    reading,
+    save_nifti,
+    write_json,
+)
 from volumetric.logs import append_scores, continue_table, dispensable, warn
 from volumetric.parallel import Group
 from volumetric.pictures import save_picture
@@ -417,8 +425,8 @@ def save(trainer: Trainable) -> None:
     save_checkpoint(state | {"due": plan.is_due(trainer.step)}, plan.models / f"model_{number}.pt")
     for former in set(passed) - {number}:
         (plan.models / f"model_{former}.pt").unlink()
-    with dispensable(".config.json"), atomic_path(plan.models / ".config.json") as part:
-        part.write_text(json.dumps(state.get("config", {}), indent=1), encoding="utf-8")
+    with dispensable(".config.json"):
+        write_json(plan.models / ".config.json", state.get("config", {}))
     if plan.keep_checkpoints is not None:
         for number in checkpoint_numbers(plan.models)[: -plan.keep_checkpoints]:
             (plan.models / f"model_{number}.pt").unlink()

@@ -16,13 +16,13 @@ from volumetric.cli import UserError
 from volumetric.collection import LABELS, VolumeFile, content_of_set, find, known_by_content, refuse_overlap
 from volumetric.files import (
     Record,
-    atomic_path,
     file_digest,
     load_nifti,
     naming,
     read_json,
     reading,
     volume_to_array,
+    write_json,
 )
 from volumetric.names import name_of
 
@@ -31,11 +31,11 @@ import numpy as np
 
 SAME = 1e-5  # between a volume and its file, in [0, 1], for equal
 ROUNDING, HALF_ROUNDING = 1e-4, 1e-2  # between two machines; in half precision
-TRAINED_ON = "trained_on-"  # begins the name of a list of contents
+TRAINED_ON, DRAWN_FOR = "trained_on-", "drawn_for-"  # begin the name of a list of contents
 PLACES = ("path", "name", "position")  # in a record: what a person calls a thing, not what it is
 
 
-def digest_of(volume: np.ndarray) -> str:
+def volume_digest(volume: np.ndarray) -> str:
     """SHA-256 of a volume's voxels. Shapes: (1, Z, X, Y) float32"""
     return hashlib.sha256(np.ascontiguousarray(volume).tobytes()).hexdigest()
 
@@ -120,7 +120,7 @@ def compare(
     with naming(file):
         stored = load_nifti(file).get_fdata(dtype=np.float32)
     difference = float(np.abs(volume_to_array(volume) - (stored - low) / (high - low)).max())
-    if digest_of(volume) == digest and difference < SAME:
+    if volume_digest(volume) == digest and difference < SAME:
         print(f"{file.name}: identical")
     elif difference < rounding:
         print(f"{file.name}: equal up to rounding, largest difference {difference:.1e}")
@@ -143,8 +143,7 @@ def write_trained_on(folder: Path | str, contents: Iterable[str], checkpoint: Pa
     path = Path(folder) / f"{TRAINED_ON}{content_of_set(contents)[:12]}.json"
     if not path.exists():
         record = {"checkpoint": Path(checkpoint).name, "contents": contents}
-        with atomic_path(path) as part:
-            part.write_text(json.dumps(record, indent=0), encoding="utf-8")
+        write_json(path, record, indent=0)
 
 
 def beside_volumes(folder: Path | str, flag: str, pattern: str) -> list[Path]:
@@ -185,18 +184,36 @@ def sidecar_of(path: Path | str) -> Path:
     return Path(path).with_name(f"{name_of(path)}.json")
 
 
-def drawn_for(folder: Path | str) -> dict[str, str]:
+def drawn_for(folder: Path | str, flag: str = "--synthetic") -> dict[str, str]:
     """{content: text for a person} of all label maps that the volumes in a folder were drawn for.
 
-    They are told as they were before edits; see `content_of_labels` in collection.py.
+    They are told as they were before edits and variations, by the sidecars of volumes and by the lists that
+    `write_drawn_for` leaves beside label maps; see `content_of_labels` in collection.py.
     """
     known = {}
-    for path in beside_volumes(folder, "--synthetic", "*.json"):
+    for path in beside_volumes(folder, flag, "*.json"):
         with contextlib.suppress(UserError):  # other programs leave files of their own beside volumes
-            label_map = read_json(path).get("label_map")
+            record = read_json(path)
+            label_map = record.get("label_map")
             if isinstance(label_map, dict) and "content" in label_map:
                 known[str(label_map["content"])] = f"the label map that {path.with_suffix('')} was drawn for"
+            if path.name.startswith(DRAWN_FOR):
+                told = f"a label map of which others were made, says {path}"
+                known |= dict.fromkeys(map(str, record.get("contents", ())), told)
     return known
+
+
+def write_drawn_for(folder: Path | str, contents: Iterable[str]) -> None:
+    """Write beside label maps of which others, as edited or varied, they are made.
+
+    Args:
+        folder: Folder of the label maps.
+        contents: What every original is known by; see collection.py.
+    """
+    contents = sorted(contents)
+    path = Path(folder) / f"{DRAWN_FOR}{content_of_set(contents)[:12]}.json"
+    if not path.exists():
+        write_json(path, {"contents": contents})
 
 
 def refuse_seen(

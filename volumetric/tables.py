@@ -17,12 +17,12 @@ import os
 import re
 import unicodedata
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
 from volumetric.cli import UserError
-from volumetric.files import MAX_REASON, as_damaged
+from volumetric.files import MAX_REASON, as_damaged, atomic_path
 
 Row = dict[str, str]  # {column: text}
 
@@ -120,6 +120,21 @@ def check_names(names: Sequence[str], columns: Sequence[str], called: str) -> No
     twice = next((name for name in names if name and names.count(name) > 1), None)
     if twice is not None:
         raise UserError(f"{called} has the column {twice!r} twice: remove one.")
+
+
+def write_table(path: Path | str, head: Iterable, rows: Iterable) -> None:
+    """Write a CSV file of a head and rows, in one piece or not at all."""
+    with atomic_path(path) as part, open(part, "w", newline="", encoding="utf-8") as file:
+        table = csv.writer(file)
+        table.writerow(head)
+        table.writerows(rows)
+
+
+def write_records(path: Path | str, records: Iterable[dict], columns: Iterable[str] = ()) -> None:
+    """Write a CSV file of [{column: value}], of the given columns, or of all in their order."""
+    records = list(records)
+    columns = list(columns or dict.fromkeys(name for record in records for name in record))
+    write_table(path, columns, [[record.get(name, "") for name in columns] for record in records])
 
 
 def rows_of(

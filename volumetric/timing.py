@@ -21,7 +21,7 @@ class NoLog:
     """Takes a step's losses and leaves them unread."""
 
     def add(self, *_):
-        """Nothing."""
+        """Forget a step's losses: to read them would wait for the device."""
 
 
 def seconds_of(trainer, step):
@@ -54,7 +54,7 @@ def seconds_a_step(trainer):
 
 
 def seconds_on_cpu(make, config, audit, peaks):
-    """The same on the CPU, from steps of fewer volumes; None if they would not fit into its memory."""
+    """Mean time of a run's steps on the CPU, from those of fewer volumes; None if its memory is short."""
     if max(peaks.values(), default=0) > ROOM_ON_CPU * usable_memory():
         return None
     voxels, least = config.image_size**2 * config.image_depth, config.least_batch

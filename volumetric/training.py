@@ -162,7 +162,7 @@ class VolumeTrainer:
         self.step = 0  # completed steps
         self.reverts = 0  # returns to a checkpoint after NaN; part of every seed, lest the NaN come again
         self.best = self.loader = None
-        self.seen: list[torch.Tensor] = []  # indices of the volumes of this step
+        self.step_volumes: list[torch.Tensor] = []  # indices of the volumes of this step
         self.rehearsing = False  # what a step remembers is then left alone
 
     def __repr__(self) -> str:
@@ -216,7 +216,7 @@ class VolumeTrainer:
         config, number = self.config, self.config.calculate_fid_num_images
         seeds = range(config.seed, config.seed + number)[slice(*self.group.share(number))]
         about = (len(seeds), self.audit.affine, self.group, self.step, received)
-        return self.scores.together(zip(seeds, self.generated(seeds), strict=True), *about)
+        return self.scores.evaluate(zip(seeds, self.generated(seeds), strict=True), *about)
 
     # ---- networks and optimisers
 
@@ -243,7 +243,7 @@ class VolumeTrainer:
 
     def train_step(self, log: runs.RunLog) -> None:
         """One update of every network; the log reads the losses when it waits for the device."""
-        self.seen = []
+        self.step_volumes = []
         set_rates(self.optimizers.values(), self.done, self.config.final_rate)
         with parallel.tf32(False):
             losses = self.update()
@@ -290,7 +290,7 @@ class VolumeTrainer:
         return self.group.part(function(shape, device=self.device, generator=generator))
 
     def open_loader(
-        self, flip_prob: float, classes: dataset.Classes | None = None
+        self, flip_prob: float, classes: dataset.VolumeClasses | None = None
     ) -> Iterator[dataset.Loaded]:
         """Endless batches of real volumes from the current step on."""
         config, volumes = self.config, dataset.VolumeDataset(self.audit)
@@ -310,13 +310,13 @@ class VolumeTrainer:
         return volumes, self.classes_of(indices)
 
     def next_volumes(
-        self, flip_prob: float, classes: dataset.Classes | None = None
+        self, flip_prob: float, classes: dataset.VolumeClasses | None = None
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """The next real volumes, and their indices. Shapes: -> (B, 1, D, H, W), (B,)"""
         if self.loader is None:
             self.loader = self.open_loader(flip_prob, classes)
         volumes, indices = next(self.loader)
-        self.seen.append(indices)
+        self.step_volumes.append(indices)
         return volumes.to(self.device, non_blocking=True), indices
 
     def classes_of(self, indices: torch.Tensor) -> torch.Tensor | None:
@@ -347,14 +347,14 @@ class VolumeTrainer:
         optimizer.zero_grad(set_to_none=True)
         return losses
 
-    def name_volumes(self, seen: list[torch.Tensor]) -> str:
-        """Sentence that names the volumes of the given indices."""
-        numbers = sorted(set(torch.cat(seen).tolist())) if seen else []
+    def name_volumes(self, indices: list[torch.Tensor]) -> str:
+        """Sentence that names the volumes of the given indices, [(B,)]."""
+        numbers = sorted(set(torch.cat(indices).tolist())) if indices else []
         return f"Volumes of the step: {', '.join(str(self.audit.paths[i]) for i in numbers)}."
 
     def origin(self) -> Callable[[], str]:
         """Function that names the volumes of the step that ends here, for a message on NaN."""
-        return functools.partial(self.name_volumes, self.seen)
+        return functools.partial(self.name_volumes, self.step_volumes)
 
     # ---- the heaviest step
 
@@ -375,20 +375,18 @@ class VolumeTrainer:
 
     def rehearse(self, function: Callable[..., Any], *args: Any) -> None:
         """Run something beside all that a late step finds in memory, on zeros; no message is sent."""
-        volumes, former = torch.zeros(self.batch_size, 1, *self.config.shape), (self.loader, self.group)
-        self.group = parallel.Rehearsal(self.group.rank, self.group.world)
-        self.loader = itertools.repeat((volumes, torch.zeros(self.batch_size, dtype=torch.int64)))
-        self.rehearsing = True
+        volumes = torch.zeros(self.batch_size, 1, *self.config.shape)
+        loader = itertools.repeat((volumes, torch.zeros(self.batch_size, dtype=torch.int64)))
+        group = parallel.Rehearsal(self.group.rank, self.group.world)
         trained = [p for optimizer in self.optimizers.values() for p in trained_by(optimizer)]
-        moments = [torch.zeros_like(p) for p in trained for _ in range(2)]  # what Adam will hold
-        try:
-            with parallel.tf32(False):
-                function(*args)
-        finally:
-            (self.loader, self.group), self.rehearsing = former, False
+        with contextlib.ExitStack() as stack:
+            stack.enter_context(memory.swapped(self, loader=loader, group=group, rehearsing=True))
             for parameter in trained:
-                parameter.grad = None
-            del moments
+                stack.callback(setattr, parameter, "grad", None)
+            moments = [torch.zeros_like(p) for p in trained for _ in range(2)]  # what Adam will hold
+            stack.callback(moments.clear)
+            stack.enter_context(parallel.tf32(False))
+            function(*args)
 
     def step_kinds(self) -> dict[int, float]:
         """{a step: share of the run's steps that take as long}."""
@@ -508,7 +506,7 @@ def train_heard(
     config: RunConfig,
     group: parallel.Group,
     said: Sequence[str],
-    classes: dataset.Classes | None = None,
+    classes: dataset.VolumeClasses | None = None,
 ) -> V:
     """`train_from_folder`; `said` is the list of what was warned of."""
     config, command, source = runs.begin(config)

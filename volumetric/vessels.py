@@ -31,7 +31,7 @@ def vessel_mask(array, spacing):
     above = array - ndimage.gaussian_filter(tissue, BACKGROUND_MM / spacing)
     middle = np.median(above)
     sigma = 1.4826 * np.median(np.abs(above - middle))
-    low, high = (middle + k * sigma for k in (GROW_SIGMAS, SEED_SIGMAS))
+    low, high = middle + GROW_SIGMAS * sigma, middle + SEED_SIGMAS * sigma
     if (above > high).any():
         low = max(low, middle + GROW_SHARE * (np.median(above[above > high]) - middle))
     mask = apply_hysteresis_threshold(above, low, high) & (above > low)  # sigma 0: nothing is above
@@ -59,8 +59,8 @@ def finer(mask, whole=False):
     double = np.pad(mask, 1).repeat(2, 0).repeat(2, 1).repeat(2, 2)
     join = np.logical_and if whole else np.logical_or
     for axis in range(3):
-        before, after = (np.moveaxis(double, axis, 0)[part] for part in (slice(None, -1), slice(1, None)))
-        join(before, after, out=before)
+        along = np.moveaxis(double, axis, 0)
+        join(along[:-1], along[1:], out=along[:-1])
     return double
 
 

@@ -24,7 +24,7 @@ from volumetric.rates import wilson  # noqa: E402
 
 from trust.controls import KINDS  # noqa: E402
 from trust.rates import realised_rate  # noqa: E402
-from trust.replicas import Threshold, look, look_at_copy, table_of  # noqa: E402
+from trust.replicas import Copying, Threshold, look, look_at_copy, table_of  # noqa: E402
 from trust.similarity import STATISTICS, Library  # noqa: E402
 from trust.workers import prepare, spread_out  # noqa: E402
 
@@ -49,8 +49,8 @@ def calibration(training=None, pool=None, workers=2):
         known, others = volumes_in(training, "--training")[:TRAINING], volumes_in(pool, "--pool")[:POOL]
         library = Library(spread_out(prepare, known, "Training", workers), known[0].shape)
         looked = spread_out(look, others, "Others", workers, library)
-        values = {name: v for name, (v, _) in table_of([found for found, *_ in looked]).items()}
-        tasks = [(known[n], others[n], kind, [n]) for kind in KINDS for n in range(COPIED)]
+        values = {name: v for name, (v, _) in table_of(looked).items()}
+        tasks = [Copying(known[n], others[n], kind, [n]) for kind in KINDS for n in range(COPIED)]
         copies = spread_out(look_at_copy, tasks, "Copies", workers, library)
     print("| held-out | rate of each | realised, mean of 20 splits | largest | its 95 % limit |")
     print("|---|---|---|---|---|")
@@ -66,7 +66,7 @@ def calibration(training=None, pool=None, workers=2):
             failed += any(flag.sum() > threshold.most(len(made)) for flag in flags.values())
             for place, kind in enumerate(KINDS):
                 ours = copies[place * COPIED : (place + 1) * COPIED]
-                table = table_of([found for found, _ in ours])
+                table = table_of(ours)
                 found = threshold.flags({name: v for name, (v, _) in table.items()})
                 hits = np.any(list(found.values()), axis=0)
                 recalls.setdefault((number, kind), []).append(

@@ -104,7 +104,7 @@ def check(folder, number, seed, only=None):
             main(words)
 
         ended = run(work, folder / "log", LIMIT)
-        outcome = judge(ended)
+        outcome = outcome_of(ended)
         counts[f"{name}, {outcome}"] = counts.get(f"{name}, {outcome}", 0) + 1
         if outcome not in ("done", "refused"):
             shown = " ".join(map(ascii, words[-8:]))
@@ -112,7 +112,7 @@ def check(folder, number, seed, only=None):
     return counts, faults
 
 
-def judge(ended):
+def outcome_of(ended):
     """done, refused, or what is wrong with a program's end."""
     if ended.raised:
         return "traceback"

@@ -15,7 +15,7 @@ import torch
 import CoW_generator
 import stylegan2_pytorch as sg
 from tests.faults.children import limit_memory, run
-from tests.faults.commands import MEMORY, judge
+from tests.faults.commands import MEMORY, outcome_of
 from tests.faults.jobs import finished, first_difference, training
 
 LIMIT = 240.0  # seconds, of a tiny job on a busy machine
@@ -107,7 +107,7 @@ def check_fields(folder, number, seed):
                 sg.main(training(folder, "changed", 2, "--save_every", "1"))
 
         note(
-            judge(run(work, folder / "log", LIMIT)),
+            outcome_of(run(work, folder / "log", LIMIT)),
             f"checkpoint {place} {what}",
             folder,
             counts,
@@ -177,7 +177,7 @@ def check_texts(folder, number, seed):
         damaged, work = spoiled(contents[path], rng), rng.choice(targets[path])
         path.write_bytes(damaged)
         what = f"{path.name} {damaged[:60]!r}"
-        note(judge(run(work, folder / "log", LIMIT)), what, folder, counts, faults, seed)
+        note(outcome_of(run(work, folder / "log", LIMIT)), what, folder, counts, faults, seed)
         path.write_bytes(contents[path])
         for n in (2, 3):
             for old in models.glob(f"model_{n}*.pt"):

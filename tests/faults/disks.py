@@ -9,7 +9,7 @@ import stylegan2_pytorch as sg
 from MedicalNet import evaluation
 from sample_data import phantom
 from tests.faults.children import run
-from tests.faults.commands import judge
+from tests.faults.commands import outcome_of
 from tests.faults.jobs import difference, finished, training, whole
 
 STEPS = 6
@@ -41,7 +41,7 @@ def check(folder, number, seed):
             resource.setrlimit(resource.RLIMIT_FSIZE, (most, most))
             jobs[kind]()
 
-        outcome = judge(run(work, folder / "unlimited", 90))
+        outcome = outcome_of(run(work, folder / "unlimited", 90))
         counts[f"{kind}, {outcome}"] = counts.get(f"{kind}, {outcome}", 0) + 1
         text = (folder / "unlimited").read_text(errors="replace", encoding="utf-8")
         what = f"{kind}, files of at most {most} bytes (seed {seed}, number {n})\n{text[-3000:]}"
