@@ -18,8 +18,10 @@ import itertools
 import math
 import re
 import sys
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from typing import Any
 
 from volumetric import generation
 from volumetric.cli import (
@@ -45,7 +47,7 @@ from volumetric.files import (
 )
 from volumetric.generation import SHOWN, Drawn, Item, Writer, full_name
 from volumetric.geometry import affine_of, same_spacing, spacing_of, turn
-from volumetric.parallel import device_random, latent_of, process_group, volume_inputs
+from volumetric.parallel import Group, device_random, latent_of, prepare_process, process_group, volume_inputs
 from volumetric.pictures import (
     annotated,
     enlarged,
@@ -62,6 +64,7 @@ from volumetric.viewer import write_view
 import numpy as np
 import torch
 import torch.nn.functional as F
+from torch import Tensor
 from tqdm import tqdm
 
 import stylegan2_pytorch as sg
@@ -236,7 +239,7 @@ class GenerateConfig:
         file=True,
     )
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         check_fields(self)
         if self.intensity_range is not None:
             low_high = self.intensity_range
@@ -265,19 +268,19 @@ class GenerateConfig:
         if number > MOST_VOLUMES:
             raise UserError(f"--mode {self.mode} would make {number} volumes, at most {MOST_VOLUMES}.")
 
-    def seed_list(self, count):
+    def seed_list(self, count: int) -> list[int]:
         """The seeds asked for: those of `seeds`, or `count` seeds from `seed` on."""
         return (
             parse_seeds(self.seeds) if self.seeds is not None else list(range(self.seed, self.seed + count))
         )
 
     @property
-    def folder(self):
+    def folder(self) -> Path:
         """Folder of this mode's results."""
         return Path(self.save_directory) / self.mode
 
 
-def with_settings(words):
+def with_settings(words: Sequence[str]) -> Sequence[str]:
     """Words of a command line with the flags of its --settings, which other flags come before.
 
     Raises:
@@ -289,13 +292,13 @@ def with_settings(words):
     given = {word.removeprefix("--").replace("-", "_") for word in plain if word.startswith("--")}
     path = Path(plain[plain.index("--settings") + 1])
     with reading(path, "each line must be name = value, as in CoW_generator.py"):
-        lines = ast.parse(path.read_text(encoding="utf-8")).body
+        lines: Any = ast.parse(path.read_text(encoding="utf-8")).body
         values = {line.targets[0].id: ast.literal_eval(line.value) for line in lines}
     own = {name: value for name, value in values.items() if value is not None and name not in given}
     return [*words, *(f"--{name}={value}" for name, value in own.items())]
 
 
-def parse_seeds(text):
+def parse_seeds(text: str) -> list[int]:
     """'0-3,205' -> [0, 1, 2, 3, 205]; a UserError for anything else, or a seed twice."""
     seeds = []
     for part in text.replace(" ", "").strip("()[]").rstrip(",").split(","):
@@ -336,7 +339,7 @@ class Recipe:
     position: dict
 
     @property
-    def caption(self):
+    def caption(self) -> str:
         """What a picture says of the volume: its seeds and classes, and what varies."""
         style, noise = self.style, self.noise
         match style:
@@ -351,7 +354,7 @@ class Recipe:
         psi = f"psi {self.truncation_psi:.2f}" if self.truncation_psi != 1 else ""
         return " ".join(part for part in (told, classes, psi) if part)
 
-    def style_for(self, model):
+    def style_for(self, model: sg.ModelLoader) -> Tensor:
         """w of every block, on the CPU. Shapes: -> (L, latent_dim)"""
         names = self.style.get("labels", [None])
         first, last = names[0], names[-1]
@@ -372,16 +375,16 @@ class Recipe:
                 w = self.w_of(self.style["seed"], first, model)
         return sg.same_style(w, model.G.num_layers)[0]
 
-    def w_of(self, seed, label, model):
+    def w_of(self, seed: int, label: str, model: sg.ModelLoader) -> Tensor:
         """w of a seed and a class, truncated. Shapes: -> (1, latent_dim)"""
         return self.mapped(latent_of(seed, model.latent_dim), label, model)
 
-    def mapped(self, z, label, model):
+    def mapped(self, z: Tensor, label: str, model: sg.ModelLoader) -> Tensor:
         """w of a latent and a class, truncated. Shapes: (latent_dim,) -> (1, latent_dim)"""
         labels = None if label is None else model.labels_of([0], label)
         return model.noise_to_styles(z[None], self.truncation_psi, labels).cpu()
 
-    def noise_for(self, model):
+    def noise_for(self, model: sg.ModelLoader) -> Tensor:
         """The noise, on the CPU. Shapes: -> (Z, S, S, 1)"""
         if "file" in self.noise:
             with reading(self.noise["file"]):
@@ -393,7 +396,7 @@ class Recipe:
         return torch.rand(*model.shape, 1, generator=device_random("cpu", seed, variation))
 
 
-def read_style(path, model):
+def read_style(path: Path | str, model: sg.ModelLoader) -> Tensor:
     """w of every block from a *_style.npy file of this program or the original. Shapes: -> (L, latent_dim)"""
     with reading(path, "give a *_style.npy file"):
         style = torch.from_numpy(np.load(path, allow_pickle=False).astype(np.float32))
@@ -420,31 +423,33 @@ class RecipeWriter(Writer):
         settings: Of `generation.Writer`.
     """
 
+    model: sg.ModelLoader
+
     program, bytes_per_voxel = "CoW_generator", 8.8
 
-    def __init__(self, model, folder, amp=False, **settings):
+    def __init__(self, model: sg.ModelLoader, folder: Path | str, amp: bool = False, **settings: Any) -> None:
         super().__init__(
             model, folder, "--save_directory", precision="bfloat16" if amp else "float32", **settings
         )
         self.amp = amp
 
-    def files_of(self, item):
+    def files_of(self, item: Item) -> list[Path]:
         """Those of the volume, and its style and noise."""
         arrays = [self.folder / f"style_and_noise/{item.name}_{kind}.npy" for kind in ("style", "noise")]
         return [*super().files_of(item), *arrays]
 
-    def folders(self, items):
+    def folders(self, items: Sequence[Item]) -> set[Path]:
         """Those of volumes, and that of styles and noise."""
         return super().folders(items) | {self.folder / "style_and_noise"}
 
-    def draw(self, items):
+    def draw(self, items: Sequence[Item]) -> Iterator[Drawn]:
         """The volumes of some items, with their styles (L, latent_dim) and noise (Z, S, S, 1)."""
         styles = torch.stack([item.source.style_for(self.model) for item in items])
         noise = torch.stack([item.source.noise_for(self.model) for item in items])
         with torch.autocast(self.model.device.type, torch.bfloat16, enabled=self.amp):
             return map(Drawn, self.model.render(styles, noise), zip(styles, noise, strict=True))
 
-    def write_more(self, item, drawn):
+    def write_more(self, item: Item, drawn: Drawn) -> dict[str, Any]:
         """Style and noise, for people and for --style_npy_path."""
         style, noise = drawn.more
         style, noise = style.numpy(), noise.numpy()
@@ -455,14 +460,16 @@ class RecipeWriter(Writer):
                 np.save(part, array)
         return names
 
-    def make(self, recipes, batch_size=None, group=None):
+    def make(
+        self, recipes: Sequence[Recipe], batch_size: int | None = None, group: Group | None = None
+    ) -> list[Item]:
         """Draw and write the volumes of recipes that are not there yet; returns the items of all."""
         items = list(map(item_of, recipes))
         self.write_all(items, self.draw, batch_size, group)
         return items
 
 
-def item_of(recipe):
+def item_of(recipe: Recipe) -> Item:
     """Item of a Recipe."""
     about = {"truncation_psi": recipe.truncation_psi, "position": recipe.position}
     record = {"recipe": asdict(recipe)}
@@ -480,12 +487,12 @@ def item_of(recipe):
 # ╚══════════════════════════════════════════════════════════════════════════════════════════════════════════╝
 
 
-def file_source(path):
+def file_source(path: Path | str) -> dict[str, str]:
     """Style or noise from a file, in a recipe: the file and its content."""
     return {"file": str(Path(path).resolve()), "sha256": file_digest(path)}
 
 
-def classes_of(config, model, *seeds):
+def classes_of(config: GenerateConfig, model: sg.ModelLoader, *seeds: int) -> dict[str, list[str]]:
     """What a style says of its classes: {} for a model without, else {labels: a name for every seed}.
 
     Raises:
@@ -502,7 +509,7 @@ def classes_of(config, model, *seeds):
     return {"labels": [names[0], names[-1]][: len(seeds)]}
 
 
-def label_names(config, model):
+def label_names(config: GenerateConfig, model: sg.ModelLoader) -> list[str] | None:
     """The one or two names of `--label`, checked; None without the flag."""
     if config.label is None:
         return None
@@ -514,7 +521,7 @@ def label_names(config, model):
     return names
 
 
-def plan_normal(config, model):
+def plan_normal(config: GenerateConfig, model: sg.ModelLoader) -> list[Recipe]:
     """One volume for each seed."""
     seeds = config.seed_list(config.num_generate)
     return [
@@ -529,14 +536,15 @@ def plan_normal(config, model):
     ]
 
 
-def plan_stochastic_variation(config, model):
+def plan_stochastic_variation(config: GenerateConfig, model: sg.ModelLoader) -> list[Recipe]:
     """For each style, several noises; the style of each seed, or that of a file."""
     if config.load_from_style:
-        read_style(config.style_npy_path, model)
+        path = Path(str(config.style_npy_path))
+        read_style(path, model)
         seed = config.seed_list(1)[0]
         base = Recipe(
-            name=Path(config.style_npy_path).stem.removesuffix("_style"),
-            style=file_source(config.style_npy_path),
+            name=path.stem.removesuffix("_style"),
+            style=file_source(path),
             noise={"seed": seed, "variation": 0},
             truncation_psi=config.truncation_psi,
             position={},
@@ -557,7 +565,7 @@ def plan_stochastic_variation(config, model):
     ]
 
 
-def plan_interpolation(config, model):
+def plan_interpolation(config: GenerateConfig, model: sg.ModelLoader) -> list[Recipe]:
     """From each seed to the next, with the noise of the first: spherical in z, or linear in w."""
     kind = "lerp" if config.interpolate_styles else "slerp"
     seeds = config.seed_list(config.num_generate + 1)
@@ -582,7 +590,7 @@ def plan_interpolation(config, model):
     return recipes
 
 
-def plan_style_mixing(config, model):
+def plan_style_mixing(config: GenerateConfig, model: sg.ModelLoader) -> list[Recipe]:
     """A grid: the row's seed gives the first half of the blocks their style, the column's seed the others."""
     seeds = config.seed_list(config.num_generate)
     crossover = model.G.num_layers // 2
@@ -599,7 +607,7 @@ def plan_style_mixing(config, model):
     ]
 
 
-def plan_truncation(config, model):
+def plan_truncation(config: GenerateConfig, model: sg.ModelLoader) -> list[Recipe]:
     """For each seed, truncation from psi = 0, the mean style, to psi = 1, no truncation."""
     values = np.linspace(0, 1, config.steps) if config.steps > 1 else [config.truncation_psi]
     return [
@@ -624,7 +632,7 @@ def plan_truncation(config, model):
 # ╚══════════════════════════════════════════════════════════════════════════════════════════════════════════╝
 
 
-def open_model(config):
+def open_model(config: GenerateConfig) -> sg.ModelLoader:
     """ModelLoader of the checkpoint, on this process's device."""
     path = config.checkpoint or SHIPPED
     if config.checkpoint is None and config.model_folder_name is not None:
@@ -636,14 +644,14 @@ def open_model(config):
     return sg.ModelLoader(checkpoint=path, **{name: getattr(config, name) for name in names})
 
 
-def writer_of(config, model, affine):
+def writer_of(config: GenerateConfig, model: sg.ModelLoader, affine: np.ndarray) -> RecipeWriter:
     """RecipeWriter of the mode's folder."""
     names = ("volume_format", "picture_format", "intensity_range", "dicom", "amp")
     settings = {name: getattr(config, name) for name in names}
     return RecipeWriter(model, config.folder, affine=affine, about={"mode": config.mode}, **settings)
 
 
-def choose_affine(config, model):
+def choose_affine(config: GenerateConfig, model: sg.ModelLoader) -> np.ndarray:
     """Affine of the template, or of the training volumes; another shape of the template is only warned of."""
     if config.template_path is None:
         return model.affine
@@ -664,7 +672,7 @@ def choose_affine(config, model):
 # ╚══════════════════════════════════════════════════════════════════════════════════════════════════════════╝
 
 
-def by_series(items):
+def by_series(items: Sequence[Item]) -> dict[str, list[Item]]:
     """{series: items in their order}."""
     groups = {}
     for item in items:
@@ -672,7 +680,7 @@ def by_series(items):
     return groups
 
 
-def picture_sheet(writer, items):
+def picture_sheet(writer: RecipeWriter, items: Sequence[Item]) -> None:
     """normal and style_mixing: a contact sheet, of a large grid its first rows and columns."""
     if "row" not in items[0].source.position:
         writer.sheet(items)
@@ -682,7 +690,7 @@ def picture_sheet(writer, items):
     writer.sheet(shown, min(edge, items[0].source.position["of"]))
 
 
-def picture_series(writer, items):
+def picture_series(writer: RecipeWriter, items: Sequence[Item]) -> None:
     """Sequences: GIFs of axial middle slice and projection, a sheet, and what else the mode shows."""
     for series, members in by_series(items).items():
         volumes = np.stack([writer.read(item) for item in members])
@@ -694,7 +702,7 @@ def picture_series(writer, items):
             write_smoothness(writer.folder, series, volumes)
 
 
-def picture_sequence(writer, series, items, volumes):
+def picture_sequence(writer: RecipeWriter, series: str, items: Sequence[Item], volumes: np.ndarray) -> None:
     """A GIF of the axial middle slice, one of the projection, and a sheet of the first SHOWN projections."""
     views = [plane_views(volume, writer.affine) for volume in volumes]
     for name, index in (("axial", 0), ("axial_mip", 3)):
@@ -709,7 +717,7 @@ def picture_sequence(writer, series, items, volumes):
     save_picture(sheet, writer.folder / f"{series}_sheet.{writer.picture_format}")
 
 
-def picture_deviation(writer, series, volumes):
+def picture_deviation(writer: RecipeWriter, series: str, volumes: np.ndarray) -> None:
     """Voxel-wise standard deviation over the noises: a NIfTI, and a picture scaled to its stated maximum."""
     deviation = volumes.std(axis=0)
     save_nifti(deviation, writer.affine, writer.folder / f"{series}_deviation.{writer.volume_format}")
@@ -721,7 +729,7 @@ def picture_deviation(writer, series, volumes):
     save_picture(picture, writer.folder / f"{series}_deviation.{writer.picture_format}", 1)
 
 
-def write_smoothness(folder, series, volumes):
+def write_smoothness(folder: Path, series: str, volumes: np.ndarray) -> None:
     """How even the steps of a sequence are, printed and in a JSON file."""
     largest, mean = smoothness(volumes)
     print(
@@ -731,7 +739,7 @@ def write_smoothness(folder, series, volumes):
     write_json(folder / f"{series}_smoothness.json", figures)
 
 
-def smoothness(volumes):
+def smoothness(volumes: np.ndarray) -> tuple[float, float]:
     """Largest and mean root-mean-square step between neighbours of a sequence (N, 1, Z, X, Y)."""
     steps = np.sqrt(np.square(np.diff(volumes, axis=0)).mean(axis=(1, 2, 3, 4)))
     return float(steps.max()), max(float(steps.mean()), 1e-12)
@@ -758,7 +766,7 @@ NOISE_WEIGHT = 1.0  # of the regularisation of the noise, against an L1 in [0, 1
 NOISE_MEAN, NOISE_DEVIATION = 0.5, 12**-0.5  # of U[0, 1), which the generator was trained with
 
 
-def regularity_of_noise(noise):
+def regularity_of_noise(noise: Tensor) -> Tensor | float:
     """Correlation of a noise map with itself, shifted by one voxel, at several resolutions.
 
     Low for white noise, so that the image is not written into the noise (arXiv:1912.04958, Appendix D). In
@@ -775,7 +783,7 @@ def regularity_of_noise(noise):
         noise = F.avg_pool3d(noise, 2) * 8**0.5  # the mean of 8 has an eighth of the variance
 
 
-def multiscale_l1(volume, target):
+def multiscale_l1(volume: Tensor, target: Tensor) -> Tensor:
     """Mean absolute difference at full, half and quarter resolution, summed.
 
     Shapes: (1, 1, D, H, W), (1, 1, D, H, W) -> scalar
@@ -786,13 +794,13 @@ def multiscale_l1(volume, target):
     return total
 
 
-def feature_loss(weights, target):
+def feature_loss(weights: str, target: Tensor) -> Callable[[Tensor], Tensor]:
     """Function that gives the mean squared difference of MedicalNet features to those of `target`."""
     from MedicalNet.resnet import resnet10
 
     network = resnet10(weights).requires_grad_(False).to(target.device)
 
-    def features(volume):  # (1, 1, Z, X, Y) -> (1, 512), standardised by the voxels above 0
+    def features(volume: Tensor) -> Tensor:  # (1, 1, Z, X, Y) -> (1, 512), standardised by the voxels above 0
         inside = volume > 0
         count = inside.sum().clamp_min(2)
         mean = (volume * inside).sum() / count
@@ -804,13 +812,21 @@ def feature_loss(weights, target):
     return lambda volume: F.mse_loss(features(volume), wanted)
 
 
-def learning_rate_at(t):
+def learning_rate_at(t: float) -> float:
     """Learning rate at share t of the steps: rises linearly, stays, falls as a cosine (Appendix D)."""
     ramp = min(1.0, (1 - t) / RAMP_DOWN)
     return LEARNING_RATE * (0.5 - 0.5 * math.cos(math.pi * ramp)) * min(1.0, t / RAMP_UP)
 
 
-def search(model, target, steps, seed=0, features=None, search_noise=True, label=None):
+def search(
+    model: sg.ModelLoader,
+    target: Tensor,
+    steps: int,
+    seed: int = 0,
+    features: Callable[[Tensor], Tensor] | None = None,
+    search_noise: bool = True,
+    label: str | None = None,
+) -> tuple[Tensor, Tensor, list[tuple[int, float, float]]]:
     """Style and noise whose volume is nearest to a target (StyleGAN2, arXiv:1912.04958, Appendix D).
 
     Differs from the paper: L1 at three resolutions in place of LPIPS, MedicalNet features if weights are
@@ -864,7 +880,7 @@ def search(model, target, steps, seed=0, features=None, search_noise=True, label
     return styles.detach()[0].cpu(), as_uniform(noise).detach()[0].cpu(), curve
 
 
-def read_target(path, model):
+def read_target(path: Path | str, model: sg.ModelLoader) -> tuple[np.ndarray, np.ndarray]:
     """A volume to be projected, along the axes that the model was trained along.
 
     Shapes: -> (1, Z, X, Y) float32 in [0, 1], its affine (4, 4)
@@ -883,19 +899,20 @@ def read_target(path, model):
     return target, volume.affine
 
 
-def as_uniform(noise):
+def as_uniform(noise: Tensor) -> Tensor:
     """The generator's noise from a map of unit variance. Shapes: (1, 1, D, H, W) -> (1, D, H, W, 1)"""
     return NOISE_MEAN + NOISE_DEVIATION * noise.movedim(1, -1)
 
 
-def project(config, model):
+def project(config: GenerateConfig, model: sg.ModelLoader) -> float:
     """mode projection: reconstruction, style and noise files, figure, curve and picture of the target.
 
     Returns:
         Final mean absolute difference in [0, 1].
     """
-    target, affine = read_target(config.target, model)
-    name = f"{Path(config.target).name.removesuffix('.gz').removesuffix('.nii')}_projection"
+    path = Path(str(config.target))
+    target, affine = read_target(path, model)
+    name = f"{path.name.removesuffix('.gz').removesuffix('.nii')}_projection"
     arrays = config.folder / "style_and_noise"
     arrays.mkdir(parents=True, exist_ok=True)
     if (config.folder / f"{name}.json").exists():
@@ -924,7 +941,7 @@ def project(config, model):
     volume = drawn.volume
     l1 = F.l1_loss(volume, torch.from_numpy(target)).item()
     l1_other = F.l1_loss(with_other_noise.volume, torch.from_numpy(target)).item()
-    source = {"target": str(config.target), "target_sha256": file_digest(config.target)}
+    source = {"target": str(path), "target_sha256": file_digest(path)}
     recipe = replace(recipe, position={**source, "l1": l1, "l1_with_other_noise": l1_other})
     write_trained_on(config.folder, model.trained_on, model.path)
     writer.write(item_of(recipe), drawn)
@@ -934,7 +951,7 @@ def project(config, model):
         )
     if config.picture_format != "none":
         difference = np.abs(volume.numpy() - target)
-        shown = {f"target {Path(config.target).name}": target, f"SYNTHETIC {name}": volume.numpy()}
+        shown = {f"target {path.name}": target, f"SYNTHETIC {name}": volume.numpy()}
         shown["difference of the two"] = difference
         rows = [annotated(array, affine, told, edge=256) for told, array in shown.items()]
         save_picture(
@@ -955,7 +972,7 @@ def project(config, model):
 # ╚══════════════════════════════════════════════════════════════════════════════════════════════════════════╝
 
 
-def recreate(config):
+def recreate(config: GenerateConfig) -> float:
     """`--recreate`: render a volume again from its sidecar and say whether it is identical.
 
     Returns:
@@ -964,26 +981,28 @@ def recreate(config):
     Raises:
         UserError: The checkpoint is another, or the volume differs by more than rounding.
     """
-    folder = Path(config.recreate).parent
+    sidecar = Path(str(config.recreate))
+    folder = sidecar.parent
 
-    if "recipe" not in read_json(config.recreate):  # the trainer's --generate wrote it
+    if "recipe" not in read_json(sidecar):  # the trainer's --generate wrote it
         settings = {name: getattr(config, name) for name in ("recreate", "checkpoint", "device")}
         return generation.recreate_volume(sg.TrainConfig(**settings), sg.open_generator)
 
-    def draw(record, path):
+    def draw(record: dict[str, Any], path: Path) -> Tensor:
         recipe, average = Recipe(**record["recipe"]), record["checkpoint"]["networks"] == "SE, GE"
         for kind in ("style", "noise"):
             if "file" in getattr(recipe, kind):  # the sidecar's own copy, wherever the folder is now
-                recipe = replace(recipe, **{kind: {"file": str(folder / record[kind])}})
+                own: Any = {kind: {"file": str(folder / record[kind])}}
+                recipe = replace(recipe, **own)
         settings = {"use_average": average, "image_depth": record["model"]["image_depth"]}
         model = sg.ModelLoader(checkpoint=path, device=config.device, **settings)
         writer = RecipeWriter(model, folder, amp=record["precision"] == "bfloat16")
         return next(writer.draw([item_of(recipe)])).volume
 
-    return generation.recreate(config.recreate, RecipeWriter.program, draw, config.checkpoint)
+    return generation.recreate(sidecar, RecipeWriter.program, draw, config.checkpoint)
 
 
-def generate_accepted(config):
+def generate_accepted(config: GenerateConfig) -> Path:
     """`--accept`: draw seed after seed, and keep the volumes that pass until there are num_generate.
 
     Returns:
@@ -997,7 +1016,7 @@ def generate_accepted(config):
             raise UserError(
                 f"--accept draws one seed after the other, got {group.world} processes: start one."
             )
-        model, conditions = open_model(config), parse_conditions(config.accept)
+        model, conditions = open_model(config), parse_conditions(str(config.accept))
         most = config.most or min(MOST_VOLUMES, DRAWN_PER_KEPT * config.num_generate)
         recipes = plan_normal(replace(config, num_generate=most, accept=None, most=None), model)
         items = [marked(item_of(recipe), conditions) for recipe in recipes]
@@ -1011,7 +1030,7 @@ def generate_accepted(config):
     return config.folder
 
 
-def generate(config):
+def generate(config: GenerateConfig) -> Path:
     """Run one mode of a GenerateConfig.
 
     Returns:
@@ -1040,7 +1059,7 @@ def generate(config):
     return config.folder
 
 
-def join_pairs(argv):
+def join_pairs(argv: Sequence[str]) -> Sequence[str]:
     """`--intensity_range LO HI` as one word, which Fire would take for two."""
     argv = list(argv)
     for i, word in enumerate(argv[:-2]):
@@ -1049,12 +1068,13 @@ def join_pairs(argv):
     return argv
 
 
-def main(argv=None):
+def main(argv: Sequence[str] | None = None) -> None:
     """The command line."""
     with one_line_errors():
         words = with_settings(join_pairs(sys.argv[1:] if argv is None else argv))
     config = parse_cli(GenerateConfig, words)
     with one_line_errors("Interrupted. The same command continues; complete volumes are kept."):
+        prepare_process(config.device)
         if config.view is not None:
             write_view(config.view, config.replicas)
         elif config.recreate is not None:

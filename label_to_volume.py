@@ -42,7 +42,7 @@ from volumetric.cli import (
     options_of,
     parse_cli,
 )
-from volumetric.collection import choose, content_of_labels, names_in, refuse_unusable, stored_axes
+from volumetric.collection import choose, content_of_labels, refuse_unusable, stored_axes
 from volumetric.files import array_to_volume, as_damaged, by, naming, read_json
 from volumetric.geometry import axes_of, same_spacing, spacing_of, turn
 from volumetric.layers import (
@@ -57,6 +57,7 @@ from volumetric.layers import (
     run_block,
     zero_centered_penalty,
 )
+from volumetric.names import names_in
 from volumetric.run_page import Meaning
 
 import numpy as np
@@ -1084,6 +1085,7 @@ def main(argv=None):
     """The command line: train, or draw volumes for label maps."""
     config = parse_cli(LabelToVolumeConfig, argv)
     with one_line_errors():
+        parallel.prepare_process(config.device, config.deterministic)
         if config.recreate is not None:
             recreate(config)
         elif config.asks:

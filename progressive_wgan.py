@@ -696,6 +696,7 @@ def main(argv=None):
     """The command line: train, look at the data, or generate."""
     config = parse_cli(ProgressiveConfig, argv)
     with one_line_errors():
+        parallel.prepare_process(config.device, config.deterministic)
         if config.recreate is not None:
             generation.recreate_volume(config, open_model)
         elif config.show:

@@ -7,7 +7,7 @@
 Sections of this file, in order:
 
     configuration             every option, one line each
-    layers                    blur, modulated convolution, linear layers of styles
+    layers                    modulated convolutions; others are in volumetric/layers.py
     networks                  mapping network, generator, discriminator
     losses and regularisers   hinge, relativistic, dual contrastive, NT-Xent, penalties
     latents and styles        truncation, interpolation; Synthesizer: from seeds to volumes
@@ -33,8 +33,10 @@ import functools
 import itertools
 import math
 from collections import Counter, defaultdict
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from volumetric import dataset, generation, memory, parallel, runs, training
 from volumetric.cli import (
@@ -58,12 +60,16 @@ from volumetric.diff_augment import (
     augmented,
     draw_augmentation,
 )
-from volumetric.files import as_damaged, naming, read_json, reading
+from volumetric.files import Record, as_damaged, naming, read_json, reading
 from volumetric.geometry import axes_of, check_affine
 from volumetric.layers import (
     GROUP,
+    Blur,
     Conv3d,
     FeatureQuantizer,
+    MappingLinear,
+    ModulatedSum,
+    StyleLinear,
     Upsampling,
     add_noise_,
     as_channels,
@@ -83,10 +89,9 @@ from volumetric.layers import (
     reliably,
     run_block,
     shrink_schedule,
-    smooth,
+    slerp,
     times_,
     trained_by,
-    voxels_first,
     zero_centered_penalty,
 )
 from volumetric.meanings import GAN_PREVIEWS, GAN_WORDS, meanings_of
@@ -96,7 +101,12 @@ from volumetric.replay import Replay
 import numpy as np
 import torch
 import torch.nn.functional as F
-from torch import nn
+from torch import Tensor, nn
+
+Factors = tuple[int, int, int]  # of (D, H, W)
+Rng = parallel.SharedRandom
+Losses = dict[str, Any]  # {column of metrics.csv: tensor or number}
+Randoms = list[tuple[Rng, torch.Generator]]  # of the host, and of the device
 
 LATENT_DIM = 512  # of z and w, as published
 STYLE_DEPTH = 8  # layers of the mapping network, as published
@@ -180,17 +190,10 @@ class TrainConfig(SeedOptions, EvaluationOptions, VolumeConfig):
     generator_top_k_frac: float = option(0.5, "Smallest share of fakes kept.", **SHARE, resumed=True)
     # augmentation and memory
     aug_prob: float = option(
-        0.5,
-        "Probability of augmentation before D.",
-        **SHARE,
-        robust=0.0,
-        resumed=True,
-        section="Augmentation",
+        0.5, "Probability of augmentation.", **SHARE, robust=0.0, resumed=True, section="Augmentation"
     )
     aug_each: bool = option(False, "Decide for each volume, not micro-batch.", robust=True, resumed=True)
-    aug_types: tuple = option(
-        ("translation", "cutout"), "Augmentations beside a flip.", choices=AUGMENTATIONS, resumed=True
-    )
+    aug_types: tuple = option(("translation", "cutout"), "Kinds of it.", choices=AUGMENTATIONS, resumed=True)
     ada_target: float | None = option(None, "Overfitting that aug_prob adapts to.", **SHARE, resumed=True)
     ada_volumes: int = option(500000, "Real volumes in which aug_prob can adapt from 0 to 1.", resumed=True)
     checkpoint_activations: bool = option(False, "Compute blocks again going backward: saves memory.")
@@ -203,7 +206,7 @@ class TrainConfig(SeedOptions, EvaluationOptions, VolumeConfig):
     interpolation_num_steps: int = option(100, "Volumes of an interpolation.", most=10**6)
     save_frames: bool = option(False, "Save every frame of an interpolation also as PNG.")
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         super().__post_init__()
         if self.transparent:
             raise UserError("--transparent is not possible: a one-channel volume has no alpha channel.")
@@ -218,36 +221,36 @@ class TrainConfig(SeedOptions, EvaluationOptions, VolumeConfig):
             raise UserError("--loss relativistic compares pairs: leave --top_k_training out.")
 
     @property
-    def blocks(self):
+    def blocks(self) -> int:
         """Number of G's blocks."""
         return len(growth_schedule(self.image_size, self.image_depth))
 
     @property
-    def chosen_depth(self):
+    def chosen_depth(self) -> int | None:
         """The depth if another than the default was asked for, else None."""
         return None if self.image_depth == TrainConfig.image_depth else self.image_depth
 
     @property
-    def batch_divisor(self):
+    def batch_divisor(self) -> int:
         """Of a process's part of a batch."""
         return self.pl_batch_shrink
 
     @property
-    def least_batch(self):
+    def least_batch(self) -> int:
         """Volumes that a step can be of: a group, if groups are compared."""
         return math.lcm(GROUP if self.minibatch_std or self.all_pairs else 1, self.pl_batch_shrink)
 
     @property
-    def largest_layer(self):
+    def largest_layer(self) -> tuple[int, tuple[int, int, int]]:
         """Channels and voxels (D, H, W) of D's first block, what half precision is tried with on a GPU."""
         return min(self.fmap_max, 4 * self.network_capacity), self.shape
 
     @property
-    def scheduled(self):
+    def scheduled(self) -> bool:
         """Something changes in the course of num_train_steps."""
         return super().scheduled or self.final_gamma is not None
 
-    def plan(self, scores=None):
+    def plan(self, scores: Any = None) -> runs.Plan:
         """Plan of the run, with columns in its table for the options and the TrainingScores."""
         columns = ["D", "G", "GP", "PL", "pl_mean"] + (["Q", "Q_usage"] if self.fq_layers else [])
         columns += (["CR"] if self.cl_reg else []) + (["aug_prob"] if self.ada_target is not None else [])
@@ -262,47 +265,6 @@ GENERATOR_SETTINGS = ("image_size", "image_depth", "network_capacity", "fmap_max
 # ╔══════════════════════════════════════════════════════════════════════════════════════════════════════════╗
 # ║ Layers                                                                                                   ║
 # ╚══════════════════════════════════════════════════════════════════════════════════════════════════════════╝
-
-
-class Blur(nn.Module):
-    """Low-pass filter: the outer product of [1, 2, 1] three times, normalised to sum 1, replicated borders.
-
-    Shapes: (B, C, D, H, W) -> (B, C, D, H, W)
-    """
-
-    def __init__(self):
-        super().__init__()
-        self.register_buffer("f", torch.tensor([1.0, 2.0, 1.0]))  # as in the original's state dict
-
-    def forward(self, x):
-        return smooth(x)
-
-
-class MappingLinear(nn.Module):
-    """Linear layer whose weight and bias are multiplied by `lr_mul`, with N(0, 1) weights.
-
-    Differs from the paper: no 1 / sqrt(fan_in).
-
-    Shapes: (B, in) -> (B, out)
-    """
-
-    def __init__(self, in_features, out_features, lr_mul=0.1):
-        super().__init__()
-        self.weight = nn.Parameter(torch.randn(out_features, in_features))
-        self.bias = nn.Parameter(torch.zeros(out_features))
-        self.lr_mul = lr_mul
-
-    def forward(self, x):
-        return F.linear(x, self.weight * self.lr_mul, self.bias * self.lr_mul)
-
-
-class StyleLinear(nn.Linear):
-    """Affine map from w to one layer's style ("A" in StyleGAN2's Fig. 2), never in half precision."""
-
-    def forward(self, w):
-        dtype = product_dtype()
-        with torch.autocast(w.device.type, enabled=False):
-            return F.linear(w.to(dtype), self.weight.to(dtype), self.bias.to(dtype)).float()
 
 
 class Conv3DMod(nn.Module):
@@ -325,14 +287,14 @@ class Conv3DMod(nn.Module):
         return: (B, C_out, D, H, W)
     """
 
-    def __init__(self, in_channels, out_channels, kernel_size, eps=1e-8):
+    def __init__(self, in_channels: int, out_channels: int, kernel_size: int, eps: float = 1e-8) -> None:
         super().__init__()
         self.weight = nn.Parameter(torch.empty(out_channels, in_channels, *3 * [kernel_size]))
         nn.init.kaiming_normal_(self.weight, a=0, mode="fan_in", nonlinearity="leaky_relu")
         self.padding = kernel_size // 2
         self.eps = eps
 
-    def forward(self, x, style):
+    def forward(self, x: Tensor, style: Tensor) -> Tensor:
         s = 1 + style
         with torch.autocast(x.device.type, enabled=False):  # a sum of squares overflows float16
             dtype = product_dtype()
@@ -343,33 +305,12 @@ class Conv3DMod(nn.Module):
         return times_(x, as_channels(norm * largest, x))
 
 
-class ModulatedSum(nn.Module):
-    """Modulated 1x1x1 convolution to one channel, without demodulation: a sum over channels for each sample.
-
-    As a product of matrices it reads x once; the convolution would need x times the style first.
-
-    Shapes:
-        x:      (B, C, D, H, W)
-        style:  (B, C)
-        return: (B, 1, D, H, W)
-    """
-
-    def __init__(self, channels):
-        super().__init__()
-        self.weight = nn.Parameter(torch.empty(1, channels, 1, 1, 1))
-        nn.init.kaiming_normal_(self.weight, a=0, mode="fan_in", nonlinearity="leaky_relu")
-
-    def forward(self, x, style):
-        factors = (1 + style) * self.weight.view(1, -1)  # (B, C)
-        return (voxels_first(x) @ factors.to(x.dtype)[..., None]).view(len(x), 1, *x.shape[2:])
-
-
 # ╔══════════════════════════════════════════════════════════════════════════════════════════════════════════╗
 # ║ Networks                                                                                                 ║
 # ╚══════════════════════════════════════════════════════════════════════════════════════════════════════════╝
 
 
-def initialize(module):
+def initialize(module: nn.Module) -> None:
     """Kaiming-normal weights of a convolution or linear layer, as published; biases as PyTorch has them."""
     if isinstance(module, nn.Conv3d | nn.Linear):
         nn.init.kaiming_normal_(module.weight, a=0, mode="fan_in", nonlinearity="leaky_relu")
@@ -384,14 +325,20 @@ class StyleVectorizer(nn.Module):
     Shapes: z (B, latent_dim), labels (B,) or None -> w (B, latent_dim)
     """
 
-    def __init__(self, latent_dim=LATENT_DIM, style_depth=STYLE_DEPTH, lr_mlp=0.1, num_classes=0):
+    def __init__(
+        self,
+        latent_dim: int = LATENT_DIM,
+        style_depth: int = STYLE_DEPTH,
+        lr_mlp: float = 0.1,
+        num_classes: int = 0,
+    ) -> None:
         super().__init__()
         widths = [latent_dim * (2 if num_classes else 1), *style_depth * [latent_dim]]
         layers = [(MappingLinear(*pair, lr_mlp), leaky_relu()) for pair in itertools.pairwise(widths)]
         self.net = nn.Sequential(*itertools.chain(*layers))
         self.embedding = nn.Embedding(num_classes, latent_dim) if num_classes else None
 
-    def forward(self, z, labels=None):
+    def forward(self, z: Tensor, labels: Tensor | None = None) -> Tensor:
         x = F.normalize(z, dim=1)
         if self.embedding is not None:
             x = torch.cat([x, F.normalize(self.embedding(labels), dim=1)], dim=1)
@@ -408,13 +355,13 @@ class ToGrayscale(nn.Module):
         return:   (B, 1, D', H', W'), enlarged unless this is the last block
     """
 
-    def __init__(self, latent_dim, channels, enlarge):
+    def __init__(self, latent_dim: int, channels: int, enlarge: Factors | None) -> None:
         super().__init__()
         self.to_style = StyleLinear(latent_dim, channels)
         self.conv = ModulatedSum(channels)
         self.upsample = nn.Sequential(Upsampling(enlarge), Blur()) if enlarge else None
 
-    def forward(self, x, previous, w):
+    def forward(self, x: Tensor, previous: Tensor | None, w: Tensor) -> Tensor:
         x = self.conv(x, self.to_style(w))
         if previous is not None:
             x = x + previous
@@ -432,7 +379,14 @@ class GeneratorBlock(nn.Module):
         return:   (B, C_out, D', H', W'), grey volume at the next block's size
     """
 
-    def __init__(self, latent_dim, in_channels, out_channels, enlarge, enlarge_next):
+    def __init__(
+        self,
+        latent_dim: int,
+        in_channels: int,
+        out_channels: int,
+        enlarge: Factors,
+        enlarge_next: Factors | None,
+    ) -> None:
         super().__init__()
         self.upsample = Upsampling(enlarge) if max(enlarge) > 1 else None
         self.to_style1 = StyleLinear(latent_dim, in_channels)
@@ -444,7 +398,7 @@ class GeneratorBlock(nn.Module):
         self.activation = leaky_relu()
         self.to_grayscale = ToGrayscale(latent_dim, out_channels, enlarge_next)
 
-    def forward(self, x, grey, w, noise):
+    def forward(self, x: Tensor, grey: Tensor | None, w: Tensor, noise: Tensor) -> tuple[Tensor, Tensor]:
         if self.upsample is not None:
             x = self.upsample(x)
         d, h, w_axis = x.shape[2:]
@@ -466,14 +420,14 @@ class Generator(nn.Module):
 
     def __init__(
         self,
-        image_size,
-        image_depth,
-        latent_dim=LATENT_DIM,
-        network_capacity=8,
-        fmap_max=512,
-        attn_layers=(),
-        no_const=False,
-    ):
+        image_size: int,
+        image_depth: int,
+        latent_dim: int = LATENT_DIM,
+        network_capacity: int = 8,
+        fmap_max: int = 512,
+        attn_layers: Sequence[int] = (),
+        no_const: bool = False,
+    ) -> None:
         super().__init__()
         self.checkpoint_activations = False
         factors = growth_schedule(image_size, image_depth)
@@ -494,25 +448,24 @@ class Generator(nn.Module):
         )
         self.attention = attention_blocks(attn_layers, [*reversed(widths[:-1])])
         self.apply(initialize)
-        for block in self.blocks:
-            for layer in (block.to_noise1, block.to_noise2):
-                nn.init.zeros_(layer.weight)
-                nn.init.zeros_(layer.bias)
+        for name, parameter in self.blocks.named_parameters():
+            if ".to_noise" in name:
+                nn.init.zeros_(parameter)
 
-    def initial(self, styles):
+    def initial(self, styles: Tensor) -> Tensor:
         """What the first block starts from. Shapes: (B, num_layers, latent_dim) -> (B, C, 4, 4, 4)"""
         if hasattr(self, "initial_block"):
             return self.initial_block.expand(len(styles), -1, -1, -1, -1)
         return self.to_initial_block(styles.mean(dim=1)[:, :, None, None, None])
 
-    def forward(self, styles, noise):
+    def forward(self, styles: Tensor, noise: Tensor) -> Tensor:
         x, grey, again = self.initial_conv(self.initial(styles)), None, self.checkpoint_activations
         layers = range(self.num_layers, 0, -1)
         for layer, w, block in zip(layers, styles.unbind(dim=1), self.blocks, strict=True):
             if str(layer) in self.attention:
                 x = run_block(self.attention[str(layer)], x, again=again)
             x, grey = run_block(block, x, grey, w, noise, again=again)
-        return grey
+        return grey  # type: ignore[return-value]  # there is a block
 
 
 class DiscriminatorBlock(nn.Module):
@@ -521,7 +474,7 @@ class DiscriminatorBlock(nn.Module):
     Shapes: (B, C_in, D, H, W) -> (B, C_out, D / stride, H / stride, W / stride)
     """
 
-    def __init__(self, in_channels, out_channels, stride, downsample=True):
+    def __init__(self, in_channels: int, out_channels: int, stride: Factors, downsample: bool = True) -> None:
         super().__init__()
         self.conv_res = Conv3d(in_channels, out_channels, 1, stride=stride)
         self.net = nn.Sequential(
@@ -536,7 +489,7 @@ class DiscriminatorBlock(nn.Module):
                 Blur(), Conv3d(out_channels, out_channels, 3, padding=1, stride=stride)
             )
 
-    def forward(self, x):
+    def forward(self, x: Tensor) -> Tensor:
         skip = self.conv_res(x)
         x = self.net(x)
         if self.downsample is not None:
@@ -561,16 +514,16 @@ class Discriminator(nn.Module):
 
     def __init__(
         self,
-        image_size,
-        image_depth,
-        network_capacity=8,
-        fmap_max=512,
-        attn_layers=(),
-        fq_layers=(),
-        fq_dict_size=256,
-        num_classes=0,
-        minibatch_std=False,
-    ):
+        image_size: int,
+        image_depth: int,
+        network_capacity: int = 8,
+        fmap_max: int = 512,
+        attn_layers: Sequence[int] = (),
+        fq_layers: Sequence[int] = (),
+        fq_dict_size: int = 256,
+        num_classes: int = 0,
+        minibatch_std: bool = False,
+    ) -> None:
         super().__init__()
         self.checkpoint_activations = False
         self.group = GROUP if minibatch_std else None  # volumes whose deviation is seen
@@ -583,7 +536,7 @@ class Discriminator(nn.Module):
             )
         )
         self.attention = attention_blocks(attn_layers, widths[1:])
-        self.quantizers = nn.ModuleDict(
+        self.quantizers: Any = nn.ModuleDict(
             {str(layer): FeatureQuantizer(widths[layer], fq_dict_size) for layer in sorted(fq_layers)}
         )
         self.final_conv = Conv3d(widths[-1] + minibatch_std, widths[-1], 3, padding=1)
@@ -591,10 +544,10 @@ class Discriminator(nn.Module):
         self.to_logit = nn.Linear(self.num_features, 1)
         self.class_embedding = nn.Embedding(num_classes, widths[-1]) if num_classes else None
         self.apply(initialize)
-        if num_classes:
+        if self.class_embedding is not None:
             nn.init.normal_(self.class_embedding.weight, std=widths[-1] ** -0.5)
 
-    def features(self, volumes):
+    def features(self, volumes: Tensor) -> tuple[Tensor, Tensor]:
         """What the logits are made of, and the loss of quantisation. Shapes: -> (B, C, 2, 2, 2), (1,)"""
         x, again = volumes, self.checkpoint_activations
         loss = torch.zeros(1, device=x.device)
@@ -609,7 +562,7 @@ class Discriminator(nn.Module):
             x = minibatch_deviation(x, self.group)
         return reliably(self.final_conv, x), loss
 
-    def forward(self, volumes, labels=None):
+    def forward(self, volumes: Tensor, labels: Tensor | None = None) -> tuple[Tensor, Tensor]:
         x, loss = self.features(volumes)
         logits = self.to_logit(x.flatten(1)).squeeze(1)
         if self.class_embedding is not None:
@@ -617,7 +570,7 @@ class Discriminator(nn.Module):
         return logits, loss
 
     @contextlib.contextmanager
-    def learning_codes(self, enabled=True):
+    def learning_codes(self, enabled: bool = True) -> Iterator[None]:
         """Around the passes in which quantisers may move their codes."""
         for quantizer in self.quantizers.values():
             quantizer.learning = enabled
@@ -627,7 +580,7 @@ class Discriminator(nn.Module):
             for quantizer in self.quantizers.values():
                 quantizer.learning = False
 
-    def taken_codes(self):
+    def taken_codes(self) -> Tensor:
         """1 for each code of all quantisers that the last volumes took, else 0. Shapes: -> (codes,)"""
         return torch.cat([quantizer.taken for quantizer in self.quantizers.values()])
 
@@ -640,39 +593,39 @@ class StyleGAN2(nn.Module):
 
     def __init__(
         self,
-        image_size,
-        image_depth=32,
-        latent_dim=LATENT_DIM,
-        style_depth=STYLE_DEPTH,
-        network_capacity=8,
-        fmap_max=512,
-        lr_mlp=0.1,
-        no_const=False,
-        attn_layers=(),
-        fq_layers=(),
-        fq_dict_size=256,
-        cl_reg=False,
-        minibatch_std=False,
-        num_classes=0,
-    ):
+        image_size: int,
+        image_depth: int = 32,
+        latent_dim: int = LATENT_DIM,
+        style_depth: int = STYLE_DEPTH,
+        network_capacity: int = 8,
+        fmap_max: int = 512,
+        lr_mlp: float = 0.1,
+        no_const: bool = False,
+        attn_layers: Sequence[int] = (),
+        fq_layers: Sequence[int] = (),
+        fq_dict_size: int = 256,
+        cl_reg: bool = False,
+        minibatch_std: bool = False,
+        num_classes: int = 0,
+    ) -> None:
         super().__init__()
-        size = {"image_size": image_size, "image_depth": image_depth, "attn_layers": attn_layers}
+        size: Record = {"image_size": image_size, "image_depth": image_depth, "attn_layers": attn_layers}
         size |= {"network_capacity": network_capacity, "fmap_max": fmap_max}
         generator = {**size, "latent_dim": latent_dim, "no_const": no_const}
         mapping = (latent_dim, style_depth, lr_mlp, num_classes)
         self.S = StyleVectorizer(*mapping)
         self.G = Generator(**generator)
-        further = {"fq_layers": fq_layers, "fq_dict_size": fq_dict_size, "minibatch_std": minibatch_std}
-        self.D = Discriminator(**size, **further, num_classes=num_classes)
+        further: Record = {"fq_layers": fq_layers, "fq_dict_size": fq_dict_size, "num_classes": num_classes}
+        self.D = Discriminator(**size, **further, minibatch_std=minibatch_std)
         self.SE = StyleVectorizer(*mapping)
         self.GE = Generator(**generator)
         self.D_aug = nn.ModuleDict({"D": self.D})  # as the original's checkpoints name D a second time
-        self.CR = contrastive_head(self.D.num_features) if cl_reg else None
+        self.CR: Any = contrastive_head(self.D.num_features) if cl_reg else None
         self.SE.requires_grad_(False)
         self.GE.requires_grad_(False)
         move_averages(self.averaged(), decay=0)
 
-    def averaged(self):
+    def averaged(self) -> list[tuple[nn.Module, nn.Module]]:
         """[(average, what it follows)]."""
         return [(self.SE, self.S), (self.GE, self.G)]
 
@@ -682,7 +635,7 @@ class StyleGAN2(nn.Module):
 # ╚══════════════════════════════════════════════════════════════════════════════════════════════════════════╝
 
 
-def hinge_loss(real_logits, fake_logits):
+def hinge_loss(real_logits: Tensor, fake_logits: Tensor) -> Tensor:
     """D's hinge loss, mean(relu(1 + D(real))) + mean(relu(1 - D(fake))): real is driven to -1, fake to +1.
 
     Shapes: (B,), (B,) -> scalar
@@ -690,7 +643,7 @@ def hinge_loss(real_logits, fake_logits):
     return F.relu(1 + real_logits).mean() + F.relu(1 - fake_logits).mean()
 
 
-def logistic_loss(real_logits, fake_logits):
+def logistic_loss(real_logits: Tensor, fake_logits: Tensor) -> Tensor:
     """D's logistic loss, mean(softplus(-D(real))) + mean(softplus(D(fake))) (arXiv:1406.2661, Eq. 1).
 
     Shapes: (B,), (B,) -> scalar
@@ -698,7 +651,7 @@ def logistic_loss(real_logits, fake_logits):
     return F.softplus(-real_logits).mean() + F.softplus(fake_logits).mean()
 
 
-def relativistic_pairs(one, other, group=1):
+def relativistic_pairs(one: Tensor, other: Tensor, group: int = 1) -> Tensor:
     """How much less real the one is than the other, in pairs: mean(softplus(other - one)) (arXiv:2501.05441).
 
     D minimises it for (real, fake), G for (fake, real). Differs from the paper: with a `group`, the pairs are
@@ -709,7 +662,7 @@ def relativistic_pairs(one, other, group=1):
     return F.softplus(other.view(-1, 1, group) - one.view(-1, group, 1)).mean()
 
 
-def relativistic(real_logits, fake_logits):
+def relativistic(real_logits: Tensor, fake_logits: Tensor) -> tuple[Tensor, Tensor]:
     """Logits relative to the mean of the other kind (relativistic average, arXiv:1807.00734, Sec. 4.2).
 
     Shapes: (B,), (B,) -> (B,), (B,)
@@ -717,7 +670,7 @@ def relativistic(real_logits, fake_logits):
     return real_logits - fake_logits.mean(), fake_logits - real_logits.mean()
 
 
-def dual_contrastive_loss(t1, t2):
+def dual_contrastive_loss(t1: Tensor, t2: Tensor) -> Tensor:
     """Tell each of one kind from all of the other, both ways (Yu et al. 2021, arXiv:2103.09742, Eq. 3 and 4).
 
         mean_i -log softmax([t1_i, t2_1, ..., t2_N])_1  +  mean_j -log softmax([-t2_j, -t1_1, ..., -t1_N])_1
@@ -727,14 +680,14 @@ def dual_contrastive_loss(t1, t2):
     Shapes: (N,), (M,) -> scalar
     """
 
-    def half(one, others):
+    def half(one: Tensor, others: Tensor) -> Tensor:
         logits = torch.cat([one[:, None], others.expand(len(one), -1)], dim=1)  # (N, 1 + M)
         return (logits.logsumexp(dim=1) - one).mean()
 
     return half(t1, t2) + half(-t2, -t1)
 
 
-def most_real(fake_logits, epochs, gamma, frac, sense):
+def most_real(fake_logits: Tensor, epochs: float, gamma: float, frac: float, sense: int) -> Tensor:
     """The share max(gamma^epochs, frac) of logits that are most real, one at least (arXiv:2002.06224).
 
     `sense` is 1 if D's output is high for what it takes for real, -1 if it is low.
@@ -745,7 +698,7 @@ def most_real(fake_logits, epochs, gamma, frac, sense):
     return fake_logits.topk(k, largest=sense > 0).values
 
 
-def path_lengths(styles, volumes, y):
+def path_lengths(styles: Tensor, volumes: Tensor, y: Tensor) -> Tensor:
     """Length of the volumes' change per change of style (arXiv:1912.04958, Sec. 3.2).
 
         sqrt(mean over layers of sum over latent of (d(y . G(w)) / dw)^2), y = N(0, 1) / N^(1/3), N voxels
@@ -764,7 +717,7 @@ def path_lengths(styles, volumes, y):
 # ╚══════════════════════════════════════════════════════════════════════════════════════════════════════════╝
 
 
-def mix_styles(w1, w2, layers, crossover):
+def mix_styles(w1: Tensor, w2: Tensor, layers: int, crossover: int | Tensor) -> Tensor:
     """Styles with w1 in the first `crossover` blocks and w2 in the rest.
 
     Shapes: (B, latent), (B, latent) -> (B, layers, latent)
@@ -773,13 +726,15 @@ def mix_styles(w1, w2, layers, crossover):
     return torch.where(first[None, :, None], w1[:, None], w2[:, None])
 
 
-def same_style(w, layers):
+def same_style(w: Tensor, layers: int) -> Tensor:
     """One w for all blocks. Shapes: (B, latent) -> (B, layers, latent)"""
     return w[:, None].expand(-1, layers, -1)
 
 
 @torch.no_grad()
-def truncation_center(mapping, latent_dim, device, seed=0):
+def truncation_center(
+    mapping: StyleVectorizer, latent_dim: int, device: torch.device, seed: int = 0
+) -> Tensor:
     """Mean of w over seeded latents, of every class if any: the centre of truncation.
 
     Shapes: -> (1 or classes, latent_dim)
@@ -791,20 +746,10 @@ def truncation_center(mapping, latent_dim, device, seed=0):
     return torch.stack([mapping(z, label.expand(len(z))).mean(dim=0) for label in labels])
 
 
-def truncate(w, center, psi, labels=None):
+def truncate(w: Tensor, center: Tensor, psi: float, labels: Tensor | None = None) -> Tensor:
     """Truncation trick, center + psi * (w - center) (arXiv:1812.04948, Appendix B), the class's center."""
     center = center if labels is None else center[labels]
     return center + psi * (w - center)
-
-
-def slerp(low, high, t):
-    """Spherical interpolation, exact at its ends. Shapes: (latent,), (latent,), t in [0, 1] -> (latent,)"""
-    if t in (0, 1):
-        return high if t else low
-    angle = torch.arccos((F.normalize(low, dim=-1) * F.normalize(high, dim=-1)).sum(-1).clamp(-1, 1))
-    if angle.sin().abs() < 1e-6:  # parallel: the straight line is the same
-        return torch.lerp(low, high, t)
-    return (torch.sin((1 - t) * angle) * low + torch.sin(t * angle) * high) / angle.sin()
 
 
 class Synthesizer:
@@ -820,49 +765,61 @@ class Synthesizer:
 
     noise_input = True  # volumes_of takes the noise's seed
 
-    def __init__(self, S, G, center, class_names=(), class_shares=None, autocast=contextlib.nullcontext):
+    def __init__(
+        self,
+        S: StyleVectorizer,
+        G: Generator,
+        center: Tensor,
+        class_names: Sequence[str] = (),
+        class_shares: np.ndarray | None = None,
+        autocast: Callable[[], Any] = contextlib.nullcontext,
+    ) -> None:
         self.S, self.G, self.truncation_center, self.autocast = S, G, center, autocast
         self.class_names, self.class_shares = list(class_names), class_shares
         self.device = center.device
         self.latent_dim = G.latent_dim
         self.shape = (G.image_depth, G.image_size, G.image_size)
 
-    def labels_of(self, seeds, name=None):
+    def labels_of(self, seeds: Sequence[int], name: str | None = None) -> Tensor | None:
         """Classes of the volumes of some seeds; see `dataset.labels_of_seeds`."""
         return dataset.labels_of_seeds(seeds, self.class_names, self.class_shares, name)
 
     @torch.no_grad()
-    def noise_to_styles(self, z, trunc_psi=None, labels=None):
+    def noise_to_styles(
+        self, z: Tensor, trunc_psi: float | None = None, labels: Tensor | None = None
+    ) -> Tensor:
         """w of latents, truncated towards the mean style if asked.
 
         Shapes: (B, latent), labels (B,) of `labels_of`, None without classes -> (B, latent)
         """
+        generation.check_latents(z, self.latent_dim, trunc_psi)
         if (labels is None) != (not self.class_names):
             raise UserError(f"The model has {len(self.class_names)} classes; labels go with them alone.")
         labels = None if labels is None else labels.to(self.device)
         w = self.S(z.to(self.device), labels)
         return w if trunc_psi is None else truncate(w, self.truncation_center, trunc_psi, labels)
 
-    def styles_to_images(self, w):
+    def styles_to_images(self, w: Tensor) -> Tensor:
         """Volumes in [0, 1] with fresh noise. Shapes: (B, latent) or (B, L, latent) -> (B, 1, Z, S, S)"""
         return self.styles_to_images_ext_noise(w, torch.rand(len(w), *self.shape, 1, device=self.device))
 
     @torch.no_grad()
-    def styles_to_images_ext_noise(self, w, noise):
+    def styles_to_images_ext_noise(self, w: Tensor, noise: Tensor) -> Tensor:
         """Volumes in [0, 1] with given noise.
 
         Shapes: w (B, latent) or (B, L, latent), noise (B, >= Z, >= S, >= S, 1) -> (B, 1, Z, S, S)
         """
+        generation.check_styles(w, noise, self.G.num_layers, self.latent_dim, self.shape)
         w = w.to(self.device)
         styles = w if w.ndim == 3 else same_style(w, self.G.num_layers)
         with self.autocast(), parallel.tf32(torch.is_autocast_enabled(self.device.type)):
             return self.G(styles, noise.to(self.device)).clamp(0, 1)
 
-    def render(self, w, noise):
+    def render(self, w: Tensor, noise: Tensor) -> Tensor:
         """Volumes that do not depend on what else is in the batch, float32 on the CPU; shapes as above."""
         return generation.alone_as_two(self.styles_to_images_ext_noise, w, noise).float().cpu()
 
-    def styles_of(self, seeds, trunc_psi=1.0, label=None):
+    def styles_of(self, seeds: Sequence[int], trunc_psi: float = 1.0, label: str | None = None) -> Tensor:
         """w of seeds, each alone, so that the others do not change it. Shapes: (B,) -> (B, latent)"""
         labels = self.labels_of(seeds, label)
         labels = len(seeds) * [None] if labels is None else labels.split(1)
@@ -870,12 +827,21 @@ class Synthesizer:
         w = [self.noise_to_styles(*one) for one in zip(z, itertools.repeat(trunc_psi), labels, strict=False)]
         return torch.cat(w)
 
-    def volumes_of(self, seeds, trunc_psi=1.0, batch_size=8, label=None, styles=None, noise_seed=None):
+    def volumes_of(
+        self,
+        seeds: Sequence[int],
+        trunc_psi: float = 1.0,
+        batch_size: int = 8,
+        label: str | None = None,
+        styles: Tensor | None = None,
+        noise_seed: int | None = None,
+    ) -> Iterator[Tensor]:
         """Yield the volume of every seed, (1, Z, S, S) in [0, 1] on the CPU, a batch at a time.
 
         A seed gives latent, noise and, without a label, class; `styles` take the place of the latents', and
         the noise of `noise_seed` that of all seeds' noises.
         """
+        generation.check_seeds(seeds)
         for start in range(0, len(seeds), batch_size):
             chosen = slice(start, start + batch_size)
             noisy = seeds[chosen] if noise_seed is None else len(seeds[chosen]) * [noise_seed]
@@ -883,7 +849,13 @@ class Synthesizer:
             w = self.styles_of(seeds[chosen], trunc_psi, label) if styles is None else styles[chosen]
             yield from self.render(w, noise)
 
-    def between(self, ends, positions, labels=None, trunc_psi=1.0):
+    def between(
+        self,
+        ends: Sequence[int],
+        positions: Sequence[float],
+        labels: Sequence[str] | None = None,
+        trunc_psi: float = 1.0,
+    ) -> Tensor:
         """Volumes on the way from seed to seed, by spherical interpolation, with the first one's noise.
 
         Args:
@@ -894,13 +866,14 @@ class Synthesizer:
 
         Shapes: -> (B, 1, Z, S, S) in [0, 1], on the CPU
         """
+        generation.check_seeds(ends, 2)
         z, noise = parallel.batch_inputs(ends, self.latent_dim, self.shape)
         of = [None] if labels is None else [self.labels_of([0], name) for name in dict.fromkeys(labels)]
         styles = []
         for t in positions:
-            at = slerp(*z, torch.tensor(t))[None]
+            at = slerp(z[0], z[1], torch.tensor(t))[None]
             w = [self.noise_to_styles(at, trunc_psi, one) for one in of]
-            styles.append(w[0] if len(w) == 1 else torch.lerp(*w, t))
+            styles.append(w[0] if len(w) == 1 else torch.lerp(w[0], w[1], t))
         return self.render(torch.cat(styles), noise[:1].expand(len(styles), *noise.shape[1:]))
 
 
@@ -909,7 +882,7 @@ class Synthesizer:
 # ╚══════════════════════════════════════════════════════════════════════════════════════════════════════════╝
 
 
-def read_checkpoint(path):
+def read_checkpoint(path: Path | str) -> Record:
     """Read a checkpoint onto the CPU, and strip `module.` from its tensors' names.
 
     Raises:
@@ -920,7 +893,7 @@ def read_checkpoint(path):
         return state | {"GAN": network_tensors(state)}
 
 
-def network_tensors(state):
+def network_tensors(state: Record) -> dict[str, Tensor]:
     """State dict of a checkpoint's networks."""
     if "GAN" not in state:
         raise UserError("is not a 3D StyleGAN2 checkpoint: it has no entry 'GAN'.")
@@ -931,7 +904,7 @@ def network_tensors(state):
     return tensors
 
 
-def network_settings(state, path, image_depth=None):
+def network_settings(state: Record, path: Path | str, image_depth: int | None = None) -> Record:
     """Keyword arguments of `StyleGAN2` for a checkpoint; those of an original follow from its tensors.
 
     No tensor's shape depends on the depth, so a checkpoint that does not state it gets `image_depth`, or the
@@ -990,7 +963,7 @@ class Trainer(training.VolumeTrainer):
     words = GAN_WORDS
 
     @staticmethod
-    def former_settings(config, source):
+    def former_settings(config: TrainConfig, source: Path | str) -> Record:
         """As `VolumeTrainer`'s; what an original's checkpoint does not state follows from its tensors."""
         with as_damaged("it is damaged or of another program", source):
             state = read_checkpoint(source)
@@ -998,18 +971,25 @@ class Trainer(training.VolumeTrainer):
             return BEFORE | dict(state.get("config", {})) | settings
 
     @staticmethod
-    def unsteady(config):
+    def unsteady(config: TrainConfig) -> set[str]:
         """Augmentations of the run that no GPU does twice the same."""
         return UNSTEADY & {*config.aug_types}
 
     @staticmethod
-    def prepare(config, audit, group, source, goes_on):
+    def prepare(config: TrainConfig, audit: Any, group: parallel.Group, source: Any, goes_on: bool) -> Record:
         """{"scores": TrainingScores} of a run that evaluates; complains of weights that are missing."""
         from MedicalNet.scores import scores_of
 
         return scores_of(config, group)
 
-    def __init__(self, config, audit=None, group=None, scores=None, command=None):
+    def __init__(
+        self,
+        config: TrainConfig,
+        audit: dataset.Audit | None = None,
+        group: parallel.Group | None = None,
+        scores: Any = None,
+        command: Record | None = None,
+    ) -> None:
         super().__init__(config, audit, group, scores, command)
         self.plan = config.plan(scores)
         self.grouped = math.gcd(GROUP, self.batch_size)  # neighbours whose pairs are compared, and deviation
@@ -1032,14 +1012,14 @@ class Trainer(training.VolumeTrainer):
         least = 1 if cached else -(-self.batch_size // PENALTY_PARTS)
         whole = self.grouped if config.minibatch_std or config.all_pairs else 1
         self.penalty_part = -(-max(least, voxels) // whole) * whole  # volumes, or pairs, penalised at once
-        self.pl_mean = None  # running mean of the path length
+        self.pl_mean: Any = None  # running mean of the path length
 
-    def reported(self):
+    def reported(self) -> dict[str, nn.Module]:
         """{name: network} whose sizes are told."""
         names = {"S": "mapping network S", "G": "generator G", "D": "discriminator D"}
         return {name: getattr(self.GAN, module) for module, name in names.items()}
 
-    def build_networks(self):
+    def build_networks(self) -> StyleGAN2:
         """StyleGAN2 on the device, ready for training."""
         num_classes = len(self.classes.names) if self.classes else 0
         GAN = StyleGAN2(**self.config.network(), num_classes=num_classes)
@@ -1056,24 +1036,26 @@ class Trainer(training.VolumeTrainer):
         return self.placed(GAN)
 
     @property
-    def silent(self):
+    def silent(self) -> list[str]:
         """Names of G's noise weights that stay 0."""
         names = [f"blocks.{i}.to_noise{j}.weight" for i in range(self.config.blocks) for j in (1, 2)]
         return [] if self.config.noise == "all" else names[:-1]
 
-    def rate_scale(self, module, name, parameter):
+    def rate_scale(self, module: str, name: str, parameter: Tensor) -> float:
         """Factor on the rate of a parameter: with --equalized_lr, that of its layer's fan-in."""
         if not self.config.equalized_lr:
             return 1.0
         return MAPPING_RATE if module == "S" else equalized_scale(name, parameter)
 
-    def averaged(self):
+    def averaged(self) -> list[tuple[nn.Module, nn.Module]]:
         """[(average, what it follows)] of the networks."""
         return self.GAN.averaged()
 
     # ---- what a step is made of
 
-    def sample_inputs(self, rng, generator, labels=None):
+    def sample_inputs(
+        self, rng: Rng, generator: torch.Generator, labels: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
         """Styles, mixed with probability mixed_prob at a random block, and noise, for one micro-batch.
 
         Shapes: labels (B,) or None -> styles (B, L, latent), noise (B, Z, S, S, 1)
@@ -1088,7 +1070,7 @@ class Trainer(training.VolumeTrainer):
         z, crossover = other
         return mix_styles(w, self.GAN.S(z, labels), layers, crossover), noise
 
-    def draw_mixing(self, rng, generator):
+    def draw_mixing(self, rng: Rng, generator: torch.Generator) -> tuple[Tensor, Tensor] | None:
         """Latents to mix with, and the block from which on; None mixes nothing.
 
         A replayed step mixes always: what the host decides is from which block on, maybe after the last.
@@ -1103,12 +1085,12 @@ class Trainer(training.VolumeTrainer):
         crossover = int(rng.integers(layers)) if mixes else layers
         return z, parallel.to_device(np.array(crossover), self.device)
 
-    def augment(self, volumes, rng, prob=None):
+    def augment(self, volumes: Tensor, rng: Rng, prob: float | None = None) -> Tensor:
         """Volumes as D sees them. Shapes: (B, 1, D, H, W) -> the same"""
         left_right = () if self.audit is None else (self.audit.left_right,)
         return augmented(volumes, self.draw_augmentation(volumes.shape, rng, prob), *left_right)
 
-    def draw_augmentation(self, shape, rng, prob):
+    def draw_augmentation(self, shape: Sequence[int], rng: Rng, prob: float | None) -> Any:
         """What an augmentation of volumes of a shape needs; see `diff_augment.draw_augmentation`."""
         if prob is None:
             prob = self.config.aug_prob if self.ada is None else self.ada.prob
@@ -1117,22 +1099,22 @@ class Trainer(training.VolumeTrainer):
         how = {"each": self.config.aug_each, "fixed": fixed}
         return draw_augmentation(shape, self.device, prob, self.config.aug_types, rng, *spacing, **how)
 
-    def logits(self, volumes, labels):
+    def logits(self, volumes: Tensor, labels: Tensor | None) -> Tensor:
         """Logits of volumes, float32. Shapes: (B, 1, D, H, W), (B,) or None -> (B,)"""
         return self.GAN.D(volumes, labels)[0].float()
 
-    def penalty_logits(self, volumes, labels):
+    def penalty_logits(self, volumes: Tensor, labels: Tensor | None) -> Tensor:
         """`logits` in the precision of penalties. Shapes: (B, 1, D, H, W), (B,) or None -> (B,)"""
         with self.autocast() if self.config.penalty_precision == "mixed" else contextlib.nullcontext():
             return self.logits(volumes, labels)
 
     @property
-    def penalty_scale(self):
+    def penalty_scale(self) -> float:
         """Factor on the logits whose gradient is penalised: a gradient in float16 may be too small for it."""
         half = self.scaler.is_enabled() and self.config.penalty_precision == "mixed"
         return HALF_PENALTY_SCALE if half else 1.0
 
-    def discriminator_loss(self, real_logits, fake_logits):
+    def discriminator_loss(self, real_logits: Tensor, fake_logits: Tensor) -> Tensor:
         """The loss that the run's options choose for D. Shapes: (B,), (B,) -> scalar"""
         if self.config.rel_disc_loss:
             real_logits, fake_logits = relativistic(real_logits, fake_logits)
@@ -1140,11 +1122,11 @@ class Trainer(training.VolumeTrainer):
         losses |= {"logistic": logistic_loss, "relativistic": self.compare_pairs}
         return losses[self.loss](real_logits, fake_logits)
 
-    def compare_pairs(self, one, other):
+    def compare_pairs(self, one: Tensor, other: Tensor) -> Tensor:
         """The relativistic loss. Shapes: (B,), (B,) -> scalar"""
         return relativistic_pairs(one, other, self.grouped if self.config.all_pairs else 1)
 
-    def generator_loss(self, fake_logits, real_logits=None):
+    def generator_loss(self, fake_logits: Tensor, real_logits: Any = None) -> Tensor:
         """The loss that the run's options choose for G. Shapes: (B,), (B,) or None -> scalar"""
         config = self.config
         if config.top_k_training:
@@ -1158,19 +1140,19 @@ class Trainer(training.VolumeTrainer):
 
     # ---- passes: micro-batches that go through the networks together, each with its own draws and loss
 
-    def arrangements(self):
+    def arrangements(self) -> list[tuple[int, int]]:
         """[(micro-batches in a pass, volumes penalised at once)]; quantisers learn from one at a time."""
         number, parts = self.config.gradient_accumulate_every, (self.batch_size, self.penalty_part)
         passes = [1] if self.config.fq_layers else [n for n in range(number, 0, -1) if number % n == 0]
         return list(dict.fromkeys(itertools.product(passes, parts)))
 
-    def passes(self, stream, micro_batches):
+    def passes(self, stream: int, micro_batches: int) -> Iterator[Randoms]:
         """Host and device generators of every pass's micro-batches. Yields: [(rng, generator)]"""
         randoms = (self.random(stream, micro) for micro in range(micro_batches))
         while members := list(itertools.islice(randoms, self.at_once)):
             yield members
 
-    def inputs_of(self, randoms, real_labels):
+    def inputs_of(self, randoms: Randoms, real_labels: Tensor | None) -> tuple[Tensor, Tensor, Tensor | None]:
         """Styles, noise and classes of a pass; in a relativistic pair, the class is that of the real volume.
 
         Shapes: real_labels (b,) or None -> (b, L, latent), (b, Z, S, S, 1), (b,) or None
@@ -1185,54 +1167,54 @@ class Trainer(training.VolumeTrainer):
             noise.append(one_noise)
         return cat(styles), cat(noise), cat(drawn)
 
-    def reals_of(self, randoms):
+    def reals_of(self, randoms: Randoms) -> Batch:
         """Batch of a pass's real volumes."""
         return Batch.cat([Batch(*self.next_real()) for _ in randoms])
 
-    def augment_pass(self, volumes, randoms):
+    def augment_pass(self, volumes: Tensor, randoms: Randoms) -> Tensor:
         """`augment` for the volumes of a pass. Shapes: (b, 1, D, H, W) -> the same"""
         parts = volumes.split(self.batch_size)
         return cat([self.augment(part, rng) for part, (rng, _) in zip(parts, randoms, strict=True)])
 
-    def by_micro_batch(self, logits):
+    def by_micro_batch(self, logits: Tensor) -> list[Tensor]:
         """Logits of a pass by micro-batch, of all processes. Shapes: (b,) -> [(B,)]"""
         return [self.group.gather(part) for part in logits.split(self.batch_size)]
 
     # ---- one step
 
-    def update(self):
+    def update(self) -> Losses:
         """One update of every network."""
         return {**self.discriminator_step(), **self.generator_step()}
 
-    def compute(self, accumulate, regularize):
+    def compute(self, accumulate: Callable[..., Any], regularize: bool) -> Losses:
         """Gradients and losses of a half step."""
         args = (regularize, self.config.gradient_accumulate_every)
         return accumulate(*args) if self.replay is None else self.replay(accumulate, *args)
 
-    def steps_are_alike(self):
+    def steps_are_alike(self) -> bool:
         """Whether the host decides nothing in a step but by replay.SOURCES: a replay repeats the rest."""
         config = self.config
         decides = (config.cl_reg, config.fq_layers, config.top_k_training, config.final_gamma)
         return self.group.world == 1 and not any((*decides, config.checkpoint_activations))
 
-    def gamma(self):
+    def gamma(self) -> float:
         """Weight of a zero-centred penalty at this step; it goes to final_gamma exponentially."""
         start, end = self.config.gamma, self.config.final_gamma or self.config.gamma
         return start * (end / start) ** self.done
 
-    def lazy_gamma(self):
+    def lazy_gamma(self) -> float:
         """`gamma` of a penalty that stands for those of the steps without one."""
         return self.gamma() * self.config.penalty_every
 
-    def penalty_is_due(self, step):
+    def penalty_is_due(self, step: int) -> bool:
         """True if D's gradient is penalised in a step."""
         return step % self.config.penalty_every == 0
 
-    def path_length_is_due(self, step):
+    def path_length_is_due(self, step: int) -> bool:
         """True if path lengths are penalised in a step."""
         return step > PATH_LENGTH_AFTER and step % PATH_LENGTH_EVERY == 0 and not self.config.no_pl_reg
 
-    def discriminator_step(self):
+    def discriminator_step(self) -> Losses:
         """One update of D; returns its losses."""
         regularize = self.penalty_is_due(self.step)
         losses = self.compute(self.accumulate_discriminator, regularize)
@@ -1247,7 +1229,7 @@ class Trainer(training.VolumeTrainer):
             losses["aug_prob"] = torch.full((), self.ada.prob, device=self.device)
         return losses
 
-    def accumulate_discriminator(self, regularize, micro_batches):
+    def accumulate_discriminator(self, regularize: bool, micro_batches: int) -> Losses:
         """Gradients of D; the loss in mixed precision, a penalty in its own."""
         losses, learn = defaultdict(float), self.way_to_learn(regularize)
         for randoms in self.passes(STREAM_D, micro_batches):
@@ -1255,7 +1237,7 @@ class Trainer(training.VolumeTrainer):
             learn(real, self.generate(randoms, real.labels), randoms, losses, micro_batches)
         return losses
 
-    def way_to_learn(self, regularize):
+    def way_to_learn(self, regularize: bool) -> Callable[..., Any]:
         """How a pass goes through D: without a penalty, or in one of three ways with it."""
         if not regularize:
             return self.learn_plainly
@@ -1265,7 +1247,9 @@ class Trainer(training.VolumeTrainer):
             return self.learn_through_augmentation
         return self.learn_behind_augmentation
 
-    def learn_plainly(self, real, fake, randoms, losses, micro_batches):
+    def learn_plainly(
+        self, real: Batch, fake: Batch, randoms: Randoms, losses: Losses, micro_batches: int
+    ) -> tuple[Batch, Batch]:
         """Add the gradients of a pass; returns the Batches behind their augmentation."""
         real_views = real.with_volumes(self.augment_pass(real.volumes, randoms))
         fake_views = fake.with_volumes(self.augment_pass(fake.volumes, randoms))
@@ -1273,21 +1257,27 @@ class Trainer(training.VolumeTrainer):
         self.contrast_all(real.volumes, fake.volumes, randoms, losses, micro_batches)
         return real_views, fake_views
 
-    def learn_jointly(self, real, fake, randoms, losses, micro_batches):
+    def learn_jointly(
+        self, real: Batch, fake: Batch, randoms: Randoms, losses: Losses, micro_batches: int
+    ) -> None:
         """As `learn_plainly`, with R1 and R2 of the same passes through D as the loss."""
         real_views = real.with_volumes(self.augment_pass(real.volumes, randoms))
         fake_views = fake.with_volumes(self.augment_pass(fake.volumes, randoms))
         self.tell_apart_smoothly(real_views, fake_views, losses, micro_batches)
         self.contrast_all(real.volumes, fake.volumes, randoms, losses, micro_batches)
 
-    def learn_behind_augmentation(self, real, fake, randoms, losses, micro_batches):
+    def learn_behind_augmentation(
+        self, real: Batch, fake: Batch, randoms: Randoms, losses: Losses, micro_batches: int
+    ) -> None:
         """As `learn_plainly`, then R1, or R1 and R2, in their own passes, of what the augmentation made."""
         real_views, fake_views = self.learn_plainly(real, fake, randoms, losses, micro_batches)
         for batch in (real_views, fake_views) if self.config.penalty == "r1r2" else (real_views,):
             parts = [v.detach().float().requires_grad_() for v in batch.volumes.split(self.penalty_part)]
             losses["GP"] += self.penalize_gradient(parts, parts, batch.labels, micro_batches)
 
-    def learn_through_augmentation(self, real, fake, randoms, losses, micro_batches):
+    def learn_through_augmentation(
+        self, real: Batch, fake: Batch, randoms: Randoms, losses: Losses, micro_batches: int
+    ) -> None:
         """As `learn_plainly`, then the one-centred penalty, of the volumes before their augmentation."""
         parts = [v.requires_grad_() for v in real.volumes.split(self.penalty_part)]
         views = self.augment_pass(torch.cat(parts), randoms)
@@ -1298,20 +1288,20 @@ class Trainer(training.VolumeTrainer):
         losses["GP"] += self.penalize_gradient(parts, views, real.labels, micro_batches)
 
     @torch.no_grad()
-    def generate(self, randoms, real_labels):
+    def generate(self, randoms: Randoms, real_labels: Tensor | None) -> Batch:
         """Batch of volumes for D. Shapes: real_labels (b,) or None"""
         styles, noise, labels = self.inputs_of(randoms, real_labels)
         with self.autocast():
             return Batch(self.GAN.G(styles, noise), labels)
 
-    def tell_apart(self, real, fake, losses, micro_batches):
+    def tell_apart(self, real: Batch, fake: Batch, losses: Losses, micro_batches: int) -> None:
         """Add the gradients of D's loss, and its shares to `losses`; both Batches go through D as one."""
         both = Batch.cat([real, fake])
         with self.autocast(), self.GAN.D.learning_codes(not self.rehearsing):
             logits, commitment = self.GAN.D(both.volumes, both.labels)
         of_real, of_fake = logits.float().chunk(2)
         pairs = list(zip(self.by_micro_batch(of_real), self.by_micro_batch(of_fake), strict=True))
-        loss = sum(self.discriminator_loss(*pair) for pair in pairs)
+        loss: Any = sum(self.discriminator_loss(*pair) for pair in pairs)
         losses["D"] += loss.detach() / micro_batches
         if self.config.fq_layers:
             commitment = commitment.sum() / self.group.world
@@ -1324,7 +1314,7 @@ class Trainer(training.VolumeTrainer):
             self.count_signs(*pair, losses)
         self.scaler.scale(loss / micro_batches).backward()
 
-    def tell_apart_smoothly(self, real, fake, losses, micro_batches):
+    def tell_apart_smoothly(self, real: Batch, fake: Batch, losses: Losses, micro_batches: int) -> None:
         """As `tell_apart`, with R1 and R2 of the same pass in their precision, some pairs after the other."""
         for reals, fakes in zip(real.split(self.batch_size), fake.split(self.batch_size), strict=True):
             real_logits, fake_logits = [], []
@@ -1334,12 +1324,14 @@ class Trainer(training.VolumeTrainer):
                 fake_logits.append(of_fake)
             self.count_signs(torch.cat(real_logits), torch.cat(fake_logits), losses)
 
-    def count_signs(self, real_logits, fake_logits, losses):
+    def count_signs(self, real_logits: Tensor, fake_logits: Tensor, losses: Losses) -> None:
         """Add what the probability of augmentation adapts to, if it does. Shapes: (B,), (B,)"""
         if self.ada is not None:
             losses["signs"] += self.ada.signs_of(real_logits, fake_logits, self.sense)
 
-    def learn_pairs(self, real, fake, losses, micro_batches):
+    def learn_pairs(
+        self, real: Batch, fake: Batch, losses: Losses, micro_batches: int
+    ) -> tuple[Tensor, Tensor]:
         """Add the gradients of D's loss of some pairs, of R1 and of R2; returns the logits, of all processes.
 
         Shapes: two Batches of n volumes -> (n * world,), (n * world,)
@@ -1358,11 +1350,13 @@ class Trainer(training.VolumeTrainer):
         losses["GP"] += penalty.detach()
         return of_real, of_fake
 
-    def learning_in_D(self):
+    def learning_in_D(self) -> list[nn.Parameter]:
         """Parameters of D that get gradients."""
         return [p for p in self.GAN.D.parameters() if p.requires_grad]
 
-    def contrast_all(self, real, fake, randoms, losses, micro_batches):
+    def contrast_all(
+        self, real: Tensor, fake: Tensor, randoms: Randoms, losses: Losses, micro_batches: int
+    ) -> None:
         """Contrastive regularisation, if any, of a pass's real volumes, late in a run also of generated ones.
 
         Shapes: (b, 1, D, H, W), (b, 1, D, H, W)
@@ -1373,7 +1367,7 @@ class Trainer(training.VolumeTrainer):
             for part, (rng, _) in zip(volumes.split(self.batch_size), randoms, strict=True):
                 losses["CR"] += self.contrast(part, rng, micro_batches)
 
-    def contrast(self, volumes, rng, micro_batches):
+    def contrast(self, volumes: Tensor, rng: Rng, micro_batches: int) -> Tensor:
         """Add the gradients of D's contrastive regularisation on two augmented views; returns its share.
 
         Its weight is 1 (Zhang et al. 2020, arXiv:1910.12027, regularise views to be alike; here, as in the 2D
@@ -1390,7 +1384,9 @@ class Trainer(training.VolumeTrainer):
         self.scaler.scale(loss).backward()
         return loss.detach()
 
-    def penalize_gradient(self, parts, views, labels, micro_batches):
+    def penalize_gradient(
+        self, parts: Sequence[Tensor], views: Sequence[Tensor], labels: Tensor | None, micro_batches: int
+    ) -> Tensor | float:
         """Add the gradients of the chosen gradient penalty; returns this process's share of its value.
 
         One part after another, so that the graph of gradients is that of a part only. `views` are what D
@@ -1409,7 +1405,7 @@ class Trainer(training.VolumeTrainer):
             total += value.detach()
         return total
 
-    def generator_step(self):
+    def generator_step(self) -> Losses:
         """One update of G and S, and of the running mean of the path length; returns their losses."""
         regularize = self.path_length_is_due(self.step)
         losses = self.compute(self.accumulate_generator, regularize)
@@ -1424,21 +1420,19 @@ class Trainer(training.VolumeTrainer):
             losses["pl_mean"] = self.pl_mean.clone()
         return losses
 
-    def accumulate_generator(self, regularize, micro_batches):
+    def accumulate_generator(self, regularize: bool, micro_batches: int) -> Losses:
         """Gradients of G and S; the loss in mixed precision, path lengths in their own pass in float32."""
         losses = defaultdict(float)
         self.GAN.D.requires_grad_(False)
         for randoms in self.passes(STREAM_G, micro_batches):
-            real = self.reals_of(randoms) if self.compares else None
+            real: Any = self.reals_of(randoms) if self.compares else None
             mapped, noise, labels = self.inputs_of(randoms, real and real.labels)
             styles = mapped.detach().requires_grad_()  # collects the gradients of both passes for S
             with self.autocast():
                 fake_logits = self.logits(self.augment_pass(self.GAN.G(styles, noise), randoms), labels)
-            real_logits = [None] * len(randoms)
-            if self.compares:
-                real_logits = self.logits_of_real(real, randoms)
+            real_logits = self.logits_of_real(real, randoms) if self.compares else len(randoms) * [None]
             pairs = zip(self.by_micro_batch(fake_logits), real_logits, strict=True)
-            loss = sum(self.generator_loss(*pair) for pair in pairs)
+            loss: Any = sum(self.generator_loss(*pair) for pair in pairs)
             losses["G"] += loss.detach() / micro_batches
             self.scaler.scale(loss / micro_batches).backward()
             if regularize:
@@ -1451,12 +1445,12 @@ class Trainer(training.VolumeTrainer):
         return losses
 
     @torch.no_grad()
-    def logits_of_real(self, real, randoms):
+    def logits_of_real(self, real: Batch, randoms: Randoms) -> list[Tensor]:
         """Logits of a Batch of real volumes, of all processes, without gradients. Shapes: -> [(B,)]"""
         with self.autocast():
             return self.by_micro_batch(self.logits(self.augment_pass(real.volumes, randoms), real.labels))
 
-    def penalize_path_length(self, styles, noise, y, micro_batches):
+    def penalize_path_length(self, styles: Tensor, noise: Tensor, y: Tensor, micro_batches: int) -> Losses:
         """Add the gradients of the path-length penalty; returns shares of the mean length and the penalty.
 
         One part after another, as `penalize_gradient`, of every pl_batch_shrink-th volume.
@@ -1476,7 +1470,7 @@ class Trainer(training.VolumeTrainer):
                 self.scaler.scale(penalty).backward()
         return losses
 
-    def update_averages(self):
+    def update_averages(self) -> None:
         """SE and GE follow S and G: copies at first, moving averages later; or from the first step on."""
         if self.config.average == "ramped":
             super().update_averages()
@@ -1488,13 +1482,13 @@ class Trainer(training.VolumeTrainer):
 
     # ---- the heaviest step
 
-    def networks_in(self, state):
+    def networks_in(self, state: Record) -> Losses:
         """State dict of the networks in a checkpoint, the original's included; silent weights are 0."""
         tensors = network_tensors(state)
         silent = {f"{G}.{name}" for G in ("G", "GE") for name in self.silent}
         return {name: torch.zeros_like(t) if name in silent else t for name, t in tensors.items()}
 
-    def rehearsed(self):
+    def rehearsed(self) -> list[tuple[Any, ...]]:
         """[(phase, function, arguments)] of the heaviest work."""
         path_length = not self.config.no_pl_reg
         two = min(2 * self.at_once, self.config.gradient_accumulate_every)  # passes, one with gradients there
@@ -1504,41 +1498,41 @@ class Trainer(training.VolumeTrainer):
             ("preview", self.preview_volumes),
         ]
 
-    def step_kinds(self):
+    def step_kinds(self) -> dict[int, float]:
         """{a step of a kind: the kind's share of the run}: with and without penalties of D and of lengths."""
         steps = range(self.config.num_train_steps)
         kinds = {step: (self.penalty_is_due(step), self.path_length_is_due(step)) for step in steps}
         first = {kind: step for step, kind in reversed(kinds.items())}
         return {first[kind]: number / len(steps) for kind, number in Counter(kinds.values()).items()}
 
-    def may_replay(self):
+    def may_replay(self) -> bool:
         """Whether steps can be CUDA graphs, by the options."""
         return self.config.cuda_graphs and not self.config.deterministic and self.steps_are_alike()
 
-    def use_room(self, peaks):
+    def use_room(self, peaks: dict[str, int]) -> None:
         """Replay steps as CUDA graphs if they are all alike, and there is memory for both ways."""
         if self.may_replay() and sum(peaks.values()) < memory.comfortable(self.device):
             self.replay = Replay(self, self.GAN.parameters())
 
-    def rehearse(self, function, *args):
+    def rehearse(self, function: Callable[..., Any], *args: Any) -> None:
         """As `VolumeTrainer.rehearse`, with a mean path length."""
         with memory.swapped(self, pl_mean=0.0):
             super().rehearse(function, *args)
 
     # ---- previews and evaluation
 
-    def explained(self):
+    def explained(self) -> Record:
         """{column of metrics.csv: Meaning}, by loss and penalty."""
         return meanings_of(self.loss, self.config.penalty, self.config.penalty_every)
 
-    def synthesizer(self, average=True):
+    def synthesizer(self, average: bool = True) -> Synthesizer:
         """Synthesizer of the averaged networks, or of the current ones, in the run's precision."""
         S, G = (self.GAN.SE, self.GAN.GE) if average else (self.GAN.S, self.GAN.G)
         center = truncation_center(S, LATENT_DIM, self.device, self.config.seed)
-        classes = (self.classes.names, self.classes.shares()) if self.classes else ()
-        return Synthesizer(S, G, center, *classes, autocast=self.autocast)
+        names, shares = (self.classes.names, self.classes.shares()) if self.classes else ((), None)
+        return Synthesizer(S, G, center, names, shares, self.autocast)
 
-    def preview_volumes(self, average=True, mixed=False):
+    def preview_volumes(self, average: bool = True, mixed: bool = False) -> Tensor | None:
         """The preview's volumes, of seeds seed, seed + 1, ...; processes share the work.
 
         A mixed one has the first half of its blocks from its row's latent and the rest from its column's.
@@ -1553,9 +1547,9 @@ class Trainer(training.VolumeTrainer):
         own = slice(*self.group.share(len(seeds)))
         volumes = networks.volumes_of(seeds[own], batch_size=self.batch_size, styles=styles[own])
         parts = self.group.collect(torch.cat([torch.empty(0, 1, *config.shape), *(v[None] for v in volumes)]))
-        return torch.cat(parts) if self.group.first else None
+        return None if parts is None else torch.cat(parts)
 
-    def preview(self):
+    def preview(self) -> Record:
         """Sheets of axial slices and projections (G, GE, mixed styles by GE), and a volume of GE."""
         shown = {}
         for name, which in {"G": (False,), "GE": (True,), "mixed": (True, True)}.items():
@@ -1568,13 +1562,13 @@ class Trainer(training.VolumeTrainer):
                 shown["GE.nii.gz"] = (volumes[0], self.audit.affine)
         return shown
 
-    def generated(self, seeds):
+    def generated(self, seeds: Sequence[int]) -> Iterator[Tensor]:
         """Volumes of the averaged networks."""
         return self.synthesizer().volumes_of(seeds, self.config.trunc_psi, self.batch_size)
 
     # ---- state
 
-    def state(self):
+    def state(self) -> Record:
         """All that the run needs to continue exactly."""
         state = super().state()
         state["config"] |= {"latent_dim": LATENT_DIM, "style_depth": STYLE_DEPTH}
@@ -1589,7 +1583,7 @@ class Trainer(training.VolumeTrainer):
             },
         }
 
-    def load(self, state):
+    def load(self, state: Record) -> None:
         """Take up the state of a checkpoint; from an original, weights alone, the optimisers start anew."""
         if "G_opt" not in state:
             runs.load_networks(self.GAN, self.networks_in(state))
@@ -1611,7 +1605,7 @@ class Trainer(training.VolumeTrainer):
 # ╚══════════════════════════════════════════════════════════════════════════════════════════════════════════╝
 
 
-class ModelLoader(Synthesizer):
+class ModelLoader(generation.Named, Synthesizer):
     """A trained generator, read from a checkpoint and ready to use.
 
     Args:
@@ -1630,22 +1624,22 @@ class ModelLoader(Synthesizer):
 
     def __init__(
         self,
-        base_dir=".",
-        name="default",
-        load_from=-1,
-        device="auto",
-        checkpoint=None,
-        use_average=True,
-        image_depth=None,
-        models_dir=None,
-    ):
+        base_dir: Path | str = ".",
+        name: str = "default",
+        load_from: int = -1,
+        device: str = "auto",
+        checkpoint: Path | str | None = None,
+        use_average: bool = True,
+        image_depth: int | None = None,
+        models_dir: Path | str | None = None,
+    ) -> None:
         run = Path(base_dir) / "models" / name if models_dir is None else Path(models_dir) / name
         self.path = Path(checkpoint or runs.find_checkpoint(run, load_from))
         state, device = read_checkpoint(self.path), parallel.choose_device(device)
         with as_damaged("it is damaged or of another program", self.path):
             self.read(state, device, use_average, image_depth)
 
-    def read(self, state, device, use_average, image_depth):
+    def read(self, state: Record, device: torch.device, use_average: bool, image_depth: int | None) -> None:
         """Build the networks of a checkpoint, and take what generation needs from it."""
         self.settings = settings = network_settings(state, self.path, image_depth)
         self.networks = "SE, GE" if use_average else "S, G"
@@ -1671,38 +1665,38 @@ class ModelLoader(Synthesizer):
         super().__init__(S, G, center, names, state.get("class_shares"))
 
     @property
-    def array_shape(self):
+    def array_shape(self) -> tuple[int, int, int]:
         """Shape (X, Y, Z) of a volume in a file, voxels."""
         depth, size, _ = self.shape
         return (size, size, depth)
 
     @property
-    def axes(self):
+    def axes(self) -> str:
         """Codes of the axes along which it was trained."""
         return axes_of(self.affine)
 
 
-def open_generator(config):
+def open_generator(config: TrainConfig) -> ModelLoader:
     """ModelLoader of the run's checkpoint; says how old its average is."""
     path = generation.checkpoint_of(config)
-    settings = {"use_average": config.use_average, "image_depth": config.chosen_depth}
+    settings: dict[str, Any] = {"use_average": config.use_average, "image_depth": config.chosen_depth}
     model = ModelLoader(checkpoint=path, device=config.device, **settings)
-    copied = model.average != "ramped" and model.step is not None and model.step < AVERAGE_AFTER
-    if config.use_average and copied:
-        last = (model.step - 3) // AVERAGE_COPY_EVERY * AVERAGE_COPY_EVERY + 3 if model.step > 2 else 0
+    step = AVERAGE_AFTER if model.step is None else model.step
+    if config.use_average and model.average != "ramped" and step < AVERAGE_AFTER:
+        last = (step - 3) // AVERAGE_COPY_EVERY * AVERAGE_COPY_EVERY + 3 if step > 2 else 0
         print(
             f"The average is a copy made after step {last}; --use_average False takes the current networks."
         )
     return model
 
 
-def generate_volumes(config):
+def generate_volumes(config: TrainConfig) -> Path:
     """`--generate`: volumes of seeds seed, seed + 1, ...; returns their folder, see `generation.generate`."""
     tiles, psi = config.num_image_tiles, config.trunc_psi
     return generation.generate(config, open_generator, config.batch_size, tiles, trunc_psi=psi)
 
 
-def generate_interpolation(config):
+def generate_interpolation(config: TrainConfig) -> Path:
     """`--generate_interpolation`: the way from seed to seed + 1; returns its folder."""
     pictures = "png" if config.save_frames else "none"
     return generation.generate_interpolation(config, open_generator, pictures, trunc_psi=config.trunc_psi)
@@ -1713,7 +1707,7 @@ def generate_interpolation(config):
 # ╚══════════════════════════════════════════════════════════════════════════════════════════════════════════╝
 
 
-def train_from_folder(config, group=None):
+def train_from_folder(config: TrainConfig, group: parallel.Group | None = None) -> Trainer:
     """Check everything, then train, or stop after the checks with `--dry_run`; see `training`.
 
     Returns:
@@ -1722,10 +1716,11 @@ def train_from_folder(config, group=None):
     return training.train_from_folder(Trainer, config, group)
 
 
-def main(argv=None):
+def main(argv: Sequence[str] | None = None) -> None:
     """The command line: train, evaluate, or generate from a trained model."""
     config = parse_cli(TrainConfig, argv)
     with one_line_errors():
+        parallel.prepare_process(config.device, config.deterministic)
         if config.recreate is not None:
             generation.recreate_volume(config, open_generator)
         elif config.generate_interpolation:

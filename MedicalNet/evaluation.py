@@ -15,9 +15,11 @@ import contextlib
 import os
 import platform
 from collections import Counter
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from volumetric import __version__
 from volumetric.cli import (
@@ -29,9 +31,10 @@ from volumetric.cli import (
     option,
     parse_cli,
 )
-from volumetric.collection import content_of_set, contents_of, find, find_volumes
+from volumetric.collection import VolumeFile, content_of_set, contents_of, find, find_volumes
 from volumetric.files import atomic_path, next_free, write_json
 from volumetric.geometry import left_right_axis
+from volumetric.parallel import prepare_process
 from volumetric.sidecars import left_of_training, refuse_seen, trained_on
 from volumetric.tables import Split, write_table
 
@@ -39,15 +42,18 @@ import nibabel as nib
 import numpy as np
 
 from MedicalNet.comparing import NUMBERS, compare, few_samples, named, with_vessels
-from MedicalNet.copies import among_training, find_copies, nearness
+from MedicalNet.copies import Nearness, among_training, find_copies, nearness
 from MedicalNet.covariance_free import DIRECTIONS
 from MedicalNet.distances import frechet_distance, prd_area, prd_curve
 from MedicalNet.extractors import PLANES, PUBLISHED, FeatureCache, default_cache
 from MedicalNet.groups import by_group, read_groups
-from MedicalNet.measuring import LIBRARIES, also, build_extractors, measure, ms_ssim_settings
+from MedicalNet.measuring import LIBRARIES, Measured, also, build_extractors, measure, ms_ssim_settings
 from MedicalNet.verdicts import in_order, verdicts
 from MedicalNet.volumes import PROTOCOLS, compare_geometry, copies, list_volumes
 from segmentation.labels import TABLES
+
+if TYPE_CHECKING:
+    from MedicalNet.labelling import Sources
 
 __all__ = ["EvaluateConfig", "evaluate", "frechet_distance", "prd_area", "prd_curve"]
 
@@ -64,6 +70,7 @@ GROUPS["copies"] = "of real volumes"
 # Where they are asked for.
 MORE_GROUPS = {"openmind": "a second network of volumes", "radiomics": "texture, with PyRadiomics"}
 FEWEST_RESAMPLES = 20
+Files = dict[str, list[VolumeFile]]  # {"real", "generated" and maybe "held_out": its volumes}
 EMBEDDINGS = {"pretrained": "FID, MD", "random": "no download, numbers of other names"}
 PRECISIONS = {"float32": "exact", "mixed": "most of Inception in bfloat16: faster where that is computed"}
 
@@ -124,7 +131,7 @@ class EvaluateConfig:
     )
     recompute: bool = option(False, "Compute everything again, whatever is cached.")
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         check_fields(self)
         if not self.metrics or not self.planes:
             raise UserError("--metrics and --planes must each name at least one.")
@@ -141,7 +148,7 @@ class EvaluateConfig:
         if self.segmenter is None and self.real_truth is not None and given == [None, None]:
             raise UserError("--real_truth needs --segmenter, or label maps whose rightness it tells.")
 
-    def cache(self):
+    def cache(self) -> FeatureCache:
         """The cache of features that the settings ask for."""
         folder = default_cache() if self.cache_dir is None else self.cache_dir
         return FeatureCache(None if folder == "none" else folder, renew=self.recompute)
@@ -162,37 +169,37 @@ class Evaluator:
         optional: Leave out numbers whose weights are missing; `missing` says which.
     """
 
-    def __init__(self, config, optional=False):
+    def __init__(self, config: EvaluateConfig, optional: bool = False) -> None:
         self.config = config
         self.cache = config.cache()
         self.extractors, self.weights, self.missing = build_extractors(config, optional)
         self.real_files = self.list("real")
-        self.real_set = None
+        self.real_set: Measured | None = None
 
-    def list(self, flag, folder=None):
+    def list(self, flag: str, folder: Path | str | None = None) -> list[VolumeFile]:
         """VolumeFiles of --real, --generated or --held_out; `folder` is another folder than the flag's."""
         given, part = self.config, "held_out" if flag == "held_out" else "training"
         split = None if flag == "generated" else given.split
         folder = folder or getattr(given, flag)
         return list_volumes(folder, f"--{flag}", self.cache, given.protocol, split=split, parts=(part,))
 
-    def names(self):
+    def names(self) -> Sequence[str]:
         """Names of the numbers that an evaluation gives."""
         of = {name for extractor in self.extractors for name in (extractor.name, *also(extractor))}
         of |= {"pairs"} if "ms_ssim" in self.config.metrics else set()
         return [named(number.name, self.config.embedding) for number in NUMBERS if number.of in of]
 
-    def measure_real(self):
+    def measure_real(self) -> Measured:
         """Measure the real volumes, unless that was done before."""
         if self.real_set is None:
             self.real_set = self.measure(self.real_files, len(self.real_files), "real volumes")
         return self.real_set
 
-    def measure(self, sources, number, title):
+    def measure(self, sources: Iterable[Any], number: int, title: str) -> Measured:
         """Measure a set of volumes; see `measure`."""
         return measure(sources, number, self.extractors, self.config, self.cache, title)
 
-    def protocol(self):
+    def protocol(self) -> dict[str, str]:
         """What stands behind the numbers: {name: text}."""
         lines = {"volumes": PROTOCOLS[self.config.protocol]}
         lines |= {extractor.name: extractor.protocol for extractor in self.extractors}
@@ -211,7 +218,16 @@ class Evaluator:
         return lines
 
 
-def evaluate(config):
+class Evaluation(dict[str, Any]):
+    """What metrics.json holds, with its folder as "folder"; in a notebook, one line."""
+
+    def __repr__(self) -> str:
+        sizes = f"{self['generated']['n']} generated against {self['real']['n']} real volumes"
+        numbers = [f"{name} {text_of(entry['value'])}" for name, entry in self["metrics"].items()]
+        return f"Evaluation({sizes}: {', '.join(numbers[:4])}; all in {self['folder']})"
+
+
+def evaluate(config: EvaluateConfig) -> Evaluation:
     """Compare two folders and write the report.
 
     Args:
@@ -261,10 +277,10 @@ def evaluate(config):
         write_report(record, near, curve, sets, (real_files, made), folder, comparison)
     print_numbers(record)
     print(f"{folder / 'report.html'} shows everything; the numbers are in {folder / 'metrics.json'}.")
-    return {**record, "folder": folder}
+    return Evaluation(record, folder=folder)
 
 
-def label_sources(config, evaluator, files):
+def label_sources(config: EvaluateConfig, evaluator: Evaluator, files: Files) -> "Sources | None":
     """labelling.Sources of both sets' label maps, all of whose files have been found; None without.
 
     Args:
@@ -279,7 +295,7 @@ def label_sources(config, evaluator, files):
     return Sources(config, files, evaluator.cache)
 
 
-def by_name(sources, config):
+def by_name(sources: "Sources | None", config: EvaluateConfig) -> tuple[dict | None, Any]:
     """What named_anatomy.py says of both sets; (None, None) without label maps."""
     if sources is None:
         return None, None
@@ -288,7 +304,7 @@ def by_name(sources, config):
     return named_anatomy(sources, config)
 
 
-def list_others(evaluator):
+def list_others(evaluator: Evaluator) -> tuple[Files, list[str]]:
     """The volumes beside the real ones, which must fit them.
 
     Returns:
@@ -319,14 +335,16 @@ def list_others(evaluator):
     return files, warnings + unpublished(evaluator.weights)
 
 
-def not_trained_on(real_files, known):
+def not_trained_on(real_files: Sequence[VolumeFile], known: Collection[str]) -> list[str]:
     """Warning where copies are looked for among volumes that the generator was not trained on."""
     strange = sum(file.content not in known for file in real_files) if known else 0
     told = f"the generator was not trained on {strange} of the {len(real_files)} real volumes"
     return [f"{told}: copies of what it was trained on are not found among them"] if strange else []
 
 
-def look_for_copies(evaluator, sets, files):
+def look_for_copies(
+    evaluator: Evaluator, sets: tuple[Measured, Measured], files: Files
+) -> tuple[list[dict[str, Any]], Nearness | None, dict[str, Any]]:
     """Copies, Nearness and the numbers that held-out volumes allow; ([], None, {}) if they are not asked for.
 
     Args:
@@ -345,7 +363,7 @@ def look_for_copies(evaluator, sets, files):
     return found, near, among_training(*sets, held_set, left_right)
 
 
-def check_folders(config):
+def check_folders(config: EvaluateConfig) -> None:
     """Raise a UserError if the output lies among the volumes, or a folder does not hold enough of them."""
     output = Path(config.output).resolve()
     for flag in ("real", "generated", "held_out"):
@@ -367,7 +385,7 @@ def check_folders(config):
             )
 
 
-def said_of_copies(found, number):
+def said_of_copies(found: list[dict[str, Any]], number: int) -> list[str]:
     """Warning that counts and names the copies of real volumes."""
     if not found:
         return []
@@ -377,7 +395,7 @@ def said_of_copies(found, number):
     return [f"{len(found)} of the {number} generated volumes are copies of real ones ({counted}), as {first}"]
 
 
-def unpublished(weights):
+def unpublished(weights: dict[str, dict[str, Any]]) -> list[str]:
     """Warnings for weights that are not the published ones."""
     return [
         f"the weights {w['file']} are not the published {PUBLISHED[name].title} weights (SHA-256 "
@@ -387,13 +405,13 @@ def unpublished(weights):
     ]
 
 
-def versions():
+def versions() -> dict[str, str]:
     """Versions of what the numbers depend on."""
     own = {"stylegan2_pytorch": __version__, "python": platform.python_version()}
     return own | LIBRARIES | {"scikit-learn": version("scikit-learn")}
 
 
-def describe(evaluator, anatomy=None):
+def describe(evaluator: Evaluator, anatomy: dict | None = None) -> dict[str, Any]:
     """What a reader of the numbers must know: protocol, weights, data, seed and versions."""
     of_names = {"label maps": anatomy["protocol"], "arteries": anatomy["measures"]} if anatomy else {}
     files, config = evaluator.real_files, evaluator.config
@@ -422,7 +440,7 @@ def describe(evaluator, anatomy=None):
 
 
 @contextlib.contextmanager
-def new_folder(path):
+def new_folder(path: Path) -> Iterator[None]:
     """A new folder; after an error in the block its name says that it is not complete."""
     path.mkdir(parents=True)
     try:
@@ -432,7 +450,7 @@ def new_folder(path):
         raise
 
 
-def write_values(record, folder):
+def write_values(record: dict[str, Any], folder: Path) -> None:
     """metrics.json, metrics.csv, and metric_values.txt with the paper's three numbers."""
     write_json(folder / "metrics.json", record)
     metrics = record["metrics"]
@@ -453,7 +471,7 @@ def write_values(record, folder):
         )
 
 
-def interval_of(entry):
+def interval_of(entry: dict[str, Any]) -> tuple[str, Sequence[float | None]]:
     """(confidence, spread or "", (low, high) or (None, None)) of a number."""
     for kind, key in (("confidence", "interval_95"), ("spread", "spread_95")):
         if entry.get(key):
@@ -461,12 +479,12 @@ def interval_of(entry):
     return "", (None, None)
 
 
-def text_of(value, digits=3):
+def text_of(value: float | None, digits: int = 3) -> str:
     """A number with so many significant digits; "none" where there is none."""
     return "none" if value is None else f"{value:.{digits}g}"
 
 
-def print_numbers(record):
+def print_numbers(record: dict[str, Any]) -> None:
     """The answers, the numbers as a table, then the warnings."""
     for verdict in in_order(record):
         print(f"{verdict['question']} {verdict['answer']}")
@@ -488,10 +506,11 @@ def print_numbers(record):
         print(f"Warning: {warning}.")
 
 
-def main(argv=None):
+def main(argv: Sequence[str] | None = None) -> None:
     """The command line."""
     config = parse_cli(EvaluateConfig, argv)
     with one_line_errors():
+        prepare_process(config.device)
         evaluate(config)
 
 

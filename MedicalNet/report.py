@@ -4,8 +4,8 @@ import html
 import string
 from pathlib import Path
 
-from volumetric.collection import unique_names
 from volumetric.files import array_to_volume, by
+from volumetric.names import unique_names
 from volumetric.pages import (
     Explained,
     drawing,

@@ -16,8 +16,9 @@ if sys.path[0] == str(Path(__file__).resolve().parent):
     sys.path[0] = str(Path(__file__).resolve().parent.parent)
 
 from volumetric.cli import UserError, check_fields, one_line_errors, option, parse_cli
-from volumetric.collection import find_volumes, read, refuse_unusable, unique_names
+from volumetric.collection import find_volumes, read, refuse_unusable
 from volumetric.files import atomic_path, naming, new_folder
+from volumetric.names import unique_names
 
 import nibabel as nib
 import numpy as np

@@ -17,13 +17,13 @@ from volumetric.collection import (
     WHOLE,
     find_volumes,
     is_label_map,
-    name_of,
     read,
     refuse_other_grid,
     refuse_unusable,
 )
 from volumetric.files import atomic_path, load_nifti, naming, read_json, reading
 from volumetric.geometry import turn
+from volumetric.names import name_of
 
 import numpy as np
 from tqdm import tqdm

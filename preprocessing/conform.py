@@ -48,17 +48,16 @@ from volumetric.collection import (
     find_volumes,
     is_label_map,
     pair_up,
-    plain,
     read,
     read_all,
     read_whole,
     refuse_other_grid,
     scaled,
-    unique_names,
 )
 from volumetric.files import atomic_path, by, clear_parts, naming, part_of
 from volumetric.geometry import SAME_PLACE, spacing_of
 from volumetric.machine import usable_cores
+from volumetric.names import plain, unique_names
 from volumetric.pictures import captioned, save_picture, tile
 from volumetric.tables import write_records
 

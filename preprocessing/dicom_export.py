@@ -3,9 +3,10 @@
 from pathlib import Path
 
 from volumetric.cli import UserError
-from volumetric.collection import is_label_map, name_of, read
+from volumetric.collection import is_label_map, read
 from volumetric.dicom_writing import Origin, write_dicom
 from volumetric.files import SYNTHETIC, naming
+from volumetric.names import name_of
 
 
 def to_dicom(config):

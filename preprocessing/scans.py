@@ -13,18 +13,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from volumetric.cli import UserError
-from volumetric.collection import (
-    FEW_NAMED,
-    content_of,
-    copies_among,
-    find,
-    in_folder,
-    is_label_map,
-    read,
-    told_apart,
-)
+from volumetric.collection import FEW_NAMED, content_of, copies_among, find, is_label_map, read
 from volumetric.files import array_to_volume, by, file_digest, is_marked_synthetic, read_header
 from volumetric.machine import usable_cores
+from volumetric.names import in_folder, told_apart
 
 import numpy as np
 from tqdm import tqdm

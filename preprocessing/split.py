@@ -32,7 +32,8 @@ from fractions import Fraction
 from pathlib import Path
 
 from volumetric.cli import UserError, check_fields, check_folder, one_line_errors, option, parse_cli
-from volumetric.collection import FEW_NAMED, examined, find_volumes, name_of, read_all
+from volumetric.collection import FEW_NAMED, examined, find_volumes, read_all
+from volumetric.names import name_of
 from volumetric.tables import BIDS_LABEL, PARTS, Split, read_table, rows_of, subject_of, write_table
 
 # Edit these, or pass them as flags; a flag wins.

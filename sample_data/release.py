@@ -11,13 +11,8 @@ network), in half precision, without discriminator, optimisers and settings of t
 `phantom_model.pt` beside this file was made with it.
 """
 
-import sys
 from dataclasses import dataclass
 from pathlib import Path
-
-# Run as a script, this file stands beside the package that it is part of.
-if sys.path[0] == str(Path(__file__).resolve().parent):
-    sys.path[0] = str(Path(__file__).resolve().parent.parent)
 
 from volumetric.cli import UserError, check_fields, one_line_errors, option, parse_cli
 from volumetric.files import naming

@@ -14,7 +14,6 @@ from volumetric.collection import (
     choose,
     content_of_labels,
     copies_among,
-    in_folder,
     pair_up,
     read,
     refuse_other_grid,
@@ -22,6 +21,7 @@ from volumetric.collection import (
 )
 from volumetric.files import naming
 from volumetric.geometry import same_spacing, turn
+from volumetric.names import in_folder
 
 import numpy as np
 from scipy import ndimage

@@ -22,16 +22,10 @@ if sys.path[0] == str(Path(__file__).resolve().parent):
 
 from volumetric import __version__, runs
 from volumetric.cli import UserError, check_device_name, check_fields, one_line_errors, option, parse_cli
-from volumetric.collection import (
-    content_of_set,
-    find,
-    find_volumes,
-    known_by_content,
-    names_in,
-    volumes_in,
-)
+from volumetric.collection import content_of_set, find, find_volumes, known_by_content, volumes_in
 from volumetric.files import clear_parts, locked, next_free, read_json, write_json
-from volumetric.parallel import host_random
+from volumetric.names import names_in
+from volumetric.parallel import host_random, prepare_process
 from volumetric.sidecars import beside_volumes, drawn_for, trained_on
 
 import numpy as np
@@ -529,6 +523,7 @@ def main(argv=None):
     """The command line."""
     config = parse_cli(ExperimentConfig, argv)
     with one_line_errors():
+        prepare_process(config.device)
         run_experiment(config)
 
 

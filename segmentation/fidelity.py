@@ -19,9 +19,11 @@ if sys.path[0] == str(Path(__file__).resolve().parent):
     sys.path[0] = str(Path(__file__).resolve().parent.parent)
 
 from volumetric.cli import UserError, check_device_name, check_fields, one_line_errors, option, parse_cli
-from volumetric.collection import find_volumes, names_in, pair_up, read, refuse_other_grid, scaled
+from volumetric.collection import find_volumes, pair_up, read, refuse_other_grid, scaled
 from volumetric.files import array_to_volume, atomic_path, by, naming, new_folder, write_json
 from volumetric.geometry import same_spacing
+from volumetric.names import names_in
+from volumetric.parallel import prepare_process
 from volumetric.tables import write_records
 
 import numpy as np
@@ -230,6 +232,7 @@ def main(argv=None):
     """The command line."""
     config = parse_cli(FidelityConfig, argv)
     with one_line_errors():
+        prepare_process(config.device)
         score(config)
 
 

@@ -15,9 +15,10 @@ if sys.path[0] == str(Path(__file__).resolve().parent):
     sys.path[0] = str(Path(__file__).resolve().parent.parent)
 
 from volumetric.cli import UserError, check_fields, one_line_errors, option, parse_cli
-from volumetric.collection import content_of_labels, find_volumes, names_in, read_whole
+from volumetric.collection import content_of_labels, find_volumes, read_whole
 from volumetric.files import atomic_path, naming, next_free
 from volumetric.geometry import CANONICAL
+from volumetric.names import names_in
 
 import nibabel as nib
 import numpy as np

@@ -14,18 +14,11 @@ from pathlib import Path
 
 from volumetric import parallel, runs
 from volumetric.cli import UserError
-from volumetric.collection import (
-    content_of_labels,
-    in_folder,
-    name_of,
-    pair_up,
-    read,
-    refuse_other_grid,
-    refuse_unusable,
-)
+from volumetric.collection import content_of_labels, pair_up, read, refuse_other_grid, refuse_unusable
 from volumetric.files import array_to_volume, as_damaged, file_digest, naming, read_json, volume_to_array
 from volumetric.generation import Drawn, Item, Writer
 from volumetric.geometry import axes_of, left_right_axis, turn
+from volumetric.names import in_folder, name_of
 from volumetric.pictures import axial_pictures, labelled_views
 from volumetric.sidecars import drawn_for, write_drawn_for
 from volumetric.tables import Split, rows_of, subjects_of, write_table

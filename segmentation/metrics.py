@@ -12,9 +12,11 @@ import functools
 import itertools
 import sys
 import warnings
+from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 # Run as a script, segmentation.py beside this file would hide its package.
 if sys.path[0] == str(Path(__file__).resolve().parent):
@@ -27,6 +29,7 @@ from volumetric.machine import usable_cores
 
 import numpy as np
 from nibabel.affines import voxel_sizes
+from numpy.typing import ArrayLike
 from scipy import ndimage
 from tqdm import tqdm
 
@@ -67,30 +70,32 @@ SIDES = {
 # ╚══════════════════════════════════════════════════════════════════════════════════════════════════════════╝
 
 
-def box_of(mask):
+def box_of(mask: np.ndarray) -> tuple[slice, ...] | None:
     """Slices of the smallest box that holds a mask, or None if it is empty."""
     found = ndimage.find_objects(mask.astype(np.uint8))
     return found[0] if found else None
 
 
-def cropped(*masks):
+def cropped(*masks: np.ndarray) -> list[np.ndarray]:
     """Masks in the smallest box that holds them all, with an empty voxel around."""
     box = box_of(np.logical_or.reduce(masks))
     return [np.pad(mask[box], 1) for mask in masks]
 
 
-def dice(one, other):
+def dice(one: np.ndarray, other: np.ndarray) -> float:
     """2 |A and B| / (|A| + |B|), 0 if both are empty."""
     total = int(one.sum()) + int(other.sum())
     return 2 * int((one & other).sum()) / total if total else 0
 
 
-def surface(mask):
+def surface(mask: np.ndarray) -> np.ndarray:
     """Voxels with one of 26 neighbours outside. Shapes: (X, Y, Z) bool -> the same"""
     return mask & ~ndimage.binary_erosion(mask, EVERY_NEIGHBOUR)
 
 
-def hausdorff(one, other, spacing):
+def hausdorff(
+    one: np.ndarray, other: np.ndarray, spacing: Sequence[float] | np.ndarray
+) -> tuple[float, float]:
     """Hausdorff distance of two masks and its 95th percentile, mm, the larger of both directions.
 
     Returns:
@@ -107,7 +112,9 @@ def hausdorff(one, other, spacing):
     return float(max(d.max() for d in distances)), float(max(np.percentile(d, 95) for d in distances))
 
 
-def average_distances(one, other, spacing=(1, 1, 1)):
+def average_distances(
+    one: np.ndarray, other: np.ndarray, spacing: Sequence[float] | np.ndarray = (1, 1, 1)
+) -> dict[str, float]:
     """Average distances of all voxels of two masks (of Aydin et al., with the spacing of a voxel).
 
         AVGDIST = (S1 / N1 + S2 / N2) / 2,    bAVD = (S1 + S2) / (2 N1)
@@ -128,7 +135,7 @@ def average_distances(one, other, spacing=(1, 1, 1)):
     return {"AVGDIST": (sums[0] / n1 + sums[1] / n2) / 2, "bAVD": sum(sums) / (2 * n1)}
 
 
-def centreline_dice(one, other):
+def centreline_dice(one: np.ndarray, other: np.ndarray) -> float:
     """clDice (arXiv:2003.07311): overlap of each skeleton with the other mask, 0 if one is empty.
 
     As in the challenge's code it is 0, too, if a mask has no skeleton, as bars of even width have none by
@@ -151,7 +158,7 @@ def centreline_dice(one, other):
     return 2 * shares[0] * shares[1] / sum(shares) if sum(shares) else 0
 
 
-def components(mask):
+def components(mask: np.ndarray) -> int:
     """Number of 26-connected components."""
     box = box_of(mask)
     return 0 if box is None else int(ndimage.label(mask[box], EVERY_NEIGHBOUR)[1])
@@ -162,7 +169,7 @@ def components(mask):
 # ╚══════════════════════════════════════════════════════════════════════════════════════════════════════════╝
 
 
-def check_pair(truth, prediction):
+def check_pair(truth: np.ndarray, prediction: np.ndarray) -> None:
     """Raise a UserError unless two arrays are label maps of one shape."""
     if truth.shape != prediction.shape or truth.ndim != 3:
         raise UserError(f"truth and prediction have the shapes {truth.shape} and {prediction.shape}.")
@@ -171,7 +178,9 @@ def check_pair(truth, prediction):
         raise UserError(f"there are ids {', '.join(map(str, unknown))}, which are not of TopCoW 2024.")
 
 
-def score_case(truth, prediction, spacing):
+def score_case(
+    truth: ArrayLike, prediction: ArrayLike, spacing: Sequence[float] | np.ndarray
+) -> dict[str, float]:
     """Scores of one segmentation, as the TopCoW challenge has them.
 
     Averages are over the classes that are on either side: one false voxel of a class that is not there
@@ -189,8 +198,10 @@ def score_case(truth, prediction, spacing):
     Raises:
         UserError: The arrays are no label maps of one shape.
     """
-    truth, prediction = np.asarray(truth), np.asarray(prediction)
+    truth, prediction, spacing = np.asarray(truth), np.asarray(prediction), np.asarray(spacing, dtype=float)
     check_pair(truth, prediction)
+    if spacing.shape != (3,) or not np.isfinite(spacing).all() or (spacing <= 0).any():
+        raise UserError(f"spacing must be three numbers above 0, mm along X, Y, Z, got {spacing.tolist()}.")
     box = box_of((truth > 0) | (prediction > 0))
     if box is not None:
         truth, prediction = truth[box], prediction[box]
@@ -206,14 +217,16 @@ def score_case(truth, prediction, spacing):
     return scores | {"clDice": centreline_dice(*pairs["MergedBin"])}
 
 
-def mask_scores(truth, prediction, spacing):
+def mask_scores(
+    truth: np.ndarray, prediction: np.ndarray, spacing: Sequence[float] | np.ndarray
+) -> dict[str, float]:
     """Dice, Betti-0 error, HD and HD95 of one class."""
     hd, hd95 = hausdorff(truth, prediction, spacing)
     betti = abs(components(prediction) - components(truth))
     return {"Dice": dice(truth, prediction), "B0err": betti, "HD": hd, "HD95": hd95}
 
 
-def merged(labels):
+def merged(labels: np.ndarray) -> dict[str, np.ndarray]:
     """{class of the paper: mask (X, Y, Z)}."""
     masks = {name: np.zeros(labels.shape, bool) for name in MERGED}
     for c, name in NAMES.items():
@@ -221,7 +234,7 @@ def merged(labels):
     return masks
 
 
-def score_as_published(truth, prediction):
+def score_as_published(truth: np.ndarray, prediction: np.ndarray) -> dict[str, float]:
     """Scores of the paper: Dice, and AVGDIST and bAVD in voxels, of its seven merged classes.
 
     A distance is NaN where a class is missing on one side; the paper's means leave such cases out, so that a
@@ -238,7 +251,7 @@ def score_as_published(truth, prediction):
     return scores
 
 
-def touching(labels):
+def touching(labels: np.ndarray) -> set[tuple[int, int]]:
     """Pairs of classes of which voxels are 26-neighbours, a set of (a, b), both ways."""
     box, found = box_of(labels > 0), set()
     if box is None:
@@ -256,7 +269,7 @@ def touching(labels):
     return found
 
 
-def detect(truth, prediction, label):
+def detect(truth: np.ndarray, prediction: np.ndarray, label: int) -> str:
     """TP, FN, FP or TN of a class: TP from an intersection over union of LEAST_IOU on."""
     one, other = truth == label, prediction == label
     if not one.any():
@@ -264,7 +277,7 @@ def detect(truth, prediction, label):
     return "TP" if (one & other).sum() / (one | other).sum() >= LEAST_IOU else "FN"
 
 
-def graph_of(labels, pairs):
+def graph_of(labels: np.ndarray, pairs: set[tuple[int, int]]) -> dict[str, list[int]]:
     """{"anterior": four of 0 and 1, "posterior": four}: which of the circle's segments are there."""
     there = {int(c) for c in np.unique(labels)}
     return {
@@ -273,16 +286,17 @@ def graph_of(labels, pairs):
     }
 
 
-def sides_are_swapped(labels, part, left):
+def sides_are_swapped(labels: np.ndarray, part: str, left: int) -> bool:
     """True if what is called left lies on the right; `left` is 1 if x grows to the left, else -1."""
     for names in SIDES[part]:
-        medians = [np.median(np.nonzero(labels == c)[0]) if (labels == c).any() else None for c in names]
-        if None not in medians:
+        masks = [labels == c for c in names]
+        if all(mask.any() for mask in masks):
+            medians = [np.median(np.nonzero(mask)[0]) for mask in masks]
             return bool(left * (medians[0] - medians[1]) < 0)
     return False
 
 
-def compare_variants(truth, prediction, left=1):
+def compare_variants(truth: np.ndarray, prediction: np.ndarray, left: int = 1) -> dict[str, Any]:
     """Detection of the arteries that not everybody has, graph of the circle, and match of its topology.
 
     Args:
@@ -325,11 +339,11 @@ class ScoreConfig:
     resample: bool = option(False, "Bring predictions of another grid to the truth's, by nearest neighbour.")
     workers: int | None = option(None, "Processes; None is one for each core.", least=1, most=256)
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         check_fields(self)
 
 
-def read_pair(paths, resample):
+def read_pair(paths: Sequence[Path], resample: bool) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Truth and prediction on one grid.
 
     Returns:
@@ -350,7 +364,7 @@ def read_pair(paths, resample):
     return true, predicted, voxel_sizes(affine)
 
 
-def score_files(paths, resample):
+def score_files(paths: Sequence[Path], resample: bool) -> dict[str, Any]:
     """All of one case.
 
     Returns:
@@ -370,7 +384,7 @@ def score_files(paths, resample):
     return found | {"warnings": [str(warning.message) for warning in told]}
 
 
-def score_folders(config):
+def score_folders(config: ScoreConfig) -> Path:
     """Score every case of two folders; a case that cannot be scored stops all before anything is written.
 
     Args:
@@ -396,7 +410,7 @@ def score_folders(config):
     return folder
 
 
-def main(argv=None):
+def main(argv: Sequence[str] | None = None) -> None:
     """The command line."""
     config = parse_cli(ScoreConfig, argv)
     with one_line_errors():

@@ -24,18 +24,10 @@ if sys.path[0] == str(Path(__file__).resolve().parent):
     sys.path[0] = str(Path(__file__).resolve().parent.parent)
 
 from volumetric.cli import UserError, check_fields, one_line_errors, option, parse_cli
-from volumetric.collection import (
-    choose,
-    find,
-    find_volumes,
-    in_folder,
-    name_of,
-    refuse_other_grid,
-    refuse_unusable,
-    unique_names,
-)
+from volumetric.collection import choose, find, find_volumes, refuse_other_grid, refuse_unusable
 from volumetric.files import as_damaged, atomic_path, new_folder, write_json
 from volumetric.geometry import axes_of, turn
+from volumetric.names import in_folder, name_of, unique_names
 from volumetric.tables import Split, read_table, rows_of, subjects_of, write_table
 
 import nibabel as nib

@@ -40,8 +40,9 @@ from volumetric.cli import (
     options_of,
     parse_cli,
 )
-from volumetric.collection import content_of_set, find_volumes, names_in
+from volumetric.collection import content_of_set, find_volumes
 from volumetric.files import as_damaged, atomic_path, new_folder
+from volumetric.names import names_in
 from volumetric.parallel import host_random
 from volumetric.tables import write_records
 
@@ -576,6 +577,7 @@ def main(argv=None):
     """The command line."""
     config = parse_cli(SegmentationConfig, argv)
     with one_line_errors():
+        parallel.prepare_process(config.device)
         if config.mode == "train":
             runs.end_by_signal(train(config))
         else:

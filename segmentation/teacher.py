@@ -21,8 +21,10 @@ if sys.path[0] == str(Path(__file__).resolve().parent):
     sys.path[0] = str(Path(__file__).resolve().parent.parent)
 
 from volumetric.cli import UserError, check_device_name, check_fields, one_line_errors, option, parse_cli
-from volumetric.collection import find, find_volumes, names_in
+from volumetric.collection import find, find_volumes
 from volumetric.files import new_folder, write_json
+from volumetric.names import names_in
+from volumetric.parallel import prepare_process
 from volumetric.pictures import new_axes, save_figure
 from volumetric.tables import write_records
 
@@ -283,6 +285,7 @@ def main(argv=None):
     """The command line."""
     config = parse_cli(TeacherConfig, argv)
     with one_line_errors():
+        prepare_process(config.device)
         label_folder(config)
 
 

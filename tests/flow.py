@@ -105,8 +105,7 @@ class FlowModel(generation.SeedModel):
         super().__init__(path, state, name, parallel.choose_device(config.device))
         self.settings = {n: state["config"][n] for n in NETWORK}
         self.config = FlowConfig(**self.settings)
-        networks = Networks(self.config.width, len(self.class_names))
-        runs.load_networks(networks, state["flow"])
+        runs.load_networks(networks := Networks(self.config.width, len(self.class_names)), state["flow"])
         self.V = getattr(networks, name).requires_grad_(False).eval().to(self.device)
 
     def draw(self, seeds, labels):
@@ -115,6 +114,7 @@ class FlowModel(generation.SeedModel):
 
 def main(argv=None):
     config = cli.parse_cli(FlowConfig, argv)
+    parallel.prepare_process(config.device, config.deterministic)
     if config.recreate or config.generate:
         return (generation.recreate_volume if config.recreate else generation.generate)(config, FlowModel)
     return training.run_from_command_line(config, lambda *a: training.train_from_folder(FlowTrainer, *a))

@@ -5,6 +5,7 @@ import itertools
 
 from volumetric import collection, dataset, files, geometry
 from volumetric.cli import UserError
+from volumetric.names import unique_names
 
 import nibabel as nib
 import numpy as np
@@ -238,10 +239,10 @@ def test_label_maps_among_volumes_are_refused_and_alone_are_not(tmp_path):
 
 def test_names_tell_apart_what_is_called_alike():
     paths = ["a/x/sub-00.nii.gz", "a/y/sub-00.nii.gz", "b/y/sub-00.nii.gz", "a/x/sub-01.nii.gz"]
-    assert list(collection.unique_names(paths).values()) == ["x_sub-00", "a_y_sub-00", "b_y_sub-00", "sub-01"]
-    names = collection.unique_names(["v.nii", "v.nii.gz", "Zürich/é.nii"])
+    assert list(unique_names(paths).values()) == ["x_sub-00", "a_y_sub-00", "b_y_sub-00", "sub-01"]
+    names = unique_names(["v.nii", "v.nii.gz", "Zürich/é.nii"])
     assert len(set(names.values())) == 3 and names["Zürich/é.nii"] == "é"
-    assert collection.unique_names([]) == {}
+    assert unique_names([]) == {}
 
 
 def test_pairs_are_found_by_their_place_and_their_partners_are_missed(tmp_path):

@@ -107,16 +107,21 @@ def test_volumes_on_a_gpu_need_one(make_config):
         sg.train_from_folder(make_config(cache="gpu"))
 
 
-def test_deterministic_runs_say_so_to_pytorch(make_config, monkeypatch):
+def test_deterministic_runs_need_a_process_that_is(make_config, monkeypatch):
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    monkeypatch.setenv("CUBLAS_WORKSPACE_CONFIG", ":16:8")  # the user's own is kept
     config = make_config(device="cuda", deterministic=True, aug_types=("rotation", "cutout"), fp16=False)
+    with pytest.raises(UserError, match=r"--deterministic is not possible with rotation"):
+        parallel.open_device(config, diff_augment.UNSTEADY & {*config.aug_types})
+    with pytest.raises(
+        UserError, match=r"call volumetric\.parallel\.prepare_process\(deterministic=True\) first"
+    ):
+        parallel.open_device(config)
     try:
-        with pytest.raises(UserError, match=r"--deterministic is not possible with rotation"):
-            parallel.open_device(config, diff_augment.UNSTEADY & {*config.aug_types})
-        monkeypatch.undo()
-        assert torch.are_deterministic_algorithms_enabled()
+        parallel.prepare_process("cpu", deterministic=True)
+        assert parallel.open_device(config).type == "cuda" and torch.are_deterministic_algorithms_enabled()
     finally:
-        parallel.open_device(make_config(fp16=False))
+        parallel.prepare_process("cpu")
     assert not torch.are_deterministic_algorithms_enabled()
 
 

@@ -87,9 +87,13 @@ def test_ten_steps_are_finite(make_config, recipe, amp):
 @pytest.mark.parametrize("recipe", RECIPES, ids=lambda r: r["recipe"])
 def test_deterministic_runs_resume_bit_for_bit(make_config, recipe):
     common = {**recipe, "device": "cuda", "deterministic": True, "save_every": 3, "final_rate": 1.0}
-    sg.train_from_folder(make_config(name="whole", num_train_steps=6, **common))
-    for steps in (3, 6):
-        sg.train_from_folder(make_config(name="parts", num_train_steps=steps, **common))
+    parallel.prepare_process("cuda", deterministic=True)
+    try:
+        sg.train_from_folder(make_config(name="whole", num_train_steps=6, **common))
+        for steps in (3, 6):
+            sg.train_from_folder(make_config(name="parts", num_train_steps=steps, **common))
+    finally:
+        parallel.prepare_process("cuda")
     folder = make_config().models.parent
     assert_same_state(*(sg.read_checkpoint(folder / name / "model_2.pt") for name in ("whole", "parts")))
 

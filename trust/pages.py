@@ -1,7 +1,7 @@
 """Pages of the gate and of the membership test."""
 
-from volumetric.collection import unique_names
 from volumetric.files import array_to_volume
+from volumetric.names import unique_names
 from volumetric.pages import drawing, picture, rows_of, section, three, write_page
 from volumetric.pictures import annotated, new_axes
 

@@ -25,9 +25,10 @@ from pathlib import Path
 
 from volumetric import __version__
 from volumetric.cli import check_fields, one_line_errors, option, parse_cli
-from volumetric.collection import contents_of, name_of, unique_names
+from volumetric.collection import contents_of
 from volumetric.files import atomic_path, next_free, write_json
 from volumetric.machine import usable_cores
+from volumetric.names import name_of, unique_names
 from volumetric.rates import CONFIDENCE, wilson
 from volumetric.sidecars import TRAINED_ON, beside_volumes, models_of, sidecar_of
 

@@ -16,8 +16,10 @@
     machine.py        cores and memory that a process may use
     timing.py         how long a run takes, and where it fits
     logs.py           tables that a run writes
-    runs.py           the training loop, checkpoints, logs
+    names.py          names of volumes
+    plan.py           what is due when; runs.py, the training loop, checkpoints, logs
     run_page.py       the page of a run; curves.py, what it draws; meanings.py, what its numbers mean
+    continuing.py     what a run takes from a checkpoint
     training.py       what trainers share: draws, batches, state, their start
 
 The first seven import no torch.

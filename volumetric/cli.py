@@ -25,8 +25,10 @@ import math
 import os
 import re
 import sys
-from dataclasses import dataclass, field, fields, replace
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import Field, dataclass, field, fields, replace
 from pathlib import Path
+from typing import Any, TypeVar
 
 from volumetric import __version__
 from volumetric.help import help_text
@@ -40,6 +42,10 @@ class UserError(ValueError):
     Every program prints it without a traceback; any other error is a fault of ours and keeps its own.
     """
 
+
+T = TypeVar("T")  # of an option's value
+C = TypeVar("C", bound=Any)  # a dataclass of options
+R = TypeVar("R", bound="Continued")
 
 UNSET = object()
 LARGEST = 2**53  # of numbers; beyond it, whole ones are not exact as floats
@@ -69,8 +75,8 @@ class Option:
     help: str
     least: float | None = None
     most: float | None = None
-    choices: tuple = ()
-    check: object = None
+    choices: Sequence[str] | Mapping[str, object] = ()
+    check: Callable[[str, Any], None] | None = None
     file: bool = False
     folder: bool = False
     resumed: bool = False
@@ -79,7 +85,7 @@ class Option:
     robust: object = UNSET
     section: str | None = None
 
-    def sentence(self):
+    def sentence(self) -> str:
         """The sentence for --help, with the choices and what a recipe changes."""
         words = self.choices if isinstance(self.choices, dict) else dict.fromkeys(self.choices)
         meanings = [f"{word} ({text})" if isinstance(text, str) else word for word, text in words.items()]
@@ -88,39 +94,39 @@ class Option:
         return f"{self.help}{choices}{robust}"
 
 
-def option(default, help, **settings):
+def option(default: T, help: str, **settings: Any) -> T:
     """Dataclass field of one option; the settings are those of `Option`."""
     return field(default=default, metadata={"option": Option(help, **settings)})
 
 
-def inherited(config_class, name, default, **settings):
+def inherited(config_class: type, name: str, default: T, **settings: Any) -> T:
     """Field of an option that a base class has, with another default, and other settings of `Option`."""
     rules = next(f.metadata["option"] for f in fields(config_class) if f.name == name)
     return field(default=default, metadata={"option": replace(rules, **settings)})
 
 
-def with_recipes(config_class):
+def with_recipes(config_class: type[C]) -> type[C]:
     """Class decorator: with `recipe` robust, options that are not given have their robust default."""
     plain = config_class.__init__
 
     @functools.wraps(plain)
-    def init(self, **given):
+    def init(self: Any, **given: Any) -> None:
         rules = {f.name: f.metadata["option"] for f in fields(config_class)}
         robust = {name: rule.robust for name, rule in rules.items() if rule.robust is not UNSET}
         plain(self, **{**(robust if given.get("recipe") == "robust" else {}), **given})
 
-    config_class.__init__ = init
+    config_class.__init__ = init  # type: ignore[method-assign]  # as a decorator of a class does it
     return config_class
 
 
-def default_of(config, name):
+def default_of(config: Any, name: str) -> Any:
     """What an option is when it is not given, by the recipe in use."""
     rule = type(config).__dataclass_fields__[name].metadata["option"]
     by_recipe = getattr(config, "recipe", None) == "robust" and rule.robust is not UNSET
     return rule.robust if by_recipe else getattr(type(config), name)
 
 
-def options_of(config_class, **wanted):
+def options_of(config_class: type, **wanted: Any) -> list[str]:
     """Names of the fields whose Option has the wanted settings, as in options_of(Settings, network=True)."""
     return [
         f.name
@@ -129,7 +135,7 @@ def options_of(config_class, **wanted):
     ]
 
 
-def check_fields(config):
+def check_fields(config: Any) -> None:
     """Bring every field of a configuration into its type, or raise a UserError that names the flag."""
     for f in fields(config):
         value, rules = typed_value(f, getattr(config, f.name)), f.metadata["option"]
@@ -150,7 +156,7 @@ def check_fields(config):
                 check(f"--{f.name}", value)
 
 
-def check_text(name, text):
+def check_text(name: str, text: str) -> None:
     """Raise a UserError for a text that is empty, or that no file name, table or terminal can take."""
     if not text.strip():
         raise UserError(f"--{name} is empty: give it a value, or leave it out.")
@@ -158,12 +164,15 @@ def check_text(name, text):
         raise UserError(f"--{name} must be one line of printable characters, got {text!a}.")
 
 
-def typed_value(field, value):
+def typed_value(field: Field[Any], value: object) -> Any:
     """Value of a configuration field in the field's type, or a UserError that names the flag."""
     optional = field.default is None
-    kind = field.type if isinstance(field.type, type) else field.type.__args__[0]
+    annotation: Any = field.type  # a type, or one | None
+    kind = annotation if isinstance(annotation, type) else annotation.__args__[0]
     if optional and value is None:
         return None
+    if kind is str and isinstance(value, os.PathLike):
+        value = os.fspath(value)  # from Python, where a path is no text
     if kind is tuple:
         if isinstance(value, str):  # Fire takes [a:1,b:2] for no list
             value = [word.strip() for word in value.removeprefix("[").removesuffix("]").split(",")]
@@ -179,7 +188,7 @@ def typed_value(field, value):
     return value
 
 
-def is_plain(value):
+def is_plain(value: object) -> bool:
     """True for a word, a finite number, and tuples and lists of them."""
     if isinstance(value, tuple | list):
         return all(map(is_plain, value))
@@ -188,7 +197,7 @@ def is_plain(value):
     return isinstance(value, str) or abs(value) < LARGEST
 
 
-def check_range(name, value, least=None, most=None):
+def check_range(name: str, value: float, least: float | None = None, most: float | None = None) -> None:
     """Raise a UserError for a number outside its range; without `least` it must be greater than 0."""
     low = value > 0 if least is None else value >= least
     high = value <= (LARGEST if most is None else most)
@@ -201,20 +210,20 @@ def check_range(name, value, least=None, most=None):
         raise UserError(f"--{name} must be {expected}, got {value}.")
 
 
-def check_device_name(flag, name):
+def check_device_name(flag: str, name: str) -> None:
     """Raise a UserError unless a name is auto, cpu, cuda or cuda:<n>."""
     if name not in ("auto", "cpu", "cuda") and not re.fullmatch("cuda:[0-9]{1,3}", name):
         raise UserError(f"{flag} must be auto, cpu, cuda or cuda:<n>, got {name!r}.")
 
 
-def check_file(flag, path):
+def check_file(flag: str, path: Path | str) -> None:
     """Raise a UserError unless there is a file."""
     if not Path(path).is_file():
         state = "is no file" if Path(path).exists() else "does not exist"
         raise UserError(f"{flag} {path} {state}: correct the path.")
 
 
-def check_folder(flag, path):
+def check_folder(flag: str, path: Path | str) -> None:
     """Raise a UserError unless a folder is there, or can be made, and can be written to."""
     there = next(p for p in (Path(path).absolute(), *Path(path).absolute().parents) if p.exists())
     if not there.is_dir():
@@ -223,7 +232,7 @@ def check_folder(flag, path):
         raise UserError(f"{flag} {path} cannot be written to: {there} is not yours to write in.")
 
 
-def parse_cli(config_class, argv=None):
+def parse_cli(config_class: type[C], argv: Sequence[object] | None = None) -> C:
     """Build `config_class` from flags, and exit on an unknown flag or a wrong value before any work.
 
     With --help or --version it prints that, and exits.
@@ -233,10 +242,10 @@ def parse_cli(config_class, argv=None):
         tell_about(config_class, words)
         sys.exit()
 
-    def build(**flags):
+    def build(**flags: Any) -> None:
         built.append(config_class(**flags))
 
-    build.__signature__ = inspect.signature(config_class)
+    setattr(build, "__signature__", inspect.signature(config_class))  # noqa: B010  a function has no such field
     keep_text = {f.name: str for f in fields(config_class) if f.type in (str, str | None)}
     fire.decorators.SetParseFns(**keep_text)(build)  # else `--name 20240101_1` becomes a number
     with one_line_errors():
@@ -244,7 +253,7 @@ def parse_cli(config_class, argv=None):
     return built[0]
 
 
-def tell_about(config_class, words):
+def tell_about(config_class: type, words: Sequence[str]) -> None:
     """Print the version, or the options with their defaults, by the recipe among the words."""
     if "--version" in words:
         print(f"stylegan2-pytorch-3d {__version__}")
@@ -252,7 +261,7 @@ def tell_about(config_class, words):
     plain = " ".join(words).replace("=", " ").split()
     robust = "--recipe" in plain and "robust" in plain[plain.index("--recipe") :][:2]
 
-    def default_of(field):
+    def default_of(field: Field[Any]) -> object:
         rule = field.metadata["option"].robust
         return rule if robust and rule is not UNSET else field.default
 
@@ -266,7 +275,7 @@ def tell_about(config_class, words):
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
-def joined_words(config_class, words):
+def joined_words(config_class: type, words: Sequence[str]) -> list[str]:
     """Words of a command line as --flag=value, which Fire cannot take apart otherwise.
 
     Raises:
@@ -302,7 +311,7 @@ def joined_words(config_class, words):
 
 
 @contextlib.contextmanager
-def one_line_errors(interrupted="Interrupted."):
+def one_line_errors(interrupted: str = "Interrupted.") -> Iterator[None]:
     """Around a whole program: one line on stderr and a non-zero exit for what is no fault of the program's.
 
     That is a mistake of the user's (UserError), what the system refuses (OSError), too little memory, and
@@ -333,7 +342,7 @@ def one_line_errors(interrupted="Interrupted."):
 # ╚══════════════════════════════════════════════════════════════════════════════════════════════════════════╝
 
 
-def check_run_name(flag, name):
+def check_run_name(flag: str, name: str) -> None:
     """Raise a UserError unless a name can be that of a folder."""
     if name in ("", ".", "..") or {"/", "\\"} & set(name):
         raise UserError(f"{flag} must be the name of a folder, without a path, got {name!r}.")
@@ -343,7 +352,7 @@ def check_run_name(flag, name):
         raise UserError(f"{flag} {PACKED} is the folder of --cache disk: give another name.")
 
 
-def check_runs(flag, text):
+def check_runs(flag: str, text: str) -> None:
     """Raise a UserError unless a text a,b,... names two or more different runs."""
     names = split_runs(text)
     if len(names) < 2 or len(set(names)) < len(names):
@@ -352,12 +361,12 @@ def check_runs(flag, text):
         check_run_name(flag, name)
 
 
-def split_runs(text):
+def split_runs(text: str) -> list[str]:
     """The names in a text a,b,..., in brackets or not."""
     return [name.strip() for name in text.removeprefix("[").removesuffix("]").split(",")]
 
 
-def trainable_shape(shape):
+def trainable_shape(shape: Sequence[int]) -> tuple[int, int, int]:
     """The shape nearest to another that networks can have: powers of two, Z <= X = Y.
 
     Shapes: (X, Y, Z) -> (X', X', Z'), voxels
@@ -367,7 +376,7 @@ def trainable_shape(shape):
     return size, size, min(edges[2], size)
 
 
-def check_networks(image_size, image_depth):
+def check_networks(image_size: int, image_depth: int) -> None:
     """Raise a UserError unless both sizes are powers of two and 4 <= image_depth <= image_size."""
     for name, value in (("image_size", image_size), ("image_depth", image_depth)):
         if value < 4 or value & (value - 1):
@@ -383,7 +392,7 @@ def check_networks(image_size, image_depth):
         )
 
 
-def check_betas(betas):
+def check_betas(betas: Sequence[float]) -> None:
     """Raise a UserError unless --adam_betas are two numbers from 0 to below 1."""
     if [type(b) in (int, float) and 0 <= b < 1 for b in betas] != [True, True]:
         raise UserError(f"--adam_betas must be two numbers from 0 to below 1, got {betas}.")
@@ -402,22 +411,39 @@ CACHES = {
 }
 
 
+@dataclass(kw_only=True)
 class Continued:
     """What a configuration of a training says beside its options."""
 
-    derived = frozenset()  # names of the options that were left out and follow from others
-    scheduled = False  # something changes in the course of num_train_steps
-    batch_divisor = 1  # of a process's part of a batch
-    least_batch = 1  # volumes that a step can be of
-    largest_layer = (16, (4, 8, 8))  # channels and voxels, that half precision is tried with on a GPU
+    derived = frozenset[str]()  # names of the options that were left out and follow from others
 
-    def derive(self, name, value):
+    @property
+    def batch_divisor(self) -> int:
+        """Of a process's part of a batch."""
+        return 1
+
+    @property
+    def least_batch(self) -> int:
+        """Volumes that a step can be of."""
+        return 1
+
+    @property
+    def largest_layer(self) -> tuple[int, tuple[int, int, int]]:
+        """Channels and voxels, that half precision is tried with on a GPU."""
+        return 16, (4, 8, 8)
+
+    def derive(self, name: str, value: object) -> None:
         """Give an option the value that follows from others, if it was left out."""
         if getattr(self, name) is None:
             setattr(self, name, value)
             self.derived |= {name}
 
-    def adopting(self, settings):
+    @property
+    def scheduled(self) -> bool:
+        """Something changes in the course of num_train_steps."""
+        return False
+
+    def adopting(self: R, settings: dict[str, Any]) -> R:
         """The configuration with other settings; what was left out follows from these anew."""
         return replace(self, **{**dict.fromkeys(self.derived), **settings})
 
@@ -474,7 +500,7 @@ class RunConfig(Continued):
     final_rate: float = option(1.0, "Share of the rates left at the end.", **SHARE, resumed=True)
     adam_betas: tuple = option((0.0, 0.99), "Adam's two betas.", resumed=True)
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         if self.log == "aim":
             raise UserError("--log aim is not supported: --log alone writes TensorBoard files.")
         check_fields(self)
@@ -484,36 +510,36 @@ class RunConfig(Continued):
             raise UserError("--new starts afresh and --load_from continues: give one of them.")
 
     @property
-    def scheduled(self):
+    def scheduled(self) -> bool:
         """Something changes in the course of num_train_steps."""
         return self.final_rate < 1
 
     @property
-    def shape(self):
+    def shape(self) -> tuple[int, int, int]:
         """Shape (D, H, W) of a volume inside the networks, voxels."""
         return (self.image_depth, self.image_size, self.image_size)
 
     @property
-    def array_shape(self):
+    def array_shape(self) -> tuple[int, int, int]:
         """Shape (X, Y, Z) of a volume in a file, voxels."""
         return (self.image_size, self.image_size, self.image_depth)
 
-    def network(self):
+    def network(self) -> dict[str, Any]:
         """{name: value} of the options that make the networks' shape."""
         return {name: getattr(self, name) for name in options_of(type(self), network=True)}
 
     @property
-    def results(self):
+    def results(self) -> Path:
         """Folder of this run's previews and logs."""
         return Path(self.results_dir) / self.name
 
     @property
-    def packs(self):
+    def packs(self) -> Path:
         """Folder of the volumes packed by `--cache disk`, of all runs."""
         return Path(self.results_dir) / PACKED
 
     @property
-    def models(self):
+    def models(self) -> Path:
         """Folder of this run's checkpoints."""
         return Path(self.models_dir) / self.name
 
@@ -530,15 +556,15 @@ class VolumeConfig(RunConfig):
     )
     balance_classes: bool = option(False, "Show every class equally often.", resumed=True)
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         super().__post_init__()
         if self.balance_classes and self.labels is None:
             raise UserError("--balance_classes needs classes: give --labels.")
 
 
 @dataclass(kw_only=True)
-class GenerationOptions:
-    """Options of a trainer that also generates; a mixin of RunConfig."""
+class GenerationOptions(RunConfig):
+    """Options of a trainer that also generates."""
 
     checkpoint: str | None = option(
         None,
@@ -554,14 +580,14 @@ class GenerationOptions:
         None, "Sidecar .json of a generated volume, to make it again and compare.", file=True
     )
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         super().__post_init__()
         jobs = ("recreate", "show", "generate", "generate_interpolation", "evaluate_checkpoints")
         given = [name for name in jobs if getattr(self, name, None)]
         if len(given) > 1:
             raise UserError(f"--{given[0]} and --{given[1]} are two commands: give one after the other.")
 
-    def generated_folder(self, checkpoint, kind=""):
+    def generated_folder(self, checkpoint: Path | str, kind: str = "") -> Path:
         """Folder of the volumes of a checkpoint, a Path; `kind` tells interpolations from others."""
         if self.output is not None:
             output = Path(self.output).resolve()
@@ -594,8 +620,8 @@ FEWEST_EVALUATED = 6  # volumes in a set: more than the neighbours that precisio
 
 
 @dataclass(kw_only=True)
-class EvaluationOptions:
-    """Options of a trainer that evaluates what it generates; a mixin of RunConfig."""
+class EvaluationOptions(RunConfig):
+    """Options of a trainer that evaluates what it generates."""
 
     calculate_fid_every: int | None = option(
         None, "Steps between evaluations (FID, MD, ...); None is never.", section="Evaluation"
@@ -614,7 +640,7 @@ class EvaluationOptions:
     medicalnet_weights: str | None = option(None, "resnet_10_23dataset.pth; None downloads it.", file=True)
     inception_weights: str | None = option(None, "weights-inception-2015-12-05-6726825d.pth.", file=True)
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         super().__post_init__()
         if self.runs and not self.evaluate_checkpoints:
             raise UserError("--runs are runs to evaluate: give --evaluate_checkpoints, too.")

@@ -12,11 +12,12 @@ their own range, wherever its header places them. A label map is known by its id
 import functools
 import hashlib
 import os
-import re
 from collections import Counter, defaultdict
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any, TypeVar
 
 from volumetric.cli import UserError, trainable_shape
 from volumetric.files import (
@@ -40,10 +41,16 @@ from volumetric.geometry import (
     turn,
 )
 from volumetric.machine import usable_cores
+from volumetric.names import names_in, refuse_alone
 from volumetric.tables import Split
 
+import nibabel as nib
 import numpy as np
 from tqdm import tqdm
+
+Say = Callable[[str], object]  # what takes a line for the user, as print
+Placed = tuple[Sequence[int], np.ndarray, Path | str]  # shape, affine in mm, and file of a volume
+E = TypeVar("E", bound=Any)  # with `content` and `labels`, as a VolumeFile
 
 MAX_FILES_NAMED = 50  # files listed in one message
 FEW_NAMED = 8  # files named in a line of what is passed over
@@ -57,10 +64,10 @@ FOREIGN |= dict.fromkeys((".nrrd", ".nhdr", ".mha", ".mhd"), "3D Slicer") | {".m
 FOREIGN |= {".nii.bz2": "bunzip2", ".nii.xz": "unxz", ".nii.zst": "zstd -d", ".nii.zip": "unzip"}
 DICOM = dict.fromkeys((".dcm", ".dcm.gz", ".ima"), "preprocessing/preprocessing.py")
 # What lies beside volumes and is none.
-BESIDE = (".json", ".csv", ".tsv", ".txt", ".md", ".pdf", ".html", ".png", ".jpg", ".gif", ".svg", ".log")
-BESIDE += (".mat", ".bval", ".bvec", ".yaml", ".yml", ".npy", ".npz", ".xml", ".xlsx", ".py", ".sh", ".pt")
+BESIDE: tuple[str, ...] = (".json", ".csv", ".tsv", ".txt", ".md", ".pdf", ".html", ".png", ".jpg", ".gif")
+BESIDE += (".svg", ".log", ".mat", ".bval", ".bvec", ".yaml", ".yml", ".npy", ".npz", ".xml", ".xlsx", ".py")
+BESIDE += (".sh", ".pt")
 LABELS = "labels-"  # begins what a label map is known by: in a list of contents it is no volume
-NNUNET_CHANNEL = re.compile(r"_\d{4}$")  # at the end of a name, of nnU-Net's volumes
 
 
 # ╔══════════════════════════════════════════════════════════════════════════════════════════════════════════╗
@@ -79,12 +86,12 @@ class Found:
         others: Number of other files by ending, of kinds that do not lie beside volumes as a rule.
     """
 
-    paths: list = field(default_factory=list)
-    lost: dict = field(default_factory=dict)
-    passed_over: dict = field(default_factory=dict)
-    others: Counter = field(default_factory=Counter)
+    paths: list[Path] = field(default_factory=list)
+    lost: dict[Path, str] = field(default_factory=dict)
+    passed_over: dict[Path, str] = field(default_factory=dict)
+    others: Counter[str] = field(default_factory=Counter)
 
-    def notes(self):
+    def notes(self) -> list[str]:
         """Lines on what was passed over, one for each reason."""
         reasons = defaultdict(list)
         for path, why in self.passed_over.items():
@@ -99,7 +106,9 @@ class Found:
         return lines
 
 
-def find(folder, flag="--data", dicom=False, left_out=()):
+def find(
+    folder: Path | str, flag: str = "--data", dicom: bool = False, left_out: Sequence[Path | str] = ()
+) -> Found:
     """Found: every file below a folder, links followed; hidden files and folders are passed over.
 
     What can be reached by its own path and by a link to its folder has its own path.
@@ -125,7 +134,9 @@ def find(folder, flag="--data", dicom=False, left_out=()):
     return found
 
 
-def walk(folder, left_out=(), found=None):
+def walk(
+    folder: Path | str, left_out: Sequence[Path | str] = (), found: Found | None = None
+) -> Iterator[Path]:
     """Yield every file below a folder, links followed, each folder once; hidden ones are passed over.
 
     Args:
@@ -134,12 +145,12 @@ def walk(folder, left_out=(), found=None):
     """
     entered, starts, found = set(), [Path(folder)], found or Found()
 
-    def closed(error):
+    def closed(error: OSError) -> None:
         found.lost[Path(error.filename)] = f"cannot be looked into ({error.strerror}): change its permissions"
 
     for start in starts:  # it grows by the links to folders that are met
-        for place, folders, files in os.walk(start, onerror=closed):
-            place, real = Path(place), os.path.realpath(place)
+        for name, folders, files in os.walk(start, onerror=closed):
+            place, real = Path(name), os.path.realpath(name)
             if real in entered:
                 found.passed_over[place] = "a link to a folder that is read already"
                 folders.clear()
@@ -150,7 +161,7 @@ def walk(folder, left_out=(), found=None):
             yield from (place / name for name in sorted(files) if not name.startswith("."))
 
 
-def sort_in(path, found, foreign):
+def sort_in(path: Path, found: Found, foreign: dict[str, str]) -> None:
     """Put a file where it belongs in Found."""
     name = path.name.lower()
     kind = next((suffix for suffix in sorted(foreign, key=len, reverse=True) if name.endswith(suffix)), None)
@@ -166,7 +177,7 @@ def sort_in(path, found, foreign):
         found.others[path.suffix or "without an ending"] += 1
 
 
-def refuse_odd_name(path, flag):
+def refuse_odd_name(path: Path, flag: str) -> None:
     """Raise a UserError for a path that is not UTF-8: it cannot be printed or written down."""
     try:
         str(path).encode()
@@ -174,7 +185,7 @@ def refuse_odd_name(path, flag):
         raise UserError(f"{flag} holds file names that are not UTF-8: rename {str(path)!a}.") from None
 
 
-def find_volumes(folder, flag="--data", say=print):
+def find_volumes(folder: Path | str, flag: str = "--data", say: Say = print) -> list[Path]:
     """Sorted paths of all volumes below a folder; tells what was passed over.
 
     Args:
@@ -196,7 +207,13 @@ def find_volumes(folder, flag="--data", say=print):
     return found.paths
 
 
-def choose(folder, flag="--data", split=None, parts=("training",), say=print):
+def choose(
+    folder: Path | str,
+    flag: str = "--data",
+    split: Path | str | None = None,
+    parts: Sequence[str] = ("training",),
+    say: Say = print,
+) -> tuple[list[Path], dict[Path, str]]:
     """Volumes of a folder, or of parts of its split: ([path], {path: content that the split states}).
 
     Args:
@@ -234,27 +251,37 @@ class Volume:
     stored: np.ndarray
     described: str = ""
 
+    def __repr__(self) -> str:
+        size = f"{by(self.array.shape)} voxels of {by(self.spacing.round(3))} mm"
+        return f"Volume({size}, stored along {self.axes})"
+
     @property
-    def spacing(self):
+    def spacing(self) -> np.ndarray:
         """Voxel size, (3,) mm."""
         return spacing_of(self.affine)
 
     @property
-    def axes(self):
+    def axes(self) -> str:
         """Codes of the axes in the file, for example LPS."""
         return axes_of(self.stored)
 
-    def as_stored(self, array):
+    def as_stored(self, array: np.ndarray) -> np.ndarray:
         """An array of this volume's grid along the file's axes. Shapes: (X, Y, Z) -> (X', Y', Z')"""
         return turn(array, self.affine, self.axes)[0]
 
     @property
-    def content(self):
+    def content(self) -> str:
         """What the volume is known by; see the module."""
         return content_of(scaled(turn(self.array, self.affine)[0]))
 
 
-def read(path, shape=None, axes=CANONICAL, scan=False, constant=False):
+def read(
+    path: Path | str,
+    shape: Sequence[int] | None = None,
+    axes: str = CANONICAL,
+    scan: bool = False,
+    constant: bool = False,
+) -> Volume:
     """Read a NIfTI volume, and check that it can be used.
 
     Args:
@@ -282,14 +309,14 @@ def read(path, shape=None, axes=CANONICAL, scan=False, constant=False):
     return Volume(array, affine, stored, description_of(header))
 
 
-def stored_axes(path):
+def stored_axes(path: Path | str) -> str:
     """Codes of the axes along which a volume is stored, read off its header; text."""
     with naming(path), as_damaged():
         header = read_header(path)
         return axes_of(type(header)(header.binaryblock).get_best_affine())  # as nibabel repairs it
 
 
-def read_whole(path, axes=CANONICAL):
+def read_whole(path: Path | str, axes: str = CANONICAL) -> tuple[Volume, str]:
     """Read a NIfTI file of whole numbers: a label map, or a mask; as `read`.
 
     Returns:
@@ -311,12 +338,12 @@ def read_whole(path, axes=CANONICAL):
     return volume, volume.described
 
 
-def description_of(header):
+def description_of(header: nib.Nifti1Header) -> str:
     """Text of a header's description."""
     return bytes(header["descrip"]).split(b"\0")[0].decode(errors="replace").strip()
 
 
-def why_not_whole(array, header):
+def why_not_whole(array: np.ndarray, header: nib.Nifti1Header) -> str:
     """What values that are no labels come from, and the remedy."""
     slope = float(header["scl_slope"])
     if np.isfinite(slope) and slope not in (0, 1) and np.isfinite(array).all():
@@ -327,7 +354,9 @@ def why_not_whole(array, header):
     return "labels were interpolated; resample anew, by nearest neighbour"
 
 
-def read_volume(path, shape=None, axes=CANONICAL):
+def read_volume(
+    path: Path | str, shape: Sequence[int] | None = None, axes: str = CANONICAL
+) -> tuple[np.ndarray, Volume]:
     """Read a NIfTI volume as the networks see it, scaled to [0, 1] by its own minimum and maximum.
 
     Arguments and errors are those of `read`.
@@ -339,7 +368,7 @@ def read_volume(path, shape=None, axes=CANONICAL):
     return scaled(volume.array), volume
 
 
-def scaled(array):
+def scaled(array: np.ndarray) -> np.ndarray:
     """A volume as the networks see it. Shapes: (X, Y, Z) -> (1, Z, X, Y) float32 in [0, 1], a copy"""
     low, high = array.min(), array.max()
     volume = np.array(array_to_volume(array), dtype=np.float32, order="C")
@@ -348,7 +377,7 @@ def scaled(array):
     return volume
 
 
-def check_array(header, shape=None, scan=False):
+def check_array(header: nib.Nifti1Header, shape: Sequence[int] | None = None, scan: bool = False) -> None:
     """Raise a UserError unless a NIfTI header is of one 3D array that can have a shape (X, Y, Z).
 
     Of a raw scan, which other programs read too, there must be no further axes, of length 1 or not.
@@ -362,7 +391,7 @@ def check_array(header, shape=None, scan=False):
         refuse_shape(found[:3], shape)
 
 
-def refuse_shape(found, shape):
+def refuse_shape(found: Sequence[int], shape: Sequence[int]) -> None:
     """Raise a UserError for a volume of another shape; the remedy has values that can be typed."""
     own = ""
     if tuple(found) == trainable_shape(found):
@@ -374,7 +403,7 @@ def refuse_shape(found, shape):
     )
 
 
-def check_values(array, constant=False):
+def check_values(array: np.ndarray, constant: bool = False) -> None:
     """Raise a UserError unless all voxels are finite, and not all are equal if they must not be."""
     bad = array.size - np.count_nonzero(np.isfinite(array))
     if bad:
@@ -386,18 +415,18 @@ def check_values(array, constant=False):
         raise UserError(f"is constant (every voxel {array.min():g}): remove it")
 
 
-def is_grey(image):
+def is_grey(image: nib.Nifti1Image | nib.Nifti1Header) -> bool:
     """True if a nibabel image or header has one real number per voxel."""
     return image.get_data_dtype().names is None and image.get_data_dtype().kind != "c"
 
 
-def is_label_map(array):
+def is_label_map(array: np.ndarray) -> bool:
     """True for an array of few whole numbers; a few voxels tell that most volumes are none."""
     steps = tuple(slice(None, None, max(n // 16, 1)) for n in array.shape)
     return has_few_whole(array[steps]) and has_few_whole(array)
 
 
-def has_few_whole(array):
+def has_few_whole(array: np.ndarray) -> bool:
     """True if an array has at most FEW_VALUES different values, all whole numbers."""
     values = np.unique(array)
     return len(values) <= FEW_VALUES and bool((values == np.rint(values)).all())
@@ -408,12 +437,12 @@ def has_few_whole(array):
 # ╚══════════════════════════════════════════════════════════════════════════════════════════════════════════╝
 
 
-def content_of(volume):
+def content_of(volume: np.ndarray) -> str:
     """SHA-256 of a volume as the networks see it, (1, Z, X, Y) float32 along R, A, S, in hexadecimal."""
-    return hashlib.sha256(np.ascontiguousarray(volume)).hexdigest()
+    return hashlib.sha256(np.ascontiguousarray(volume).data).hexdigest()
 
 
-def content_of_labels(labels):
+def content_of_labels(labels: np.ndarray) -> str:
     """What a label map is known by: LABELS and the SHA-256 of its ids along R, A, S, and of its shape.
 
     Shapes: (X, Y, Z) whole numbers -> text
@@ -422,39 +451,9 @@ def content_of_labels(labels):
     return LABELS + hashlib.sha256(repr(ids.shape).encode() + ids.tobytes()).hexdigest()
 
 
-def name_of(path):
-    """Name of a file without the ending of a volume."""
-    return re.sub(r"\.nii(\.gz)?$", "", Path(path).name, flags=re.IGNORECASE)
-
-
-def unique_names(paths):
-    """{path: name} of files, without endings: as much of each path's end as tells them apart, joined by _.
-
-    sub-00.nii.gz alone is sub-00; beside another of that name it is siteA_sub-00.
-    """
-    parts = {path: [*Path(path).parent.parts, name_of(path)] for path in paths}
-    depths, growing, names, number = dict.fromkeys(parts, 1), list(parts), {}, Counter()
-    while growing:
-        names = {path: "_".join(map(plain, of[-depths[path] :])) for path, of in parts.items()}
-        number = Counter(names.values())
-        growing = [p for p, name in names.items() if number[name] > 1 and depths[p] < len(parts[p])]
-        depths |= {path: depths[path] + 1 for path in growing}
-    return told_apart(names)  # v.nii beside v.nii.gz, or folders whose odd letters are one
-
-
-def told_apart(names):
-    """{path: name}, with a digest of its path behind every name that several have."""
-    number = Counter(names.values())
-    digests = {path: hashlib.sha256(Path(path).as_posix().encode()).hexdigest()[:8] for path in names}
-    return {path: name if number[name] == 1 else f"{name}_{digests[path]}" for path, name in names.items()}
-
-
-def plain(text):
-    """A text as part of a file's name."""
-    return re.sub(r"[^\w.-]+", "_", text).strip("_")
-
-
-def pair_up(folders, only=None):
+def pair_up(
+    folders: dict[str, Path | str], only: Collection[str] | None = None
+) -> dict[str, tuple[Path, ...]]:
     """{case: paths, in the order of the folders} of files that are called alike in several folders.
 
     Args:
@@ -473,37 +472,6 @@ def pair_up(folders, only=None):
             refuse_alone(paths, found[other], flag, f"--{other} {folders[other]}")
     first = next(iter(found.values()))
     return {name: tuple(one[name] for one in found.values()) for name in sorted(first)}
-
-
-def names_in(folder, paths, flag="--data"):
-    """{path: name} of the files of a folder by their places in it, under which none writes over another.
-
-    Raises:
-        UserError: Two files differ in their endings alone.
-    """
-    names = {path: in_folder(path, folder) for path in paths}
-    if len(set(names.values())) < len(names):
-        twice = Counter(names.values()).most_common(1)[0][0]
-        raise UserError(f"{flag} {folder} has {twice} twice, as .nii and .nii.gz: remove one.")
-    return names
-
-
-def in_folder(path, folder):
-    """Name of a volume by its place in a folder: siteA/sub-00.nii.gz is siteA/sub-00."""
-    return Path(path).relative_to(folder).with_name(name_of(path)).as_posix()
-
-
-def refuse_alone(paths, others, flag, other):
-    """Raise a UserError if a file of one folder has no partner in another; both are {name: path}."""
-    alone = sorted(paths.keys() - others.keys())
-    if not alone:
-        return
-    hint = "the names must be the same"
-    channel = [name for name in alone if NNUNET_CHANNEL.sub("", name) in others]
-    if channel:
-        number = NNUNET_CHANNEL.search(channel[0])[0]
-        hint = f"{number} is nnU-Net's number of a channel; give files without it"
-    raise UserError(f"{paths[alone[0]]} has no partner in {other}, as {len(alone)} of {len(paths)}: {hint}.")
 
 
 # ╔══════════════════════════════════════════════════════════════════════════════════════════════════════════╗
@@ -525,36 +493,48 @@ class VolumeFile:
     """
 
     path: Path
-    shape: tuple
+    shape: tuple[int, ...]
     affine: np.ndarray
     axes: str
     content: str
     labels: bool = False
 
+    def __repr__(self) -> str:
+        kind = "label map" if self.labels else "volume"
+        size = f"{by(self.shape)} voxels of {by(self.spacing.round(3))} mm"
+        return f"VolumeFile({self.path}: {kind}, {size}, content {self.content[:8]})"
+
     @property
-    def name(self):
+    def name(self) -> str:
         """The path, for messages."""
         return str(self.path)
 
     @property
-    def spacing(self):
+    def spacing(self) -> np.ndarray:
         """Voxel size, (3,) mm."""
         return spacing_of(self.affine)
 
-    def read(self):
+    def read(self) -> np.ndarray:
         """The array (X, Y, Z) along right, front and up, in [0, 1], float32."""
         with naming(self.path):
             return np.ascontiguousarray(volume_to_array(scaled(read(self.path).array)))
 
 
-def examined(path, shape=None):
+def examined(path: Path | str, shape: Sequence[int] | None = None) -> VolumeFile:
     """The VolumeFile of a path; a UserError, without the name, if it cannot be used."""
     volume = read(path, shape)
     labels = is_label_map(volume.array)
     return VolumeFile(Path(path), volume.array.shape, volume.affine, volume.axes, volume.content, labels)
 
 
-def read_all(paths, work, title, folder, stated=None, readers=READERS):
+def read_all(
+    paths: Sequence[Path],
+    work: Callable[[Path], E],
+    title: str,
+    folder: Path | str,
+    stated: dict[Path, str] | None = None,
+    readers: int = READERS,
+) -> list[E]:
     """What a function finds in every file, in the files' order, read by several threads.
 
     Args:
@@ -570,7 +550,7 @@ def read_all(paths, work, title, folder, stated=None, readers=READERS):
             a volume is not the one that the split knows.
     """
 
-    def guarded(path):
+    def guarded(path: Path) -> E | str:
         try:
             found = work(path)
         except (UserError, OSError) as error:
@@ -589,14 +569,21 @@ def read_all(paths, work, title, folder, stated=None, readers=READERS):
     return found
 
 
-def unlike_split(path, content, stated):
+def unlike_split(path: Path, content: str, stated: dict[Path, str] | None) -> str:
     """What is wrong with a volume that its split knows otherwise, or ""; `stated` is of `choose`."""
     if stated and content != stated[path]:
         return f"{path} has other voxels than the split knows: make the split again"
     return ""
 
 
-def volumes_in(folder, flag, fewest=1, split=None, parts=("training",), examine=examined):
+def volumes_in(
+    folder: Path | str,
+    flag: str,
+    fewest: int = 1,
+    split: Path | str | None = None,
+    parts: Sequence[str] = ("training",),
+    examine: Callable[[Path], VolumeFile] = examined,
+) -> list[VolumeFile]:
     """[VolumeFile] of a folder, sorted by path.
 
     Args:
@@ -614,7 +601,7 @@ def volumes_in(folder, flag, fewest=1, split=None, parts=("training",), examine=
     return found
 
 
-def refuse_unusable(problems, number, folder):
+def refuse_unusable(problems: list[str], number: int, folder: Path | str) -> None:
     """Raise a UserError with one line for every problem, if there is any."""
     if problems:
         more = [f"... and {len(problems) - MAX_FILES_NAMED} more"] if len(problems) > MAX_FILES_NAMED else []
@@ -622,7 +609,7 @@ def refuse_unusable(problems, number, folder):
         raise UserError(f"{len(problems)} of the {number} volumes in {folder} cannot be used:\n  {listed}")
 
 
-def copies_among(volumes):
+def copies_among(volumes: Sequence[tuple[Path | str, str]]) -> list[str]:
     """Lines that name every volume whose content is that of an earlier one; `volumes` are (path, content)."""
     first = {}
     for path, content in volumes:
@@ -634,7 +621,7 @@ def copies_among(volumes):
     ]
 
 
-def same_geometry(sets):
+def same_geometry(sets: dict[str, list[VolumeFile]]) -> None:
     """Raise a UserError unless all volumes of several sets have one shape and one voxel size.
 
     Args:
@@ -649,7 +636,7 @@ def same_geometry(sets):
             )
 
 
-def refuse_other_grid(one, other):
+def refuse_other_grid(one: Placed, other: Placed) -> None:
     """Raise a UserError unless two volumes are of one grid; each is (shape, affine in mm, path).
 
     Grids that are a small part of a voxel apart are one: an affine is stored in float32, or rounded.
@@ -668,7 +655,7 @@ def refuse_other_grid(one, other):
         )
 
 
-def refuse_overlap(known, others, what, flag):
+def refuse_overlap(known: dict[str, str], others: Sequence[VolumeFile], what: str, flag: str) -> None:
     """Raise a UserError if volumes of one set are in another, by their content.
 
     Args:
@@ -685,16 +672,16 @@ def refuse_overlap(known, others, what, flag):
         )
 
 
-def contents_of(sets):
+def contents_of(sets: dict[str, list[VolumeFile]]) -> dict[str, list[str]]:
     """{name: [content]} of sets of VolumeFiles, for a record: what a result is of, whatever it is called."""
     return {name: [volume.content for volume in volumes] for name, volumes in sets.items()}
 
 
-def content_of_set(contents):
+def content_of_set(contents: Iterable[str]) -> str:
     """SHA-256 of what the volumes of a set are known by, in any order, in hexadecimal."""
     return hashlib.sha256("".join(sorted(contents)).encode()).hexdigest()
 
 
-def known_by_content(volumes):
+def known_by_content(volumes: Iterable[VolumeFile]) -> dict[str, str]:
     """{content: path} of VolumeFiles, for `refuse_overlap`."""
     return {volume.content: str(volume.path) for volume in volumes}

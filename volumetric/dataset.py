@@ -10,14 +10,17 @@ import shutil
 import signal
 import zlib
 from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 from volumetric.cli import UserError
 from volumetric.collection import (
     MAX_FILES_NAMED,
     READERS,
+    Volume,
     choose,
     content_of,
     copies_among,
@@ -39,6 +42,8 @@ import torch
 from torch.utils.data import DataLoader, Dataset, Sampler
 from tqdm import tqdm
 
+Loaded = tuple[torch.Tensor, torch.Tensor]  # volumes (B, 1, Z, X, Y) and their indices (B,)
+
 PACK_FORMAT = 2  # part of a pack's name
 WORKER_GRACE = 300  # seconds that a worker goes on reading after SIGTERM, for the step that is being saved
 
@@ -58,21 +63,21 @@ class Audit:
         classes: VolumeClasses, or None.
     """
 
-    paths: list
+    paths: list[Path]
     volumes: "torch.Tensor | Pack | None"
     affine: np.ndarray
     digest: str
-    summary: list
-    shape: tuple
-    contents: list = ()
+    summary: list[str]
+    shape: Sequence[int]
+    contents: Sequence[str] = ()
     classes: "VolumeClasses | None" = None
 
     @property
-    def left_right(self):
+    def left_right(self) -> int:
         """Axis of (..., D, H, W) that runs between left and right, in most volumes."""
         return {0: -2, 1: -1, 2: -3}[left_right_axis(self.affine)]
 
-    def kept(self, cache, packs):
+    def kept(self, cache: str, packs: Path) -> str:
         """Line that tells where the volumes of this shape are during training."""
         voxels = len(self.paths) * math.prod(self.shape)
         places = {
@@ -83,9 +88,9 @@ class Audit:
         }
         return f"volumes: {places[cache]}"
 
-    def move(self, cache, device):
+    def move(self, cache: str, device: torch.device) -> None:
         """Move the volumes to the GPU if `cache` is gpu; a UserError if they do not fit."""
-        if cache != "gpu":
+        if cache != "gpu" or not isinstance(self.volumes, torch.Tensor):
             return
         try:
             self.volumes = self.volumes.to(device)
@@ -96,7 +101,7 @@ class Audit:
             ) from None
 
     @property
-    def spacing(self):
+    def spacing(self) -> tuple[float, float, float]:
         """Size (d, h, w) of a voxel of most volumes, mm."""
         x, y, z = spacing_of(self.affine)
         return z, x, y
@@ -112,28 +117,28 @@ class VolumeClasses:
         balanced: All are shown equally often.
     """
 
-    names: list
+    names: list[str]
     of_volumes: np.ndarray
     balanced: bool = False
 
-    def shares(self, members=None):
+    def shares(self, members: Sequence[int] | None = None) -> np.ndarray:
         """How often each class is shown, of volumes of indices or all. Shapes: -> (classes,), sum 1"""
         shown = self.of_volumes if members is None else self.of_volumes[members]
         counts = np.bincount(shown, minlength=len(self.names))
         counts = counts > 0 if self.balanced else counts
         return counts / counts.sum()
 
-    def digest(self):
+    def digest(self) -> str:
         """SHA-256 over the classes of all volumes."""
         return hashlib.sha256(self.of_volumes.astype("<i8").tobytes()).hexdigest()
 
-    def summary(self):
+    def summary(self) -> str:
         """Line for a person to read."""
         counts = np.bincount(self.of_volumes, minlength=len(self.names))
         return "classes: " + ", ".join(f"{name} ({n})" for name, n in zip(self.names, counts, strict=True))
 
 
-def some_volumes(audit, number, members=None):
+def some_volumes(audit: Audit, number: int, members: Sequence[int] | None = None) -> torch.Tensor:
     """At most so many volumes of an audit, or its `members`, spread over all. Shapes: -> (N, 1, Z, X, Y)"""
     members = range(len(audit.paths)) if members is None else members
     spread = np.linspace(0, len(members) - 1, min(number, len(members)), dtype=int)
@@ -141,12 +146,12 @@ def some_volumes(audit, number, members=None):
     return torch.stack([volumes[int(members[n]), False][0].float().cpu() for n in spread])
 
 
-def draw_classes(shares, uniform):
-    """Classes drawn by uniform numbers in [0, 1). Shapes: (classes,), (B,) -> (B,) int64"""
+def draw_classes(shares: np.ndarray, uniform: np.ndarray) -> np.ndarray:
+    """VolumeClasses drawn by uniform numbers in [0, 1). Shapes: (classes,), (B,) -> (B,) int64"""
     return np.searchsorted(np.cumsum(shares)[:-1], uniform, side="right")
 
 
-def seeded_classes(seeds, shares):
+def seeded_classes(seeds: Sequence[int], shares: np.ndarray | None) -> torch.Tensor | None:
     """Class of the volume of every seed, drawn as often as shown in training. Shapes: (B,) -> (B,) or None"""
     if shares is None:
         return None
@@ -154,8 +159,10 @@ def seeded_classes(seeds, shares):
     return torch.from_numpy(draw_classes(shares, uniform))
 
 
-def labels_of_seeds(seeds, names, shares, name=None):
-    """Classes of the volumes of some seeds: the named one, or drawn as often as shown in training.
+def labels_of_seeds(
+    seeds: Sequence[int], names: Sequence[str], shares: np.ndarray | None, name: str | None = None
+) -> torch.Tensor | None:
+    """VolumeClasses of the volumes of some seeds: the named one, or drawn as often as shown in training.
 
     Args:
         seeds: B integers.
@@ -176,7 +183,13 @@ def labels_of_seeds(seeds, names, shares, name=None):
     return torch.full((len(seeds),), names.index(name))
 
 
-def read_classes(labels, folder, balanced=False, split=None, parts=("training",)):
+def read_classes(
+    labels: str,
+    folder: Path | str,
+    balanced: bool = False,
+    split: str | None = None,
+    parts: Sequence[str] = ("training",),
+) -> VolumeClasses:
     """The class of every volume, in the order of the audit.
 
     Args:
@@ -204,8 +217,8 @@ def read_classes(labels, folder, balanced=False, split=None, parts=("training",)
     lacking = [str(p.relative_to(folder)) for p, name in zip(paths, of, strict=True) if not name]
     if lacking:
         listed = ", ".join(lacking[:MAX_FILES_NAMED])
-        found = f"{len(lacking)} of {len(paths)} volumes in {folder} have no class"
-        raise UserError(f"{found}: {remedy}: {listed}.")
+        told = f"{len(lacking)} of {len(paths)} volumes in {folder} have no class"
+        raise UserError(f"{told}: {remedy}: {listed}.")
     odd = next((name for name in of if not name.isprintable()), None)
     if odd is not None:
         raise UserError(f"--labels {labels} has the label {odd!a}: save it as CSV in UTF-8.")
@@ -215,7 +228,7 @@ def read_classes(labels, folder, balanced=False, split=None, parts=("training",)
     return VolumeClasses(names, np.array([names.index(name) for name in of]), balanced)
 
 
-def ignore(_):
+def ignore(_: object) -> None:
     """Say nothing: what was passed over is told by the audit."""
 
 
@@ -240,7 +253,7 @@ class Checked:
     labels: bool
 
     @classmethod
-    def of(cls, voxels, volume):
+    def of(cls, voxels: np.ndarray, volume: Volume) -> "Checked":
         """Of what `read_volume` gave."""
         digest, labels = content_of(voxels), is_label_map(volume.array)
         content = digest if axes_of(volume.affine) == CANONICAL else volume.content
@@ -249,15 +262,15 @@ class Checked:
 
 
 def audit_volumes(
-    folder,
-    shape,
-    keep=True,
-    store=None,
-    copies=1,
-    axes=CANONICAL,
-    split=None,
-    parts=("training",),
-):
+    folder: Path | str,
+    shape: Sequence[int],
+    keep: bool = True,
+    store: Callable[[int, np.ndarray], None] | None = None,
+    copies: int = 1,
+    axes: str = CANONICAL,
+    split: str | None = None,
+    parts: Sequence[str] = ("training",),
+) -> Audit:
     """Read every volume of a folder once, check it, and keep it if asked.
 
     Args:
@@ -284,9 +297,9 @@ def audit_volumes(
     volumes = torch.empty(size) if keep else None
     index_of = {path: index for index, path in enumerate(paths)}
 
-    def check(path):
+    def check(path: Path) -> Checked:
         voxels, volume = read_volume(path, shape, axes)
-        if keep:
+        if volumes is not None:
             volumes[index_of[path]] = torch.from_numpy(voxels)
         if store is not None:
             store(index_of[path], voxels)
@@ -307,7 +320,7 @@ def audit_volumes(
     )
 
 
-def check_memory(needed, copies=1):
+def check_memory(needed: int, copies: int = 1) -> None:
     """Raise a UserError if as many processes cannot each keep `needed` bytes in this machine's memory."""
     total = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") if hasattr(os, "sysconf") else math.inf
     if copies * needed > 0.9 * total:
@@ -318,7 +331,7 @@ def check_memory(needed, copies=1):
         )
 
 
-def summarize(shape, found, axes=CANONICAL):
+def summarize(shape: Sequence[int], found: Sequence[Checked], axes: str = CANONICAL) -> list[str]:
     """Lines on number, shape, spacing and axes of volumes, [Checked]; more than one spacing is a warning."""
     spacings = Counter(one.spacing for one in found)
     stored = Counter(one.stored for one in found)
@@ -331,7 +344,7 @@ def summarize(shape, found, axes=CANONICAL):
     return lines
 
 
-def packed_shape(number, shape):
+def packed_shape(number: int, shape: Sequence[int]) -> tuple[int, ...]:
     """Shape of `number` network volumes for NIfTI arrays of a shape (X, Y, Z)."""
     return (number, 1, shape[2], shape[0], shape[1])
 
@@ -348,7 +361,7 @@ class Pack:
         UserError: The files do not belong together.
     """
 
-    def __init__(self, folder):
+    def __init__(self, folder: Path) -> None:
         self.folder = Path(folder)
         try:
             self.index = json.loads((self.folder / "index.json").read_text(encoding="utf-8"))
@@ -359,20 +372,20 @@ class Pack:
         if not fits:
             self.refuse("is not complete")
 
-    def refuse(self, reason):
+    def refuse(self, reason: str) -> None:
         """Raise a UserError with the remedy."""
         raise UserError(f"{self.folder} {reason}: remove this folder; the volumes are then packed again.")
 
-    def __reduce__(self):
+    def __reduce__(self) -> tuple[type, tuple[Path]]:
         return Pack, (self.folder,)  # else a process that reads volumes would be sent them all
 
-    def __len__(self):
+    def __len__(self) -> int:
         return len(self.voxels)
 
-    def __getitem__(self, index):
+    def __getitem__(self, index: int) -> torch.Tensor:
         return torch.from_numpy(self.voxels[index].astype(np.float32))
 
-    def check(self):
+    def check(self) -> None:
         """Compare every volume with its checksum; a UserError names what is damaged."""
         with ThreadPoolExecutor(READERS) as pool:
             sums = tqdm(pool.map(zlib.crc32, self.voxels), "Checking the pack", len(self), leave=False)
@@ -380,7 +393,7 @@ class Pack:
                 if expected != found:
                     self.refuse(f"is damaged in the volume of {name}")
 
-    def audit(self, folder):
+    def audit(self, folder: Path | str) -> Audit:
         """The Audit that was made of the sources, which are in `folder` now."""
         index = self.index
         paths = [Path(folder) / name for name, _ in index["files"]]
@@ -389,7 +402,7 @@ class Pack:
         return Audit(paths, self, affine, *known)
 
 
-def pack_name(folder, paths, shape, axes):
+def pack_name(folder: Path | str, paths: Sequence[Path], shape: Sequence[int], axes: str) -> str:
     """Name of the pack of these files: a digest of their names and contents, of shape and axes."""
     with ThreadPoolExecutor(READERS) as pool:
         digests = list(tqdm(pool.map(file_digest, paths), "Comparing with the pack", len(paths), leave=False))
@@ -397,7 +410,7 @@ def pack_name(folder, paths, shape, axes):
     return hashlib.sha256(json.dumps([PACK_FORMAT, axes, *shape, files]).encode()).hexdigest()[:24]
 
 
-def pack_volumes(folder, shape, packs, **chosen):
+def pack_volumes(folder: Path | str, shape: Sequence[int], packs: Path, **chosen: Any) -> Audit:
     """`audit_volumes` whose volumes are in a Pack: the one that there is, or a new one.
 
     A pack is named after the content of the files that it was made of, so that runs share it, and none is
@@ -430,7 +443,7 @@ def pack_volumes(folder, shape, packs, **chosen):
         voxels = allocate(part / "volumes.npy", packed_shape(len(paths), shape))
         sums = len(paths) * [0]
 
-        def store(index, volume):
+        def store(index: int, volume: np.ndarray) -> None:
             voxels[index] = volume
             sums[index] = zlib.crc32(voxels[index])
 
@@ -450,7 +463,7 @@ def pack_volumes(folder, shape, packs, **chosen):
     return replace(audit, summary=audit.summary + notes)
 
 
-def allocate(path, shape):
+def allocate(path: Path, shape: Sequence[int]) -> np.memmap:
     """New float16 memory map whose blocks the disk has set aside, so that it cannot fill up later."""
     needed, free = 2 * math.prod(shape), shutil.disk_usage(path.parent).free
     try:
@@ -476,16 +489,16 @@ class VolumeDataset(Dataset):
     Shapes: (index, flip) -> (1, Z, X, Y) float32 in [0, 1], index
     """
 
-    def __init__(self, audit):
+    def __init__(self, audit: Audit) -> None:
         self.paths = audit.paths
         self.volumes = audit.volumes
         self.axes = axes_of(audit.affine)
         self.left_right = audit.left_right
 
-    def __len__(self):
+    def __len__(self) -> int:
         return len(self.paths)
 
-    def __getitem__(self, key):
+    def __getitem__(self, key: tuple[int, bool]) -> tuple[torch.Tensor, int]:
         index, flip = key
         if self.volumes is not None:
             volume = self.volumes[index]
@@ -508,12 +521,22 @@ class SeededBatches(Sampler):
         members: Indices to draw from, (length,); None is 0, 1, ...
     """
 
-    def __init__(self, length, batch_size, flip_prob, key, start=0, group=None, classes=None, members=None):
+    def __init__(
+        self,
+        length: int,
+        batch_size: int,
+        flip_prob: float,
+        key: tuple[int, ...],
+        start: int = 0,
+        group: Group | None = None,
+        classes: VolumeClasses | None = None,
+        members: Sequence[int] | None = None,
+    ) -> None:
         self.length, self.batch_size, self.flip_prob = length, batch_size, flip_prob
         self.key, self.start, self.group, self.classes = key, start, group or Group(), classes
         self.members = np.arange(length) if members is None else np.asarray(members)
 
-    def __iter__(self):
+    def __iter__(self) -> Iterator[list[tuple[int, bool]]]:
         per_epoch = self.length // self.batch_size
         for number in itertools.count(self.start):
             epoch, batch = divmod(number, per_epoch)
@@ -523,7 +546,7 @@ class SeededBatches(Sampler):
             chosen = order[batch * self.batch_size : (batch + 1) * self.batch_size]
             yield self.group.part(list(zip(chosen.tolist(), flips.tolist(), strict=True)))
 
-    def order(self, rng):
+    def order(self, rng: np.random.Generator) -> np.ndarray:
         """Indices of the volumes of an epoch. Shapes: -> (length,)"""
         if self.classes is None or not self.classes.balanced:
             return rng.permutation(self.members)
@@ -538,13 +561,13 @@ class SeededBatches(Sampler):
         return rng.permutation(np.concatenate(chosen))
 
 
-def outlive_signals(_):
+def outlive_signals(_: object) -> None:
     """Leave Ctrl-C and SIGTERM to the main process, which saves first and needs this worker until then."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, lambda *_: signal.alarm(WORKER_GRACE))
 
 
-def batches_of(volumes, batches, left_right):
+def batches_of(volumes: torch.Tensor, batches: SeededBatches, left_right: int) -> Iterator[Loaded]:
     """Yield (volumes (B, 1, Z, X, Y), indices (B,)) of volumes that are on the device, (N, 1, Z, X, Y)."""
     for batch in batches:
         indices = torch.tensor([index for index, _ in batch])
@@ -582,14 +605,16 @@ class Batch:
         return Batch(volumes, self.labels)
 
 
-def cat(parts: list[torch.Tensor | None]) -> torch.Tensor | None:
+def cat(parts: list[Any]) -> Any:
     """Micro-batches as one batch. Shapes: [(B, ...)] -> (b, ...); None of those that are None"""
     return parts[0] if len(parts) == 1 or parts[0] is None else torch.cat(parts)
 
 
-def make_loader(dataset, batches, num_workers, device):
+def make_loader(
+    dataset: VolumeDataset, batches: SeededBatches, num_workers: int | None, device: torch.device
+) -> Iterator[Loaded]:
     """Iterator of (volumes (B, 1, Z, X, Y), indices (B,)) in the order of `batches`."""
-    if getattr(dataset.volumes, "is_cuda", False):
+    if isinstance(dataset.volumes, torch.Tensor) and dataset.volumes.is_cuda:
         return batches_of(dataset.volumes, batches, dataset.left_right)
     if num_workers is None:
         num_workers = 0 if dataset.volumes is not None else min(4, usable_cores())
@@ -605,7 +630,9 @@ def make_loader(dataset, batches, num_workers, device):
     )
 
 
-def open_data(folder, shape, cache, packs, group, **chosen):
+def open_data(
+    folder: Path | str, shape: Sequence[int], cache: str, packs: Path, group: Group, **chosen: Any
+) -> Audit:
     """`audit_volumes` for several processes, with the volumes where `cache` wants them.
 
     Args:
@@ -620,15 +647,15 @@ def open_data(folder, shape, cache, packs, group, **chosen):
         return audit_volumes(folder, shape, kept, copies=group.on_this_machine, **chosen)
     if group.first:
         audit = pack_volumes(folder, shape, packs, **chosen)
-        group.tell(audit.volumes.folder.name)
+        group.tell(getattr(audit.volumes, "folder", packs).name)
         return audit
-    place = Path(packs) / group.tell(None)
+    place = Path(packs) / group.tell("")
     if not place.exists():
         raise UserError(f"This process does not see {place}, where the first has packed the volumes.")
     return Pack(place).audit(folder)
 
 
-def axes_of_most(folder, split=None, parts=("training",)):
+def axes_of_most(folder: Path | str, split: str | None = None, parts: Sequence[str] = ("training",)) -> str:
     """Codes of the axes along which most volumes of a folder are stored; only headers are read."""
     paths, _ = choose(folder, split=split, parts=parts, say=ignore)
     with ThreadPoolExecutor(READERS) as pool:

@@ -17,7 +17,9 @@ import shutil
 import time
 import uuid
 import zlib
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+from typing import IO, Any
 
 from volumetric import __version__
 from volumetric.cli import UserError
@@ -25,12 +27,16 @@ from volumetric.cli import UserError
 import nibabel as nib
 import numpy as np
 from einops import rearrange
+from numpy.typing import ArrayLike
 
 try:
     import fcntl
 except ModuleNotFoundError:  # Windows has no such locks
-    fcntl = None
+    fcntl = None  # type: ignore[assignment]  # a module or nothing
 
+
+Record = dict[str, Any]  # what a JSON file or a checkpoint holds: {name: value}
+Check = Callable[[nib.Nifti1Header], None]  # raises a UserError for what is not wanted
 
 SYNTHETIC = "SYNTHETIC"  # how the description of a made volume begins
 NIFTI_SUFFIXES = (".nii", ".nii.gz")
@@ -50,22 +56,24 @@ KINDS = (nib.Nifti2Image, nib.Nifti1Image)
 NOT_A_LINK = getattr(os, "O_NOFOLLOW", 0)
 
 
-def array_to_volume(array):
+def array_to_volume(array: np.ndarray) -> np.ndarray:
     """NIfTI array (X, Y, Z) -> network volume (1, Z, X, Y), in C order."""
     return rearrange(array, "x y z -> 1 z x y")
 
 
-def volume_to_array(volume):
+def volume_to_array(volume: np.ndarray) -> np.ndarray:
     """Network volume (1, Z, X, Y) -> NIfTI array (X, Y, Z)."""
     return rearrange(volume, "1 z x y -> x y z")
 
 
-def load_nifti(path, check=None):
+def load_nifti(path: Path | str, check: Check | None = None) -> nib.Nifti1Image:
     """nibabel image of a NIfTI file; see `load_with_header`."""
     return load_with_header(path, check)[0]
 
 
-def load_with_header(path, check=None):
+def load_with_header(
+    path: Path | str, check: Check | None = None
+) -> tuple[nib.Nifti1Image, nib.Nifti1Header]:
     """nibabel image of a NIfTI-1 or NIfTI-2 file, read as a whole and to the checksum at its end.
 
     The header comes first: what it states must fit the file, before anything of that size is read. Of a .gz,
@@ -96,13 +104,13 @@ def load_with_header(path, check=None):
         return kind.from_bytes(raw), header
 
 
-def read_header(path):
+def read_header(path: Path | str) -> nib.Nifti1Header:
     """Header of a NIfTI file as it was written; a UserError if it is damaged."""
     with as_damaged(), gzip.open(path) if is_packed(Path(path)) else open(path, "rb") as file:
         return stated_size(file.read(HEADER_BYTES))[1]
 
 
-def is_packed(path):
+def is_packed(path: Path) -> bool:
     """True if a file is compressed, as its name says.
 
     Raises:
@@ -121,7 +129,7 @@ def is_packed(path):
     return named
 
 
-def refuse_cut_off(needed, there):
+def refuse_cut_off(needed: int, there: int) -> None:
     """Raise a UserError unless a file has the bytes that it needs."""
     if there < needed:
         raise UserError(
@@ -130,7 +138,9 @@ def refuse_cut_off(needed, there):
         )
 
 
-def stated_size(head, check=None):
+def stated_size(
+    head: bytes, check: Check | None = None
+) -> tuple[type[nib.Nifti1Image], nib.Nifti1Header, int]:
     """(nibabel class, header, bytes up to the last voxel) as a NIfTI header states them; see `load_nifti`."""
     kinds = [kind for kind in KINDS if kind.header_class.may_contain_header(head)]
     if not kinds:
@@ -150,7 +160,7 @@ def stated_size(head, check=None):
 
 
 @contextlib.contextmanager
-def as_damaged(remedy="copy it again or remove it", path=""):
+def as_damaged(remedy: str = "copy it again or remove it", path: Path | str = "") -> Iterator[None]:
     """Around the reading of a file: whatever its parser raises becomes a UserError of one line.
 
     What comes from elsewhere can be wrong in more ways than parsers have errors for.
@@ -168,13 +178,13 @@ def as_damaged(remedy="copy it again or remove it", path=""):
 
 
 @contextlib.contextmanager
-def reading(path, remedy="copy it again or remove it"):
+def reading(path: Path | str, remedy: str = "copy it again or remove it") -> Iterator[None]:
     """`as_damaged`, and the error begins with the path."""
     with naming(path), as_damaged(remedy):
         yield
 
 
-def read_json(path):
+def read_json(path: Path | str) -> Record:
     """The JSON object in a file, a dictionary; a UserError that names the file if there is none."""
     with reading(path):
         record = json.loads(Path(path).read_text(encoding="utf-8"))
@@ -183,7 +193,7 @@ def read_json(path):
     return record
 
 
-def one_line(error):
+def one_line(error: BaseException) -> str:
     """First sentence of an error, with its kind where the text alone says too little."""
     text = " ".join(str(error).split()).split(". ")[0]
     if not text or not isinstance(error, OSError | ValueError):
@@ -191,7 +201,7 @@ def one_line(error):
     return text if len(text) <= MAX_REASON else f"{text[:MAX_REASON]}..."
 
 
-def file_digest(path):
+def file_digest(path: Path | str) -> str:
     """SHA-256 of a file, in hexadecimal."""
     digest = hashlib.sha256()
     with open(path, "rb") as file:
@@ -200,7 +210,7 @@ def file_digest(path):
     return digest.hexdigest()
 
 
-def by(shape):
+def by(shape: Sequence[float] | np.ndarray) -> str:
     """(128, 128, 32) -> '128 x 128 x 32'."""
     return " x ".join(f"{n:g}" for n in shape)
 
@@ -211,7 +221,7 @@ def exact(value: float) -> str:
     return short if float(short) == value else repr(float(value))
 
 
-def save_nifti(volume, affine, path):
+def save_nifti(volume: ArrayLike, affine: np.ndarray, path: Path | str) -> None:
     """Write a network volume (1, Z, X, Y) as 3D float32 NIfTI (X, Y, Z), marked as synthetic, atomically."""
     image = nib.Nifti1Image(volume_to_array(np.asarray(volume, dtype=np.float32)), affine)
     image.header.set_xyzt_units("mm")
@@ -222,13 +232,13 @@ def save_nifti(volume, affine, path):
         nib.save(image, part)
 
 
-def is_marked_synthetic(header):
+def is_marked_synthetic(header: nib.Nifti1Header) -> bool:
     """True if the description in a NIfTI header says that the volume was made, not scanned."""
     return bytes(header["descrip"]).startswith(SYNTHETIC.encode())
 
 
 @contextlib.contextmanager
-def atomic_path(path):
+def atomic_path(path: Path | str) -> Iterator[Path]:
     """Path of a new hidden file beside `path` that takes its place when the block ends without an error.
 
     Every writer has a file of its own, which ends like `path`: nibabel and PIL choose the format by that.
@@ -245,7 +255,7 @@ def atomic_path(path):
         part.unlink(missing_ok=True)
 
 
-def to_disk(path):
+def to_disk(path: Path) -> None:
     """Wait until the disk has a file, or the names in a folder."""
     if os.name != "posix" and Path(path).is_dir():
         return  # Windows opens no folders
@@ -260,7 +270,7 @@ def to_disk(path):
 
 
 @contextlib.contextmanager
-def locked(path, what, remedy="give another --name"):
+def locked(path: Path, what: str, remedy: str = "give another --name") -> Iterator[None]:
     """Hold a lock that ends with this process, however it ends; the file is gone afterwards.
 
     Args:
@@ -286,7 +296,7 @@ def locked(path, what, remedy="give another --name"):
             path.unlink(missing_ok=True)
 
 
-def take_lock(path):
+def take_lock(path: Path) -> IO[str] | None:
     """The open and locked file, or None if another process has it."""
     while True:
         file = open(path, "a", encoding="utf-8")  # noqa: SIM115  the caller closes it
@@ -304,13 +314,13 @@ def take_lock(path):
         file.close()  # its holder has removed the file since it was opened
 
 
-def part_of(path):
+def part_of(path: Path) -> Path:
     """Hidden path beside `path` for what is not complete yet; its name tells machine and process."""
     machine = zlib.crc32(platform.node().encode())
     return path.with_name(f".part-{machine:08x}-{os.getpid()}-{uuid.uuid4().hex[:8]}-{path.name}")
 
 
-def clear_parts(folder):
+def clear_parts(folder: Path | str) -> None:
     """Remove what killed processes have left in a folder: of this machine, or untouched for a week."""
     for path in Path(folder).glob(".part-*"):
         with contextlib.suppress(FileNotFoundError):  # its writer has just finished
@@ -321,7 +331,7 @@ def clear_parts(folder):
                 shutil.rmtree(path) if path.is_dir() else path.unlink()
 
 
-def is_running(process):
+def is_running(process: int) -> bool:
     """True if a process of this number is there and, where Linux tells, has not ended."""
     try:
         os.kill(process, 0)
@@ -336,7 +346,7 @@ def is_running(process):
 
 
 @contextlib.contextmanager
-def naming(path):
+def naming(path: Path | str) -> Iterator[None]:
     """Around what reads a file: a UserError begins with its path."""
     try:
         yield
@@ -344,28 +354,28 @@ def naming(path):
         raise UserError(f"{path} {error}") from None
 
 
-def next_free(path):
+def next_free(path: Path | str) -> Path:
     """`path`, or the first of path-1, path-2, ... that does not exist."""
     path = Path(path)
     candidates = itertools.chain([path], (path.with_name(f"{path.name}-{n}") for n in itertools.count(1)))
     return next(p for p in candidates if not p.exists())
 
 
-def new_folder(path):
+def new_folder(path: Path | str) -> Path:
     """The folder `next_free` of a path, made."""
     folder = next_free(path)
     folder.mkdir(parents=True)
     return folder
 
 
-def write_json(path, record, indent=1):
+def write_json(path: Path | str, record: object, indent: int = 1) -> None:
     """Write a record as JSON in one piece, or not at all; numbers that are not finite become null."""
     text = json.dumps(finite(record), indent=indent, allow_nan=False)
     with atomic_path(path) as part:
         part.write_text(text, encoding="utf-8")
 
 
-def finite(record):
+def finite(record: object) -> Any:
     """A record with None in place of numbers that are not finite, which JSON does not have."""
     if isinstance(record, dict):
         return {key: finite(value) for key, value in record.items()}

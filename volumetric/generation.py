@@ -14,15 +14,18 @@ import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
+from numbers import Real
 from pathlib import Path
 from typing import Any, Protocol
 
-from volumetric.cli import UserError
+from volumetric.cli import GenerationOptions, SeedOptions, UserError
 from volumetric.dataset import labels_of_seeds
 from volumetric.dicom_writing import Origin, write_dicom
 from volumetric.files import (
+    Record,
     array_to_volume,
     as_damaged,
+    by,
     clear_parts,
     file_digest,
     load_nifti,
@@ -33,7 +36,7 @@ from volumetric.files import (
     volume_to_array,
     write_json,
 )
-from volumetric.parallel import process_group
+from volumetric.parallel import Group, process_group
 from volumetric.pictures import annotated, labelled_views, save_gif, save_picture, sheet_of
 from volumetric.runs import find_checkpoint
 from volumetric.sidecars import (
@@ -48,6 +51,8 @@ from volumetric.sidecars import (
 )
 
 import numpy as np
+import torch
+from numpy.typing import ArrayLike
 from tqdm import tqdm
 
 SHOWN = 64  # volumes on a contact sheet, at most
@@ -67,7 +72,6 @@ class Model(Protocol):
         step: Training steps in it; None if it does not say.
         networks: Names of those that generate: averages, or the current ones.
         settings: {name: value} that the networks' shape follows from.
-        array_shape: (X, Y, Z) of a volume, voxels.
         affine: (4, 4), mm.
         class_names: Names of the classes; empty without.
         trained_on: What the training volumes are known by, see collection.py; empty if that is not known.
@@ -83,22 +87,80 @@ class Model(Protocol):
     step: int | None
     networks: str
     settings: dict[str, Any]
-    array_shape: tuple[int, int, int]
     affine: np.ndarray
     class_names: list[str]
     trained_on: frozenset[str]
-    device: Any
+    device: torch.device
 
-    def volumes_of(self, seeds: Sequence[int], *, batch_size: int = 8, **how) -> Iterator:
-        """Yield the volume of every seed, (1, Z, X, Y) in [0, 1] on the CPU, the same in any batch."""
+    @property
+    def array_shape(self) -> tuple[int, int, int]:
+        """(X, Y, Z) of a volume, voxels."""
+
+    def volumes_of(self, seeds: Sequence[int], *_: Any, **how: Any) -> Iterator[torch.Tensor]:
+        """Yield the volume of every seed, (1, Z, X, Y) in [0, 1] on the CPU, `batch_size` at a time, the same
+        in any batch."""
 
 
-def checkpoint_of(config) -> Path:
+def check_seeds(seeds: Sequence[int], number: int | None = None) -> None:
+    """Raise a UserError unless seeds are a list of whole numbers from 0 on, of `number` of them if asked."""
+    if isinstance(seeds, str) or not hasattr(seeds, "__len__"):
+        raise UserError(f"seeds must be a list of whole numbers, got {seeds!r}: give [{seeds}].")
+    odd = [seed for seed in seeds if not isinstance(seed, int | np.integer) or seed < 0]
+    if odd:
+        raise UserError(f"seeds must be whole numbers from 0 on, got {odd[0]!r} among them: leave it out.")
+    if number not in (None, len(seeds)):
+        raise UserError(f"seeds must be {number}, got {len(seeds)}: give as many.")
+
+
+def check_latents(z: torch.Tensor, latent_dim: int, psi: float | None) -> None:
+    """Raise a UserError unless latents are (B, latent_dim) and a truncation psi is in [0, 1] or None."""
+    check_tensor("latents", z, ("B", latent_dim))
+    if psi is not None and not (isinstance(psi, Real) and 0 <= psi <= 1):
+        raise UserError(f"trunc_psi must be from 0 (the mean style) to 1 (no truncation), got {psi!r}.")
+
+
+def check_styles(w: torch.Tensor, noise: torch.Tensor, layers: int, latent_dim: int, shape: tuple) -> None:
+    """Raise a UserError unless styles are (B, latent_dim) or (B, layers, latent_dim), and noise covers them.
+
+    Noise is (B, >= Z, >= S, >= S, 1) for `shape` (Z, S, S).
+    """
+    check_tensor("styles", w, ("B", latent_dim), ("B", layers, latent_dim))
+    check_tensor("noise", noise, ("B", *("n" for _ in shape), 1))
+    if len(noise) not in (1, len(w)) or any(n < m for n, m in zip(noise.shape[1:], shape, strict=False)):
+        least = ", ".join(map(str, (len(w), *shape, 1)))
+        raise UserError(f"noise has the shape {tuple(noise.shape)}, expected ({least}) or more voxels.")
+
+
+def check_tensor(name: str, given: torch.Tensor, *shapes: Sequence[int | str]) -> None:
+    """Raise a UserError unless a thing is a float tensor of one of some shapes; a letter is any number."""
+    if not isinstance(given, torch.Tensor):
+        raise UserError(f"{name} must be a tensor, got {type(given).__name__}: torch.as_tensor makes one.")
+    found = tuple(given.shape)
+    fits = [all(isinstance(m, str) or n == m for n, m in zip(found, s, strict=False)) for s in shapes]
+    if not any(fit and len(s) == len(found) for fit, s in zip(fits, shapes, strict=True)):
+        wanted = " or ".join(f"({', '.join(map(str, s))})" for s in shapes)
+        raise UserError(f"{name} must have the shape {wanted}, got {found}.")
+    if not given.is_floating_point():
+        raise UserError(f"{name} must be of floating numbers, got {given.dtype}: .float() makes them.")
+
+
+class Named:
+    """Base class of models: in a notebook, one line that says which it is."""
+
+    def __repr__(self) -> str:
+        about = [str(getattr(self, "path", "")), f"networks {getattr(self, 'networks', '')}"]
+        about += [f"step {getattr(self, 'step', None)}", f"{by(getattr(self, 'array_shape', ()))} voxels"]
+        names = getattr(self, "class_names", ())
+        about += [f"classes {', '.join(names)}"] if names else []
+        return f"{type(self).__name__}({', '.join(about)}, {getattr(self, 'device', '')})"
+
+
+def checkpoint_of(config: GenerationOptions) -> Path:
     """Checkpoint that a RunConfig with GenerationOptions generates from; a UserError if there is none."""
     return Path(config.checkpoint or find_checkpoint(config.models, config.load_from))
 
 
-class SeedModel:
+class SeedModel(Named):
     """A Model whose volumes are of seeds; a subclass has `draw(seeds, labels)`, (B, 1, Z, X, Y) on the CPU.
 
     Args:
@@ -108,7 +170,7 @@ class SeedModel:
         device: torch.device.
     """
 
-    def __init__(self, path, state, networks: str, device):
+    def __init__(self, path: Path | str, state: Record, networks: str, device: torch.device) -> None:
         self.path, self.networks, self.device = Path(path), networks, device
         config = state["config"]
         self.shape = (config["image_depth"], config["image_size"], config["image_size"])
@@ -117,18 +179,25 @@ class SeedModel:
         self.class_names, self.class_shares = state["class_names"] or [], state["class_shares"]
         self.trained_on = frozenset(state.get("trained_on", ()))
 
-    def labels_of(self, seeds, name=None):
+    def draw(self, seeds: Sequence[int], labels: torch.Tensor | None) -> torch.Tensor:
+        """Volumes of seeds, (B, 1, Z, X, Y) on the CPU; a subclass has it."""
+        raise NotImplementedError
+
+    def labels_of(self, seeds: Sequence[int], name: str | None = None) -> torch.Tensor | None:
         """Classes of the volumes of some seeds; see `dataset.labels_of_seeds`."""
         return labels_of_seeds(seeds, self.class_names, self.class_shares, name)
 
-    def volumes_of(self, seeds, *, batch_size=8, label=None):
+    def volumes_of(
+        self, seeds: Sequence[int], *, batch_size: int = 8, label: str | None = None
+    ) -> Iterator[torch.Tensor]:
         """Yield the volume of every seed, (1, Z, X, Y) in [0, 1] on the CPU, a batch at a time."""
+        check_seeds(seeds)
         for start in range(0, len(seeds), batch_size):
             chosen = seeds[start : start + batch_size]
             yield from self.draw(chosen, self.labels_of(chosen, label))
 
 
-def alone_as_two(make, *inputs):
+def alone_as_two(make: Callable[..., torch.Tensor], *inputs: torch.Tensor | None) -> torch.Tensor:
     """make(*inputs) of a batch, where one volume alone is made twice over.
 
     A batch of one has kernels of its own: they round differently, so that a volume would depend on what else
@@ -207,17 +276,17 @@ class Writer:
     def __init__(
         self,
         model: Model,
-        folder,
-        flag="--output",
-        affine=None,
-        volume_format="nii.gz",
-        picture_format="png",
-        intensity_range=None,
-        dicom=None,
-        precision="float32",
-        record=None,
-        about=None,
-    ):
+        folder: Path | str,
+        flag: str = "--output",
+        affine: np.ndarray | None = None,
+        volume_format: str = "nii.gz",
+        picture_format: str = "png",
+        intensity_range: Sequence[float] | None = None,
+        dicom: str | None = None,
+        precision: str = "float32",
+        record: Record | None = None,
+        about: Record | None = None,
+    ) -> None:
         self.model, self.folder, self.flag = model, Path(folder), flag
         self.affine = model.affine if affine is None else affine
         self.volume_format, self.picture_format, self.dicom = volume_format, picture_format, dicom
@@ -314,11 +383,11 @@ class Writer:
 
     # ---- pictures
 
-    def beside(self, item: Item):
+    def beside(self, item: Item) -> np.ndarray | None:
         """Picture of what a volume was drawn for, (H, W, 3) uint8; None without."""
         return None
 
-    def picture_of(self, item: Item, volume) -> np.ndarray:
+    def picture_of(self, item: Item, volume: ArrayLike) -> np.ndarray:
         """Planes and projections of a volume, which say that it is synthetic. Shapes: -> (H, W) uint8"""
         return annotated(volume, self.affine_of(item), f"SYNTHETIC {item.caption}", edge=256)
 
@@ -328,7 +397,7 @@ class Writer:
         array = load_nifti(self.path(item, self.volume_format)).get_fdata(dtype=np.float32)
         return array_to_volume((array - low) / (high - low))
 
-    def sheet(self, items: Sequence[Item], columns: int | None = None, name="contact_sheet") -> None:
+    def sheet(self, items: Sequence[Item], columns: int | None = None, name: str = "contact_sheet") -> None:
         """Write a picture of the first SHOWN volumes, slice and projection of each, in rows of `columns`."""
         if self.picture_format == "none" or not items:
             return
@@ -342,14 +411,16 @@ class Writer:
         sheet = sheet_of(tiles, min(columns, len(tiles)), f"SYNTHETIC: {shown}, R is right")
         save_picture(sheet, self.folder / f"{name}.{self.picture_format}")
 
-    def animate(self, items: Sequence[Item], name: str, seconds_per_frame=0.08) -> None:
+    def animate(self, items: Sequence[Item], name: str, seconds_per_frame: float = 0.08) -> None:
         """Write a GIF of slice and projection of a sequence of volumes."""
         frames = (labelled_views(self.read(i), self.affine_of(i), f"SYNTHETIC {i.caption}") for i in items)
         save_gif(list(frames), self.folder / f"{name}.gif", seconds_per_frame)
 
     # ---- all volumes
 
-    def write_all(self, items: Sequence[Item], draw: Callable, batch_size: int | None = None, group=None):
+    def write_all(
+        self, items: Sequence[Item], draw: Callable, batch_size: int | None = None, group: Group | None = None
+    ) -> None:
         """Make all volumes that are not there yet; the next are drawn while some are written.
 
         Args:
@@ -389,7 +460,7 @@ class Writer:
         """Volumes at a time; without a number as many as suit the device."""
         return batch_size or (AT_ONCE_ON_CPU if self.model.device.type == "cpu" else AT_ONCE_ON_GPU)
 
-    def write_drawn(self, drawn: Iterable, waiting: int, bar) -> None:
+    def write_drawn(self, drawn: Iterable, waiting: int, bar: tqdm) -> None:
         """Write (item, Drawn) as they come, while `waiting` more are drawn."""
         with ThreadPoolExecutor(2) as pool:
             pending = []
@@ -442,7 +513,13 @@ def drawn_in_batches(items: Sequence[Item], draw: Callable, batch_size: int) -> 
 # ╚══════════════════════════════════════════════════════════════════════════════════════════════════════════╝
 
 
-def recreate(sidecar, program: str, draw: Callable, checkpoint=None, sources=("checkpoint",)) -> float:
+def recreate(
+    sidecar: Path | str,
+    program: str,
+    draw: Callable,
+    checkpoint: Path | str | None = None,
+    sources: Sequence[str] = ("checkpoint",),
+) -> float:
     """Make a volume again from its sidecar, and say whether it is the one in its file.
 
     Args:
@@ -481,7 +558,7 @@ def full_name(name: str, psi: float = 1.0, label: str | None = None) -> str:
     return name if label is None else name + "_" + re.sub(r"[^\w.]+", "-", label)
 
 
-def name_of_class(model: Model, seed: int, label: str | None = None) -> str | None:
+def name_of_class(model: Any, seed: int, label: str | None = None) -> str | None:
     """Name of the class of a seed's volume, the one that is asked for or drawn; None without classes."""
     labels = model.labels_of([seed], label)
     return None if labels is None else model.class_names[int(labels[0])]
@@ -493,7 +570,9 @@ def told_of(seed_or_t: str, label: str | None, how: dict) -> str:
     return " ".join([seed_or_t, *([label] if label else []), *([f"psi {psi:.2f}"] if psi != 1 else [])])
 
 
-def generate(config, open_model: Callable, batch_size: int | None = None, tiles: int = 8, **how) -> Path:
+def generate(
+    config: SeedOptions, open_model: Callable, batch_size: int | None = None, tiles: int = 8, **how: Any
+) -> Path:
     """`--generate` of a trainer: volumes of seeds seed, seed + 1, ..., and a contact sheet.
 
     Args:
@@ -514,7 +593,7 @@ def generate(config, open_model: Callable, batch_size: int | None = None, tiles:
             name = full_name(f"seed{seed:06d}", how.get("trunc_psi", 1), config.label)
             items.append(Item(name, seed, told_of(f"seed {seed}", label, how), record))
 
-        def draw(batch):
+        def draw(batch: Sequence[Item]) -> Iterator[Drawn]:
             seeds = [item.source for item in batch]
             return map(Drawn, model.volumes_of(seeds, batch_size=len(seeds), label=config.label, **how))
 
@@ -527,7 +606,9 @@ def generate(config, open_model: Callable, batch_size: int | None = None, tiles:
     return writer.folder
 
 
-def generate_interpolation(config, open_model: Callable, picture_format="none", **how) -> Path:
+def generate_interpolation(
+    config: Any, open_model: Callable, picture_format: str = "none", **how: Any
+) -> Path:
     """`--generate_interpolation` of a trainer: the way from seed to seed + 1, and from class to class.
 
     Args:
@@ -555,7 +636,7 @@ def generate_interpolation(config, open_model: Callable, picture_format="none", 
             record = {"seeds": ends, "t": t, "labels": labels, **how}
             items.append(Item(name, t, told_of(f"t {t:.2f}", None, how), record))
 
-        def draw(batch):
+        def draw(batch: Sequence[Item]) -> Iterator[Drawn]:
             return map(Drawn, model.between(ends, [item.source for item in batch], labels, **how))
 
         folder = config.generated_folder(model.path, "interpolation")
@@ -567,10 +648,10 @@ def generate_interpolation(config, open_model: Callable, picture_format="none", 
     return writer.folder
 
 
-def recreate_volume(config, open_model: Callable) -> float:
+def recreate_volume(config: GenerationOptions, open_model: Callable) -> float:
     """`--recreate` of a trainer: a volume of `generate` or `generate_interpolation` again; see `recreate`."""
 
-    def draw(record, path):
+    def draw(record: Record, path: Path) -> torch.Tensor:
         average = record["checkpoint"]["networks"].endswith("E")  # SE, GE are averages of S and G
         settings = {name: record["model"][name] for name in ("image_size", "image_depth")}
         settings |= {"checkpoint": str(path), "use_average": average}
@@ -582,4 +663,4 @@ def recreate_volume(config, open_model: Callable) -> float:
             (volume,) = model.volumes_of([record["seed"]], batch_size=1, label=record["label"], **how)
         return volume
 
-    return recreate(config.recreate, "this program", draw, config.checkpoint)
+    return recreate(str(config.recreate), "this program", draw, config.checkpoint)

@@ -8,6 +8,7 @@ follows from that is refused here, once for all programs.
 """
 
 import itertools
+from collections.abc import Sequence
 
 from volumetric.cli import UserError
 from volumetric.files import by
@@ -15,6 +16,7 @@ from volumetric.files import by
 import nibabel as nib
 import numpy as np
 from nibabel import orientations
+from numpy.typing import ArrayLike
 
 CANONICAL = "RAS"  # axes of every array that a program computes with
 MILLIMETRES = {1: 1000.0, 3: 0.001}  # of the header's units: metres, micrometres; all others are taken for mm
@@ -24,38 +26,38 @@ SAME_SPACING = 0.01  # relative difference of voxel sizes that counts as none
 SAME_PLACE = 0.05  # of a voxel, between two grids that count as one: an affine is stored in float32
 
 
-def spacing_of(affine):
+def spacing_of(affine: np.ndarray) -> np.ndarray:
     """Size of a voxel, mm. Shapes: (4, 4) -> (3,)"""
     return nib.affines.voxel_sizes(affine)
 
 
-def axes_of(affine):
+def axes_of(affine: np.ndarray) -> str:
     """Codes of the axes nearest to those of an array, for example LPS. Shapes: (4, 4) -> text"""
     return "".join(nib.aff2axcodes(affine))
 
 
-def corners_of(shape):
+def corners_of(shape: Sequence[int]) -> np.ndarray:
     """Middles of the voxels at a grid's corners. Shapes: (X, Y, Z) -> (8, 3), voxels"""
     return np.array(list(itertools.product(*((0, n - 1) for n in shape))), dtype=float)
 
 
-def apart(one, other, shape):
+def apart(one: np.ndarray, other: np.ndarray, shape: Sequence[int]) -> float:
     """Largest distance of two affines at the corners of a grid, mm. Shapes: (4, 4), (4, 4), (3,) -> ()"""
     places = [nib.affines.apply_affine(affine, corners_of(shape)) for affine in (one, other)]
     return float(np.linalg.norm(places[0] - places[1], axis=1).max())
 
 
-def same_spacing(one, other):
+def same_spacing(one: ArrayLike, other: ArrayLike) -> bool:
     """True if two voxel sizes are equal. Shapes: (3,), (3,) mm"""
     return bool(np.allclose(one, other, rtol=SAME_SPACING))
 
 
-def same_grid(one, other, shape):
+def same_grid(one: np.ndarray, other: np.ndarray, shape: Sequence[int]) -> bool:
     """True if two affines place the voxels of a grid alike, to a small part of a voxel."""
     return apart(one, other, shape) <= SAME_PLACE * spacing_of(one).min()
 
 
-def left_right_axis(affine):
+def left_right_axis(affine: np.ndarray) -> int:
     """Axis of a NIfTI array that runs between the patient's left and right. Shapes: (4, 4) -> 0, 1 or 2"""
     return next(axis for axis, code in enumerate(axes_of(affine)) if code in "LR")
 
@@ -65,7 +67,7 @@ def left_right_axis(affine):
 # ╚══════════════════════════════════════════════════════════════════════════════════════════════════════════╝
 
 
-def turn(array, affine, axes=CANONICAL):
+def turn(array: np.ndarray, affine: np.ndarray, axes: str = CANONICAL) -> tuple[np.ndarray, np.ndarray]:
     """An array along other axes, every voxel at its place; a view where that is possible.
 
     Shapes: (X, Y, Z, ...), (4, 4) -> (X', Y', Z', ...), (4, 4)
@@ -80,7 +82,9 @@ def turn(array, affine, axes=CANONICAL):
 # ╚══════════════════════════════════════════════════════════════════════════════════════════════════════════╝
 
 
-def affine_of(image, header=None, scan=False):
+def affine_of(
+    image: nib.Nifti1Image, header: nib.Nifti1Header | None = None, scan: bool = False
+) -> np.ndarray:
     """Affine of a NIfTI image in mm, if its header does not contradict itself.
 
     Args:
@@ -110,14 +114,14 @@ def affine_of(image, header=None, scan=False):
     return affine
 
 
-def in_mm(affine, scale):
+def in_mm(affine: np.ndarray, scale: float) -> np.ndarray:
     """An affine in mm. Shapes: (4, 4), () mm a unit -> (4, 4)"""
     affine = np.array(affine, dtype=float)
     affine[:3] *= scale
     return affine
 
 
-def check_affine(affine):
+def check_affine(affine: np.ndarray) -> None:
     """Raise a UserError unless an affine (4, 4) is finite and can be inverted."""
     if not np.isfinite(affine).all():
         raise UserError("has an affine that is singular or not finite: repair its header")
@@ -126,7 +130,7 @@ def check_affine(affine):
         raise UserError("has an affine that is singular or not finite: repair its header")
 
 
-def check_stated(pixdim, codes):
+def check_stated(pixdim: np.ndarray, codes: dict[str, int]) -> None:
     """Raise a UserError unless a header says where its scan lies. Shapes: (3,) mm, {form: code}"""
     if not np.isfinite(pixdim).all() or (pixdim <= 0).any():
         raise UserError(f"has pixdim {by(pixdim)} mm, expected numbers above 0: repair its header")
@@ -137,7 +141,7 @@ def check_stated(pixdim, codes):
         )
 
 
-def check_lengths(pixdim, affine, shape):
+def check_lengths(pixdim: np.ndarray, affine: np.ndarray, shape: Sequence[int]) -> None:
     """Raise a UserError if pixdim and sform have voxels of two sizes: ITK and nibabel each take one.
 
     `img.header.set_zooms` on a file without a qform is how they come apart.
@@ -151,7 +155,7 @@ def check_lengths(pixdim, affine, shape):
         )
 
 
-def check_shear(affine, shape):
+def check_shear(affine: np.ndarray, shape: Sequence[int]) -> None:
     """Raise a UserError if the axes of a sform are not at right angles: what reads it next bends them."""
     cosines = affine[:3, :3] / spacing_of(affine)
     u, _, v = np.linalg.svd(cosines)
@@ -164,7 +168,7 @@ def check_shear(affine, shape):
         )
 
 
-def check_twice(affine, other, shape, scan):
+def check_twice(affine: np.ndarray, other: np.ndarray, shape: Sequence[int], scan: bool) -> None:
     """Raise a UserError if sform and qform say different things.
 
     Args:

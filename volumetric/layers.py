@@ -124,6 +124,20 @@ class Smoothing(torch.autograd.Function):
         return Smoothing.apply(gradient)
 
 
+class Blur(nn.Module):
+    """Low-pass filter: the outer product of [1, 2, 1] three times, normalised to sum 1, replicated borders.
+
+    Shapes: (B, C, D, H, W) -> (B, C, D, H, W)
+    """
+
+    def __init__(self):
+        super().__init__()
+        self.register_buffer("f", torch.tensor([1.0, 2.0, 1.0]))  # as in the original's state dict
+
+    def forward(self, x):
+        return smooth(x)
+
+
 class Convolution(torch.autograd.Function):
     """A 3D convolution whose gradients, of any order, are computed by convolution kernels.
 
@@ -237,12 +251,39 @@ class Conv3d(nn.Conv3d):
         return convolve(x, self.weight, self.bias, self.stride, self.padding)
 
 
+class MappingLinear(nn.Module):
+    """Linear layer whose weight and bias are multiplied by `lr_mul`, with N(0, 1) weights.
+
+    Differs from the paper: no 1 / sqrt(fan_in).
+
+    Shapes: (B, in) -> (B, out)
+    """
+
+    def __init__(self, in_features: int, out_features: int, lr_mul: float = 0.1) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.randn(out_features, in_features))
+        self.bias = nn.Parameter(torch.zeros(out_features))
+        self.lr_mul = lr_mul
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return F.linear(x, self.weight * self.lr_mul, self.bias * self.lr_mul)
+
+
 def product_dtype():
     """Type for small matrix products: float64 without gradients, so that batches do not change a volume.
 
     The rounding of a float32 product changes with its number of rows.
     """
     return torch.float32 if torch.is_grad_enabled() else torch.float64
+
+
+class StyleLinear(nn.Linear):
+    """Affine map from w to one layer's style ("A" in StyleGAN2's Fig. 2), never in half precision."""
+
+    def forward(self, w):
+        dtype = product_dtype()
+        with torch.autocast(w.device.type, enabled=False):
+            return F.linear(w.to(dtype), self.weight.to(dtype), self.bias.to(dtype)).float()
 
 
 def reliably(layer, x):
@@ -270,6 +311,27 @@ def times_(x, factor):
 def voxels_first(x):
     """(B, C, D, H, W) -> (B, D * H * W, C), a view where the channels come last in memory."""
     return x.movedim(1, -1).flatten(1, 3)
+
+
+class ModulatedSum(nn.Module):
+    """Modulated 1x1x1 convolution to one channel, without demodulation: a sum over channels for each sample.
+
+    As a product of matrices it reads x once; the convolution would need x times the style first.
+
+    Shapes:
+        x:      (B, C, D, H, W)
+        style:  (B, C)
+        return: (B, 1, D, H, W)
+    """
+
+    def __init__(self, channels):
+        super().__init__()
+        self.weight = nn.Parameter(torch.empty(1, channels, 1, 1, 1))
+        nn.init.kaiming_normal_(self.weight, a=0, mode="fan_in", nonlinearity="leaky_relu")
+
+    def forward(self, x, style):
+        factors = (1 + style) * self.weight.view(1, -1)  # (B, C)
+        return (voxels_first(x) @ factors.to(x.dtype)[..., None]).view(len(x), 1, *x.shape[2:])
 
 
 def add_noise_(x, noise, layer):
@@ -478,6 +540,16 @@ def nt_xent(one, other, temperature=0.1):
     similarity = similarity.masked_fill(torch.eye(number, dtype=torch.bool, device=one.device), -torch.inf)
     partner = torch.arange(number, device=one.device).roll(len(one))
     return F.cross_entropy(similarity, partner)
+
+
+def slerp(low: torch.Tensor, high: torch.Tensor, t: torch.Tensor | float) -> torch.Tensor:
+    """Spherical interpolation, exact at its ends. Shapes: (latent,), (latent,), t in [0, 1] -> (latent,)"""
+    if t in (0, 1):
+        return high if t else low
+    angle = torch.arccos((F.normalize(low, dim=-1) * F.normalize(high, dim=-1)).sum(-1).clamp(-1, 1))
+    if angle.sin().abs() < 1e-6:  # parallel: the straight line is the same
+        return torch.lerp(low, high, t)
+    return (torch.sin((1 - t) * angle) * low + torch.sin(t * angle) * high) / angle.sin()
 
 
 def input_gradient(volumes, logits, scale):

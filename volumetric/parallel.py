@@ -6,13 +6,18 @@ import functools
 import os
 import re
 import sys
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
+from typing import Any, TypeVar
 
-from volumetric.cli import UserError
+from volumetric.cli import RunConfig, UserError, check_device_name
 
 import numpy as np
 import torch
+
+T = TypeVar("T")  # anything that can be sent
+S = TypeVar("S", bound=Any)  # something with one entry per volume: a tensor, an array, a list
 
 MESSAGE_BYTES = 32 * 2**20  # of gradients sent at once between processes
 # What gloo says when a peer is gone or does not answer; NCCL has an error class of its own.
@@ -46,14 +51,14 @@ class Group:
 
     rank: int = 0
     world: int = 1
-    patient: object = None
+    patient: Any = None
 
-    def part(self, batch):
+    def part(self, batch: S) -> S:
         """This process's part of something with one entry per volume of the batch."""
         size = len(batch) // self.world
         return batch[self.rank * size : (self.rank + 1) * size]
 
-    def own(self, batch_size, divisor=1):
+    def own(self, batch_size: int, divisor: int = 1) -> int:
         """Volumes of a batch that this process has; a UserError unless it can be shared like that."""
         if batch_size % self.world:
             raise UserError(
@@ -68,7 +73,7 @@ class Group:
         return batch_size // self.world
 
     @contextlib.contextmanager
-    def together(self):
+    def together(self) -> Iterator[None]:
         """Around what all processes do together: says so when another has ended, or hangs."""
         try:
             yield
@@ -81,7 +86,7 @@ class Group:
                 f"from the last checkpoint."
             ) from None
 
-    def gather(self, values):
+    def gather(self, values: torch.Tensor) -> torch.Tensor:
         """The values of all processes, in order; gradients flow to one's own. Shapes: (b,) -> (b * world,)"""
         if self.world == 1:
             return values
@@ -91,7 +96,7 @@ class Group:
         parts[self.rank] = values
         return torch.cat(parts)
 
-    def sum_(self, tensors):
+    def sum_(self, tensors: Iterable[torch.Tensor]) -> None:
         """Replace tensors by their sums over all processes, in messages of up to MESSAGE_BYTES."""
         if self.world == 1:
             return
@@ -109,12 +114,12 @@ class Group:
                 size += tensor.nbytes
 
     @property
-    def first(self):
+    def first(self) -> bool:
         """True for the one process that writes, prints and evaluates."""
         return self.rank == 0
 
     @contextlib.contextmanager
-    def first_before_others(self):
+    def first_before_others(self) -> Iterator[None]:
         """Around what the first process does before the others do it."""
         if self.rank:
             self.wait()
@@ -122,20 +127,20 @@ class Group:
         if self.rank == 0:
             self.wait()
 
-    def share(self, number):
+    def share(self, number: int) -> tuple[int, int]:
         """(start, stop) of this process's part of `number` things, which may be unequal."""
         return self.rank * number // self.world, (self.rank + 1) * number // self.world
 
-    def collect(self, thing):
+    def collect(self, thing: T) -> list[T] | None:
         """What every process has, as a list, for the first; None for the others."""
         if self.world == 1:
             return [thing]
-        things = [None] * self.world if self.rank == 0 else None
+        things: list[Any] | None = [None] * self.world if self.rank == 0 else None
         with self.together():
             torch.distributed.gather_object(thing, things, group=self.patient)
         return things
 
-    def tell(self, thing):
+    def tell(self, thing: T) -> T:
         """The first process's thing, for all."""
         if self.world == 1:
             return thing
@@ -144,17 +149,17 @@ class Group:
             torch.distributed.broadcast_object_list(things, group=self.patient)
         return things[0]
 
-    def agree(self, condition):
+    def agree(self, condition: bool) -> bool:
         """True if the condition holds for all processes."""
         found = self.collect(condition)
-        return self.tell(found and all(found))
+        return self.tell(all(found or ()))
 
     @property
-    def on_this_machine(self):
+    def on_this_machine(self) -> int:
         """Number of these processes on this machine."""
         return int(os.environ.get("LOCAL_WORLD_SIZE", 1)) if self.world > 1 else 1
 
-    def wait(self):
+    def wait(self) -> None:
         """Wait for all processes, as long as it takes."""
         if self.world > 1:
             with self.together():
@@ -164,16 +169,16 @@ class Group:
 class Rehearsal(Group):
     """A Group that sends nothing: what the others would give is one's own."""
 
-    def gather(self, values):
+    def gather(self, values: torch.Tensor) -> torch.Tensor:
         """As many values as all processes would give, this one's own at their place."""
         parts = [values.detach()] * self.world
         parts[self.rank] = values
         return torch.cat(parts)
 
-    def sum_(self, tensors):
+    def sum_(self, tensors: Iterable[torch.Tensor]) -> None:
         """Leave the tensors as they are: this process's sums."""
 
-    def collect(self, thing):
+    def collect(self, thing: T) -> list[T] | None:
         """[thing] of this process as often as there are processes, for the first of them; else None."""
         return [thing] * self.world if self.first else None
 
@@ -184,16 +189,16 @@ class SharedRandom:
     Single draws are the same in all processes.
     """
 
-    def __init__(self, rng, group):
+    def __init__(self, rng: np.random.Generator, group: Group) -> None:
         self.rng, self.group = rng, group
 
-    def integers(self, low, high=None, size=None):
+    def integers(self, low: int, high: int | None = None, size: int | None = None) -> Any:
         """Whole numbers as of numpy. Shapes: -> (size,); without a size one, for all processes"""
         if size is None:
             return self.rng.integers(low, high)
         return self.group.part(self.rng.integers(low, high, size * self.group.world))
 
-    def random(self, size=None):
+    def random(self, size: int | None = None) -> Any:
         """Numbers in [0, 1). Shapes: -> (size,); without a size one, for all processes"""
         return (
             self.rng.random() if size is None else self.group.part(self.rng.random(size * self.group.world))
@@ -201,7 +206,7 @@ class SharedRandom:
 
 
 @contextlib.contextmanager
-def process_group(device="cpu"):
+def process_group(device: str = "cpu") -> Iterator[Group]:
     """Join the processes that torchrun has started, if it has; yields their Group.
 
     Args:
@@ -220,7 +225,7 @@ def process_group(device="cpu"):
 
 
 @contextlib.contextmanager
-def only_first_prints(group):
+def only_first_prints(group: Group) -> Iterator[None]:
     """Keep all processes but the first from printing what the first prints."""
     with contextlib.ExitStack() as stack:
         if group.rank:
@@ -230,7 +235,7 @@ def only_first_prints(group):
         yield
 
 
-def start_on_all_gpus():
+def start_on_all_gpus() -> None:
     """`--multi_gpus`: start this command again by torchrun, with one process for each GPU of this machine."""
     number = torch.cuda.device_count()
     if number < 2:
@@ -240,12 +245,12 @@ def start_on_all_gpus():
 
 
 @contextlib.contextmanager
-def tf32(enabled):
+def tf32(enabled: bool) -> Iterator[None]:
     """TF32 for float32 products on a GPU, on or off: it keeps 10 bits of 23, and is on for convolutions else.
 
     Off around all that promises float32: penalties, training without mixed precision, generation, evaluation.
     """
-    switches = (torch.backends.cudnn, torch.backends.cuda.matmul)
+    switches: tuple[Any, ...] = (torch.backends.cudnn, torch.backends.cuda.matmul)
     before = [switch.allow_tf32 for switch in switches]
     try:
         for switch in switches:
@@ -256,8 +261,10 @@ def tf32(enabled):
             switch.allow_tf32 = value
 
 
-def choose_device(name):
+def choose_device(name: str | torch.device) -> torch.device:
     """torch.device for `--device`; auto takes the GPU where there is one, under torchrun one's own."""
+    name = str(name)  # it may be a torch.device
+    check_device_name("--device", name)
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"
     if name == "cuda" and "LOCAL_RANK" in os.environ:
@@ -268,11 +275,10 @@ def choose_device(name):
             f"--device {name} is not there: PyTorch {torch.__version__} sees {torch.cuda.device_count()} "
             f"GPUs on this machine. Use --device cpu, or install a CUDA build of PyTorch."
         )
-    be_quick_on(device)
     return device
 
 
-def to_device(values, device):
+def to_device(values: np.ndarray | torch.Tensor, device: torch.device) -> torch.Tensor:
     """A numpy array or a tensor of the CPU on a device, without waiting for it. Shapes: any -> the same"""
     tensor = torch.as_tensor(values)
     return tensor.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else tensor.to(device)
@@ -285,7 +291,7 @@ class Arriving:
         value: Tensor of one number, or a number.
     """
 
-    def __init__(self, value):
+    def __init__(self, value: torch.Tensor | float) -> None:
         self.value, self.copied = value, None
         if isinstance(value, torch.Tensor) and value.is_cuda:
             self.value = torch.empty((), dtype=value.dtype, pin_memory=True)
@@ -293,26 +299,37 @@ class Arriving:
             self.copied = torch.cuda.Event()
             self.copied.record()
 
-    def __float__(self):
+    def __float__(self) -> float:
         if self.copied is not None:
             self.copied.synchronize()  # with what the device did before the copy, not with what came after
         return float(self.value)
 
 
-def be_quick_on(device):
-    """Settings of this process that cost no digit: algorithms by trial on a GPU, kept memory on a CPU.
+def prepare_process(device: str = "auto", deterministic: bool = False) -> None:
+    """Settings of this whole process that cost no digit, for a program's `main` alone, or a notebook's top.
 
-    All shapes of a run are fixed, so cuDNN's trials pay. The C library gives large tensors back to the
-    system, which has to clear every page of the next one: a tenth of a step on a CPU, more in generation.
+    No import, constructor or other function of this project sets any: what else a process does is its own.
+
+    All shapes of a run are fixed, so cuDNN's trials of algorithms on a GPU pay. The C library gives large
+    tensors back to the system, which has to clear every page of the next one: a tenth of a step on a CPU,
+    more in generation; here it keeps them.
+
+    Args:
+        device: Name as for `--device`.
+        deterministic: PyTorch takes algorithms alone that give the same bits twice.
     """
-    if device.type == "cuda":
-        torch.backends.cudnn.benchmark = not torch.are_deterministic_algorithms_enabled()
+    if deterministic:
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # read when a GPU is first used
+    torch.use_deterministic_algorithms(deterministic)
+    torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]  # of PyTorch's module
+    if device.startswith("cuda") or (device == "auto" and torch.cuda.is_available()):
+        torch.backends.cudnn.benchmark = not deterministic
     elif sys.platform == "linux" and hasattr(library := ctypes.CDLL(None), "mallopt"):
         for option, value in ((MALLOPT_MMAP_THRESHOLD, 2**30), (MALLOPT_TRIM_THRESHOLD, 2**31 - 1)):
             library.mallopt(option, value)
 
 
-def open_device(config, unsteady=()):
+def open_device(config: RunConfig, unsteady: Collection[str] = ()) -> torch.device:
     """torch.device of a RunConfig, ready for its training.
 
     Args:
@@ -322,10 +339,6 @@ def open_device(config, unsteady=()):
     Raises:
         UserError: The device is not there, or cannot do what is asked.
     """
-    if config.deterministic:
-        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # read when a GPU is first used
-    torch.use_deterministic_algorithms(config.deterministic)
-    torch.utils.deterministic.fill_uninitialized_memory = False
     device = choose_device(config.device)
     if config.cache == "gpu" and device.type != "cuda":
         raise UserError(f"--cache gpu keeps the volumes on a GPU, the run is on {device}: use --cache ram.")
@@ -333,13 +346,23 @@ def open_device(config, unsteady=()):
         raise UserError(
             f"--deterministic is not possible with {', '.join(sorted(unsteady))}: leave one of them out."
         )
+    if config.deterministic and device.type == "cuda" and not torch.are_deterministic_algorithms_enabled():
+        raise UserError(
+            "--deterministic is of the whole process, which is not set up for it: call "
+            "volumetric.parallel.prepare_process(deterministic=True) first."
+        )
     if config.fp16:
         layer = config.largest_layer if device.type == "cuda" else SMALL_LAYER
         check_half_precision(choose_amp_dtype(config.amp_dtype, device), device, *layer)
     return device
 
 
-def check_half_precision(dtype, device, channels=SMALL_LAYER[0], sizes=SMALL_LAYER[1]):
+def check_half_precision(
+    dtype: torch.dtype,
+    device: torch.device,
+    channels: int = SMALL_LAYER[0],
+    sizes: tuple[int, int, int] = SMALL_LAYER[1],
+) -> None:
     """Raise a UserError if a convolution in half precision, or its gradients, are wrong on this machine.
 
     PyTorch and cuDNN had versions where they were, some for large layers alone (PyTorch issues 166122 and
@@ -372,18 +395,25 @@ def check_half_precision(dtype, device, channels=SMALL_LAYER[0], sizes=SMALL_LAY
                 )
 
 
-def convolved(x, weight, gradient, device, dtype, by_tf32=False):
+def convolved(
+    x: torch.Tensor,
+    weight: torch.Tensor,
+    gradient: torch.Tensor,
+    device: torch.device,
+    dtype: torch.dtype,
+    by_tf32: bool = False,
+) -> dict[str, torch.Tensor]:
     """{what: result} of a convolution and its gradients, float32 on the device."""
-    layout = {"memory_format": torch.channels_last_3d}
-    inputs = [t.to(device, dtype, **layout).requires_grad_() for t in (x, weight)]
+    layout = torch.channels_last_3d
+    inputs = [t.to(device, dtype, memory_format=layout).requires_grad_() for t in (x, weight)]
     with tf32(by_tf32):
-        y = torch.nn.functional.conv3d(*inputs, padding=1)
+        y = torch.nn.functional.conv3d(inputs[0], inputs[1], padding=1)
         in_x, in_w = torch.autograd.grad(y, inputs, gradient.to(device, dtype))
     named = {"": y, " gradient in x": in_x, " gradient in w": in_w}
     return {what: tensor.detach().float() for what, tensor in named.items()}
 
 
-def choose_amp_dtype(name, device):
+def choose_amp_dtype(name: str, device: torch.device) -> torch.dtype:
     """torch.dtype of mixed precision for `--amp_dtype`: float16 on a GPU, as published, bfloat16 on a CPU.
 
     On a CPU without AVX-512 oneDNN has no bfloat16, and what takes its place is several times as slow as
@@ -396,29 +426,29 @@ def choose_amp_dtype(name, device):
     return torch.bfloat16 if cpu_has_bfloat16() else torch.float32
 
 
-def cpu_has_bfloat16():
+def cpu_has_bfloat16() -> bool:
     """True if this processor computes convolutions in bfloat16."""
     return torch.backends.mkldnn.is_available() and torch.ops.mkldnn._is_mkldnn_bf16_supported()
 
 
-def autocast(device, dtype, enabled):
+def autocast(device: torch.device, dtype: torch.dtype, enabled: bool) -> torch.autocast:
     """Mixed precision in a dtype of `choose_amp_dtype`, if it is enabled and the dtype is a half one."""
     half = enabled and dtype != torch.float32
     return torch.autocast(device.type, dtype if half else None, enabled=half)
 
 
-def host_random(*key):
+def host_random(*key: int) -> np.random.Generator:
     """numpy Generator for decisions on the host, seeded by a tuple of integers >= 0."""
     return np.random.default_rng(key)
 
 
-def device_random(device, *key):
+def device_random(device: torch.device | str, *key: int) -> torch.Generator:
     """torch Generator on `device`, seeded by a tuple of integers >= 0."""
     seed = int(np.random.SeedSequence(key).generate_state(1, np.uint64)[0] >> 1)
     return torch.Generator(device).manual_seed(seed)
 
 
-def volume_inputs(seed, latent_dim, shape):
+def volume_inputs(seed: int, latent_dim: int, shape: Sequence[int]) -> tuple[torch.Tensor, torch.Tensor]:
     """Latent and noise of the volume with this seed, drawn on the CPU: the same on every device.
 
     Shapes: z (latent_dim,), noise (D, H, W, 1)
@@ -428,12 +458,14 @@ def volume_inputs(seed, latent_dim, shape):
     return z, torch.rand(*shape, 1, generator=generator)
 
 
-def latent_of(seed, latent_dim):
+def latent_of(seed: int, latent_dim: int) -> torch.Tensor:
     """The latent of `volume_inputs` alone. Shapes: -> (latent_dim,)"""
     return volume_inputs(seed, latent_dim, (0, 0, 0))[0]
 
 
-def batch_inputs(seeds, latent_dim, shape):
+def batch_inputs(
+    seeds: Sequence[int], latent_dim: int, shape: Sequence[int]
+) -> tuple[torch.Tensor, torch.Tensor]:
     """`volume_inputs` of several seeds. Shapes: z (B, latent_dim), noise (B, D, H, W, 1)"""
     pairs = [volume_inputs(seed, latent_dim, shape) for seed in seeds]
     return torch.stack([z for z, _ in pairs]), torch.stack([noise for _, noise in pairs])

@@ -9,9 +9,10 @@ GAN.*, the means of the styles truncation_center.*; all other entries are one JS
 """
 
 import json
+from pathlib import Path
 
 from volumetric.cli import UserError
-from volumetric.files import atomic_path
+from volumetric.files import Record, atomic_path
 
 SUFFIX = ".safetensors"
 HEADER = "stylegan2-pytorch-3d"  # name of the text in the header that holds all but tensors
@@ -29,7 +30,7 @@ PRIVATE = (
 )
 
 
-def generator_of(state):
+def generator_of(state: Record) -> Record:
     """The entries of a checkpoint that a release has; paths of the training's machine stay behind."""
     averages = {n: t for n, t in state["GAN"].items() if n.startswith(("SE.", "GE."))}
     if not averages or "config" not in state:
@@ -42,7 +43,7 @@ def generator_of(state):
     }
 
 
-def write_safetensors(entries, path):
+def write_safetensors(entries: Record, path: Path | str) -> None:
     """Write the entries of `generator_of`; kernels with the channels last are stored in C order."""
     from safetensors.torch import save
 
@@ -60,7 +61,7 @@ def write_safetensors(entries, path):
         part.write_bytes(save(tensors, metadata={"format": "pt", HEADER: text}))
 
 
-def read_safetensors(path):
+def read_safetensors(path: Path | str) -> Record:
     """Entries of a file of `write_safetensors`; a UserError if it is another program's."""
     from safetensors import safe_open
 

@@ -1,21 +1,7 @@
 """What any long training needs: the loop, signals, the return after NaN, checkpoints, logs.
 
-`run(trainer)` drives any object that has
-
-    plan               Plan: folders, number of steps, what is due when
-    group, device      Group of the processes that train together, and this one's torch.device
-    step               completed steps
-    reverts            returns to a checkpoint after NaN; part of every seed, lest the NaN come again
-    best               the evaluation that model_best.pt is of, {"metric", "value", "step"}, or None
-    train_step(log)    one update; hands the losses to `log.add` without waiting for the device
-    state()            all that the run needs to continue exactly, with step, reverts and best
-    load(state)        take it up
-    preview()          {name: picture (H, W) or (H, W, 3) uint8, or (volume, affine) for a name ending in
-                       .nii.gz}, of the first process; {} of the others
-    evaluate(received) {metric: number}, of the first process; may give up when a signal was received
-
-and, for memory.py, `rehearsals()`: [(phase, function that runs its heaviest work once)], and for a page
-`about()`, a run_page.About.
+`run(trainer)` drives any Trainable; for memory.py it also has `rehearsals()`: [(phase, function that runs its
+heaviest work once)], and for a page `about()`, a run_page.About.
 """
 
 import contextlib
@@ -29,27 +15,42 @@ import threading
 import time
 import zipfile
 from collections import deque
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, replace
 from pathlib import Path
+from typing import Any, NoReturn, Protocol, TypeVar
 
-from volumetric.cli import UserError
-from volumetric.files import atomic_path, clear_parts, next_free, one_line, reading, save_nifti, write_json
+from volumetric.cli import RunConfig, UserError
+from volumetric.files import (
+    Record,
+    atomic_path,
+    clear_parts,
+    next_free,
+    one_line,
+    reading,
+    save_nifti,
+    write_json,
+)
 from volumetric.logs import append_scores, continue_table, dispensable, warn
+from volumetric.parallel import Group
 from volumetric.pictures import save_picture
+from volumetric.plan import Plan
 from volumetric.released import SUFFIX, read_safetensors
-from volumetric.run_page import RunPage
+from volumetric.run_page import About, RunPage
 
+import numpy as np
 import torch
 from retry.api import retry_call
 from torch.utils._pytree import tree_leaves
 from tqdm import tqdm
+
+R = TypeVar("R", bound="Trainable")
 
 CHECKPOINT = r"model_(0|[1-9][0-9]{0,11})\.pt"  # its file's name
 NAN_REVERTS = 3  # returns to the last checkpoint before training gives up
 # Steps between readings of the losses, for which a GPU must be waited for.
 READ_EVERY = {"cpu": 1, "cuda": 10}
 MOST_STEPS = 2**53
-BEST = ("MD", "FD-random-volume")  # the lower the better: the first that there is decides on model_best.pt
 SIGNALS = (signal.SIGINT, signal.SIGTERM)  # that end a run after its step
 
 
@@ -57,84 +58,45 @@ class NanException(UserError):
     """A loss or a weight is not finite."""
 
 
-@dataclass(frozen=True, kw_only=True)
-class Plan:
-    """Where a run writes and what is due when.
+class Trainable(Protocol):
+    """What `run` drives.
 
-    Args:
-        models: Folder of its checkpoints.
-        results: Folder of its previews and logs.
-        num_train_steps: Steps in the whole run.
-        save_every: Steps between checkpoints.
-        preview_every: Steps between previews.
-        early_preview_every, early_until: Previews come more often in the beginning.
-        also_previews_at: More steps with previews.
-        evaluate_every: Steps between evaluations; None is never.
-        keep_checkpoints: Number of newest checkpoints kept; None keeps all.
-        volumes_per_step: Training volumes in a step.
-        columns: Losses and scores, the columns of metrics.csv beside step and times.
-        shown: Losses in the progress bar.
-        lowest_is_best: Metrics, of which the first that there is decides on model_best.pt.
-        tensorboard: Write TensorBoard files too.
-        is_fixed: A run keeps num_train_steps, its rates and its precision.
+    Attributes:
+        plan: Folders, number of steps, what is due when.
+        group: Processes that train together.
+        device: This one's.
+        step: Completed steps.
+        reverts: Returns to a checkpoint after NaN; part of every seed, lest the NaN come again.
+        best: The evaluation that model_best.pt is of, {"metric", "value", "step"}, or None.
+        ended_by: The signal that ended the run before its last step, or None.
     """
 
-    models: Path
-    results: Path
-    num_train_steps: int
-    save_every: int
-    preview_every: int
-    early_preview_every: int = 100
-    early_until: int = 2500
-    also_previews_at: tuple = ()
-    evaluate_every: int | None = None
-    keep_checkpoints: int | None = None
-    volumes_per_step: int = 1
-    columns: tuple = ()
-    shown: tuple = ()
-    lowest_is_best: tuple = ()
-    tensorboard: bool = False
-    is_fixed: bool = False
+    plan: Plan
+    group: Group
+    device: torch.device
+    step: int
+    reverts: int
+    best: Record | None
+    ended_by: signal.Signals | None
 
-    @classmethod
-    def of(cls, config, columns=(), scores=None, **more):
-        """Plan of a run.
+    def train_step(self, log: "RunLog") -> None:
+        """One update; hands the losses to `log.add` without waiting for the device."""
 
-        Args:
-            config: RunConfig.
-            columns: Losses, in metrics.csv.
-            scores: TrainingScores of its evaluations, whose numbers follow there; None without.
-            more: What else its trainer says.
-        """
-        names = ("models", "results", "num_train_steps", "save_every", "keep_checkpoints")
-        about = {name: getattr(config, name) for name in names}
-        about |= {"preview_every": config.evaluate_every, "tensorboard": config.log}
-        about["volumes_per_step"] = config.batch_size * config.gradient_accumulate_every
-        about["columns"] = (*columns, *(scores.names() if scores else ()))
-        if scores:
-            about |= {"evaluate_every": config.calculate_fid_every, "lowest_is_best": BEST}
-        return cls(**about | more)
+    def state(self) -> Record:
+        """All that the run needs to continue exactly, with step, reverts and best."""
 
-    def is_due(self, step):
-        """True if a checkpoint of so many steps is one that stays."""
-        return step % self.save_every == 0
+    def load(self, state: Record) -> None:
+        """Take it up."""
 
-    def saves_at(self, step):
-        """True if a checkpoint is written after so many steps: a due one, or the run's last."""
-        return self.is_due(step) or step == self.num_train_steps
+    def preview(self) -> dict[str, Any]:
+        """{name: picture (H, W) or (H, W, 3) uint8, or (volume, affine) for a name that ends in .nii.gz}, of
+        the first process; {} of the others."""
 
-    def previews_at(self, step):
-        """True if a preview is due after so many steps."""
-        early = step < self.early_until and step % self.early_preview_every == 0
-        return early or step % self.preview_every == 0 or step in self.also_previews_at
+    def evaluate(self, received: Sequence[str]) -> dict[str, float]:
+        """{metric: number}, of the first process; may give up when a signal was received."""
 
-    def evaluates_at(self, step):
-        """True if an evaluation is due after so many steps."""
-        return self.evaluate_every is not None and step % self.evaluate_every == 0
-
-    def anything_at(self, step):
-        """True if anything is due after so many steps."""
-        return self.saves_at(step) or self.previews_at(step) or self.evaluates_at(step)
+    def about(self) -> About:
+        """For the run's page."""
 
 
 # ╔══════════════════════════════════════════════════════════════════════════════════════════════════════════╗
@@ -142,7 +104,7 @@ class Plan:
 # ╚══════════════════════════════════════════════════════════════════════════════════════════════════════════╝
 
 
-def run(trainer):
+def run(trainer: R) -> R:
     """Continue from the newest checkpoint, if any, to num_train_steps, a signal or too many NaN.
 
     Returns:
@@ -183,13 +145,13 @@ def run(trainer):
     return trainer
 
 
-def end_by_signal(trainer):
+def end_by_signal(trainer: Trainable) -> None:
     """End the program with status 130 or 143 if SIGINT or SIGTERM ended the run before its last step."""
     if trainer.ended_by is not None:
         sys.exit(128 + trainer.ended_by)
 
 
-def train_to_checkpoint(trainer, log, received):
+def train_to_checkpoint(trainer: Trainable, log: "RunLog", received: Sequence[str]) -> list[str]:
     """Train until a checkpoint is saved, because it is due or by signals; returns the names of these.
 
     Raises:
@@ -216,7 +178,7 @@ def train_to_checkpoint(trainer, log, received):
         go_back(trainer, log, error)
 
 
-def go_back(trainer, log, error):
+def go_back(trainer: Trainable, log: "RunLog", error: NanException) -> NoReturn:
     """Go back to the last checkpoint, with other random numbers, and raise a NanException that says so."""
     path, reverts = find_checkpoint(trainer.plan.models), trainer.reverts + 1
     take_up(trainer, path, reverts=reverts)
@@ -230,7 +192,7 @@ def go_back(trainer, log, error):
     raise NanException(message) from None
 
 
-def agree_on_end(trainer, received):
+def agree_on_end(trainer: Trainable, received: Sequence[str]) -> list[str]:
     """Names of the signals that any process has received, the same for all; what comes later waits."""
     if trainer.group.world == 1:
         return list(received)
@@ -239,27 +201,28 @@ def agree_on_end(trainer, received):
     return [one.name for one, times in zip(SIGNALS, asked.tolist(), strict=True) if times]
 
 
-def preview(trainer, log):
+def preview(trainer: Trainable, log: "RunLog") -> None:
     """Write the trainer's previews, <step>-<name>.png, to TensorBoard too, and volumes, <step>-<name>."""
     folder = trainer.plan.results / "previews"
     for name, shown in trainer.preview().items():
         with dispensable(f"The preview {name} of step {trainer.step}"):
             folder.mkdir(parents=True, exist_ok=True)
             if name.endswith(".nii.gz"):
-                save_nifti(*shown, folder / f"{trainer.step:06d}-{name}")
+                volume, affine = shown
+                save_nifti(volume, affine, folder / f"{trainer.step:06d}-{name}")
             else:
                 save_picture(shown, folder / f"{trainer.step:06d}-{name}.png")
                 log.show_picture(f"previews/{name}", shown)
     log.page.write()
 
 
-def lacks_preview(trainer):
+def lacks_preview(trainer: Trainable) -> bool:
     """True if a preview of this step is due and not there, as after a kill between checkpoint and preview."""
     pictures = trainer.plan.results.glob(f"previews/{trainer.step:06d}-*.png")
     return trainer.plan.previews_at(trainer.step) and not any(trainer.group.tell([p.name for p in pictures]))
 
 
-def evaluate(trainer, received):
+def evaluate(trainer: Trainable, received: Sequence[str]) -> dict[str, float]:
     """Scores of the trainer's evaluation, noted in fid_scores.txt; the best model so far is kept."""
     plan, scores = trainer.plan, trainer.evaluate(received)
     if not scores:
@@ -277,11 +240,11 @@ def evaluate(trainer, received):
 
 
 @contextlib.contextmanager
-def interruptions():
+def interruptions() -> Iterator[list[str]]:
     """List of the signals (SIGTERM, Ctrl-C) that have arrived; a second Ctrl-C aborts."""
     received = []
 
-    def remember(number, _):
+    def remember(number: int, _: object) -> None:
         if received and number == signal.SIGINT:
             raise KeyboardInterrupt
         received.append(signal.Signals(number).name)
@@ -302,19 +265,19 @@ def interruptions():
 # ╚══════════════════════════════════════════════════════════════════════════════════════════════════════════╝
 
 
-def checkpoint_numbers(folder):
+def checkpoint_numbers(folder: Path | str) -> list[int]:
     """Numbers n of the files model_<n>.pt in a folder, in the order of the steps inside."""
     found = [p for p in Path(folder).glob("model_*.pt") if re.fullmatch(CHECKPOINT, p.name)]
     return [number_of(path) for path in sorted(found, key=age)]
 
 
-def number_of(path):
+def number_of(path: Path | str) -> int:
     """Number n of a checkpoint model_<n>.pt; 0 of another file."""
     named = re.fullmatch(CHECKPOINT, Path(path).name)
     return int(named[1]) if named else 0
 
 
-def age(path):
+def age(path: Path) -> tuple[float, float, int]:
     """Key by which a later checkpoint comes after an earlier one; a damaged one is last, to be named.
 
     Numbers do not tell: they follow from save_every, which may have changed. Those of the original,
@@ -324,14 +287,14 @@ def age(path):
     return (0, number_of(path), 0) if step is None else (1, step, number_of(path))
 
 
-def about(path):
+def about(path: Path) -> tuple[float | None, bool]:
     """Step of a checkpoint, and whether it was due; None if it holds no step, infinity if it is damaged."""
     stat = path.stat()
     return read_about(path, stat.st_mtime_ns, stat.st_size)
 
 
 @functools.lru_cache(maxsize=1024)
-def read_about(path, *_):
+def read_about(path: Path, *_: object) -> tuple[float | None, bool]:
     """`about` a file of this age and size, which is read once."""
     try:
         state = read_state(path, check=False)
@@ -341,7 +304,7 @@ def read_about(path, *_):
     return step, step is None or state.get("due") is not False  # those of earlier versions stay
 
 
-def place_for(plan, step):
+def place_for(plan: Plan, step: int) -> tuple[int, list[int]]:
     """Number of the checkpoint to write, and the numbers of those that go when it is there.
 
     A due checkpoint has the number step // save_every, and stays. One between two of these, of a signal or
@@ -351,7 +314,7 @@ def place_for(plan, step):
     """
     folder = plan.models
     found = {n: about(folder / f"model_{n}.pt") for n in checkpoint_numbers(folder)}
-    passed = [n for n, (then, due) in found.items() if not due and then < step]
+    passed = [n for n, (then, due) in found.items() if not due and (then or 0) < step]
     stay = [n for n, (then, due) in found.items() if n not in passed and then not in (0, step)]
     number = step // plan.save_every
     if number and not plan.is_due(step):
@@ -359,7 +322,7 @@ def place_for(plan, step):
     return max([number, *(n + 1 for n in stay)]), passed
 
 
-def find_checkpoint(folder, load_from=-1):
+def find_checkpoint(folder: Path | str, load_from: int = -1) -> Path:
     """Path of checkpoint number `load_from` in a run's folder, the newest for -1.
 
     Raises:
@@ -378,7 +341,7 @@ def find_checkpoint(folder, load_from=-1):
     return Path(folder) / f"model_{numbers[-1] if load_from == -1 else load_from}.pt"
 
 
-def read_state(path, check=True):
+def read_state(path: Path | str, check: bool = True) -> Record:
     """Read a checkpoint onto the CPU, with `weights_only=True`, and compare its checksums if asked.
 
     A released one may also be a .safetensors file, see released.py.
@@ -405,7 +368,7 @@ def read_state(path, check=True):
     return state
 
 
-def load_networks(module, state_dict):
+def load_networks(module: torch.nn.Module, state_dict: dict[str, Any]) -> None:
     """Load a state dict strictly, and say in one line what does not fit."""
     try:
         module.load_state_dict(state_dict)
@@ -414,7 +377,7 @@ def load_networks(module, state_dict):
         raise UserError(f"does not fit the networks of this run: {first}") from None
 
 
-def load_optimizer(optimizer, state):
+def load_optimizer(optimizer: torch.optim.Optimizer, state: Record) -> None:
     """Load an optimiser's moments, and compare their shapes, as PyTorch does not; rates and betas stay."""
     own = optimizer.state_dict()["param_groups"]
     if [group["params"] for group in own] != [group["params"] for group in state["param_groups"]]:
@@ -430,13 +393,13 @@ def load_optimizer(optimizer, state):
         raise UserError("has an optimiser of other networks: take an earlier checkpoint")
 
 
-def resume(trainer):
+def resume(trainer: Trainable) -> None:
     """Take up the newest checkpoint in the run's folder, if there is one."""
     if checkpoint_numbers(trainer.plan.models):
         take_up(trainer, find_checkpoint(trainer.plan.models))
 
 
-def take_up(trainer, path, **changed):
+def take_up(trainer: Trainable, path: Path | str, **changed: object) -> None:
     """Hand a checkpoint to a trainer; one without a step, of the original, is as far as its number says."""
     state = read_state(path)
     if "step" not in state:
@@ -446,7 +409,7 @@ def take_up(trainer, path, **changed):
         trainer.load({**state, **changed})
 
 
-def save(trainer):
+def save(trainer: Trainable) -> None:
     """Write a checkpoint; remove those that it takes the place of, and those beyond keep_checkpoints.
 
     Raises:
@@ -469,7 +432,7 @@ def save(trainer):
             (plan.models / f"model_{number}.pt").unlink()
 
 
-def save_checkpoint(state, path):
+def save_checkpoint(state: Record, path: Path | str) -> None:
     """Write a checkpoint so that the file at `path` is always a whole one, the former or the new."""
     Path(path).parent.mkdir(parents=True, exist_ok=True)
     try:
@@ -482,7 +445,7 @@ def save_checkpoint(state, path):
         ) from None
 
 
-def begin(config):
+def begin(config: RunConfig) -> tuple[RunConfig, Record, Path | None]:
     """What a command does with the run of its name, and the settings of the command that began the run.
 
     The same command continues its run, also if it said --new, --load_from or --init_from: the checkpoint
@@ -520,7 +483,7 @@ def begin(config):
     return config, former or command, newest
 
 
-def make_way(config):
+def make_way(config: RunConfig) -> None:
     """`--new` and `--load_from`: put out of the way what the run would overwrite."""
     if config.new:
         move_aside(config.models, config.results)
@@ -528,7 +491,7 @@ def make_way(config):
         set_aside_later(config.models, config.load_from)
 
 
-def move_aside(*folders):
+def move_aside(*folders: Path) -> None:
     """Rename the folders of an earlier run, those that there are."""
     for folder in filter(Path.exists, folders):
         aside = next_free(folder.with_name(f"{folder.name}.earlier"))
@@ -536,7 +499,7 @@ def move_aside(*folders):
         print(f"The earlier run's {folder} is now {aside}.")
 
 
-def set_aside_later(models, number):
+def set_aside_later(models: Path, number: int) -> None:
     """Move the checkpoints after model_<number>.pt to a folder of their own, so that none is overwritten."""
     numbers = checkpoint_numbers(models)
     later = numbers[numbers.index(number) + 1 :]
@@ -565,13 +528,14 @@ class RunLog:
     its columns; a table with rows beyond the run's step is kept beside it.
     """
 
-    def __init__(self, trainer):
+    def __init__(self, trainer: Trainable) -> None:
         self.plan, self.writes = trainer.plan, trainer.group.first
         self.read_every = READ_EVERY[trainer.device.type]
         self.unread = deque()  # (step, {name: tensor}, origin) of steps whose losses were not read yet
         self.rows = []  # {"step", name: number}, read and not yet written
         self.latest = {}  # the last value of every loss
-        self.table = self.board = None
+        self.table: csv.DictWriter | None = None
+        self.board: Any = None
         self.open(trainer.step)
         self.page = RunPage(trainer, self.writes)
         quiet = 0.5 if sys.stderr.isatty() else 30  # seconds, when the bar goes to a file
@@ -584,15 +548,15 @@ class RunLog:
             disable=not self.writes,
         )
 
-    def __enter__(self):
+    def __enter__(self) -> "RunLog":
         return self
 
-    def __exit__(self, _, error, __):
+    def __exit__(self, _: object, error: BaseException | None, __: object) -> None:
         self.bar.close()
         self.close()
         self.page.end(error)
 
-    def open(self, step):
+    def open(self, step: int) -> None:
         """Continue the table at a step, and TensorBoard's files if asked."""
         self.start_clock()
         if not self.writes:
@@ -608,7 +572,7 @@ class RunLog:
 
             self.board = SummaryWriter(self.plan.results / "tensorboard", purge_step=step + 1)
 
-    def close(self):
+    def close(self) -> None:
         """Write what is buffered."""
         with dispensable("The end of metrics.csv"):
             if self.table is not None:
@@ -616,7 +580,7 @@ class RunLog:
             if self.board is not None:
                 self.board.close()
 
-    def rewind(self, step):
+    def rewind(self, step: int) -> None:
         """Go on from an earlier step."""
         self.unread.clear()
         self.rows.clear()
@@ -624,20 +588,20 @@ class RunLog:
         self.open(step)
         self.bar.update(step - self.bar.n)
 
-    def start_clock(self):
+    def start_clock(self) -> None:
         """Measure the time of steps from now on."""
         self.started = time.perf_counter()
 
-    def add(self, step, losses, origin=str):
+    def add(self, step: int, losses: dict[str, torch.Tensor], origin: Callable[[], str] = str) -> None:
         """Note the losses of a step, {name: tensor}; `origin()` tells what it saw, for a message on NaN."""
         self.unread.append((step, losses, origin))
 
     @property
-    def is_full(self):
+    def is_full(self) -> bool:
         """True if the losses of so many steps are unread that it is time to."""
         return len(self.unread) >= self.read_every
 
-    def read(self):
+    def read(self) -> None:
         """Wait for the device and read the losses of the steps since the last time.
 
         Raises:
@@ -645,10 +609,10 @@ class RunLog:
         """
         unread, self.unread = self.unread, deque()
         numbers = [loss.float() for _, losses, _ in unread for loss in losses.values()]
-        numbers = iter(torch.stack(numbers).tolist())
+        values_of = iter(torch.stack(numbers).tolist())
         seconds = (time.perf_counter() - self.started) / len(unread)
         for step, losses, origin in unread:
-            values = {name: next(numbers) for name in losses}
+            values = {name: next(values_of) for name in losses}
             broken = [name for name, value in values.items() if not math.isfinite(value)]
             if broken:
                 verb = "is" if len(broken) == 1 else "are"
@@ -657,10 +621,10 @@ class RunLog:
             values |= {"seconds": seconds, "volumes_per_second": volumes / seconds}
             self.rows.append({"step": step + 1, **values})
 
-    def write(self, scores):
+    def write(self, scores: dict[str, float]) -> None:
         """Write the rows that were read, the scores of an evaluation in the last, and show it."""
         rows, self.rows = self.rows, []
-        if not self.writes:
+        if self.table is None:
             return
         rows[-1] |= scores
         for row in rows:
@@ -677,7 +641,7 @@ class RunLog:
             self.bar.set_postfix(text, refresh=False)
             self.bar.update(step - self.bar.n)
 
-    def show_picture(self, name, picture):
+    def show_picture(self, name: str, picture: np.ndarray) -> None:
         """Give a picture (H, W) or (H, W, 3) to TensorBoard."""
         if self.board is not None:
             self.board.add_image(name, picture, self.bar.n, dataformats="HW" if picture.ndim == 2 else "HWC")

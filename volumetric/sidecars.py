@@ -7,20 +7,15 @@ import hashlib
 import json
 import platform
 import sys
+from collections.abc import Iterable, Sequence
 from importlib.metadata import version
 from pathlib import Path
 
 from volumetric import __version__
 from volumetric.cli import UserError
-from volumetric.collection import (
-    LABELS,
-    content_of_set,
-    find,
-    known_by_content,
-    name_of,
-    refuse_overlap,
-)
+from volumetric.collection import LABELS, VolumeFile, content_of_set, find, known_by_content, refuse_overlap
 from volumetric.files import (
+    Record,
     file_digest,
     load_nifti,
     naming,
@@ -29,6 +24,7 @@ from volumetric.files import (
     volume_to_array,
     write_json,
 )
+from volumetric.names import name_of
 
 import nibabel as nib
 import numpy as np
@@ -39,7 +35,7 @@ TRAINED_ON, DRAWN_FOR = "trained_on-", "drawn_for-"  # begin the name of a list 
 PLACES = ("path", "name", "position")  # in a record: what a person calls a thing, not what it is
 
 
-def volume_digest(volume):
+def volume_digest(volume: np.ndarray) -> str:
     """SHA-256 of a volume's voxels. Shapes: (1, Z, X, Y) float32"""
     return hashlib.sha256(np.ascontiguousarray(volume).tobytes()).hexdigest()
 
@@ -55,7 +51,7 @@ def versions() -> dict[str, str]:
     }
 
 
-def different(found, wanted):
+def different(found: Record, wanted: Record) -> list[str]:
     """Names of what a sidecar says otherwise than a record, without the places and names of files.
 
     Args:
@@ -65,7 +61,7 @@ def different(found, wanted):
     return [key for key, value in wanted.items() if essence(found[key]) != essence(value)]
 
 
-def essence(value):
+def essence(value: object) -> object:
     """A part of a record as JSON has it, without places and names; a file is known by its digest."""
     value = json.loads(json.dumps(value))
     if not isinstance(value, dict):
@@ -74,7 +70,9 @@ def essence(value):
     return {key: essence(part) for key, part in value.items() if key not in places}
 
 
-def check_sources(sidecar, record, *names, given=None):
+def check_sources(
+    sidecar: Path | str, record: Record, *names: str, given: Path | str | None = None
+) -> list[Path]:
     """Paths of what a volume was made of; a UserError unless all are there and the same.
 
     Args:
@@ -99,7 +97,13 @@ def check_sources(sidecar, record, *names, given=None):
     return paths
 
 
-def compare(volume, file, digest, scale=(0, 1), rounding=ROUNDING):
+def compare(
+    volume: np.ndarray,
+    file: Path | str,
+    digest: str,
+    scale: tuple[float, float] = (0, 1),
+    rounding: float = ROUNDING,
+) -> float:
     """Say whether a volume that was made again is the one in its file; returns the largest difference.
 
     Args:
@@ -112,7 +116,7 @@ def compare(volume, file, digest, scale=(0, 1), rounding=ROUNDING):
     Raises:
         UserError: It is another.
     """
-    volume, (low, high) = np.asarray(volume), scale
+    volume, file, (low, high) = np.asarray(volume), Path(file), scale
     with naming(file):
         stored = load_nifti(file).get_fdata(dtype=np.float32)
     difference = float(np.abs(volume_to_array(volume) - (stored - low) / (high - low)).max())
@@ -125,7 +129,7 @@ def compare(volume, file, digest, scale=(0, 1), rounding=ROUNDING):
     return difference
 
 
-def write_trained_on(folder, contents, checkpoint):
+def write_trained_on(folder: Path | str, contents: Iterable[str], checkpoint: Path | str) -> None:
     """Write what a model was trained on beside its volumes; nothing for a model that does not know it.
 
     Args:
@@ -142,7 +146,7 @@ def write_trained_on(folder, contents, checkpoint):
         write_json(path, record, indent=0)
 
 
-def beside_volumes(folder, flag, pattern):
+def beside_volumes(folder: Path | str, flag: str, pattern: str) -> list[Path]:
     """Sorted paths of the files of a pattern that lie beside the volumes of a folder, or above them in it."""
     places = {Path(folder)}
     for path in find(folder, flag).paths:  # also behind links to folders
@@ -150,7 +154,7 @@ def beside_volumes(folder, flag, pattern):
     return sorted(path for place in places for path in place.glob(pattern))
 
 
-def trained_on(folder, flag="--generated"):
+def trained_on(folder: Path | str, flag: str = "--generated") -> dict[str, str]:
     """{content: text for a person} of all that the models of the volumes in a folder were trained on."""
     known = {}
     for path in beside_volumes(folder, flag, f"{TRAINED_ON}*.json"):
@@ -161,7 +165,7 @@ def trained_on(folder, flag="--generated"):
     return known
 
 
-def models_of(volumes):
+def models_of(volumes: Sequence[VolumeFile]) -> list[str]:
     """Sorted SHA-256 of the checkpoints that made some VolumeFiles, as their sidecars say.
 
     An empty text among them stands for volumes whose sidecar is missing, or says nothing of that.
@@ -175,12 +179,12 @@ def models_of(volumes):
     return sorted(found)
 
 
-def sidecar_of(path):
+def sidecar_of(path: Path | str) -> Path:
     """Path of the sidecar of a volume, whether it is there or not."""
     return Path(path).with_name(f"{name_of(path)}.json")
 
 
-def drawn_for(folder, flag="--synthetic"):
+def drawn_for(folder: Path | str, flag: str = "--synthetic") -> dict[str, str]:
     """{content: text for a person} of all label maps that the volumes in a folder were drawn for.
 
     They are told as they were before edits and variations, by the sidecars of volumes and by the lists that
@@ -199,7 +203,7 @@ def drawn_for(folder, flag="--synthetic"):
     return known
 
 
-def write_drawn_for(folder, contents):
+def write_drawn_for(folder: Path | str, contents: Iterable[str]) -> None:
     """Write beside label maps of which others, as edited or varied, they are made.
 
     Args:
@@ -212,7 +216,9 @@ def write_drawn_for(folder, contents):
         write_json(path, {"contents": contents})
 
 
-def refuse_seen(unseen, flag, sets, known):
+def refuse_seen(
+    unseen: Sequence[VolumeFile], flag: str, sets: dict[str, list[VolumeFile]], known: dict[str, str]
+) -> None:
     """Raise a UserError if volumes that a model must not have seen are in another set, or were trained on.
 
     Args:
@@ -226,7 +232,7 @@ def refuse_seen(unseen, flag, sets, known):
     refuse_overlap(known, unseen, "what the model was trained on", flag)
 
 
-def left_of_training(volumes, flag, known):
+def left_of_training(volumes: Sequence[VolumeFile], flag: str, known: dict[str, str]) -> int | None:
     """Number of volumes that a model was trained on and that are not among those called its training volumes.
 
     Args:

@@ -17,12 +17,14 @@ import os
 import re
 import unicodedata
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
 from volumetric.cli import UserError
 from volumetric.files import MAX_REASON, as_damaged, atomic_path
+
+Row = dict[str, str]  # {column: text}
 
 SEPARATORS = ",;\t"
 PARTS = ("training", "held_out", "test")  # of a split
@@ -33,7 +35,7 @@ BIDS_LABEL = re.compile(r"(?<![A-Za-z0-9])sub-[A-Za-z0-9]+")
 ENDING = re.compile(r"\.nii(\.gz)?$", re.IGNORECASE)
 
 
-def read_table(path, *columns, flag=""):
+def read_table(path: Path | str, *columns: str, flag: str = "") -> list[Row]:
     """Rows of a CSV file, each {column: text}; commas, semicolons or tabs, with or without a byte order mark.
 
     Columns without a name are left out, as the numbers of rows that pandas writes.
@@ -70,7 +72,7 @@ def read_table(path, *columns, flag=""):
     return rows
 
 
-def text_of(path, called):
+def text_of(path: Path | str, called: str) -> str:
     """Text of a UTF-8 file; a UserError that says what else it is."""
     raw = Path(path).read_bytes()
     if raw.startswith(WORKBOOKS):
@@ -84,7 +86,7 @@ def text_of(path, called):
         raise UserError(f"{called} is not in UTF-8 (line {number}): {AS_CSV}.") from None
 
 
-def lines_of(text, columns, called):
+def lines_of(text: str, columns: Sequence[str], called: str) -> list[tuple[int, list[str]]]:
     """[(number, cells)] of the lines of a table that hold any."""
     with as_damaged(AS_CSV, called):
         separator = separator_of(text, columns)
@@ -98,10 +100,10 @@ def lines_of(text, columns, called):
     return [(number, cells) for number, cells in lines if any(cells)]
 
 
-def separator_of(text, columns):
+def separator_of(text: str, columns: Sequence[str]) -> str:
     """The separator that makes most of the wanted columns out of the first line, or else most columns."""
 
-    def heading(separator):
+    def heading(separator: str) -> tuple[int, int]:
         table = csv.reader(io.StringIO(text, newline=""), delimiter=separator, skipinitialspace=True)
         names = [cell.strip() for cell in next(filter(any, table), ())]
         return len(set(columns) & set(names)), len(names)
@@ -109,7 +111,7 @@ def separator_of(text, columns):
     return max(SEPARATORS, key=heading)
 
 
-def check_names(names, columns, called):
+def check_names(names: Sequence[str], columns: Sequence[str], called: str) -> None:
     """Raise a UserError unless a table has the wanted columns, and no column twice."""
     lacking = [column for column in columns if column not in names]
     if lacking:
@@ -120,7 +122,7 @@ def check_names(names, columns, called):
         raise UserError(f"{called} has the column {twice!r} twice: remove one.")
 
 
-def write_table(path: str | os.PathLike, head: Iterable, rows: Iterable) -> None:
+def write_table(path: Path | str, head: Iterable, rows: Iterable) -> None:
     """Write a CSV file of a head and rows, in one piece or not at all."""
     with atomic_path(path) as part, open(part, "w", newline="", encoding="utf-8") as file:
         table = csv.writer(file)
@@ -128,14 +130,16 @@ def write_table(path: str | os.PathLike, head: Iterable, rows: Iterable) -> None
         table.writerows(rows)
 
 
-def write_records(path: str | os.PathLike, records: Iterable[dict], columns: Iterable[str] = ()) -> None:
+def write_records(path: Path | str, records: Iterable[dict], columns: Iterable[str] = ()) -> None:
     """Write a CSV file of [{column: value}], of the given columns, or of all in their order."""
     records = list(records)
     columns = list(columns or dict.fromkeys(name for record in records for name in record))
     write_table(path, columns, [[record.get(name, "") for name in columns] for record in records])
 
 
-def rows_of(rows, paths, called):
+def rows_of(
+    rows: Sequence[Row], paths: Sequence[Path | str], called: str
+) -> tuple[list[Row | None], list[str]]:
     """The row of every file: the one whose `file` is the longest end of its path.
 
     Args:
@@ -159,12 +163,12 @@ def rows_of(rows, paths, called):
             raise UserError(
                 f"{called} has two rows for {row['file']}, with the {differing[0]} {values}: keep one."
             )
-    found, used = [], Counter()
+    found, used = [], Counter[tuple[str, ...]]()
     for path in paths:
         parts = Path(unicodedata.normalize("NFC", os.path.abspath(path))).parts
         candidates = (parts[start:] for start in range(len(parts)))
-        end = next((end for end in candidates if end in ends), None)
-        found.append(None if end is None else ends[end])
+        end = next((end for end in candidates if end in ends), ())
+        found.append(ends.get(end))
         used[end] += 1
     for end, row in ends.items():
         if used[end] > 1:
@@ -175,7 +179,7 @@ def rows_of(rows, paths, called):
     return found, [row["file"] for end, row in ends.items() if not used[end]]
 
 
-def subjects_of(table, paths, flag="--subjects"):
+def subjects_of(table: Path | str, paths: Sequence[Path], flag: str = "--subjects") -> dict[Path, str]:
     """{path: subject} of those files that a table of file and subject names, with or without their endings.
 
     Raises:
@@ -191,12 +195,12 @@ def subjects_of(table, paths, flag="--subjects"):
     return {path: row["subject"] for path, row in zip(paths, found, strict=True) if row is not None}
 
 
-def parts_of(name):
+def parts_of(name: str) -> tuple[str, ...]:
     """Parts of a path in a table, which may have been written on Windows or begin with ./"""
     return tuple(part for part in PurePosixPath(name.replace("\\", "/")).parts if part != ".")
 
 
-def subject_of(file):
+def subject_of(file: str) -> str:
     """The subject of a volume that no table names: its BIDS label, as sub-01, or else the file itself.
 
     Only the file's own path decides: another file changes nobody's subject. One label is one subject wherever
@@ -229,10 +233,14 @@ class Split:
     """
 
     path: Path
-    rows: tuple
+    rows: tuple[Row, ...]
+
+    def __repr__(self) -> str:
+        parts = Counter(row["part"] for row in self.rows)
+        return f"Split({self.path}: {', '.join(f'{number} {part}' for part, number in parts.items())})"
 
     @classmethod
-    def read(cls, path, flag="--split"):
+    def read(cls, path: Path | str, flag: str = "--split") -> "Split":
         """The split in a file; a UserError if it is none, or has a subject or a content in two parts."""
         rows = read_table(path, "file", "content", "subject", "part", flag=flag)
         for row in rows:
@@ -252,26 +260,27 @@ class Split:
                     )
         return cls(Path(path), tuple(rows))
 
-    def contents(self, paths, parts):
+    def contents(self, paths: Sequence[Path], parts: Sequence[str]) -> dict[Path, str]:
         """{path: content} of those files that belong to the given parts.
 
         Raises:
             UserError: A file has no row, or none belongs to them.
         """
         found, _ = rows_of(self.rows, paths, f"--split {self.path}")
-        unknown = [path for path, row in zip(paths, found, strict=True) if row is None]
+        known = {path: row for path, row in zip(paths, found, strict=True) if row is not None}
+        unknown = [path for path in paths if path not in known]
         if unknown:
             raise UserError(
                 f"--split {self.path} has no row for {len(unknown)} of {len(paths)} volumes, the first "
                 f"{unknown[0]}: make it again with preprocessing/split.py --earlier {self.path}, "
                 f"which moves nobody."
             )
-        chosen = {p: row["content"] for p, row in zip(paths, found, strict=True) if row["part"] in parts}
+        chosen = {path: row["content"] for path, row in known.items() if row["part"] in parts}
         if not chosen:
             raise UserError(f"--split {self.path} has no volume for {' or '.join(parts)} in this folder.")
         return chosen
 
-    def number(self, paths, part):
+    def number(self, paths: Sequence[Path], part: str) -> int:
         """How many of the files belong to a part."""
         found, _ = rows_of(self.rows, paths, f"--split {self.path}")
         return sum(row is not None and row["part"] == part for row in found)

@@ -8,31 +8,41 @@ import contextlib
 import functools
 import itertools
 import os
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any, TypeVar
 
 from volumetric import __version__, dataset, logs, memory, parallel, run_page, runs, timing
-from volumetric.cli import UserError, VolumeConfig, default_of, options_of
-from volumetric.collection import choose
-from volumetric.files import as_damaged, locked, naming
-from volumetric.geometry import CANONICAL, axes_of
+from volumetric.cli import RunConfig, UserError, VolumeConfig
+from volumetric.continuing import adopt_settings, compare_classes, open_audit
+from volumetric.continuing import check_number as check_number  # for trainers that count otherwise
+from volumetric.files import Record, as_damaged, by, locked, naming
 from volumetric.layers import channels_last, count_parameters, move_averages, set_rates, trained_by
 from volumetric.pictures import contact_sheet
-from volumetric.tables import Split
 
-import numpy as np
 import torch
+from torch import nn
+
+Losses = dict[str, Any]  # {column of metrics.csv: tensor or number}
+Make = Callable[..., "VolumeTrainer"]
+C = TypeVar("C", bound=RunConfig)
+N = TypeVar("N", bound=nn.Module)
+V = TypeVar("V", bound="VolumeTrainer")
 
 FORMAT_VERSION = 1  # of our checkpoints
 # A ramped average: its half-life, as a share of the volumes seen, and in volumes, at most.
 AVERAGE_RAMP, AVERAGE_HALF_LIFE = 0.05, 10000
 
 
-def ramped_decay(seen, volumes):
+def ramped_decay(seen: float, volumes: int) -> float:
     """Decay of an average after a step of `volumes`: half of its weight is in the last 5 % of those seen."""
     return 0.5 ** (volumes / min(AVERAGE_HALF_LIFE, AVERAGE_RAMP * seen))
 
 
-def adam(parameters, rate, betas):
+def adam(
+    parameters: Sequence[tuple[float, torch.nn.Parameter]], rate: float, betas: Sequence[float]
+) -> torch.optim.Adam:
     """Adam whose groups have a rate each, kept as "full" for `set_rates`.
 
     Args:
@@ -40,11 +50,11 @@ def adam(parameters, rate, betas):
         rate: Rate of scale 1.
         betas: Adam's two betas.
     """
-    groups = {}
+    of_scale = {}
     for scale, parameter in parameters:
-        groups.setdefault(scale, []).append(parameter)
-    groups = [{"params": p, "lr": rate * scale, "full": rate * scale} for scale, p in groups.items()]
-    return torch.optim.Adam(groups, betas=tuple(betas), fused=True)
+        of_scale.setdefault(scale, []).append(parameter)
+    groups = [{"params": p, "lr": rate * scale, "full": rate * scale} for scale, p in of_scale.items()]
+    return torch.optim.Adam(groups, betas=(betas[0], betas[1]), fused=True)
 
 
 class VolumeTrainer:
@@ -69,16 +79,22 @@ class VolumeTrainer:
         command: Settings of the command that began the run; None is `config`.
     """
 
-    networks = None  # module with all that is trained,
+    config: Any  # a RunConfig, with what a subclass adds to it
+    audit: Any  # Audit, or None without data
+    plan: runs.Plan
+    networks: nn.Module  # module with all that is trained,
     entry = "networks"  # and its name in a checkpoint
-    optimizers = None  # {name in a checkpoint: optimiser}
-    members = None  # indices of the volumes that are trained on; None is all
-    inherited = frozenset()  # contents of the volumes that the weights were trained on before this run;
+    optimizers: dict[str, torch.optim.Optimizer]  # {name in a checkpoint: optimiser}
+    members: Sequence[int] | None = None  # indices of the volumes that are trained on; None is all
+    inherited = frozenset[str]()  # contents of the volumes that the weights were trained on before this run;
     history_known = True  # False if some are not known
-    replay = None  # of steps that are all alike
-    words = None  # {abbreviation, or kind of preview: what it is}, for the run's page
-    told, said = (), ()  # lines that were printed before the run, and warnings
-    ended_by = None  # the signal that ended the run before its last step
+    replay: Any = None  # Replay of steps that are all alike
+    words: dict[str, str] | None = None  # {abbreviation, or kind of preview: what it is}, for the run's page
+    told: Sequence[str] = ()  # lines that were printed before the run,
+    said: Sequence[str] = ()  # and warnings
+    best: Record | None  # the evaluation of model_best.pt
+    ended_by: Any = None  # the signal that ended the run before its last step
+    loader: Iterator[dataset.Loaded] | None  # endless batches from the current step on, opened when needed
     batches_per_micro = 1  # batches of volumes that a micro-batch of a step takes
     counted_from = 0  # step that the batches are counted from,
     order_key = ()  # and what their order depends on beside the seed
@@ -88,23 +104,29 @@ class VolumeTrainer:
     parts = ("training",)  # of a split, that it reads
 
     @staticmethod
-    def former_settings(config, source):
+    def former_settings(config: Any, source: Path | str) -> Record:
         """{name: value} of the options that a checkpoint was written with."""
         with as_damaged("it is damaged or of another program", source):
             return dict(runs.read_state(source, check=False)["config"])
 
     @staticmethod
-    def unsteady(config):
+    def unsteady(config: Any) -> set[str]:
         """What a run does that no GPU does twice the same, a set of words."""
         return set()
 
     @staticmethod
-    def largest_batch(config):
+    def largest_batch(config: Any) -> int:
         """The largest batch of a run, in times of --batch_size."""
         return 1
 
     @staticmethod
-    def prepare(config, audit, group, source, goes_on):
+    def prepare(
+        config: Any,
+        audit: dataset.Audit,
+        group: parallel.Group,
+        source: Path | str | None,
+        goes_on: bool,
+    ) -> dict[str, Any]:
         """What else a trainer is made with, {name: value}; complains before anything is written.
 
         Args:
@@ -116,10 +138,17 @@ class VolumeTrainer:
 
     # ---- a run
 
-    def __init__(self, config, audit=None, group=None, scores=None, command=None):
+    def __init__(
+        self,
+        config: Any,
+        audit: dataset.Audit | None = None,
+        group: parallel.Group | None = None,
+        scores: Any = None,
+        command: Record | None = None,
+    ) -> None:
         self.config, self.audit, self.group = config, audit, group or parallel.Group()
         self.scores = scores
-        self.classes = audit and audit.classes  # of the volumes, if any
+        self.classes = None if audit is None else audit.classes  # of the volumes, if any
         self.command = command or asdict(config)
         self.whole_batch = config.batch_size  # volumes of a micro-batch, of all processes
         self.batch_size = self.group.own(self.whole_batch, config.batch_divisor)  # of this process
@@ -132,12 +161,17 @@ class VolumeTrainer:
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=scaled)
         self.step = 0  # completed steps
         self.reverts = 0  # returns to a checkpoint after NaN; part of every seed, lest the NaN come again
-        self.best = None  # the evaluation of model_best.pt
-        self.loader = None  # endless batches from the current step on, opened when they are needed
-        self.step_volumes = []  # indices of the volumes of this step
+        self.best = self.loader = None
+        self.step_volumes: list[torch.Tensor] = []  # indices of the volumes of this step
         self.rehearsing = False  # what a step remembers is then left alone
 
-    def train(self):
+    def __repr__(self) -> str:
+        config, there = self.config, "no data" if self.audit is None else f"{len(self.audit.paths)} volumes"
+        about = [str(config.models), f"step {self.step} of {config.num_train_steps}"]
+        about += [f"{there} of {by(config.array_shape)} voxels", str(self.device)]
+        return f"{type(self).__name__}({', '.join(about)})"
+
+    def train(self) -> "VolumeTrainer":
         """Train until num_train_steps, a signal or too many NaN; saves before it returns."""
         try:
             return runs.run(self)
@@ -145,25 +179,33 @@ class VolumeTrainer:
             self.loader = None  # ends its workers
 
     @property
-    def done(self):
+    def done(self) -> float:
         """Share of the run that is done, for what changes in its course."""
         return min(1.0, self.step / self.config.num_train_steps)
 
-    def reported(self):
+    def reported(self) -> dict[str, nn.Module]:
         """{name: network} whose sizes are told."""
         return {self.entry: self.networks}
 
-    def explained(self):
+    def explained(self) -> dict[str, run_page.Meaning]:
         """{column of metrics.csv: run_page.Meaning}."""
         return {}
 
-    def about(self):
+    def about(self) -> run_page.About:
         """What the run's page says of it beside what is in its folder."""
         columns = getattr(self.config, "num_image_tiles", 4)
         real = dataset.some_volumes(self.audit, 2 * columns, self.members)
         return run_page.About.of(self, contact_sheet(real, self.audit.affine, columns))
 
-    def evaluate(self, received):
+    def preview(self) -> dict[str, Any]:
+        """As `runs.Trainable`'s. A subclass has it."""
+        raise NotImplementedError
+
+    def generated(self, seeds: Sequence[int]) -> Iterator[torch.Tensor]:
+        """Yield the volumes of seeds, for evaluations. A subclass has it."""
+        raise NotImplementedError
+
+    def evaluate(self, received: Sequence[str]) -> dict[str, float]:
         """{metric: value} of generated volumes, which the processes share out.
 
         Args:
@@ -178,12 +220,12 @@ class VolumeTrainer:
 
     # ---- networks and optimisers
 
-    def placed(self, networks):
+    def placed(self, networks: N) -> N:
         """Networks on the device, ready for training; fake tensors of a CPU cannot be moved."""
         networks = channels_last(networks)
         return networks if self.device.type == "cpu" else networks.to(self.device)
 
-    def adam(self, *names, mult=1.0):
+    def adam(self, *names: str, mult: float = 1.0) -> torch.optim.Adam:
         """Adam for modules of the networks, those that there are, a group for every scale of the rate."""
         parameters = []
         for module in names:
@@ -193,13 +235,13 @@ class VolumeTrainer:
                     parameters.append((self.rate_scale(module, name, p), p))
         return adam(parameters, self.config.learning_rate * mult, self.config.adam_betas)
 
-    def rate_scale(self, module, name, parameter):
+    def rate_scale(self, module: str, name: str, parameter: torch.Tensor) -> float:
         """Factor on the rate of a parameter."""
         return 1.0
 
     # ---- one step
 
-    def train_step(self, log):
+    def train_step(self, log: runs.RunLog) -> None:
         """One update of every network; the log reads the losses when it waits for the device."""
         self.step_volumes = []
         set_rates(self.optimizers.values(), self.done, self.config.final_rate)
@@ -210,38 +252,46 @@ class VolumeTrainer:
         log.add(self.step, losses, self.origin())
         self.step += 1
 
-    def update(self):
+    def accumulate(self, micro_batches: int) -> Losses:
+        """Add the gradients of some micro-batches; returns losses. A subclass has it."""
+        raise NotImplementedError
+
+    def update(self) -> Losses:
         """One update of the networks by their only optimiser; returns losses."""
         (name,) = self.optimizers
         return self.update_by(name, self.accumulate)
 
-    def averaged(self):
+    def averaged(self) -> list[tuple[nn.Module, nn.Module]]:
         """[(module that is an average, module that it follows)]."""
         return []
 
-    def update_averages(self):
+    def update_averages(self) -> None:
         """Averages follow from the first step on, ever longer."""
         volumes = self.plan.volumes_per_step
         move_averages(self.averaged(), ramped_decay((self.step + 1) * volumes, volumes))
 
     # ---- what a step is made of
 
-    def autocast(self):
+    def autocast(self) -> torch.autocast:
         """Mixed precision, if the run uses it."""
         return parallel.autocast(self.device, self.amp_dtype, self.config.fp16)
 
-    def random(self, stream, micro):
+    def random(self, stream: int, micro: int) -> tuple[parallel.SharedRandom, torch.Generator]:
         """Host and device generators of one micro-batch."""
         key = (self.config.seed, self.reverts, stream, self.step, micro)
         host = parallel.SharedRandom(parallel.host_random(*key), self.group)
         return host, parallel.device_random(self.device, *key)
 
-    def draw(self, function, shape, generator):
+    def draw(
+        self, function: Callable[..., Any], shape: Sequence[int], generator: torch.Generator
+    ) -> torch.Tensor:
         """This process's part of a draw for the whole batch. Shapes: (...) -> (B, ...)"""
         shape = (self.whole_batch, *shape)
         return self.group.part(function(shape, device=self.device, generator=generator))
 
-    def open_loader(self, flip_prob, classes=None):
+    def open_loader(
+        self, flip_prob: float, classes: dataset.VolumeClasses | None = None
+    ) -> Iterator[dataset.Loaded]:
         """Endless batches of real volumes from the current step on."""
         config, volumes = self.config, dataset.VolumeDataset(self.audit)
         length = len(volumes) if self.members is None else len(self.members)
@@ -251,7 +301,7 @@ class VolumeTrainer:
         batches = dataset.SeededBatches(length, *drawn, self.group, classes, self.members)
         return dataset.make_loader(volumes, batches, config.num_workers, self.device)
 
-    def next_real(self):
+    def next_real(self) -> tuple[torch.Tensor, torch.Tensor | None]:
         """The next real volumes and their classes, by a VolumeConfig.
 
         Shapes: -> (B, 1, D, H, W), (B,) or None
@@ -259,7 +309,9 @@ class VolumeTrainer:
         volumes, indices = self.next_volumes(self.config.dataset_aug_prob, self.classes)
         return volumes, self.classes_of(indices)
 
-    def next_volumes(self, flip_prob, classes=None):
+    def next_volumes(
+        self, flip_prob: float, classes: dataset.VolumeClasses | None = None
+    ) -> tuple[torch.Tensor, torch.Tensor]:
         """The next real volumes, and their indices. Shapes: -> (B, 1, D, H, W), (B,)"""
         if self.loader is None:
             self.loader = self.open_loader(flip_prob, classes)
@@ -267,20 +319,20 @@ class VolumeTrainer:
         self.step_volumes.append(indices)
         return volumes.to(self.device, non_blocking=True), indices
 
-    def classes_of(self, indices):
+    def classes_of(self, indices: torch.Tensor) -> torch.Tensor | None:
         """Classes of volumes, on the device. Shapes: (B,) -> (B,), or None without classes"""
-        return self.classes and parallel.to_device(
-            torch.from_numpy(self.classes.of_volumes)[indices], self.device
-        )
+        if self.classes is None:
+            return None
+        return parallel.to_device(torch.from_numpy(self.classes.of_volumes)[indices], self.device)
 
-    def draw_labels(self, rng):
+    def draw_labels(self, rng: parallel.SharedRandom) -> torch.Tensor | None:
         """Classes for generated volumes, drawn as they are shown. Shapes: -> (B,), or None without classes"""
         if self.classes is None:
             return None
         drawn = dataset.draw_classes(self.classes.shares(self.members), rng.random(self.batch_size))
         return parallel.to_device(drawn, self.device)
 
-    def update_by(self, name, accumulate, *args):
+    def update_by(self, name: str, accumulate: Callable[..., Losses], *args: Any) -> Losses:
         """One update by an optimiser; returns the losses, sums over the processes.
 
         Args:
@@ -295,33 +347,33 @@ class VolumeTrainer:
         optimizer.zero_grad(set_to_none=True)
         return losses
 
-    def name_volumes(self, indices):
+    def name_volumes(self, indices: list[torch.Tensor]) -> str:
         """Sentence that names the volumes of the given indices, [(B,)]."""
         numbers = sorted(set(torch.cat(indices).tolist())) if indices else []
         return f"Volumes of the step: {', '.join(str(self.audit.paths[i]) for i in numbers)}."
 
-    def origin(self):
+    def origin(self) -> Callable[[], str]:
         """Function that names the volumes of the step that ends here, for a message on NaN."""
         return functools.partial(self.name_volumes, self.step_volumes)
 
     # ---- the heaviest step
 
-    def arrangements(self):
+    def arrangements(self) -> list[tuple[int, int]]:
         """[(micro-batches in a pass, volumes penalised at once)], that of the fewest launches first."""
         return list(dict.fromkeys([(1, self.batch_size), (1, self.penalty_part)]))
 
-    def rehearsed(self):
+    def rehearsed(self) -> list[tuple[Any, ...]]:
         """[(phase, function, arguments)] of the heaviest work."""
         return [("step", self.accumulate, min(2, self.config.gradient_accumulate_every))]
 
-    def rehearsals(self):
+    def rehearsals(self) -> list[tuple[str, Callable[[], None]]]:
         """[(phase, function that runs its heaviest work once, without an update)]; all is left as it was."""
         work = self.rehearsed()
         if self.scores is not None and self.device.type == "cuda":
             work = [*work, ("evaluation", self.scores.rehearse, self.config.array_shape)]
         return [(phase, functools.partial(self.rehearse, *one)) for phase, *one in work]
 
-    def rehearse(self, function, *args):
+    def rehearse(self, function: Callable[..., Any], *args: Any) -> None:
         """Run something beside all that a late step finds in memory, on zeros; no message is sent."""
         volumes = torch.zeros(self.batch_size, 1, *self.config.shape)
         loader = itertools.repeat((volumes, torch.zeros(self.batch_size, dtype=torch.int64)))
@@ -336,20 +388,20 @@ class VolumeTrainer:
             stack.enter_context(parallel.tf32(False))
             function(*args)
 
-    def step_kinds(self):
+    def step_kinds(self) -> dict[int, float]:
         """{a step: share of the run's steps that take as long}."""
         return {0: 1.0}
 
-    def may_replay(self):
+    def may_replay(self) -> bool:
         """Whether steps can be replayed as CUDA graphs, if there is memory for them."""
         return False
 
-    def use_room(self, peaks):
+    def use_room(self, peaks: dict[str, int]) -> None:
         """Take more memory than the rehearsal's {phase: bytes}, if that makes steps faster; here nothing."""
 
     # ---- state
 
-    def state(self):
+    def state(self) -> Record:
         """All that the run needs to continue exactly."""
         state = {
             self.entry: self.networks.state_dict(),
@@ -376,14 +428,14 @@ class VolumeTrainer:
         return state
 
     @property
-    def trained_on(self):
+    def trained_on(self) -> frozenset[str]:
         """Contents of all volumes that the weights were trained on, a set; empty if some are not known."""
         if not self.history_known:
             return frozenset()
         contents = self.audit.contents
         return self.inherited.union(contents if self.members is None else (contents[i] for i in self.members))
 
-    def inherit(self, state, known=False):
+    def inherit(self, state: Record, known: bool = False) -> None:
         """Remember what the weights of a checkpoint were trained on.
 
         Args:
@@ -394,13 +446,13 @@ class VolumeTrainer:
         self.inherited = self.inherited.union(former or ())
         self.history_known = bool(former) or known
 
-    def networks_in(self, state):
+    def networks_in(self, state: Record) -> dict[str, torch.Tensor]:
         """State dict of the networks in a checkpoint; a UserError if it is of another program."""
         if self.entry not in state:
             raise UserError("is no checkpoint of this program: give another --name or --models_dir")
         return state[self.entry]
 
-    def load(self, state):
+    def load(self, state: Record) -> None:
         """Take up the state of a checkpoint."""
         weights = self.networks_in(state)
         if state["format_version"] > FORMAT_VERSION:
@@ -431,131 +483,7 @@ class VolumeTrainer:
 # ╚══════════════════════════════════════════════════════════════════════════════════════════════════════════╝
 
 
-def adopt_settings(config, former, source, goes_on=True, otherwise="another --name, or --new"):
-    """The configuration with what a checkpoint decides in place of defaults; what else is asked is refused.
-
-    It decides on its networks' shape, and in a continued run on what that keeps. Whatever else has changed,
-    and changes what is computed, is told.
-
-    Args:
-        config: Of options; see `cli.Option`.
-        former: {name: value} that the checkpoint was written with.
-        source: Its path.
-        goes_on: The run is continued; False if a new one starts from its weights.
-        otherwise: What a run of other settings is given.
-    """
-    kind, adopted = type(config), {}
-    kept = [name for name in options_of(kind, kept=True) if goes_on and name in former]
-    for name in [*options_of(kind, network=True), *kept]:
-        with as_damaged("it is damaged or of another program", source):
-            there = former[name]
-        asked = getattr(config, name)
-        if asked not in (there, default_of(config, name)):
-            remedy = f"give the same, {otherwise}" if goes_on else "give the same"
-            raise UserError(f"--{name} is {asked}, but {source} has {there}: {remedy}.")
-        if asked != there:
-            adopted[name] = there
-    if adopted:
-        print(f"Taken from {source}: " + ", ".join(f"{name} {value}" for name, value in adopted.items()))
-    config = config.adopting(adopted)
-    for name in [*options_of(kind, resumed=True), *(["num_train_steps"] if config.scheduled else [])]:
-        now = getattr(config, name)
-        if name in former and former[name] != now:
-            logs.say(f"--{name} was {former[name]} when {source} was written and is {now} now.")
-    return config
-
-
-def compare_classes(classes, source, goes_on=True):
-    """Raise a UserError unless a checkpoint has these VolumeClasses; tell if its volumes had others."""
-    with as_damaged("it is damaged or of another program", source):
-        state = runs.read_state(source, check=False)
-        there, former = list(map(str, state.get("class_names") or [])), state.get("class_digest")
-    names = classes.names if classes else []
-    if there != names:
-        raise UserError(
-            f"{source} has the classes {', '.join(there) or 'none'}, --labels gives "
-            f"{', '.join(names) or 'none'}: give the same{', another --name, or --new' if goes_on else ''}."
-        )
-    if goes_on and classes and former not in (None, classes.digest()):
-        logs.say(f"Volumes have other classes by --labels than when {source} was written.")
-
-
-def check_number(number, config, group, folder, times=1):
-    """Raise a UserError if the volumes of a folder do not make one batch.
-
-    Args:
-        number: Of volumes.
-        config, group: As for `start`.
-        folder: What holds them, for the message.
-        times: The largest batch of the run, in times of --batch_size.
-    """
-    if number >= times * config.batch_size:
-        return
-    unit = group.world * config.batch_divisor
-    largest = number // times // unit * unit  # that can be shared out
-    remedy = f" or set --batch_size {largest}" if largest else ""
-    raise UserError(
-        f"{folder} holds {number} volumes, fewer than a batch of {times * config.batch_size}: "
-        f"add volumes{remedy}."
-    )
-
-
-def open_audit(config, device, group, source=None, parts=("training",), times=1):
-    """Audit of a run's data, which make at least one batch, with the volumes where --cache wants them.
-
-    Args:
-        config, device, group: As for `start`.
-        source: Checkpoint that the run continues or starts from, if any: its axes are those of the run.
-        parts: Of the split.
-        times: As for `check_number`.
-    """
-    if source is not None and config.split is not None:
-        refuse_trained_on(source, config.split)
-    cache = "none" if config.dry_run and device.type != "cuda" else config.cache
-    chosen = {"split": config.split, "parts": parts}
-    paths, _ = choose(config.data, say=dataset.ignore, **chosen)
-    check_number(len(paths), config, group, config.data, times)
-    axes = CANONICAL if source is None else axes_of_run(source, config.data, **chosen)
-    where = (cache, config.packs, group)
-    audit = dataset.open_data(config.data, config.array_shape, *where, axes=axes, **chosen)
-    audit.move(cache, device)
-    return audit
-
-
-def refuse_trained_on(source, split):
-    """Raise a UserError if a split sets volumes aside that a checkpoint was trained on."""
-    known = runs.read_state(source, check=False).get("trained_on") or ()
-    aside = [row for row in Split.read(split).rows if row["part"] != "training"]
-    seen = [row["file"] for row in aside if row["content"] in set(known)]
-    if seen:
-        raise UserError(
-            f"--split {split} sets aside {len(seen)} volumes that {source} was trained on, the first "
-            f"{seen[0]}: start a new run, or give the split that it was trained with."
-        )
-
-
-def axes_of_run(source, data, **chosen):
-    """Codes of the axes that a checkpoint was trained along: RAS, but for those of earlier versions.
-
-    A checkpoint of the original does not state them: its volumes were read as they are stored.
-
-    Args:
-        source: Path of the checkpoint.
-        data: Data folder.
-        chosen: split and parts, as for `collection.choose`.
-    """
-    with as_damaged("it is damaged or of another program", source):
-        affine = runs.read_state(source, check=False).get("affine")
-        axes = dataset.axes_of_most(data, **chosen) if affine is None else axes_of(np.reshape(affine, (4, 4)))
-    if axes != CANONICAL:
-        said = (
-            "was trained along" if affine is not None else "states no axes; most of the data are stored along"
-        )
-        print(f"{source} {said} {axes}: the run goes on along them; a new one reads along {CANONICAL}.")
-    return axes
-
-
-def train_from_folder(trainer_class, config, group=None):
+def train_from_folder(trainer_class: type[V], config: RunConfig, group: parallel.Group | None = None) -> V:
     """Check everything, then train, or stop after the checks with `--dry_run`.
 
     Args:
@@ -573,7 +501,13 @@ def train_from_folder(trainer_class, config, group=None):
         return train_heard(trainer_class, config, group or parallel.Group(), said)
 
 
-def train_heard(trainer_class, config, group, said, classes=None):
+def train_heard(
+    trainer_class: type[V],
+    config: RunConfig,
+    group: parallel.Group,
+    said: Sequence[str],
+    classes: dataset.VolumeClasses | None = None,
+) -> V:
     """`train_from_folder`; `said` is the list of what was warned of."""
     config, command, source = runs.begin(config)
     begun, goes_on = source or config.init_from, source is not None
@@ -589,13 +523,20 @@ def train_heard(trainer_class, config, group, said, classes=None):
     audit.classes = classes
     prepared = trainer_class.prepare(config, audit, group, begun, goes_on)
 
-    def make(config, audit, group):
+    def make(config: RunConfig, audit: dataset.Audit, group: parallel.Group) -> V:
         return trainer_class(config, audit, group, command=command, **prepared)
 
     return start(make, config, audit, device, group, said)
 
 
-def start(make, config, audit, device, group, said=()):
+def start(
+    make: Callable[..., V],
+    config: RunConfig,
+    audit: dataset.Audit,
+    device: torch.device,
+    group: parallel.Group,
+    said: Sequence[str] = (),
+) -> V:
     """Make a trainer, tell what there is to know, and train, or stop before that with `--dry_run`.
 
     Args:
@@ -646,7 +587,7 @@ def start(make, config, audit, device, group, said=()):
     return trainer
 
 
-def expect(trainer, make, peaks):
+def expect(trainer: VolumeTrainer, make: Make, peaks: dict[str, int]) -> None:
     """Time steps of a dry run's trainer, on a CPU of one with tensors, and say what to expect."""
     config, device = trainer.config, trainer.device
     if device.type == "cuda":
@@ -659,7 +600,7 @@ def expect(trainer, make, peaks):
     timing.print_expectations(config, device, seconds, peaks)
 
 
-def print_report(trainer, peaks):
+def print_report(trainer: VolumeTrainer, peaks: dict[str, int]) -> None:
     """Print what there is to know of data, networks, device, precision, and peak memory if it is known."""
     config, audit = trainer.config, trainer.audit
     sizes = ", ".join(f"{n} {count_parameters(m) / 1e6:.1f}" for n, m in trainer.reported().items())
@@ -679,13 +620,15 @@ def print_report(trainer, peaks):
     memory.print_peaks(peaks, trainer.device)
 
 
-def rehearse_on_cpu(make, config, audit, group):
+def rehearse_on_cpu(
+    make: Make, config: RunConfig, audit: dataset.Audit, group: parallel.Group
+) -> dict[str, int]:
     """Peak bytes of the worst steps of one process on the CPU, {phase: bytes}, without making its tensors."""
     alone = replace(config, device="cpu", batch_size=config.batch_size // group.world)
     return memory.predict_peak_memory(lambda: make(alone, audit, None))
 
 
-def run_from_command_line(config, train):
+def run_from_command_line(config: C, train: Callable[[C, parallel.Group], VolumeTrainer]) -> None:
     """Train in one process, in those that torchrun started, or in one for each GPU.
 
     A run that a signal ends before its last step ends the program like that signal, with 130 or 143.

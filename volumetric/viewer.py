@@ -22,8 +22,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from volumetric.cli import UserError
-from volumetric.collection import find, name_of, read
+from volumetric.collection import find, read
 from volumetric.files import SYNTHETIC, atomic_path, by, naming, read_header, read_json
+from volumetric.names import name_of
 from volumetric.pages import niivue
 
 import nibabel as nib

@@ -8,20 +8,18 @@ every seed on the unseen volumes, with Wilson's interval of the pooled one.
 """
 
 import json
-import sys
 from dataclasses import dataclass
 from pathlib import Path
+
+from volumetric.cli import check_fields, one_line_errors, option, parse_cli
+from volumetric.collection import find_volumes, read
+from volumetric.files import new_folder
+from volumetric.parallel import host_random, prepare_process
+from volumetric.rates import wilson
 
 import numpy as np
 import torch
 import torch.nn.functional as F
-
-sys.path.insert(0, str(Path(__file__).parents[2]))
-from volumetric.cli import check_fields, one_line_errors, option, parse_cli
-from volumetric.collection import find_volumes, read
-from volumetric.files import new_folder
-from volumetric.parallel import be_quick_on, host_random
-from volumetric.rates import wilson
 
 
 @dataclass(kw_only=True)
@@ -85,7 +83,7 @@ def main(argv=None):
     """The command line."""
     config = parse_cli(ClassificationConfig, argv)
     with one_line_errors():
-        be_quick_on(torch.device("cpu"))
+        prepare_process("cpu")
         real, real_labels, names = read_set(config.real)
         made, made_labels, _ = read_set(config.synthetic, names)
         unseen, truth, _ = read_set(config.test, names)

@@ -8,14 +8,11 @@ Numbers are means over 20 draws of equal numbers of volumes, beside those of two
 """
 
 import json
-import sys
 from dataclasses import dataclass
 from pathlib import Path
 
-ROOT = Path(__file__).parents[2]
-sys.path.insert(0, str(ROOT))
-from volumetric.cli import check_fields, one_line_errors, option, parse_cli  # noqa: E402
-from volumetric.files import atomic_path, read_json  # noqa: E402
+from volumetric.cli import check_fields, one_line_errors, option, parse_cli
+from volumetric.files import atomic_path, read_json
 
 KEPT = Path(__file__).with_suffix(".json")
 COLUMNS = {"recall": "recall-random", "coverage": "coverage-random", "MS-SSIM": "MS-SSIM-generated"}

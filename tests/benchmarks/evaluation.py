@@ -20,6 +20,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from volumetric.files import array_to_volume
+from volumetric.parallel import prepare_process
 
 import fire
 import nibabel as nib
@@ -326,6 +327,7 @@ def by_us(real, generated, precision="float32"):
 
 def once(way, real, generated, **settings):
     """Run one way, and print its numbers, seconds and peak memory as JSON."""
+    prepare_process()
     start = time.perf_counter()
     numbers = {"plain": by_files, "ours": by_us}[way](str(real), str(generated), **settings)
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20

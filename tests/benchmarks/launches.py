@@ -107,6 +107,7 @@ def main(argv=None):
     """The command line."""
     config = parse_cli(LaunchesConfig, argv)
     with one_line_errors():
+        parallel.prepare_process(config.device)
         on_gpu = parallel.choose_device(config.device).type == "cuda"
         names = "host, s | step, s | peak, GiB" if on_gpu else "operations | worst step, GiB"
         print(f"| micro-batches in a pass | {names} |\n|{(2 + names.count('|')) * '---|'}")

@@ -34,20 +34,21 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from volumetric.cli import check_fields, one_line_errors, option, parse_cli
+from volumetric.collection import read_volume, scaled
+from volumetric.files import atomic_path
+from volumetric.parallel import prepare_process
+from volumetric.pictures import axial_pictures, new_axes, save_figure, save_picture, tile
+from volumetric.runs import checkpoint_numbers
+
 import numpy as np
 
-ROOT = Path(__file__).parents[2]
-sys.path.insert(0, str(ROOT))
-from volumetric.cli import check_fields, one_line_errors, option, parse_cli  # noqa: E402
-from volumetric.collection import read_volume, scaled  # noqa: E402
-from volumetric.files import atomic_path  # noqa: E402
-from volumetric.pictures import axial_pictures, new_axes, save_figure, save_picture, tile  # noqa: E402
-from volumetric.runs import checkpoint_numbers  # noqa: E402
+from MedicalNet.distances import Neighbours, OfNeighbours, frechet_distance
+from MedicalNet.noise import LATENTS, NOISES, as_read, noise_share, shares_of, vessels_in
+from sample_data import phantom
+from stylegan2_pytorch import ModelLoader
 
-from MedicalNet.distances import Neighbours, OfNeighbours, frechet_distance  # noqa: E402
-from MedicalNet.noise import LATENTS, NOISES, as_read, noise_share, shares_of, vessels_in  # noqa: E402
-from sample_data import phantom  # noqa: E402
-from stylegan2_pytorch import ModelLoader  # noqa: E402
+ROOT = Path(__file__).parents[2]
 
 SIZE = ["--image_size", "32", "--image_depth", "8"]
 NETWORK = [*SIZE, "--network_capacity", "4", "--fmap_max", "64"]
@@ -296,6 +297,7 @@ def main(argv=None):
     """The command line."""
     config = parse_cli(LearningConfig, argv)
     with one_line_errors():
+        prepare_process("cpu")
         folder = Path(config.output)
         for name in ("pictures", "scores"):
             (folder / name).mkdir(parents=True, exist_ok=True)

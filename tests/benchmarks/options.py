@@ -320,6 +320,7 @@ def main(argv=None):
     """The command line."""
     config = parse_cli(OptionsConfig, argv)
     with one_line_errors():
+        parallel.prepare_process(config.device)
         folder = Path(config.output).resolve()
         if (folder / "results").exists() and not config.classes:
             raise ValueError(f"--output {folder} exists: give a new folder.")

@@ -11,20 +11,13 @@ has the deviation of the generator's own and the last is followed by the first.
 
 import itertools
 import math
-import sys
 from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
-import torch
-from nibabel import affines
-
-ROOT = Path(__file__).parents[2]
-sys.path.insert(0, str(ROOT))
-from volumetric.cli import check_device_name, check_fields, one_line_errors, option, parse_cli  # noqa: E402
-from volumetric.files import array_to_volume  # noqa: E402
-from volumetric.parallel import batch_inputs, latent_of, volume_inputs  # noqa: E402
-from volumetric.pictures import (  # noqa: E402
+from volumetric.cli import check_device_name, check_fields, one_line_errors, option, parse_cli
+from volumetric.files import array_to_volume
+from volumetric.parallel import batch_inputs, latent_of, prepare_process, volume_inputs
+from volumetric.pictures import (
     BAR_MM,
     EDGE,
     captioned,
@@ -36,9 +29,15 @@ from volumetric.pictures import (  # noqa: E402
     tile,
 )
 
-from CoW_generator import SHIPPED  # noqa: E402
-from sample_data.phantom import make_phantom, phantom_affine  # noqa: E402
-from stylegan2_pytorch import ModelLoader, slerp  # noqa: E402
+import numpy as np
+import torch
+from nibabel import affines
+
+from CoW_generator import SHIPPED
+from sample_data.phantom import make_phantom, phantom_affine
+from stylegan2_pytorch import ModelLoader, slerp
+
+ROOT = Path(__file__).parents[2]
 
 COLUMNS, PANELS, PIXELS, GAP = 8, 16, 136, 6  # in a row, in a half, of a panel, between the halves
 UNSEEN = 1000  # seed of a series of phantoms; trainings have those of seed 0
@@ -138,6 +137,7 @@ def main(argv=None):
     """The command line."""
     config = parse_cli(PicturesConfig, argv)
     with one_line_errors():
+        prepare_process(config.device)
         make(config)
 
 

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from volumetric.cli import check_device_name, check_fields, one_line_errors, option, parse_cli
-from volumetric.parallel import choose_device
+from volumetric.parallel import choose_device, prepare_process
 
 import numpy as np
 import torch
@@ -144,6 +144,7 @@ def main(argv=None):
     """The command line."""
     config = parse_cli(ScalingConfig, argv)
     with one_line_errors():
+        prepare_process(config.device)
         if config.only:
             point(config)
             return

@@ -28,7 +28,7 @@ from pathlib import Path
 
 from volumetric.cli import check_device_name, check_fields, one_line_errors, option, parse_cli
 from volumetric.dataset import SeededBatches, VolumeDataset, make_loader, open_data
-from volumetric.parallel import Group, choose_device, host_random
+from volumetric.parallel import Group, choose_device, host_random, prepare_process
 from volumetric.pictures import contact_sheet
 from volumetric.training import rehearse_on_cpu
 
@@ -363,6 +363,7 @@ def main(argv=None):
     """The command line."""
     config = parse_cli(StepConfig, argv)
     with one_line_errors():
+        prepare_process(config.device)
         print_peak(config) if config.only else measure(config)
 
 
