@@ -58,6 +58,9 @@ OF_NO_MATTER = {
             "edit",
             "fit",
         ),
+        *("vary", "vary_mm", "vary_radius"),
+        *("anatomy", "radius", "aneurysm", "stenosis", "variants", "chiral", "num", "segmenter"),
+        *("only_passing", "most"),
     },
     "not available": {"transparent"},
 }
