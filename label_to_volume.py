@@ -47,12 +47,12 @@ from volumetric.files import array_to_volume, as_damaged, by, naming, read_json
 from volumetric.geometry import axes_of, same_spacing, spacing_of, turn
 from volumetric.layers import (
     Conv3d,
+    LeakyReLU,
     channels_last,
     equalized_scale,
     grown,
     growth_schedule,
     haar,
-    leaky_relu,
     reliably,
     run_block,
     zero_centered_penalty,
@@ -343,7 +343,7 @@ class SpadeBlock(nn.Module):
         self.shortcut = (
             nn.Identity() if same else spectral_norm(Conv3d(channels, out_channels, 1, bias=False))
         )
-        self.act = leaky_relu()
+        self.act = LeakyReLU()
 
     def forward(self, x, layout):
         y = self.conv1(self.act(self.spade1(x, layout)))

@@ -67,11 +67,13 @@ from volumetric.layers import (
     Blur,
     Conv3d,
     FeatureQuantizer,
+    LeakyReLU,
     MappingLinear,
     ModulatedSum,
+    SquareSum,
     StyleLinear,
     Upsampling,
-    add_noise_,
+    activate_noisily,
     as_channels,
     attention_blocks,
     channels_last,
@@ -81,7 +83,6 @@ from volumetric.layers import (
     equalized_scale,
     gradient_penalty,
     growth_schedule,
-    leaky_relu,
     minibatch_deviation,
     move_averages,
     nt_xent,
@@ -298,7 +299,7 @@ class Conv3DMod(nn.Module):
         s = 1 + style
         with torch.autocast(x.device.type, enabled=False):  # a sum of squares overflows float16
             dtype = product_dtype()
-            kernel_power = self.weight.float().square().sum(dim=(2, 3, 4)).to(dtype)  # (C_out, C_in)
+            kernel_power = SquareSum.apply(self.weight.float()).to(dtype)  # (C_out, C_in)
             norm = (s.to(dtype).square() @ kernel_power.T + self.eps).rsqrt().float()  # (B, C_out)
             largest = s.detach().abs().amax(dim=1, keepdim=True).clamp_min(self.eps)  # keeps float16 in range
         x = convolve(times_(x, as_channels(s / largest, x)), self.weight, padding=self.padding)
@@ -334,7 +335,7 @@ class StyleVectorizer(nn.Module):
     ) -> None:
         super().__init__()
         widths = [latent_dim * (2 if num_classes else 1), *style_depth * [latent_dim]]
-        layers = [(MappingLinear(*pair, lr_mlp), leaky_relu()) for pair in itertools.pairwise(widths)]
+        layers = [(MappingLinear(*pair, lr_mlp), LeakyReLU()) for pair in itertools.pairwise(widths)]
         self.net = nn.Sequential(*itertools.chain(*layers))
         self.embedding = nn.Embedding(num_classes, latent_dim) if num_classes else None
 
@@ -395,7 +396,6 @@ class GeneratorBlock(nn.Module):
         self.to_style2 = StyleLinear(latent_dim, out_channels)
         self.to_noise2 = nn.Linear(1, out_channels)
         self.conv2 = Conv3DMod(out_channels, out_channels, kernel_size=3)
-        self.activation = leaky_relu()
         self.to_grayscale = ToGrayscale(latent_dim, out_channels, enlarge_next)
 
     def forward(self, x: Tensor, grey: Tensor | None, w: Tensor, noise: Tensor) -> tuple[Tensor, Tensor]:
@@ -404,8 +404,8 @@ class GeneratorBlock(nn.Module):
         d, h, w_axis = x.shape[2:]
         noise = noise[:, :d, :h, :w_axis].flatten(1, 3)
         noise = torch.cat([noise, torch.ones_like(noise)], dim=-1)  # (B, D' * H' * W', 2)
-        x = self.activation(add_noise_(self.conv1(x, self.to_style1(w)), noise, self.to_noise1))
-        x = self.activation(add_noise_(self.conv2(x, self.to_style2(w)), noise, self.to_noise2))
+        x = activate_noisily(self.conv1(x, self.to_style1(w)), noise, self.to_noise1)
+        x = activate_noisily(self.conv2(x, self.to_style2(w)), noise, self.to_noise2)
         return x, self.to_grayscale(x, grey, w)
 
 
@@ -479,9 +479,9 @@ class DiscriminatorBlock(nn.Module):
         self.conv_res = Conv3d(in_channels, out_channels, 1, stride=stride)
         self.net = nn.Sequential(
             Conv3d(in_channels, out_channels, 3, padding=1),
-            leaky_relu(),
+            LeakyReLU(),
             Conv3d(out_channels, out_channels, 3, padding=1),
-            leaky_relu(),
+            LeakyReLU(),
         )
         self.downsample = None
         if downsample:

@@ -255,12 +255,46 @@ def test_forward_passes_for_a_gpu_keep_type_device_and_layout():
         cached.cache_clear()  # they would be fake
 
 
-def test_noise_equals_a_linear_layer_on_the_last_axis():
+def test_noise_equals_a_linear_layer_on_the_last_axis(monkeypatch):
     x, noise, layer = torch.randn(2, 3, 4, 5, 6), torch.rand(2, 4, 5, 6, 1), nn.Linear(1, 3)
-    expected = x + layer(noise).permute(0, 4, 1, 2, 3)
+    expected = F.leaky_relu(x + layer(noise).permute(0, 4, 1, 2, 3), 0.2)
     flat = noise.flatten(1, 3)
-    found = layers.add_noise_(x.clone(), torch.cat([flat, torch.ones_like(flat)], dim=-1), layer)
-    torch.testing.assert_close(found, expected)
+    flat = torch.cat([flat, torch.ones_like(flat)], dim=-1)
+    torch.testing.assert_close(layers.activate_noisily(x.clone(), flat, layer), expected)
+    monkeypatch.setattr(layers, "on_cpu", lambda x: False)
+    torch.testing.assert_close(layers.activate_noisily(x.clone(), flat, layer), expected)
+
+
+def test_activations_and_sums_of_squares_have_gradients_of_any_order():
+    double = {"dtype": torch.float64, "requires_grad": True}
+    x, factors, kernel = (
+        torch.randn(2, 3, 2, 3, 2, **double),
+        torch.randn(2, 3, **double),
+        torch.randn(2, 3, 2, 1, 3, **double),
+    )
+    noise = torch.rand(2, 12, 2, dtype=torch.float64)
+
+    def noisily(x, factors):
+        return layers.NoisyActivation.apply(layers.channels_inside(x * 1), noise, factors)
+
+    for function, inputs in (
+        (lambda x: layers.LeakyReLU()(x * 1), (x,)),
+        (noisily, (x, factors)),
+        (layers.SquareSum.apply, (kernel,)),
+    ):
+        assert torch.autograd.gradcheck(function, inputs)
+        assert torch.autograd.gradgradcheck(function, inputs)
+
+
+def test_a_penalty_does_not_go_back_through_what_was_computed_forward():
+    """The gradient of D's gradient depends on x by the signs of the activations alone."""
+    net = nn.Sequential(
+        layers.Conv3d(1, 2, 3, padding=1), layers.LeakyReLU(), sg.Blur(), layers.Conv3d(2, 1, 3)
+    )
+    x = torch.rand(1, 1, 4, 4, 4, requires_grad=True)
+    (gradient,) = torch.autograd.grad(net(x).sum(), x, create_graph=True)
+    gradient.square().sum().backward()
+    assert net[0].weight.grad.any() and net[0].bias.grad is None
 
 
 def test_only_the_first_slices_of_a_noise_cube_are_read():

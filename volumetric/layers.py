@@ -22,9 +22,69 @@ GROUP = 4  # volumes whose standard deviation D sees (arXiv:1710.10196)
 LEAST_VARIANCE = 1e-8  # added below a square root
 
 
-def leaky_relu():
-    """The networks' only nonlinearity: LeakyReLU of slope 0.2, no gain, in place."""
-    return nn.LeakyReLU(SLOPE, inplace=True)
+class LeakyReLU(nn.Module):
+    """The networks' only nonlinearity: LeakyReLU of slope 0.2, no gain, in place. Shapes: any -> the same"""
+
+    def forward(self, x):
+        return Activation.apply(x) if torch.is_grad_enabled() else F.leaky_relu_(x, SLOPE)
+
+
+class Activation(torch.autograd.Function):
+    """LeakyReLU in place, whose gradient does not depend on x but for its sign.
+
+    PyTorch takes it for a function of x: a gradient of its gradient is then zeros of the size of x, which go
+    backward through all that x was computed from.
+    """
+
+    @staticmethod
+    def forward(ctx, x):
+        ctx.set_materialize_grads(False)
+        ctx.mark_dirty(x)
+        ctx.save_for_backward(F.leaky_relu_(x, SLOPE))
+        return x
+
+    @staticmethod
+    def backward(ctx, gradient):
+        return None if gradient is None else Sloped.apply(gradient, ctx.saved_tensors[0].detach())
+
+
+class Sloped(torch.autograd.Function):
+    """gradient, times SLOPE where y is not positive; its own gradient. Shapes: two the same -> the same"""
+
+    @staticmethod
+    def forward(ctx, gradient, y):
+        ctx.set_materialize_grads(False)
+        ctx.save_for_backward(y)
+        return torch.ops.aten.leaky_relu_backward(gradient, y, SLOPE, True)
+
+    @staticmethod
+    def backward(ctx, gradient):
+        return None if gradient is None else Sloped.apply(gradient, *ctx.saved_tensors), None
+
+
+class NoisyActivation(torch.autograd.Function):
+    """LeakyReLU(x + noise @ factors) in x's own memory, with gradients of any order, also in the factors.
+
+    Shapes: x (B, C, D, H, W), channels last; noise (B, D * H * W, n), factors (n, C) -> as x
+    """
+
+    @staticmethod
+    def forward(ctx, x, noise, factors):
+        ctx.set_materialize_grads(False)
+        ctx.mark_dirty(x)
+        voxels_first(x).baddbmm_(noise, factors.expand(len(x), -1, -1))
+        ctx.save_for_backward(F.leaky_relu_(x, SLOPE), noise)
+        return x
+
+    @staticmethod
+    def backward(ctx, gradient):
+        if gradient is None:
+            return None, None, None
+        y, noise = ctx.saved_tensors
+        gradient, of_factors = Sloped.apply(gradient, y.detach()), None
+        if ctx.needs_input_grad[2]:
+            of_factors = (noise.transpose(1, 2) @ voxels_first(channels_inside(gradient))).sum(dim=0)
+        return gradient, None, of_factors
 
 
 def on_cpu(x):
@@ -111,6 +171,7 @@ class Smoothing(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx, x):
+        ctx.set_materialize_grads(False)
         for axis in (2, 3, 4):
             last = x.shape[axis] - 1
             y = x * 0.5
@@ -121,7 +182,7 @@ class Smoothing(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx, gradient):
-        return Smoothing.apply(gradient)
+        return None if gradient is None else Smoothing.apply(gradient)
 
 
 class Blur(nn.Module):
@@ -334,11 +395,12 @@ class ModulatedSum(nn.Module):
         return (voxels_first(x) @ factors.to(x.dtype)[..., None]).view(len(x), 1, *x.shape[2:])
 
 
-def add_noise_(x, noise, layer):
-    """x + Linear(1, C)(noise), in x's own memory.
+def activate_noisily(x, noise, layer):
+    """LeakyReLU(x + Linear(1, C)(noise)), in x's own memory.
 
     As a product of matrices, [noise, 1] @ [weight, bias], added to x in one pass; on a CPU in bfloat16,
-    adding the bias and the noise by broadcasting takes forty times as long.
+    adding the bias and the noise by broadcasting takes forty times as long. A GPU does it as one function:
+    the gradient of what is done in place to a view is copied twice. A CPU rounds as ever.
 
     Shapes:
         x:      (B, C, D, H, W), overwritten
@@ -346,9 +408,29 @@ def add_noise_(x, noise, layer):
         return: (B, C, D, H, W)
     """
     factors = torch.stack([layer.weight.squeeze(1), layer.bias]).to(x.dtype)  # (2, C)
+    noise = noise.to(x.dtype)
     with torch.autocast(x.device.type, enabled=False):
-        voxels = voxels_first(x).baddbmm_(noise.to(x.dtype), factors.expand(len(x), -1, -1))
-    return voxels.unflatten(1, x.shape[2:]).movedim(-1, 1)
+        if not on_cpu(x):
+            return NoisyActivation.apply(channels_inside(x), noise, factors)
+        voxels = voxels_first(x).baddbmm_(noise, factors.expand(len(x), -1, -1))
+        return LeakyReLU()(voxels.unflatten(1, x.shape[2:]).movedim(-1, 1))
+
+
+class SquareSum(torch.autograd.Function):
+    """Sum of a kernel's squares over its taps; PyTorch's gradient takes two passes more over the kernel.
+
+    Shapes: (C_out, C_in, k, k, k) -> (C_out, C_in)
+    """
+
+    @staticmethod
+    def forward(ctx, weight):
+        ctx.save_for_backward(weight)
+        return weight.square().sum(dim=(2, 3, 4))
+
+    @staticmethod
+    def backward(ctx, gradient):
+        (weight,) = ctx.saved_tensors
+        return weight * as_channels(2 * gradient, weight)
 
 
 def minibatch_deviation(x, group):
@@ -432,7 +514,7 @@ class AttentionBlock(nn.Module):
         self.feed_forward = nn.Sequential(
             ChannelNorm(channels),
             nn.Conv3d(channels, 2 * channels, 1),
-            leaky_relu(),
+            LeakyReLU(),
             nn.Conv3d(2 * channels, channels, 1),
         )
 
@@ -476,7 +558,7 @@ def contrastive_head(features, hidden=256, size=128):
 
     Shapes: (B, features) -> (B, size)
     """
-    layers = nn.Sequential(nn.Linear(features, hidden), leaky_relu(), nn.Linear(hidden, size))
+    layers = nn.Sequential(nn.Linear(features, hidden), LeakyReLU(), nn.Linear(hidden, size))
     return nn.Sequential(OrderedDict(net=layers))
 
 
