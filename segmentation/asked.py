@@ -81,6 +81,7 @@ class AnatomyOptions:
         asked = (self.anatomy, self.radius, self.aneurysm, self.stenosis, self.variants)
         self.asks = any(text is not None for text in asked)
         alone = [name for name in ("num", "chiral", "only_passing", "most") if getattr(self, name)]
+        alone += ["segmenter"] if self.segmenter != type(self).segmenter else []
         if alone and not self.asks:
             raise UserError(f"--{alone[0]} is of circles by name: give --anatomy too, any for no variant.")
         if self.asks:
@@ -546,7 +547,7 @@ def told_of(checks: Sequence[dict]) -> list[str]:
         for name, row in one["segments"].items():
             if row["asked"]:
                 count = counts.setdefault(f"{row['state']} {name}", Counter())
-                count.update(n=1, map=row["in_map"], volume=bool(row["in_volume"]))
+                count.update(n=1, map=int(row["in_map"]), volume=int(bool(row["in_volume"])))
     looked = any("dice" in one for one in checks)
     dice = [value for one in checks for value in one.get("dice", {}).values()]
     passed = sum(not one["reasons"] for one in checks)
