@@ -366,7 +366,7 @@ def look_for_copies(
 def check_folders(config: EvaluateConfig) -> None:
     """Raise a UserError if the output lies among the volumes, or a folder does not hold enough of them."""
     output = Path(config.output).resolve()
-    for flag in ("real", "generated", "held_out"):
+    for flag in ("real", "generated", "held_out", "real_labels", "generated_labels", "real_truth"):
         given = getattr(config, flag)
         folder = None if given is None else Path(given).resolve()
         if folder is not None and (folder == output or folder in output.parents):

@@ -104,6 +104,7 @@ class Sources:
     table: str = ""
     network: object = None
     paths: dict = field(default_factory=dict)
+    given: dict = field(default_factory=dict)
     warnings: list = field(default_factory=list)
 
     def __post_init__(self):
@@ -117,6 +118,8 @@ class Sources:
                 self.paths[which] = self.partners(which, f"{which}_labels")
         if self.config.real_truth is not None:
             self.paths["truth"] = self.partners("real", "real_truth")
+        for which in self.paths:
+            self.given[which] = list(self.read(which, "real" if which == "truth" else which))
 
     def look_for_training(self, known):
         """Warn if the network was trained on real volumes, and refuse to say how right it is on them."""
@@ -157,8 +160,7 @@ class Sources:
 
     def arteries(self, which):
         """Arteries of the label maps of a set: real, generated, or truth, the real volumes' true ones."""
-        given = self.read(which, "real" if which == "truth" else which) if which in self.paths else None
-        maps = list(given or self.predict(which))
+        maps = self.given[which] if which in self.given else list(self.predict(which))
         with ThreadPoolExecutor(usable_cores()) as pool:
             found = pool.map(self.measured, maps)
             rows = list(progress(found, f"Measuring arteries of {which} volumes", "volume", len(maps)))

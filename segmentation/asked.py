@@ -81,6 +81,7 @@ class AnatomyOptions:
         asked = (self.anatomy, self.radius, self.aneurysm, self.stenosis, self.variants)
         self.asks = any(text is not None for text in asked)
         alone = [name for name in ("num", "chiral", "only_passing", "most") if getattr(self, name)]
+        alone += ["segmenter"] if self.segmenter != type(self).segmenter else []
         if alone and not self.asks:
             raise UserError(f"--{alone[0]} is of circles by name: give --anatomy too, any for no variant.")
         if self.asks:

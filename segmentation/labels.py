@@ -16,7 +16,7 @@ if sys.path[0] == str(Path(__file__).resolve().parent):
 
 from volumetric.cli import UserError, check_fields, one_line_errors, option, parse_cli
 from volumetric.collection import content_of_labels, find_volumes, read_whole
-from volumetric.files import atomic_path, naming, next_free
+from volumetric.files import atomic_path, load_nifti, naming, next_free
 from volumetric.geometry import CANONICAL
 from volumetric.names import names_in
 
@@ -132,6 +132,15 @@ def refuse_other_table(path, described, ids, expected):
         if there == "paper":
             remedy = "its merged classes cannot be parted; give label maps before they were merged"
         raise UserError(f"{path} says that its ids are of {there}, expected {expected}: {remedy}.")
+
+
+def is_label_map(path):
+    """True for a NIfTI file whose header names a table of ids, as `save_labels` writes it."""
+    try:
+        header = load_nifti(path).header
+    except UserError:  # it is damaged
+        return False
+    return header["descrip"].item().decode("latin1").startswith(DESCRIPTION)
 
 
 def remap(array, source, target):

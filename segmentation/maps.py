@@ -31,7 +31,7 @@ from scipy import ndimage
 from tqdm import tqdm
 
 from segmentation.cases import Classes
-from segmentation.labels import TABLES, read_labels, save_labels
+from segmentation.labels import TABLES, is_label_map, read_labels, save_labels
 
 UNKNOWN = 255  # class number of voxels that nobody has labelled
 STREAM_HELD_OUT = 100
@@ -581,6 +581,9 @@ class PairWriter(Writer):
         model: LabelModel.
         folder: Folder of the volumes; the label maps go to the folder <folder>_labels.
         maps: Folder of the label maps that volumes are drawn for, if they are of one.
+
+    Raises:
+        UserError: Label maps would be written among these.
     """
 
     def __init__(self, model, folder, maps=None):
@@ -589,6 +592,11 @@ class PairWriter(Writer):
         self.maps = maps
         place = self.folder.resolve()  # "." has no name
         self.labels = place.parent / f"{place.name}_labels"
+        if maps is not None and self.labels.resolve().is_relative_to(Path(maps).resolve()):
+            raise UserError(
+                f"--output {folder} has its label maps in {self.labels}, which lies in --generate {maps}: "
+                f"they would be read as that. Give another --output."
+            )
 
     def item_of(self, path, to_draw, name, seed, config):
         """Item of a label map, of which the path is `path`, and of a seed."""
@@ -608,11 +616,21 @@ class PairWriter(Writer):
 
     def prepare(self, items, count):
         """As a Writer does; lists beside the label maps of which others, as they were, these are made."""
+        for item in items:
+            self.refuse_to_replace(item)
         super().prepare(items, count)
         if self.maps is None:
             return
         earlier = drawn_for(self.maps, "--generate")  # what they were made of themselves
         write_drawn_for(self.labels, {*earlier, *(item.source.content for item in items)})
+
+    def refuse_to_replace(self, item):
+        """Raise a UserError if a volume would replace a label map, or a label map a volume, of its name."""
+        volume, labels = self.files_of(item)[0], self.labels_path(item)
+        if volume.exists() and not self.path(item, "json").exists() and is_label_map(volume):
+            raise UserError(f"{volume} is a label map, no volume to go on from: choose another {self.flag}.")
+        if labels.exists() and (self.labels / f"{item.name}.json").exists():
+            raise UserError(f"{labels} is a volume, where a label map belongs: choose another {self.flag}.")
 
     def draw(self, items):
         """The volumes of some items, along the axes of their label maps."""

@@ -373,6 +373,11 @@ def check_variation(config):
     """Raise a UserError if a LabelToVolumeConfig asks for variations of nothing, or without a change."""
     if config.vary and config.generate is None:
         raise UserError("--vary varies the label maps of --generate: give their folder.")
+    alone = [
+        name for name in ("vary_mm", "vary_radius") if getattr(config, name) != getattr(type(config), name)
+    ]
+    if alone and not config.vary:
+        raise UserError(f"--{alone[0]} is of varied maps: give --vary too, how many of each map.")
     if config.vary and not config.vary_mm and not config.vary_radius:
         raise UserError("--vary_mm 0 and --vary_radius 0 leave maps as they are: give more of one.")
 
@@ -436,7 +441,8 @@ def with_variations(maps, config, classes, tell=True):
                 seed = seed_of(config, to_draw.content, k)
                 one = variation_of(to_draw, k, asked | {"seed": seed}, classes, bent)
                 if one is None:
-                    left_out.append(f"{path}, variation {k}: {DRAWS} draws fold, or do not fit the grid")
+                    why = f"{DRAWS} draws fold, or do not fit the grid" if bent else "it has no vessels"
+                    left_out.append(f"{path}, variation {k}: {why}")
                 elif digest_of(one.numbers) in known:
                     left_out.append(f"{path}, variation {k}: equals another map")
                 else:

@@ -207,6 +207,19 @@ def test_circles_are_drawn_until_enough_pass_and_reasons_are_counted(home, tmp_p
     assert "is there in 1 of 2 volumes" in told and f"1 times: {reason}" in told
 
 
+def test_a_pair_replaces_neither_the_label_maps_nor_the_volumes_of_another(home, tmp_path, capsys):
+    config = config_of(home, anatomy="any", num=1, segmenter="None", output=str(tmp_path / "made"))
+    asked.generate(config, l2v.LabelModel, l2v.seeds_of)
+    (label_map,) = (tmp_path / "made_labels").glob("*.nii.gz")
+    before = label_map.read_bytes()
+    with pytest.raises(UserError, match=f"{label_map.name} is a label map, no volume to go on from"):
+        asked.generate(replace(config, output=str(tmp_path / "made_labels")), l2v.LabelModel, l2v.seeds_of)
+    assert label_map.read_bytes() == before and not (tmp_path / "made_labels_labels").exists()
+    (tmp_path / "made").rename(tmp_path / "set_labels")
+    with pytest.raises(UserError, match=f"{label_map.name} is a volume, where a label map belongs"):
+        asked.generate(replace(config, output=str(tmp_path / "set")), l2v.LabelModel, l2v.seeds_of)
+
+
 @pytest.mark.parametrize(
     ("settings", "text"),
     [
@@ -215,6 +228,7 @@ def test_circles_are_drawn_until_enough_pass_and_reasons_are_counted(home, tmp_p
         ({"anatomy": "any", "generate": "maps"}, "leave --generate out"),
         ({"anatomy": "any", "num_per_map": 3}, "give --num, not --num_per_map"),
         ({"num": 3}, "give --anatomy too, any for no variant"),
+        ({"generate": "maps", "segmenter": "net.pt"}, "--segmenter is of circles by name: give --anatomy"),
         ({"anatomy": "any", "most": 9}, "--most needs --only_passing True"),
         ({"anatomy": "any", "only_passing": True}, "--only_passing needs a --segmenter"),
         (

@@ -338,7 +338,8 @@ def evaluation_sources(given):
         ("table", r"v3\.nii\.gz says that its ids are of nnunet, expected topcow2024"),
     ],
 )
-def test_label_maps_that_cannot_be_used(folder, tmp_path, how, told):
+def test_label_maps_that_cannot_be_used(folder, tmp_path, monkeypatch, how, told):
+    monkeypatch.setattr(evaluation.Evaluator, "measure", lambda *_: pytest.fail("measured first"))
     labels = circle()
     for n in range(8):
         if n != 3:
@@ -363,7 +364,11 @@ def test_label_maps_that_cannot_be_used(folder, tmp_path, how, told):
     assert not (tmp_path / "out").exists()
 
 
-def test_flags_that_do_not_fit():
+def test_flags_that_do_not_fit(folder):
+    within = folder / "generated_labels" / "out"
+    with pytest.raises(SystemExit, match=r"out lies in --generated_labels .*: give a folder apart"):
+        evaluation.main([*flags(folder), "--output", str(within)])
+    assert not within.exists()
     with pytest.raises(UserError, match="--generated_labels is missing: give it, or --segmenter"):
         config(real_labels="r")
     with pytest.raises(UserError, match="--real_truth needs --segmenter"):

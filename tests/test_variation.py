@@ -1,6 +1,7 @@
 """Label maps varied: no folds, the same topology, radii as asked, the seed alone, and what folders say."""
 
 import json
+import shutil
 from dataclasses import replace
 
 from volumetric.cli import UserError
@@ -213,7 +214,18 @@ def test_variations_that_ask_for_nothing_or_fit_nowhere(trained, capsys):
         config_of(trained, generate=str(trained / "labels"), vary=2, vary_mm=0, vary_radius=0)
     with pytest.raises(UserError, match="--vary varies the label maps of --generate"):
         config_of(trained, vary=2)
+    with pytest.raises(UserError, match="--vary_mm is of varied maps: give --vary too"):
+        config_of(trained, generate=str(trained / "labels"), vary_mm=2.0)
     config = config_of(trained, generate=str(trained / "labels"), output=str(trained / "none"), vary=1)
     with pytest.raises(UserError, match="--vary leaves no map: give another --vary_mm"):
         l2v.generate_volumes(replace(config, vary_mm=50.0))
     assert "v0.nii.gz, variation 1: 5 draws fold" in capsys.readouterr().out
+
+
+def test_label_maps_are_not_written_among_those_that_are_read(trained):
+    shutil.copytree(trained / "labels", trained / "again_labels")
+    before = sorted((trained / "again_labels").iterdir())
+    config = config_of(trained, generate=str(trained / "again_labels"), output=str(trained / "again"))
+    with pytest.raises(UserError, match=r"again has its label maps in .*, which lies in --generate"):
+        l2v.generate_volumes(config)
+    assert sorted((trained / "again_labels").iterdir()) == before and not (trained / "again").exists()
