@@ -66,7 +66,6 @@ from volumetric.layers import (
     GROUP,
     Blur,
     Conv3d,
-    FeatureQuantizer,
     LeakyReLU,
     MappingLinear,
     ModulatedSum,
@@ -75,17 +74,14 @@ from volumetric.layers import (
     Upsampling,
     activate_noisily,
     as_channels,
-    attention_blocks,
     channels_last,
     check_layers,
-    contrastive_head,
     convolve,
     equalized_scale,
     gradient_penalty,
     growth_schedule,
     minibatch_deviation,
     move_averages,
-    nt_xent,
     product_dtype,
     reliably,
     run_block,
@@ -96,6 +92,7 @@ from volumetric.layers import (
     zero_centered_penalty,
 )
 from volumetric.meanings import GAN_PREVIEWS, GAN_WORDS, meanings_of
+from volumetric.optional_layers import FeatureQuantizer, attention_blocks, contrastive_head, nt_xent
 from volumetric.pictures import contact_sheet
 from volumetric.replay import Replay
 

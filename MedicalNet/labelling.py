@@ -11,10 +11,11 @@ from importlib.metadata import version
 from pathlib import Path
 
 from volumetric.cli import UserError
-from volumetric.collection import Volume, content_of_labels, in_folder, pair_up, refuse_other_grid
+from volumetric.collection import Volume, content_of_labels, pair_up, refuse_other_grid
 from volumetric.files import by
 from volumetric.geometry import axes_of, spacing_of, turn
 from volumetric.machine import usable_cores
+from volumetric.names import in_folder
 
 import numpy as np
 

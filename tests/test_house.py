@@ -33,6 +33,7 @@ GROUND = {
     "generation": {"cli", "dataset", "dicom_writing", "files", "parallel", "pictures", "runs", "sidecars"},
     "diff_augment": {"files", "parallel"},
     "layers": {"cli"},
+    "optional_layers": {"layers"},
     "memory": {"cli"},
     "replay": {"cli"},
     "logs": {"files"},

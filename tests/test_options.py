@@ -2,7 +2,7 @@
 
 import math
 
-from volumetric import dataset, diff_augment, layers, parallel, runs
+from volumetric import dataset, diff_augment, optional_layers, parallel, runs
 
 import numpy as np
 import pytest
@@ -34,7 +34,7 @@ def volumes_of(seed, shape=(2, 1, 4, 8, 8)):
 
 def test_attention_is_the_attention_of_every_voxel_to_every_voxel():
     torch.manual_seed(0)
-    layer, x = layers.LinearAttention(16), torch.randn(2, 16, 3, 4, 2)
+    layer, x = optional_layers.LinearAttention(16), torch.randn(2, 16, 3, 4, 2)
     q, k, v = (
         rearrange(t, "b (h c) x y z -> b h (x y z) c", h=8)
         for t in (layer.to_q(x), *layer.to_kv(x).chunk(2, 1))
@@ -49,11 +49,11 @@ def test_attention_is_the_attention_of_every_voxel_to_every_voxel():
 
 
 def test_attention_heads_follow_the_channels():
-    assert [layers.LinearAttention(c).to_q.out_channels for c in (4, 64, 512)] == [64, 128, 512]
+    assert [optional_layers.LinearAttention(c).to_q.out_channels for c in (4, 64, 512)] == [64, 128, 512]
 
 
 def test_channel_norm_is_over_channels():
-    x = layers.ChannelNorm(8)(torch.randn(2, 8, 2, 3, 4) * 5 + 3)
+    x = optional_layers.ChannelNorm(8)(torch.randn(2, 8, 2, 3, 4) * 5 + 3)
     torch.testing.assert_close(x.mean(1), torch.zeros(2, 2, 3, 4), rtol=0, atol=1e-5)
     torch.testing.assert_close(x.var(1, correction=0), torch.ones(2, 2, 3, 4), rtol=1e-3, atol=0)
 
@@ -69,7 +69,7 @@ def test_attention_is_at_the_named_blocks_counted_from_the_volume():
 
 def test_quantiser_takes_the_nearest_code_and_lets_gradients_through():
     torch.manual_seed(0)
-    layer = layers.FeatureQuantizer(4, 8)
+    layer = optional_layers.FeatureQuantizer(4, 8)
     x = torch.randn(2, 4, 2, 3, 2, requires_grad=True)
     y, loss = layer(x)
     codes = layer.quantize.codebook

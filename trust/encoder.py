@@ -4,7 +4,7 @@ Contrastive learning (NT-Xent, arXiv:2002.05709) as Dar et al. (arXiv:2307.01148
 volumes: two views of a volume are to be alike, those of two volumes not.
 """
 
-from volumetric.layers import nt_xent
+from volumetric.optional_layers import nt_xent
 from volumetric.parallel import host_random
 
 import numpy as np
