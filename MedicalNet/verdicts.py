@@ -100,7 +100,7 @@ def of_copies(record):
 
 def of_anatomy(record):
     """Verdict on the vessels."""
-    masks = any(name.startswith("W1-") for name in record["metrics"])
+    masks = any(row.get("question") == "anatomy" for row in record["metrics"].values())
     if not masks and not record.get("named_anatomy"):
         return answer("anatomy", "unknown", "Not measured.")
     by_measures = by_floor("anatomy", record)
