@@ -93,11 +93,9 @@ def replaying(monkeypatch):
 @pytest.mark.parametrize(
     "settings",
     [
-        {"aug_prob": 0.5, "aug_each": False},
+        {"aug_prob": 0.5, "aug_each": False, "mixed_prob": 0.9},
         {"aug_prob": 0.5, "aug_each": True, "aug_types": ("rotation", "noise", "cutout"), "fp16": False},
-        {"mixed_prob": 0.9},
         {"ada_target": 0.6, "ada_volumes": 50, "aug_prob": 0.0},
-        {"no_pl_reg": False},
         {
             "recipe": "published",
             "penalty": "one_centered",

@@ -126,7 +126,7 @@ def test_sweep_over_the_checkpoints_of_a_run(evaluated, without_slices, make_con
     alone = sweep(make_config(**settings, name="alone", checkpoint=str(one)))
     with open(alone / "sweep.csv", encoding="utf-8") as file:
         assert list(csv.DictReader(file)) == [rows[1]]
-    other = sweep(make_config(**settings | {"calculate_fid_num_images": 7}))
+    other = sweep(make_config(**settings | {"calculate_fid_num_images": 7}, checkpoint=str(one)))
     assert other != folder
     for number, row in enumerate(rows):  # the same volumes that --generate makes
         model = sg.ModelLoader(
