@@ -1058,10 +1058,10 @@ class Trainer(training.VolumeTrainer):
         Shapes: labels (B,) or None -> styles (B, L, latent), noise (B, Z, S, S, 1)
         """
         layers = self.GAN.G.num_layers
-        noise = self.draw(torch.rand, (*self.config.shape, 1), generator)
-        draw = functools.partial(self.draw, torch.randn, (LATENT_DIM,), generator)
+        noise = self.source.draw(torch.rand, (*self.config.shape, 1), generator)
+        draw = functools.partial(self.source.draw, torch.randn, (LATENT_DIM,), generator)
         w = self.GAN.S(draw(), labels)
-        other = self.draw_mixing(rng, generator)
+        other = self.source.draw_mixing(rng, generator)
         if other is None:
             return same_style(w, layers), noise
         z, crossover = other
@@ -1085,7 +1085,7 @@ class Trainer(training.VolumeTrainer):
     def augment(self, volumes: Tensor, rng: Rng, prob: float | None = None) -> Tensor:
         """Volumes as D sees them. Shapes: (B, 1, D, H, W) -> the same"""
         left_right = () if self.audit is None else (self.audit.left_right,)
-        return augmented(volumes, self.draw_augmentation(volumes.shape, rng, prob), *left_right)
+        return augmented(volumes, self.source.draw_augmentation(volumes.shape, rng, prob), *left_right)
 
     def draw_augmentation(self, shape: Sequence[int], rng: Rng, prob: float | None) -> Any:
         """What an augmentation of volumes of a shape needs; see `diff_augment.draw_augmentation`."""
@@ -1145,7 +1145,7 @@ class Trainer(training.VolumeTrainer):
 
     def passes(self, stream: int, micro_batches: int) -> Iterator[Randoms]:
         """Host and device generators of every pass's micro-batches. Yields: [(rng, generator)]"""
-        randoms = (self.random(stream, micro) for micro in range(micro_batches))
+        randoms = (self.source.random(stream, micro) for micro in range(micro_batches))
         while members := list(itertools.islice(randoms, self.at_once)):
             yield members
 
@@ -1158,7 +1158,7 @@ class Trainer(training.VolumeTrainer):
         given = len(randoms) * [None] if given is None else given.split(self.batch_size)
         styles, noise, drawn = [], [], []
         for (rng, generator), labels in zip(randoms, given, strict=True):
-            drawn.append(self.draw_labels(rng) if labels is None else labels)
+            drawn.append(self.source.draw_labels(rng) if labels is None else labels)
             one_style, one_noise = self.sample_inputs(rng, generator, drawn[-1])
             styles.append(one_style)
             noise.append(one_noise)
@@ -1166,7 +1166,7 @@ class Trainer(training.VolumeTrainer):
 
     def reals_of(self, randoms: Randoms) -> Batch:
         """Batch of a pass's real volumes."""
-        return Batch.cat([Batch(*self.next_real()) for _ in randoms])
+        return Batch.cat([Batch(*self.source.next_real()) for _ in randoms])
 
     def augment_pass(self, volumes: Tensor, randoms: Randoms) -> Tensor:
         """`augment` for the volumes of a pass. Shapes: (b, 1, D, H, W) -> the same"""
@@ -1434,7 +1434,7 @@ class Trainer(training.VolumeTrainer):
             self.scaler.scale(loss / micro_batches).backward()
             if regularize:
                 shape = (1, *self.config.shape)
-                y = cat([self.draw(torch.randn, shape, generator) for _, generator in randoms])
+                y = cat([self.source.draw(torch.randn, shape, generator) for _, generator in randoms])
                 for name, value in self.penalize_path_length(styles, noise, y, micro_batches).items():
                     losses[name] += value
             mapped.backward(styles.grad)

@@ -1,20 +1,34 @@
 """Steps of a training as CUDA graphs: a GPU does small ones faster than its host can launch them."""
 
+import functools
+
 from volumetric.cli import UserError
 
 import torch
 from torch.utils._pytree import tree_leaves
 
 ORDINARY_RUNS = 3  # before a capture: cuDNN tries its algorithms, optimisers make their moments
-# Methods by which a trainer takes what is new, and what the host decides.
+# What a step asks of its trainer's `source`: all that is new, and all that the host decides.
 SOURCES = ("random", "draw", "draw_labels", "draw_mixing", "draw_augmentation", "next_real")
+
+
+class Elsewhere:
+    """A trainer's source in place of itself: `take(name, *args)` answers for its methods SOURCES."""
+
+    def __init__(self, take):
+        self.take = take
+
+    def __getattr__(self, name):
+        if name not in SOURCES:
+            raise AttributeError(f"{name} is none of {', '.join(SOURCES)}")
+        return functools.partial(self.take, name)
 
 
 class Inputs:
     """What part of a step takes from outside by the SOURCES of its trainer, in order and in fixed memory.
 
     Args:
-        trainer: Trainer with the methods SOURCES.
+        trainer: Trainer with the methods SOURCES, and `elsewhere`, which answers for them if it is there.
     """
 
     def __init__(self, trainer):
@@ -37,13 +51,11 @@ class Inputs:
 
     def run(self, function, take):
         """Run a function while `take(name, *args)` answers for the SOURCES."""
-        for name in SOURCES:
-            setattr(self.trainer, name, lambda *args, name=name: take(name, *args))
+        self.trainer.elsewhere = Elsewhere(take)
         try:
             return function()
         finally:
-            for name in SOURCES:
-                delattr(self.trainer, name)
+            self.trainer.elsewhere = None
 
     def renew(self):
         """Fill what is kept with what the trainer's present step takes."""
@@ -82,7 +94,7 @@ class Graph:
                 return function()
 
     def replay(self):
-        """Do it again."""
+        """Compute once more what was captured, on what its memory holds now."""
         with torch.cuda.device(self.device):
             self.graph.replay()
 

@@ -89,6 +89,7 @@ class VolumeTrainer:
     inherited = frozenset[str]()  # contents of the volumes that the weights were trained on before this run;
     history_known = True  # False if some are not known
     replay: Any = None  # Replay of steps that are all alike
+    elsewhere: Any = None  # what answers, in a replayed step, for what a step takes of its trainer
     words: dict[str, str] | None = None  # {abbreviation, or kind of preview: what it is}, for the run's page
     told: Sequence[str] = ()  # lines that were printed before the run,
     said: Sequence[str] = ()  # and warnings
@@ -275,6 +276,11 @@ class VolumeTrainer:
     def autocast(self) -> torch.autocast:
         """Mixed precision, if the run uses it."""
         return parallel.autocast(self.device, self.amp_dtype, self.config.fp16)
+
+    @property
+    def source(self) -> Any:
+        """Where a step takes its draws and volumes from: the trainer, or what a replay puts in its place."""
+        return self if self.elsewhere is None else self.elsewhere
 
     def random(self, stream: int, micro: int) -> tuple[parallel.SharedRandom, torch.Generator]:
         """Host and device generators of one micro-batch."""
