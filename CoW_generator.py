@@ -904,6 +904,29 @@ def as_uniform(noise: Tensor) -> Tensor:
     return NOISE_MEAN + NOISE_DEVIATION * noise.movedim(1, -1)
 
 
+def write_projection(
+    config: GenerateConfig,
+    name: str,
+    both: dict[str, np.ndarray],
+    affine: np.ndarray,
+    curve: list[tuple[int, float, float]],
+) -> None:
+    """Pictures of a target beside its reconstruction, and of the way there.
+
+    Args:
+        both: {caption of the target: volume, caption of the reconstruction: volume}, (1, Z, X, Y) in [0, 1].
+        affine: (4, 4), voxels to RAS mm.
+        curve: (step, mean absolute difference, loss).
+    """
+    (told, target), (own, volume) = both.items()
+    shown = {told: target, f"SYNTHETIC {own}": volume, "difference of the two": np.abs(volume - target)}
+    rows = [annotated(array, affine, text, edge=256) for text, array in shown.items()]
+    path = config.folder / f"{name}_target_result_difference.{config.picture_format}"
+    save_picture(np.concatenate(rows), path, 1)
+    picture = config.folder / f"{name}_curve.{config.picture_format}"
+    save_curve([row[1] for row in curve], picture, "mean absolute difference")
+
+
 def project(config: GenerateConfig, model: sg.ModelLoader) -> float:
     """mode projection: reconstruction, style and noise files, figure, curve and picture of the target.
 
@@ -950,17 +973,7 @@ def project(config: GenerateConfig, model: sg.ModelLoader) -> float:
             "step,l1,loss\n" + "".join(f"{s},{a:.6g},{b:.6g}\n" for s, a, b in curve), encoding="utf-8"
         )
     if config.picture_format != "none":
-        difference = np.abs(volume.numpy() - target)
-        shown = {f"target {path.name}": target, f"SYNTHETIC {name}": volume.numpy()}
-        shown["difference of the two"] = difference
-        rows = [annotated(array, affine, told, edge=256) for told, array in shown.items()]
-        save_picture(
-            np.concatenate(rows),
-            config.folder / f"{name}_target_result_difference.{config.picture_format}",
-            1,
-        )
-        picture = config.folder / f"{name}_curve.{config.picture_format}"
-        save_curve([row[1] for row in curve], picture, "mean absolute difference")
+        write_projection(config, name, {f"target {path.name}": target, name: volume.numpy()}, affine, curve)
     print(
         f"mean absolute difference {l1:.4f} of the range, with another noise {l1_other:.4f}: {config.folder}"
     )

@@ -198,6 +198,16 @@ def vendi(of_real):
     return lambda pair: pair.vendi(of_real)
 
 
+def diversity_of(which, better):
+    """The numbers of one set alone: how alike its pairs are, and how many different volumes it has."""
+    real = which == "real"
+    how = {"question": "diverse", "better": better}
+    return [
+        Number(f"MS-SSIM-{which}", "pairs", SIMILARITY, similarity(real), unbiased=True, **how),
+        Number(f"Vendi-{which}", "volume", VENDI, vendi(real), **how),
+    ]
+
+
 def wasserstein(measure):
     """The Wasserstein distance of a vessel measure."""
     return lambda pair: pair.wasserstein(measure)
@@ -229,26 +239,8 @@ NUMBERS = [
         question="copies",
         better="near 1",
     ),
-    Number(
-        "MS-SSIM-real",
-        "pairs",
-        SIMILARITY,
-        similarity(of_real=True),
-        question="diverse",
-        better="-",
-        unbiased=True,
-    ),
-    Number("Vendi-real", "volume", VENDI, vendi(of_real=True), question="diverse", better="-"),
-    Number(
-        "MS-SSIM-generated",
-        "pairs",
-        SIMILARITY,
-        similarity(of_real=False),
-        question="diverse",
-        better="as real",
-        unbiased=True,
-    ),
-    Number("Vendi-generated", "volume", VENDI, vendi(of_real=False), question="diverse", better="as real"),
+    *diversity_of("real", "-"),
+    *diversity_of("generated", "as real"),
     *(
         Number(f"W1-{name}", "anatomy", WASSERSTEIN, wasserstein(name), question="anatomy")
         for name in MEASURES

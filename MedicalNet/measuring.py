@@ -1,5 +1,6 @@
 """What is measured of a set of volumes: features, anatomy, and the similarity of pairs."""
 
+import contextlib
 from collections import deque
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -66,6 +67,24 @@ class Anatomy:
         return measure_anatomy(array, affine)
 
 
+@contextlib.contextmanager
+def lacking(missing, optional):
+    """Around what may have no weights or no package; with `optional` its sentence is kept, not raised."""
+    try:
+        yield
+    except UserError as error:
+        if not optional:
+            raise
+        missing.append(str(error))
+
+
+def weights_of(name, config):
+    """(path or None, SHA-256 or "random") of a network, as `config` asks for it."""
+    if config.embedding != "pretrained":
+        return None, "random"
+    return find_weights(name, getattr(config, f"{name}_weights"))
+
+
 def build_extractors(config, optional=False):
     """Networks and measures that the configuration asks for.
 
@@ -80,19 +99,11 @@ def build_extractors(config, optional=False):
     Raises:
         UserError: Weights are missing or damaged.
     """
-    device = choose_device(config.device)
-    asked = [name for name, group in NETWORKS.items() if group in config.metrics]
-    found, missing = {}, []
-    for name in asked:
-        try:
-            pretrained = config.embedding == "pretrained"
-            found[name] = (
-                find_weights(name, getattr(config, f"{name}_weights")) if pretrained else (None, "random")
-            )
-        except UserError as error:
-            if not optional:
-                raise
-            missing.append(str(error))
+    device, found, missing = choose_device(config.device), {}, []
+    for name, group in NETWORKS.items():
+        if group in config.metrics:
+            with lacking(missing, optional):
+                found[name] = weights_of(name, config)
     extractors = []
     if "medicalnet" in found:
         path, digest = found["medicalnet"]
@@ -113,12 +124,8 @@ def build_extractors(config, optional=False):
     if "copies" in config.metrics:
         extractors.append(Fingerprint())
     if "radiomics" in config.metrics:
-        try:
+        with lacking(missing, optional):
             extractors.append(Radiomics())
-        except UserError as error:
-            if not optional:
-                raise
-            missing.append(str(error))
     weights = {
         name: {
             "file": str(path),

@@ -89,8 +89,8 @@ class AnatomyOptions:
 
     def check_anatomy(self):
         """Raise a UserError if what is asked for cannot be read, or cannot be."""
-        for name, default in (("generate", None), ("recreate", None), ("edit", ()), ("fit", False)):
-            if getattr(self, name, default) != default:
+        for name in ("generate", "recreate", "edit", "fit", "vary"):
+            if getattr(self, name, None) != getattr(type(self), name, None):
                 raise UserError(f"--anatomy draws its own label maps: leave --{name} out.")
         if getattr(self, "num_per_map", 1) != 1:
             raise UserError("--anatomy draws a circle for each volume: give --num, not --num_per_map.")
@@ -236,7 +236,7 @@ def voxels_of(points: np.ndarray, radius: np.ndarray, shape) -> float:
     return float(np.pi * (lengths * radius[:-1] ** 2).sum() / np.prod(phantom.FIELD_OF_VIEW / shape))
 
 
-def around(mask: np.ndarray) -> np.ndarray:
+def with_neighbours(mask: np.ndarray) -> np.ndarray:
     """A mask and all voxels that touch it. Shapes: (X, Y, Z) bool -> the same"""
     return ndimage.binary_dilation(mask, metrics.EVERY_NEIGHBOUR)
 
@@ -271,21 +271,23 @@ def place_of(circle: Circle, key: str) -> Place | None:
         points, radius = tree.left_out[key]
         name, side = anatomy.split_name(key)
         label = {**phantom.PAIRED, "Acom": phantom.ACOM}[name].label[side == "L"]
-        where = tube(points, radius, circle.shape) if (circle.ids == label).any() else True
-        return Place(label, where & ~around(circle.ids == label), voxels_of(points, radius, circle.shape))
+        where = ~with_neighbours(circle.ids == label)
+        if (circle.ids == label).any():
+            where &= tube(points, radius, circle.shape)
+        return Place(label, where, voxels_of(points, radius, circle.shape))
     number = tree.names.index(key)
     label = int(tree.label[number][0])
     if not label:
         return None
     own = (circle.ids == label) & tube(tree.points[number], tree.radius[number], circle.shape)
-    return Place(label, around(own), int(own.sum()))
+    return Place(label, with_neighbours(own), int(own.sum()))
 
 
 def place_of_sac(circle: Circle, sac: dict) -> Place:
     """Place of an aneurysm, artery included where it lies within the sphere."""
     radius = np.array([sac["diameter"] / 2])
     own = (circle.ids == sac["label"]) & tube(sac["center"][None], radius, circle.shape)
-    return Place(int(sac["label"]), around(own), int(own.sum()))
+    return Place(int(sac["label"]), with_neighbours(own), int(own.sum()))
 
 
 def places_of(circle: Circle) -> dict[str, Place]:

@@ -20,6 +20,7 @@ import itertools
 from dataclasses import dataclass, replace
 
 from volumetric.cli import UserError
+from volumetric.sidecars import volume_digest
 from volumetric.vessels import EVERYWHERE, centre_line, is_simple
 
 import nibabel as nib
@@ -432,7 +433,7 @@ def with_variations(maps, config, classes, tell=True):
     if not config.vary:
         return list(maps.items())
     found, left_out = [], []
-    known = {digest_of(to_draw.numbers) for to_draw in maps.values()}
+    known = {volume_digest(to_draw.numbers) for to_draw in maps.values()}
     asked = {"law": LAW, "mm": config.vary_mm, "radius": config.vary_radius}
     with tqdm(total=len(maps) * config.vary, desc="Varying maps", disable=not tell) as bar:
         for path, to_draw in maps.items():
@@ -443,10 +444,10 @@ def with_variations(maps, config, classes, tell=True):
                 if one is None:
                     why = f"{DRAWS} draws fold, or do not fit the grid" if bent else "it has no vessels"
                     left_out.append(f"{path}, variation {k}: {why}")
-                elif digest_of(one.numbers) in known:
+                elif volume_digest(one.numbers) in known:
                     left_out.append(f"{path}, variation {k}: equals another map")
                 else:
-                    known.add(digest_of(one.numbers))
+                    known.add(volume_digest(one.numbers))
                     found.append((path, one))
                 bar.update()
     if tell:
@@ -456,11 +457,6 @@ def with_variations(maps, config, classes, tell=True):
     if not found:
         raise UserError("--vary leaves no map: give another --vary_mm or --vary_radius.")
     return found
-
-
-def digest_of(numbers):
-    """What tells maps of one grid apart. Shapes: (X, Y, Z) uint8 -> bytes"""
-    return hashlib.sha256(np.ascontiguousarray(numbers)).digest()
 
 
 def told_of(found, maps, left_out):

@@ -36,7 +36,7 @@ PLACES = ("path", "name", "position")  # in a record: what a person calls a thin
 
 
 def volume_digest(volume: np.ndarray) -> str:
-    """SHA-256 of a volume's voxels. Shapes: (1, Z, X, Y) float32"""
+    """SHA-256 of a volume's voxels, or of a label map's. Shapes: (1, Z, X, Y) or (X, Y, Z)"""
     return hashlib.sha256(np.ascontiguousarray(volume).tobytes()).hexdigest()
 
 
