@@ -8,7 +8,7 @@
 The label map decides where everything is, a latent z how it looks. Sections of this file, in order:
 
     configuration             every option, one line each
-    layers                    layouts, SPADE, residual blocks
+    layers                    SPADE, residual blocks
     networks                  generators (SPADE, U-Net), discriminators (OASIS, wavelet, patches)
     losses                    N + 1 classes, LabelMix, adversarial, mask, centre lines
     trainer                   the training step, previews, state
@@ -69,6 +69,7 @@ from torch.nn.utils.parametrizations import spectral_norm
 from segmentation import asked
 from segmentation.cases import Classes
 from segmentation.labels import TABLES, read_labels
+from segmentation.layout import Layout, latent_regions, one_hot
 from segmentation.maps import (
     UNKNOWN,
     Known,
@@ -84,7 +85,6 @@ from segmentation.maps import (
 )
 from segmentation.variation import check_variation, varied_again, with_variations
 
-LOCAL_CELLS = 4  # along each axis, of a z drawn locally
 LEAST_WEIGHT = 1.0  # of a class in the loss of N + 1 classes
 GROUPS = 8  # of channels, at most, of group normalisation
 PATCH_LAYERS = 3  # strided layers of the patch discriminator, as pix2pix's 70 x 70
@@ -222,54 +222,6 @@ NETWORK_SETTINGS = options_of(LabelToVolumeConfig, network=True)
 # ╚══════════════════════════════════════════════════════════════════════════════════════════════════════════╝
 
 
-def one_hot(numbers, classes):
-    """Share of every class in every voxel, background first; an unknown voxel has none.
-
-    Shapes: (B, D, H, W) uint8 -> (B, 1 + classes, D, H, W) float32
-    """
-    every = torch.arange(1 + classes, dtype=numbers.dtype, device=numbers.device)
-    return (numbers[:, None] == every.view(1, -1, 1, 1, 1)).float()
-
-
-def latent_regions(noise, classes):
-    """Number of z of a volume."""
-    return {"global": 1, "class": 1 + classes, "local": LOCAL_CELLS**3}[noise]
-
-
-class Layout:
-    """A label map at every size, and the z of its regions.
-
-    Differs from the papers: a smaller map holds each class's share of a voxel, not the nearest voxel's class,
-    so that vessels do not vanish; z enters by a linear layer where its region is, not by channels beside the
-    map, which is the same to a convolution but for the borders of regions.
-
-    Args:
-        shares: (B, 1 + classes, D, H, W), of `one_hot`.
-        z: (B, regions, z_dim).
-        noise: global, class or local.
-    """
-
-    def __init__(self, shares, z, noise):
-        self.z, self.noise, self.sizes = z, noise, {tuple(shares.shape[2:]): shares}
-        self.largest = shares
-
-    def at(self, size):
-        """Shares of the classes. Shapes: (d, h, w) -> (B, 1 + classes, d, h, w)"""
-        size = tuple(size)
-        if size not in self.sizes:
-            kernel = tuple(n // s for n, s in zip(self.largest.shape[2:], size, strict=True))
-            self.sizes[size] = F.avg_pool3d(self.largest, kernel)
-        return self.sizes[size]
-
-    def spread(self, terms, size):
-        """Terms of the regions, where these are. Shapes: (B, regions, C) -> (B, C, d, h, w), or of sizes 1"""
-        if self.noise == "global":
-            return terms.transpose(1, 2)[..., None, None]
-        if self.noise == "class":
-            return torch.einsum("brdhw,brc->bcdhw", self.at(size).to(terms.dtype), terms)
-        return F.interpolate(terms.transpose(1, 2).unflatten(2, 3 * (LOCAL_CELLS,)), tuple(size))
-
-
 class Seen(nn.Module):
     """What a layer sees of a layout: a convolution of its map, and a term for z.
 
@@ -327,7 +279,9 @@ class Spade(nn.Module):
 class SpadeBlock(nn.Module):
     """Two modulated convolutions beside a shortcut (arXiv:1903.07291, Fig. 4b).
 
-    Differs from the paper: the shortcut, a 1 x 1 x 1 convolution where channels change, is not modulated.
+    Differs from the paper: the shortcut, a 1 x 1 x 1 convolution where channels change, is not modulated; and
+    between the convolutions comes the grain of the layout, by a learned strength of every channel, as in
+    arXiv:1812.04948, Sec. 2: no z can say what the noise of a scan is in every voxel.
 
     Shapes: x (B, C, d, h, w), Layout -> (B, C', d, h, w)
     """
@@ -344,10 +298,18 @@ class SpadeBlock(nn.Module):
             nn.Identity() if same else spectral_norm(Conv3d(channels, out_channels, 1, bias=False))
         )
         self.act = LeakyReLU()
+        self.grain = nn.Parameter(torch.zeros(middle))
 
     def forward(self, x, layout):
         y = self.conv1(self.act(self.spade1(x, layout)))
+        if layout.grain is not None:
+            y = y + self.grain.view(-1, 1, 1, 1) * layout.grain_at(y.shape[2:])
         return self.shortcut(x) + self.conv2(self.act(self.spade2(y, layout)))
+
+    def _load_from_state_dict(self, state, prefix, *args):
+        """As PyTorch's; a checkpoint of version 0.1.0 has no grain."""
+        state.setdefault(f"{prefix}grain", torch.zeros_like(self.grain))
+        super()._load_from_state_dict(state, prefix, *args)
 
 
 class ResidualBlock(nn.Module):
@@ -498,6 +460,10 @@ class WaveletDiscriminator(nn.Module):
         )
         self.last = Conv3d(widths[-1], widths[-1], 3, padding=1)
         self.to_logit = nn.Linear(widths[-1] * 4**3, 1)
+        for module in self.modules():
+            if isinstance(module, Conv3d | nn.Linear):  # as of PyTorch's own, no signal would reach the end
+                nn.init.kaiming_normal_(module.weight, a=0.2)
+                nn.init.zeros_(module.bias)
 
     def forward(self, volumes, shares=None):
         x = None
@@ -589,14 +555,16 @@ def generated_loss(logits):
     return -logits.float().log_softmax(dim=1)[:, 0].mean()
 
 
-def l1_loss(volumes, real, shares, weights):
-    """Mean absolute difference to the real volume (arXiv:1611.07004, Eq. 3), by the weights of the classes.
+def heaviest_near(shares, weights):
+    """Weight of every voxel in the absolute difference: of the heaviest class within a voxel of it.
 
-    Differs from the paper: weighted. A vessel has so few voxels that it would not count.
+    By the weights of the classes, for a vessel has so few voxels that it would not count; and what touches it
+    counts as much as it, for else a vessel that is drawn too thick would cost nothing.
 
-    Shapes: (B, 1, D, H, W), the same, (B, 1 + classes, D, H, W), (1 + classes,) -> scalar
+    Shapes: (B, 1 + classes, D, H, W), (1 + classes,) -> (B, 1, D, H, W), 0 where the class is unknown
     """
-    return (torch.einsum("bcdhw,c->bdhw", shares, weights)[:, None] * (volumes - real).abs()).mean()
+    own = torch.einsum("bcdhw,c->bdhw", shares, weights)[:, None]
+    return (own > 0) * F.max_pool3d(own, 3, stride=1, padding=1)
 
 
 def labelmix_mask(numbers, rng):
@@ -713,17 +681,22 @@ class Trainer(training.VolumeTrainer):
         config = self.config
         regions = latent_regions(config.noise, len(self.pairs.table))
         z = self.draw(torch.randn, (regions, config.z_dim), generator)
-        return Layout(shares, z, config.noise)
+        grain = self.draw(torch.randn, (1, *shares.shape[2:]), generator)
+        return Layout(shares, z, config.noise, grain)
 
     def weights_of(self, shares):
-        """Weights of the classes of this batch, of all processes, and their mean over its voxels.
-
-        Shapes: of `one_hot` -> (1 + classes,), scalar
-        """
+        """Weights of the classes of this batch, of all processes. Shapes: of `one_hot` -> (1 + classes,)"""
         counts = shares.sum(dim=(0, 2, 3, 4))
         self.group.sum_([counts])
-        weights = class_weights(counts, self.config.class_weight_max)
-        return weights, (weights * counts).sum() / counts.sum().clamp_min(1)
+        return class_weights(counts, self.config.class_weight_max)
+
+    def l1_loss(self, volumes, real, shares, weights):
+        """Mean absolute difference to the real volumes (arXiv:1611.07004, Eq. 3), weighted. -> scalar"""
+        heaviest = heaviest_near(shares, weights)
+        total = heaviest.sum()
+        self.group.sum_([total])
+        mean = total / (heaviest.numel() * self.group.world)
+        return (heaviest * (volumes - real).abs()).mean() / mean.clamp_min(1e-6)
 
     def add(self, losses, name, value, share):
         """Count a loss, and give its part of this process's and micro-batch's gradient."""
@@ -777,7 +750,7 @@ class Trainer(training.VolumeTrainer):
     def tell_apart(self, name, real, fake, numbers, shares):
         """A discriminator's loss: the classes of voxels, or real against generated. -> scalar"""
         if name == "oasis":
-            return n_plus_one_loss(real, numbers, self.weights_of(shares)[0]) + generated_loss(fake)
+            return n_plus_one_loss(real, numbers, self.weights_of(shares)) + generated_loss(fake)
         return F.softplus(-real).mean() + F.softplus(fake).mean()
 
     def labelmix(self, D, real, fake, numbers, logits, rng):
@@ -797,7 +770,7 @@ class Trainer(training.VolumeTrainer):
             shares = one_hot(numbers, len(self.pairs.table))
             with self.autocast():
                 fake = self.networks.G(self.draw_layout(shares, generator))
-            loss, (weights, mean) = 0.0, self.weights_of(shares)
+            loss, weights = 0.0, self.weights_of(shares)
             for name, D in self.networks.D.items():
                 with self.autocast():
                     logits = D(fake, shares).float()
@@ -809,7 +782,7 @@ class Trainer(training.VolumeTrainer):
                         loss = loss + self.add(losses, "cldice", line, share * config.cldice_weight)
                 loss = loss + self.add(losses, f"G_{name}", value, share)
             if config.l1_weight:
-                value = l1_loss(fake, real, shares, weights / mean)
+                value = self.l1_loss(fake, real, shares, weights)
                 loss = loss + self.add(losses, "L1", value, share * config.l1_weight)
             if config.mask_weight:
                 body = ((numbers > 0) & (numbers != UNKNOWN))[:, None].float()
@@ -882,6 +855,9 @@ class Trainer(training.VolumeTrainer):
         there, own = ", ".join(state.get("table", {}).values()), ", ".join(self.table().values())
         if self.entry in state and there != own:
             raise UserError(f"has the classes {there}, --table gives {own}: give the same, or another --name")
+        weights = state.get(self.entry, {})
+        if self.config.generator == "spade" and not any(name.endswith(".grain") for name in weights):
+            raise UserError("is of version 0.1.0, without grain: it draws, but trains no further: give --new")
         super().load(state)
 
 
@@ -913,16 +889,18 @@ class Painter:
         regions = latent_regions(self.noise, classes)
         generators = [torch.Generator().manual_seed(seed) for seed in seeds]
         z = torch.stack([torch.randn(regions, self.z_dim, generator=one) for one in generators])
+        grain = torch.stack([torch.randn(1, *numbers.shape[1:], generator=one) for one in generators])
         numbers = torch.from_numpy(np.ascontiguousarray(numbers)).to(self.device)
 
-        def made(numbers, z):
-            return self.G(Layout(one_hot(numbers, classes), z, self.noise))
+        def made(numbers, z, grain):
+            return self.G(Layout(one_hot(numbers, classes), z, self.noise, grain))
 
+        latents = (z.to(self.device), grain.to(self.device))
         training_before = self.G.training
         self.G.eval()  # spectral normalisation then changes nothing
         try:
             with self.autocast(), parallel.tf32(False):
-                return generation.alone_as_two(made, numbers, z.to(self.device)).float().cpu()
+                return generation.alone_as_two(made, numbers, *latents).float().cpu()
         finally:
             self.G.train(training_before)
 

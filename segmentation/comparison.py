@@ -18,6 +18,7 @@ NAMES = TABLES["topcow2024"]
 RARE = tuple(NAMES[c] for c in DETECTED)  # the arteries that not everybody has
 AVERAGE = "Dice_ClsAvgDice"
 SCORES = (AVERAGE, "Dice_MergedBin", "clDice", "HD95_ClsAvgHD95")
+DETECTION = ("sensitivity", "specificity")  # of the arteries that not everybody has
 LOWER_IS_BETTER = ("HD95_ClsAvgHD95",)
 LEVEL = 0.05  # of a test
 STREAM = 17  # of the bootstrap
@@ -176,7 +177,8 @@ def compare_runs(results, resamples):
     subjects = list(of_runs[0])
     scored = {name for of_subject in of_runs for scores in of_subject.values() for name in scores}
     there = [f"Dice_{name}" for name in NAMES.values() if f"Dice_{name}" in scored]
-    names = [*SCORES, *there, *(name.replace("Dice_", "HD95_") for name in there)]
+    told = [f"{kind}_{name}" for kind in DETECTION for name in RARE if f"{kind}_{name}" in scored]
+    names = [*SCORES, *there, *(name.replace("Dice_", "HD95_") for name in there), *told]
     cells, per_subject = [], {}
     for cell, of_seeds in results.items():
         cells.append({**asdict(cell), "scores": {n: summary(of_seeds, n, resamples) for n in names}})
@@ -184,7 +186,7 @@ def compare_runs(results, resamples):
         per_subject[f"{cell.real}+{cell.synthetic}"] = dict(zip(subjects, average, strict=True))
     return {
         "cells": cells,
-        "differences": {n: differences(results, n, resamples) for n in (*SCORES, *there)},
+        "differences": {n: differences(results, n, resamples) for n in (*SCORES, *there, *told)},
         "exchange": exchange(results),
         "subjects": subjects,
         "per_subject": per_subject,

@@ -35,7 +35,7 @@ from segmentation.cases import Classes, in_order, pairs_among, pairs_in, read_ca
 from segmentation.comparison import Cell, compare_runs
 from segmentation.experiment_page import write_experiment
 from segmentation.labels import as_topcow, contents_of, save_labels
-from segmentation.metrics import score_case
+from segmentation.metrics import detection_of_case, score_case
 from segmentation.segmentation import (
     SegmentationConfig,
     Segmenter,
@@ -332,7 +332,9 @@ def score_tests(config, folder, tests):
     rows = {
         name: former[name]
         for name, pair in tests.items()
-        if name in former and former[name]["pair"] == pair.identity.pair and places[name].exists()
+        if former.get(name, {}).get("pair") == pair.identity.pair
+        and "detection" in former[name]  # as of versions after 0.1.0
+        and places[name].exists()
     }
     left = [name for name in tests if name not in rows]
     if left:
@@ -343,10 +345,12 @@ def score_tests(config, folder, tests):
         stored, _ = predictor.label(scan)
         save_labels(stored, scan.affine, places[name], config.table)
         found = as_topcow(scan.as_read(stored), config.table)
-        scores = score_case(true_ids(tests[name], config.table), found, scan.spacing)
+        truth = true_ids(tests[name], config.table)
+        scores = score_case(truth, found, scan.spacing)
         rows[name] = {"pair": tests[name].identity.pair, "scores": scores}
+        rows[name]["detection"] = detection_of_case(truth, found)
         write_record(kept, rows)
-    return {name: rows[name]["scores"] for name in tests}
+    return {name: rows[name]["scores"] | rows[name]["detection"] for name in tests}
 
 
 def label_synthetic(config, real):

@@ -18,6 +18,11 @@ LABELS = {
     "Dice_MergedBin": "Dice of all vessels as one",
     "clDice": "clDice",
 }
+DETECTION_NOTES = {
+    "sensitivity": "Share of the subjects who have the artery in whom it is found, overlapping by TopCoW's "
+    "least intersection over union, 0.25.",
+    "specificity": "Share of the subjects who lack it in whom not a voxel is given to it.",
+}
 LABELS |= {"HD95_ClsAvgHD95": "mean HD95 over classes, mm"}
 
 
@@ -46,6 +51,10 @@ def write_experiment(record, tests, folder):
         note = "A class that is on one side alone counts with Dice 0, one that is on neither with nothing."
         title = "<h2>Arteries that not everybody has</h2>"
         body.append(f'{title}{table(record, rare)}<p class="small">{note}</p>')
+    for kind, what in DETECTION_NOTES.items():
+        found = [f"{kind}_{name}" for name in RARE if f"{kind}_{name}" in record["cells"][0]["scores"]]
+        if found:
+            body.append(f'<h3>{kind.capitalize()}</h3>{table(record, found)}<p class="small">{what}</p>')
     body.append(pictured_cases(record, tests, folder))
     write_page(folder / "report.html", TITLE, "\n".join(body))
 

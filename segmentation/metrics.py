@@ -277,6 +277,22 @@ def detect(truth: np.ndarray, prediction: np.ndarray, label: int) -> str:
     return "TP" if (one & other).sum() / (one | other).sum() >= LEAST_IOU else "FN"
 
 
+def detection_of_case(truth: np.ndarray, prediction: np.ndarray) -> dict[str, float]:
+    """Whether each artery that not everybody has is found where it is, and is not found where it is not.
+
+    Args:
+        truth, prediction: (X, Y, Z), ids of TopCoW 2024.
+
+    Returns:
+        {"sensitivity_NAME": 1 or 0} of the classes that are in the truth, {"specificity_NAME": 1 or 0} of the
+        others: their means over subjects are sensitivity and specificity, TP as of `detect`.
+    """
+    found = {NAMES[c]: detect(truth, prediction, c) for c in DETECTED}
+    there = {f"sensitivity_{name}": float(it == "TP") for name, it in found.items() if it in ("TP", "FN")}
+    absent = {f"specificity_{name}": float(it == "TN") for name, it in found.items() if it in ("TN", "FP")}
+    return there | absent
+
+
 def graph_of(labels: np.ndarray, pairs: set[tuple[int, int]]) -> dict[str, list[int]]:
     """{"anterior": four of 0 and 1, "posterior": four}: which of the circle's segments are there."""
     there = {int(c) for c in np.unique(labels)}

@@ -189,6 +189,8 @@ def test_a_test_subject_that_comes_later_is_all_that_is_labelled(tmp_path, monke
     record = result(config)
     assert [scan.path.name for scan in labelled] == ["case25.nii.gz"]
     assert len(record["subjects"]) == 6 and len(record["contents"]["held_out"]) == 6
+    told = record["cells"][0]["scores"]["specificity_3rd-A2"]
+    assert told["n"] == 6 and 0 <= told["mean"] <= 1
     for cell, scores in former["per_subject"].items():
         assert {name: record["per_subject"][cell][name] for name in scores} == scores
     write_volume(paths[0], one_pair(29)[0], AFFINE)  # another volume under its name

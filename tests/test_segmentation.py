@@ -148,6 +148,15 @@ def test_variants_and_sides(circle):
     assert gone["match"] == {"anterior": True, "posterior": False}
 
 
+def test_detection_of_a_case_is_one_number_an_artery(circle):
+    """Sensitivity where the artery is there, specificity where it is not; the third A2 is in neither map."""
+    without = np.where(circle == 8, 0, circle)
+    there = {"sensitivity_L-Pcom": 1, "sensitivity_Acom": 1, "specificity_3rd-A2": 1}
+    assert metrics.detection_of_case(circle, without) == {"sensitivity_R-Pcom": 0, **there}
+    assert metrics.detection_of_case(without, circle) == {"specificity_R-Pcom": 0, **there}
+    assert metrics.detection_of_case(without, without) == {"specificity_R-Pcom": 1, **there}
+
+
 def test_touching_classes_are_26_neighbours():
     array = np.zeros((4, 4, 4), int)
     array[1, 1, 1], array[2, 2, 2], array[1, 1, 3] = 3, 5, 7

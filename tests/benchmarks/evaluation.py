@@ -77,7 +77,7 @@ def damaged(array, mask, rng):
     }
 
 
-def damages(pairs=5, number=64, size=64, depth=16, metrics=tuple(GROUPS), output="damages"):
+def damages(pairs=5, number=64, size=64, depth=16, metrics=tuple(GROUPS), chiral=False, output="damages"):
     """Compare phantoms with others, unharmed and damaged, for several pairs of seeds.
 
     Args:
@@ -85,13 +85,15 @@ def damages(pairs=5, number=64, size=64, depth=16, metrics=tuple(GROUPS), output
         number: Phantoms in a set.
         size, depth: Voxels of a phantom.
         metrics: Groups of numbers.
-        output: Folder for the reports; what is there is not computed again.
+        chiral: Phantoms whose sides differ; of others, a mirrored set is as real as any.
+        output: Folder for the reports, with -chiral behind it for these; what is there is not computed again.
     """
-    output, tables = Path(output), []
+    output, tables = Path(f"{output}-chiral" if chiral else output), []
+    metrics = (metrics,) if isinstance(metrics, str) else tuple(metrics)
     for pair in range(pairs):
         folder = output / f"pair{pair}"
         if not (folder / "collapsed").exists():
-            make_damaged(folder, number, size, depth, seed=10 * pair)
+            make_damaged(folder, number, size, depth, 10 * pair, chiral)
         table = {}
         for name in DAMAGES:
             found = folder / f"report-{name}"
@@ -100,7 +102,7 @@ def damages(pairs=5, number=64, size=64, depth=16, metrics=tuple(GROUPS), output
                     real=str(folder / "real"),
                     generated=str(folder / name),
                     output=str(found),
-                    metrics=tuple(metrics),
+                    metrics=metrics,
                     planes=("axial",),
                     embedding="random",
                     bootstrap=0,
@@ -113,10 +115,10 @@ def damages(pairs=5, number=64, size=64, depth=16, metrics=tuple(GROUPS), output
     print_damages(tables)
 
 
-def make_damaged(folder, number, size, depth, seed):
+def make_damaged(folder, number, size, depth, seed, chiral=False):
     """Folders of phantoms: real, and others as they are and with every damage."""
-    make_phantoms(folder / "real", number, seed + 1, size, depth)
-    make_phantoms(folder / "other", number, seed + 2, size, depth, folder / "labels")
+    make_phantoms(folder / "real", number, seed + 1, size, depth, chiral=chiral)
+    make_phantoms(folder / "other", number, seed + 2, size, depth, folder / "labels", chiral)
     rng = np.random.default_rng(seed)
     for path in sorted((folder / "other").glob("*.nii.gz")):
         image = nib.load(path)
