@@ -609,7 +609,7 @@ class PairWriter(Writer):
     def folder_beside(self, what):
         """Path of the folder <folder>_<what>."""
         folder = self.folder.resolve() if self.folder.name in ("", "..") else self.folder  # "." has no name
-        return folder.with_name(f"{folder.name}_{what}")
+        return folder.parent / f"{folder.name}_{what}"
 
     def item_of(self, path, to_draw, name, seed, config):
         """Item of a label map, of which the path is `path`, and of a seed."""
