@@ -83,7 +83,7 @@ from segmentation.maps import (
     row_of,
     write_split,
 )
-from segmentation.variation import check_variation, varied_again, with_variations
+from segmentation.variation import asked_variations, check_variation, varied_again, with_variations
 
 LEAST_WEIGHT = 1.0  # of a class in the loss of N + 1 classes
 GROUPS = 8  # of channels, at most, of group normalisation
@@ -137,9 +137,7 @@ class LabelToVolumeConfig(asked.AnatomyOptions, GenerationOptions, RunConfig):
     """
 
     # data
-    labels: str | None = option(
-        None, "Folder of label maps, by the volumes' names.", section="Pairs, networks"
-    )
+    labels: str | None = option(None, "Folder of label maps of these names.", section="Pairs, networks")
     table: str | None = option(
         None, "Names of the ids: topcow2024, ..., a JSON file {id: name}, or none.", resumed=True
     )
@@ -169,9 +167,7 @@ class LabelToVolumeConfig(asked.AnatomyOptions, GenerationOptions, RunConfig):
     labelmix_weight: float = option(10.0, "Of LabelMix (oasis).", least=0, resumed=True)
     r1_weight: float = option(1.0, "Of R1 (wavelet).", least=0, resumed=True)
     r1_every: int = option(4, "Steps between R1 penalties.", resumed=True)
-    l1_weight: float | None = option(
-        None, "Of the absolute difference; None is 100 with patch, else 10.", least=0, resumed=True
-    )
+    l1_weight: float | None = option(None, "Of L1; None: 100 with patch, else 10.", least=0, resumed=True)
     mask_weight: float = option(0.0, "Of bright being where there are labels.", least=0, resumed=True)
     mask_threshold: float = option(0.2, "Grey value in [0, 1] that is bright.", **SHARE, resumed=True)
     cldice_weight: float = option(0.0, "Of clDice by D's classes (oasis).", least=0, resumed=True)
@@ -812,12 +808,10 @@ class Trainer(training.VolumeTrainer):
         """Held-out pairs: label map, real volume, and two drawn by GE; projections from above."""
         if not self.group.first:
             return {}
-        chosen = (self.pairs.held_out if len(self.pairs.held_out) else self.pairs.trained)[
-            : self.config.num_previews
-        ]
+        chosen = self.pairs.held_out if len(self.pairs.held_out) else self.pairs.trained
         painter = Painter(self.networks.GE, self.config.noise, self.config.z_dim, self.device, self.autocast)
         rows = []
-        for index in map(int, chosen):
+        for index in map(int, chosen[: self.config.num_previews]):
             numbers = self.pairs.maps[index, 0].numpy()
             seeds = [self.config.seed + n for n in range(2)]
             made = painter.draw(np.stack(2 * [numbers]), len(self.pairs.table), seeds)
@@ -1013,10 +1007,15 @@ def generate_volumes(config):
         model = LabelModel(checkpoint, config.device, config.use_average)
         maps = maps_to_draw(config, model)
         writer = PairWriter(model, config.generated_folder(checkpoint), config.generate)
-        names, of_maps = names_in(config.generate, maps, "--generate"), []
-        for path, to_draw in with_variations(maps, config, model.classes, group.first):
+        names = names_in(config.generate, maps, "--generate")
+
+        def items_of(path, to_draw):
             seeds, name = seeds_of(config, to_draw.known_as), names[path] + to_draw.suffix
-            of_maps.append([writer.item_of(path, to_draw, name, seed, config) for seed in seeds])
+            return [writer.item_of(path, to_draw, name, seed, config) for seed in seeds]
+
+        for path, to_draw in asked_variations(maps, config):  # varying can take minutes
+            writer.refuse_before_varying(items_of(path, to_draw))
+        of_maps = [items_of(*one) for one in with_variations(maps, config, model.classes, group.first)]
         items = list(itertools.chain(*of_maps))
         writer.write_all(items, writer.draw, group=group)
         if group.first:

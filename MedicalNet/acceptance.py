@@ -330,6 +330,6 @@ def refuse_too_few(record, folder):
         common = next(iter(record["rejections"]))
         raise UserError(
             f"{record['kept']} of the {record['drawn']} volumes that were drawn pass --accept, "
-            f"{record['asked_for']} were asked for (most often: {common}): raise --most, or accept more. The "
-            f"{record['kept']} are in {folder}."
+            f"{record['asked_for']} were asked for (most often: {common}): raise --most, or accept more."
+            + (f" The {record['kept']} are in {folder}." if record["kept"] else "")
         )

@@ -147,6 +147,16 @@ class EvaluateConfig:
             raise UserError(f"--{lacks} is missing: give it, or --segmenter for these volumes.")
         if self.segmenter is None and self.real_truth is not None and given == [None, None]:
             raise UserError("--real_truth needs --segmenter, or label maps whose rightness it tells.")
+        if self.segmenter is not None and None not in given:
+            raise UserError(
+                "--segmenter would label nothing, --real_labels and --generated_labels have both sets: leave "
+                "it or one of them out."
+            )
+        alone = [
+            name for name in ("label_table", "least_mm3") if getattr(self, name) != getattr(type(self), name)
+        ]
+        if alone and self.segmenter is None and given == [None, None]:
+            raise UserError(f"--{alone[0]} is of arteries by name: give --segmenter or label maps too.")
 
     def cache(self) -> FeatureCache:
         """The cache of features that the settings ask for."""

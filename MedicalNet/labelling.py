@@ -113,6 +113,11 @@ class Sources:
         if self.config.segmenter is not None:
             predictor, about = read_model(self.config.segmenter, self.config.device)
             self.network, self.table = Labelling(predictor, about), name_of_table(predictor.classes.table)
+            if self.config.label_table not in (type(self.config).label_table, self.table):
+                raise UserError(
+                    f"--label_table is {self.config.label_table}, --segmenter {self.config.segmenter} has "
+                    f"the ids of {self.table}: leave --label_table out."
+                )
             self.look_for_training(contents_known_to(about))
         for which in ("real", "generated"):
             if getattr(self.config, f"{which}_labels") is not None:

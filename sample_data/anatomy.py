@@ -241,7 +241,7 @@ def requests_of(config, called="variant"):
     rows = read_table(config.variants, flag="--variants")
     unknown = [name for name in rows[0] if name not in COLUMNS]
     if unknown:
-        raise UserError(f"{called} has a column {unknown[0]!r}, expected {', '.join(COLUMNS)}: rename it.")
+        raise UserError(f"{called} has a column {unknown[0]!r}, expected {', '.join(COLUMNS)}: remove it.")
     requests = []
     for number, row in enumerate(rows, start=1):
         both = {name: ", ".join(filter(None, (texts[name], row.get(name)))) for name in COLUMNS}

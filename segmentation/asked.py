@@ -18,12 +18,12 @@ from pathlib import Path
 from volumetric import generation
 from volumetric.cli import UserError, option
 from volumetric.collection import Volume, content_of_labels
-from volumetric.files import array_to_volume, by, file_digest, read_json, volume_to_array, write_json
+from volumetric.files import array_to_volume, by, file_digest, read_json, reading, volume_to_array, write_json
 from volumetric.generation import Drawn, Item, Model, drawn_in_batches
 from volumetric.geometry import same_spacing, spacing_of
 from volumetric.parallel import process_group
 from volumetric.runs import checkpoint_numbers
-from volumetric.sidecars import versions, volume_digest
+from volumetric.sidecars import essence, versions, volume_digest
 
 import numpy as np
 from scipy import ndimage
@@ -414,7 +414,7 @@ class CircleWriter(PairWriter):
 
     def __init__(self, model, folder, checker):
         super().__init__(model, folder)
-        self.graphs, self.checker = self.labels.with_name(f"{self.folder.resolve().name}_graphs"), checker
+        self.graphs, self.checker = self.folder_beside("graphs"), checker
         self.record["segmenter"] = checker and checker.record
 
     def item_of(self, circle, name, seed, passing=False):
@@ -517,9 +517,33 @@ class Passing:
                     yield item, one
             waiting, tries = sorted(failed), tries + 1
 
+    def refuse_another(self, made_of, requests):
+        """Raise a UserError if the folder has another selection than one that this command goes on with."""
+        path, flag = self.writer.folder / FILE, self.writer.flag
+        if not path.exists():
+            return
+        found = read_json(path)
+        with reading(path, f"remove it, or choose another {flag}"):
+            other = [key for key, value in made_of.items() if essence(found.get(key)) != essence(value)]
+            both = zip(found["requests"], requests, strict=False)  # further ones may follow
+            other += [] if all(one == another for one, another in both) else ["requests"]
+            fewer = found["kept"] > self.wanted or found["drawn"] > self.most
+            other += [f"number, {found['kept']} of {found['drawn']} drawn"] if fewer else []
+        if other:
+            raise UserError(f"{path} was made with another {' and '.join(other)}: choose another {flag}.")
+
     def run(self, batch_size=None):
-        """Draw, keep and write; returns what acceptance.json holds."""
+        """Draw, keep and write; returns what acceptance.json holds.
+
+        Raises:
+            UserError: The folder has another selection.
+        """
         first = [self.item_of(n, 0) for n in range(self.wanted)]
+        told = [item.record["anatomy"] for item in first]
+        made_of = {**self.writer.record, "accepted_by": PASSED}
+        made_of |= {key: told[0][key] for key in ("seed", "chiral")}
+        requests = [one["request"] for one in told]
+        self.refuse_another(made_of, requests)
         self.writer.prepare(first, self.wanted)
         batch_size = self.writer.at_once(batch_size)
         with tqdm(total=self.wanted, desc="Passed", unit="volume") as bar:
@@ -527,9 +551,8 @@ class Passing:
         rejections = Counter(reason for row in self.rows for reason in row["reasons"])
         record = {
             "synthetic": True,
-            **self.writer.record,
-            "accepted_by": PASSED,
-            "requests": [item.record["anatomy"]["request"] for item in first],
+            **made_of,
+            "requests": requests,
             "asked_for": self.wanted,
             "most": self.most,
             "drawn": len(self.rows),
@@ -643,8 +666,8 @@ def write_passing(config, writer, item_of, wanted, group):
     if kept < wanted:
         raise UserError(
             f"{kept} of the {drawn} circles that were drawn pass, {wanted} were asked for (most often: "
-            f"{next(iter(record['rejections']))}): raise --most, or leave --only_passing out. The {kept} are "
-            f"in {writer.folder}."
+            f"{next(iter(record['rejections']))}): raise --most, or leave --only_passing out."
+            + (f" The {kept} are in {writer.folder}." if kept else "")
         )
     print(f"{kept} {writer.places}")
     return writer.folder

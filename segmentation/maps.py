@@ -7,15 +7,24 @@ both by content, of volume and of label map. Pairs that it does not know are tra
 subject, or with a label map, that it holds out.
 """
 
+import functools
 import hashlib
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from volumetric import parallel, runs
 from volumetric.cli import UserError
 from volumetric.collection import content_of_labels, pair_up, read, refuse_other_grid, refuse_unusable
-from volumetric.files import array_to_volume, as_damaged, file_digest, naming, read_json, volume_to_array
+from volumetric.files import (
+    array_to_volume,
+    as_damaged,
+    file_digest,
+    naming,
+    read_json,
+    reading,
+    volume_to_array,
+)
 from volumetric.generation import Drawn, Item, Writer
 from volumetric.geometry import axes_of, left_right_axis, turn
 from volumetric.names import in_folder, name_of
@@ -104,9 +113,9 @@ def class_numbers(array, classes, ignore, path):
     if ignore is not None:
         numbers[array == ignore] = UNKNOWN
     if (numbers == numbers.flat[0]).all():
-        raise UserError(f"{path} has one class alone, expected labels and background: remove the pair.")
+        raise UserError(f"{path} has one class alone, expected labels and background: remove it.")
     if not labelled(numbers).size:
-        raise UserError(f"{path} has background and unknown voxels alone, expected labels: remove the pair.")
+        raise UserError(f"{path} has background and unknown voxels alone, expected labels: remove it.")
     return numbers
 
 
@@ -589,19 +598,23 @@ class PairWriter(Writer):
     def __init__(self, model, folder, maps=None):
         about = {"table": {str(n): name for n, name in model.table.items()}}
         super().__init__(model, folder, about=about)
-        self.maps = maps
-        place = self.folder.resolve()  # "." has no name
-        self.labels = place.parent / f"{place.name}_labels"
+        self.maps, self.digest_of = maps, functools.cache(file_digest)
+        self.labels = self.folder_beside("labels")
         if maps is not None and self.labels.resolve().is_relative_to(Path(maps).resolve()):
             raise UserError(
                 f"--output {folder} has its label maps in {self.labels}, which lies in --generate {maps}: "
                 f"they would be read as that. Give another --output."
             )
 
+    def folder_beside(self, what):
+        """Path of the folder <folder>_<what>."""
+        folder = self.folder.resolve() if self.folder.name in ("", "..") else self.folder  # "." has no name
+        return folder.parent / f"{folder.name}_{what}"
+
     def item_of(self, path, to_draw, name, seed, config):
         """Item of a label map, of which the path is `path`, and of a seed."""
         drawn = hashlib.sha256(to_draw.numbers.tobytes()).hexdigest()
-        label_map = {"path": str(path), "sha256": file_digest(path), "content": to_draw.content}
+        label_map = {"path": str(path), "sha256": self.digest_of(path), "content": to_draw.content}
         recipe = {"edit": list(config.edit), "fit": config.fit, "noise": self.model.noise}
         of, about = to_draw.variation, {}
         if of is not None:
@@ -631,6 +644,17 @@ class PairWriter(Writer):
             raise UserError(f"{volume} is a label map, no volume to go on from: choose another {self.flag}.")
         if labels.exists() and (self.labels / f"{item.name}.json").exists():
             raise UserError(f"{labels} is a volume, where a label map belongs: choose another {self.flag}.")
+
+    def refuse_before_varying(self, items):
+        """Raise a UserError if what is there of items, whose maps are still to be varied, is of others."""
+        for item in items:
+            self.refuse_to_replace(item)
+            sidecar = self.path(item, "json")
+            if sidecar.exists():
+                with reading(sidecar, "remove it; the volume is then made again"):
+                    drawn = read_json(sidecar)["label_map"]["drawn_sha256"]
+                label_map = item.record["label_map"] | {"drawn_sha256": drawn}
+                self.refuse_another(replace(item, record=item.record | {"label_map": label_map}))
 
     def draw(self, items):
         """The volumes of some items, along the axes of their label maps."""

@@ -415,6 +415,16 @@ def varied_again(to_draw, recipe, classes):
     return again
 
 
+def asked_variations(maps, config):
+    """[(path, MapToDraw)] of all variations that are asked for, none of which is drawn; see below."""
+    asked, found = {"law": LAW, "mm": config.vary_mm, "radius": config.vary_radius}, []
+    for path, to_draw in maps.items():
+        for k in range(1, 1 + config.vary):
+            of = Variation(k, asked | {"seed": seed_of(config, to_draw.content, k)}, {})
+            found.append((path, replace(to_draw, variation=of)))
+    return found
+
+
 def with_variations(maps, config, classes, tell=True):
     """Label maps as they are, or in place of each its variations 1, 2, ..., all different.
 
@@ -434,15 +444,15 @@ def with_variations(maps, config, classes, tell=True):
         return list(maps.items())
     found, left_out = [], []
     known = {volume_digest(to_draw.numbers) for to_draw in maps.values()}
-    asked = {"law": LAW, "mm": config.vary_mm, "radius": config.vary_radius}
     with tqdm(total=len(maps) * config.vary, desc="Varying maps", disable=not tell) as bar:
-        for path, to_draw in maps.items():
+        for path, group in itertools.groupby(asked_variations(maps, config), lambda of: of[0]):
+            to_draw = maps[path]
             bent = bent_of(to_draw.numbers, nib.affines.voxel_sizes(to_draw.affine))
-            for k in range(1, 1 + config.vary):
-                seed = seed_of(config, to_draw.content, k)
-                one = variation_of(to_draw, k, asked | {"seed": seed}, classes, bent)
+            for _, wanted in group:
+                k = wanted.variation.k
+                one = variation_of(to_draw, k, wanted.variation.asked, classes, bent)
                 if one is None:
-                    why = f"{DRAWS} draws fold, or do not fit the grid" if bent else "it has no vessels"
+                    why = f"{DRAWS} draws fold, or do not fit the grid" if bent else "it has no background"
                     left_out.append(f"{path}, variation {k}: {why}")
                 elif volume_digest(one.numbers) in known:
                     left_out.append(f"{path}, variation {k}: equals another map")

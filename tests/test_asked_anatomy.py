@@ -201,6 +201,17 @@ def test_circles_are_drawn_until_enough_pass_and_reasons_are_counted(home, tmp_p
     few = replace(config, most=3, output=str(tmp_path / "few"))
     with pytest.raises(UserError, match=r"1 of the 3 circles .* pass, 2 were asked for \(most often: R-Pcom"):
         asked.generate(few, l2v.LabelModel, l2v.seeds_of)
+    for another, what in (
+        ({"seed": 8}, "seed"),
+        ({"anatomy": "any"}, "requests"),
+        ({"num": 1}, "number, 2 of 4"),
+    ):
+        with pytest.raises(
+            UserError, match=f"acceptance.json was made with another {what}.*: choose another"
+        ):
+            asked.generate(replace(config, **another), l2v.LabelModel, l2v.seeds_of)
+    asked.generate(replace(few, most=5), l2v.LabelModel, l2v.seeds_of)  # one more that passes
+    assert json.loads((tmp_path / "few" / "acceptance.json").read_text(encoding="utf-8"))["kept"] == 2
     plain = replace(config, only_passing=False, output=str(tmp_path / "plain"))
     asked.generate(plain, l2v.LabelModel, l2v.seeds_of)
     told = capsys.readouterr().out

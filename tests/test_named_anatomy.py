@@ -10,11 +10,11 @@ from volumetric.rates import wilson
 import numpy as np
 import pytest
 
-from MedicalNet import arteries, evaluation, named_anatomy
+from MedicalNet import arteries, evaluation, labelling, named_anatomy
 from MedicalNet.covariance_free import Energy
 from segmentation import segmentation, teacher
 from segmentation.labels import BASE, save_labels
-from tests.conftest import random_array, write_volume
+from tests.conftest import ROOT, random_array, write_volume
 from tests.pairs import small_config, write_pairs
 
 SPACING = np.array([0.5, 0.5, 0.5])
@@ -373,3 +373,10 @@ def test_flags_that_do_not_fit(folder):
         config(real_labels="r")
     with pytest.raises(UserError, match="--real_truth needs --segmenter"):
         config(real_truth="r")
+    segmenter = str(ROOT / "sample_data" / "segmenter.pt")
+    with pytest.raises(UserError, match="--segmenter would label nothing, --real_labels and"):
+        config(real_labels="r", generated_labels="g", segmenter=segmenter)
+    with pytest.raises(UserError, match="--least_mm3 is of arteries by name: give --segmenter or label"):
+        config(least_mm3=9.0)
+    with pytest.raises(UserError, match=r"--label_table is nnunet, --segmenter .* has the ids of topcow2024"):
+        labelling.Sources(config(segmenter=segmenter, label_table="nnunet"), {}, None)

@@ -193,6 +193,9 @@ def test_varied_maps_are_drawn_and_drawn_again(trained, capsys):
     assert np.array_equal(read(same), drawn)  # whatever it is called, and lies beside
     l2v.generate_volumes(config)
     assert "1 volumes are there already" in capsys.readouterr().out
+    with pytest.raises(UserError, match=r"_vary1_seed.* was made with another recipe: choose another"):
+        l2v.generate_volumes(replace(config, vary=10**3, vary_mm=2.0))
+    assert "Varying" not in capsys.readouterr().err  # it is refused before
 
 
 def test_a_test_subject_whose_map_was_varied_is_refused(trained):

@@ -336,9 +336,20 @@ class Writer:
         Raises:
             UserError: A volume of this name was made of something else.
         """
-        sidecar = self.path(item, "json")
-        if not sidecar.exists():
+        if not self.path(item, "json").exists():
             return False
+        self.refuse_another(item)
+        if not all(path.exists() and path.stat().st_size for path in self.files_of(item)):
+            return False
+        try:
+            load_nifti(self.path(item, self.volume_format))
+        except UserError:
+            return False  # it is damaged
+        return True
+
+    def refuse_another(self, item: Item) -> None:
+        """Raise a UserError if the volume of an item's name, which is there, was made of something else."""
+        sidecar = self.path(item, "json")
         found = read_json(sidecar)
         with reading(sidecar, "remove it; the volume is then made again"):
             defaults = {"intensity_range": None, "precision": "float32"}  # of earlier versions
@@ -350,13 +361,6 @@ class Writer:
             raise UserError(
                 f"{sidecar} was made with another {' and '.join(named)}: choose another {self.flag}."
             )
-        if not all(path.exists() and path.stat().st_size for path in self.files_of(item)):
-            return False
-        try:
-            load_nifti(self.path(item, self.volume_format))
-        except UserError:
-            return False  # it is damaged
-        return True
 
     def write(self, item: Item, drawn: Drawn) -> None:
         """Write all files of one volume, the sidecar last: where it is, the volume is complete."""

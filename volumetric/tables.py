@@ -49,12 +49,12 @@ def read_table(path: Path | str, *columns: str, flag: str = "") -> list[Row]:
         UserError: It is no such table, or has no rows; a name comes twice, a cell is empty, or a row has more
             cells than there are columns.
     """
-    called = f"{flag} {path}".strip()
+    called, wanted = f"{flag} {path}".strip(), f" of {' and '.join(columns)}" if columns else ""
     if not Path(path).is_file():
-        raise UserError(f"{called} is no file: give a CSV table of {' and '.join(columns)}.")
+        raise UserError(f"{called} is no file: give a CSV table{wanted}.")
     lines = lines_of(text_of(path, called), columns, called)
     if not lines:
-        raise UserError(f"{called} is empty: give a CSV table of {' and '.join(columns)}.")
+        raise UserError(f"{called} is empty: give a CSV table{wanted}.")
     (_, names), *lines = lines
     check_names(names, columns, called)
     if not lines:
