@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+from functools import partial
 
 from volumetric.cli import UserError
 from volumetric.dataset import SeededBatches
@@ -33,12 +34,7 @@ LAUNCH = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--npro
 ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1"}
 
 
-def run_two(script, *arguments, timeout=1800):
-    """Run a script by torchrun on two processes."""
-    command = [*LAUNCH, str(ROOT / script), *map(str, arguments)]
-    return subprocess.run(
-        command, cwd=ROOT, capture_output=True, encoding="utf-8", timeout=timeout, env=ENVIRONMENT
-    )
+run_two = partial(run_script, processes=2)
 
 
 def test_parts_make_the_whole():
@@ -93,14 +89,7 @@ def test_a_hanging_process_is_not_waited_for_long_but_for_what_takes_long(tmp_pa
     """Gradients are waited for by WAIT, here 3 seconds; what the first process does alone by LONG_WAIT."""
     (tmp_path / "job.py").write_text(HANGING.format(sleep=sleep, wait=wait), encoding="utf-8")
     start = time.monotonic()
-    run = subprocess.run(
-        [*LAUNCH, str(tmp_path / "job.py")],
-        cwd=ROOT,
-        capture_output=True,
-        encoding="utf-8",
-        timeout=1800,
-        env=ENVIRONMENT,
-    )
+    run = run_two(tmp_path / "job.py")
     assert (run.returncode == 0) == ends, run.stderr
     assert ends or ("Another process of this training has ended or hangs" in run.stderr)
     assert ends or time.monotonic() - start < 55
@@ -143,7 +132,6 @@ def gradients(tmp_path_factory):
     return folder
 
 
-@pytest.mark.xdist_group("gradients")
 @pytest.mark.parametrize("options", OPTIONS)
 def test_two_processes_have_the_gradients_of_one(gradients, options):
     one, two = (torch.load(gradients / name / f"{options}.pt", weights_only=True) for name in ("one", "two"))
@@ -265,9 +253,3 @@ def environment_of(pid):
     """Environment of a process."""
     with open(f"/proc/{pid}/environ", errors="replace", encoding="utf-8") as file:
         return dict(entry.split("=", 1) for entry in file.read().split("\0") if "=" in entry)
-
-
-def test_multi_gpus_needs_them(data, tmp_path):
-    run = run_script("stylegan2_pytorch.py", *tiny_flags(data, tmp_path), "--multi_gpus", True)
-    if torch.cuda.device_count() < 2:
-        assert run.returncode != 0 and "--multi_gpus needs at least 2 GPUs" in run.stderr
