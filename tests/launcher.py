@@ -18,8 +18,9 @@ import time
 from pathlib import Path
 
 LIBRARIES = (
-    *("torch", "torch.distributed", "scipy.ndimage", "scipy.stats", "scipy.linalg", "matplotlib", "pydicom"),
-    *("numpy", "nibabel", "fire", "PIL.Image", "tqdm", "requests", "einops", "multiprocessing.pool"),
+    *("torch", "torch.distributed", "torch._dynamo"),  # an optimiser imports the last
+    *("scipy.ndimage", "scipy.stats", "scipy.linalg", "matplotlib", "pydicom", "multiprocessing.pool"),
+    *("numpy", "nibabel", "fire", "PIL.Image", "tqdm", "requests", "einops"),
 )
 
 
