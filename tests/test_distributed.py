@@ -6,7 +6,6 @@ import os
 import re
 import signal
 import subprocess
-import sys
 import time
 from functools import partial
 
@@ -17,6 +16,7 @@ from volumetric.parallel import Group, SharedRandom, host_random
 import numpy as np
 import pytest
 import torch
+import torch.distributed.run
 from PIL import Image
 
 from tests.conftest import (
@@ -24,15 +24,12 @@ from tests.conftest import (
     SMALL,
     random_array,
     run_script,
+    start_script,
     tiny_flags,
     write_data,
     write_labels,
     write_volume,
 )
-
-LAUNCH = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
-ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1"}
-
 
 run_two = partial(run_script, processes=2)
 
@@ -199,19 +196,15 @@ def test_previews_and_evaluations_are_shared_out(tmp_path, data):
 
 def test_a_killed_process_ends_the_job_and_the_run_goes_on(tmp_path, data):
     flags = tiny_flags(data, tmp_path, batch_size=2, save_every=3, num_train_steps=100000)
-    command = [*LAUNCH, str(ROOT / "stylegan2_pytorch.py"), *map(str, flags)]
-    with open(tmp_path / "log", "w", encoding="utf-8") as log:
-        job = subprocess.Popen(command, cwd=ROOT, stdout=log, stderr=log, env=ENVIRONMENT)
+    job = start_by_torchrun(*flags, folder=tmp_path)
     model = tmp_path / "models" / "t" / "model_1.pt"
     deadline = time.monotonic() + 120
     while not model.exists():
-        assert time.monotonic() < deadline and job.poll() is None, (tmp_path / "log").read_text(
-            encoding="utf-8"
-        )
+        assert time.monotonic() < deadline and job.poll() is None, job.texts()
         time.sleep(0.1)
     os.kill(ranks_of(job)[1], signal.SIGKILL)
     assert job.wait(timeout=60) != 0
-    log = (tmp_path / "log").read_text(encoding="utf-8")
+    log = "".join(job.texts())
     assert "Another process of this training has ended" in log
     assert re.search(r"The same command continues from the last", log)
     last = max(int(p.stem.split("_")[1]) for p in (tmp_path / "models" / "t").glob("model_*.pt"))
@@ -225,9 +218,7 @@ def test_a_killed_process_ends_the_job_and_the_run_goes_on(tmp_path, data):
 def test_a_signal_saves_and_ends_all(tmp_path, data, number):
     """To one process, which torchrun tells of, or to torchrun, by Ctrl-C: its own status is 1."""
     flags = tiny_flags(data, tmp_path, batch_size=2, save_every=10**5, num_train_steps=100000)
-    command = [*LAUNCH, str(ROOT / "stylegan2_pytorch.py"), *map(str, flags)]
-    with open(tmp_path / "log", "w", encoding="utf-8") as log:
-        job = subprocess.Popen(command, cwd=ROOT, stdout=log, stderr=log, env=ENVIRONMENT)
+    job = start_by_torchrun(*flags, folder=tmp_path)
     table = tmp_path / "results" / "t" / "metrics.csv"
     deadline = time.monotonic() + 120
     while not table.exists() or len(table.read_text(encoding="utf-8").splitlines()) < 4:
@@ -235,11 +226,19 @@ def test_a_signal_saves_and_ends_all(tmp_path, data, number):
         time.sleep(0.1)
     os.kill(ranks_of(job)[1] if number == signal.SIGTERM else job.pid, number)
     assert job.wait(timeout=60) == 1
-    log = (tmp_path / "log").read_text(encoding="utf-8")
+    log = "".join(job.texts())
     assert f"{number.name}: saved after step" in log, log
     assert number == signal.SIGINT or re.search(r"exitcode *: 143", log), log
     step = torch.load(tmp_path / "models" / "t" / "model_0.pt", weights_only=True)["step"]
     assert step == len(table.read_text(encoding="utf-8").splitlines()) - 1 > 2
+
+
+def start_by_torchrun(*flags, folder):
+    """Process of torchrun, which starts a training on two new interpreters."""
+    two = ("--standalone", "--nproc_per_node", 2)
+    return start_script(
+        torch.distributed.run.__file__, *two, ROOT / "stylegan2_pytorch.py", *flags, folder=folder
+    )
 
 
 def ranks_of(job):

@@ -297,7 +297,7 @@ def test_a_landmark_keeps_its_millimetres_to_the_region_and_back(tmp_path, heads
 
 
 @pytest.mark.parametrize(
-    "others", [{}, {"interpolation": "bspline"}, {"clip_percentiles": (5, 95)}, {"harmonise": True}]
+    "others", [{}, {"interpolation": "bspline", "clip_percentiles": (5, 95), "harmonise": True}]
 )
 def test_a_scan_becomes_its_region(tmp_path, heads, others):
     folder, landmarks = heads
