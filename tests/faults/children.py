@@ -1,7 +1,6 @@
 """Programs run in forked processes, so that PyTorch is imported once."""
 
 import contextlib
-import gc
 import os
 import resource
 import signal
@@ -58,10 +57,8 @@ def start(function, log):
     sys.stderr.flush()
     with open(log, "wb") as file:
         writer = subprocess.Popen(["cat"], stdin=subprocess.PIPE, stdout=file, process_group=0)
-    gc.freeze()  # a collection in the child would copy every page of what there is
     number = os.fork()
     if number:
-        gc.unfreeze()
         writer.stdin.close()
         return Child(number, writer, Path(log))
     status = FAULT
