@@ -40,9 +40,9 @@ def pytest_collection_modifyitems(items):
 
 @pytest.hookimpl(optionalhook=True)
 def pytest_xdist_make_scheduler(config, log):
-    """One worker has all tests of a file whose fixtures outlive a test; the marks of xdist_group go unread.
+    """One worker has all tests of a file with a fixture for more than one test, which is then made once.
 
-    pytest-xdist 3.8 writes a mark's group where pytest 9.2 does not look for it.
+    The marks of --dist loadgroup do not do it: pytest-xdist 3.8 notes a group where pytest 9.2 does not look.
     """
     from xdist.scheduler import LoadScopeScheduling
 
