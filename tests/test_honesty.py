@@ -180,7 +180,10 @@ def test_a_radiological_network_gives_a_second_opinion(people, evaluated, tmp_pa
     torch.save({"backbone.0.weight": torch.zeros(3)}, tmp_path / "other.pt")
     with pytest.raises(UserError, match=r"RadImageNet weights .* are not those of ResNet-50"):
         extractors.build_radimagenet(tmp_path / "other.pt", torch.device("cpu"))
-    few = {which: make(tmp_path / which, range(n, n + 6)) for n, which in enumerate(("a", "b"))}
+    few = {
+        which: make(tmp_path / which, range(n, n + 6), lambda array, _: array[..., 4:10])
+        for n, which in enumerate(("a", "b"))
+    }
     weights = str(tmp_path / "ResNet50.pt")
     more = {"metrics": ("anatomy",), "radimagenet_weights": weights, "bootstrap": 0}
     record = evaluated(few["a"], page=True, real=few["b"], **more)
