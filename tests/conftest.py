@@ -1,6 +1,7 @@
 """What the tests share: small volumes, small configurations, and one runner for command lines."""
 
 import contextlib
+import functools
 import os
 import signal
 import subprocess
@@ -14,23 +15,50 @@ import numpy as np
 import pytest
 import torch
 
-from stylegan2_pytorch import TrainConfig
+import stylegan2_pytorch as sg
+from tests.launcher import Launcher
 
 ROOT = Path(__file__).parent.parent
+LAUNCHER = Launcher()
+LONG = {f"test_{n}" for n in ("books", "cli", "first_model", "options", "scores", "training", "types")}
 SMALL = {"image_size": 8, "image_depth": 4, "network_capacity": 2, "fmap_max": 16}
 
 
 def pytest_configure():
-    """One thread for each of the two workers: they share two cores."""
+    """One thread for each of the two workers, which share two cores; and a coarse centre of truncation.
+
+    Its 2000 styles, of every preview and checkpoint, take most of the time of a training of a few steps.
+    """
     torch.set_num_threads(1)
+    sg.TRUNCATION_SAMPLES = 20
 
 
-@pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items):
-    """One worker has all tests of the evaluation's report, which takes half a minute to make."""
-    for item in items:
-        if "report" in getattr(item, "fixturenames", ()):
-            item.add_marker(pytest.mark.xdist_group("report"))
+    """Files whose tests share what a fixture makes come first, then those of long tests: no worker idles."""
+    items.sort(key=lambda item: (not shares(item.path), item.path.stem not in LONG))
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config, log):
+    """One worker has all tests of a file with a fixture for more than one test, which is then made once.
+
+    The marks of --dist loadgroup do not do it: pytest-xdist 3.8 notes a group where pytest 9.2 does not look.
+    """
+    from xdist.scheduler import LoadScopeScheduling
+
+    class ByFixtures(LoadScopeScheduling):
+        def _split_scope(self, nodeid):
+            path, _, _ = nodeid.partition("::")
+            return path if shares(config.rootpath / path) else nodeid
+
+    config.option.loadscopereorder = False
+    return ByFixtures(config, log)
+
+
+@functools.cache
+def shares(path):
+    """True of a file with a fixture for more than one test."""
+    return '@pytest.fixture(scope="' in Path(path).read_text(encoding="utf-8")
 
 
 @pytest.fixture(autouse=True)
@@ -94,21 +122,35 @@ def make_config(tmp_path, data):
     def build(**settings):
         tiny = {"batch_size": 2, "gradient_accumulate_every": 2, "num_image_tiles": 1, "device": "cpu"}
         folders = {"results_dir": str(tmp_path / "results"), "models_dir": str(tmp_path / "models")}
-        return TrainConfig(**{**SMALL, **tiny, **folders, "data": str(data), "name": "t", **settings})
+        return sg.TrainConfig(**{**SMALL, **tiny, **folders, "data": str(data), "name": "t", **settings})
 
     return build
 
 
-def run_script(script, *arguments, cwd=ROOT, timeout=1800):
-    """Run one of the project's scripts as a user does; returns the completed process, with text output."""
+def run_script(script, *arguments, cwd=ROOT, timeout=1800, fresh=False, processes=None):
+    """Run one of the project's scripts as a user does; returns the completed process, with text output.
+
+    Args:
+        fresh: By a new interpreter, as one test of each program does; else by a fork that has the libraries.
+        processes: As many as torchrun would start; none without it.
+    """
+    command, environment = [str(ROOT / script), *map(str, arguments)], {**os.environ, "OMP_NUM_THREADS": "1"}
+    if not fresh:
+        return LAUNCHER.run(command, cwd, environment, timeout, processes)
     return subprocess.run(
-        [sys.executable, str(ROOT / script), *map(str, arguments)],
+        [sys.executable, *command],
         cwd=cwd,
         capture_output=True,
         encoding="utf-8",
         timeout=timeout,
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        env=environment,
     )
+
+
+def start_script(script, *arguments, folder):
+    """Start a script, which writes `stdout` and `stderr` in a folder; returns its Process."""
+    command, environment = [str(ROOT / script), *map(str, arguments)], {**os.environ, "OMP_NUM_THREADS": "1"}
+    return LAUNCHER.start(command, ROOT, environment, [folder / "stdout", folder / "stderr"])
 
 
 def tiny_flags(data, folder, **settings):

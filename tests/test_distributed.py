@@ -6,8 +6,8 @@ import os
 import re
 import signal
 import subprocess
-import sys
 import time
+from functools import partial
 
 from volumetric.cli import UserError
 from volumetric.dataset import SeededBatches
@@ -16,6 +16,7 @@ from volumetric.parallel import Group, SharedRandom, host_random
 import numpy as np
 import pytest
 import torch
+import torch.distributed.run
 from PIL import Image
 
 from tests.conftest import (
@@ -23,22 +24,14 @@ from tests.conftest import (
     SMALL,
     random_array,
     run_script,
+    start_script,
     tiny_flags,
     write_data,
     write_labels,
     write_volume,
 )
 
-LAUNCH = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
-ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1"}
-
-
-def run_two(script, *arguments, timeout=1800):
-    """Run a script by torchrun on two processes."""
-    command = [*LAUNCH, str(ROOT / script), *map(str, arguments)]
-    return subprocess.run(
-        command, cwd=ROOT, capture_output=True, encoding="utf-8", timeout=timeout, env=ENVIRONMENT
-    )
+run_two = partial(run_script, processes=2)
 
 
 def test_parts_make_the_whole():
@@ -93,14 +86,7 @@ def test_a_hanging_process_is_not_waited_for_long_but_for_what_takes_long(tmp_pa
     """Gradients are waited for by WAIT, here 3 seconds; what the first process does alone by LONG_WAIT."""
     (tmp_path / "job.py").write_text(HANGING.format(sleep=sleep, wait=wait), encoding="utf-8")
     start = time.monotonic()
-    run = subprocess.run(
-        [*LAUNCH, str(tmp_path / "job.py")],
-        cwd=ROOT,
-        capture_output=True,
-        encoding="utf-8",
-        timeout=1800,
-        env=ENVIRONMENT,
-    )
+    run = run_two(tmp_path / "job.py")
     assert (run.returncode == 0) == ends, run.stderr
     assert ends or ("Another process of this training has ended or hangs" in run.stderr)
     assert ends or time.monotonic() - start < 55
@@ -143,7 +129,6 @@ def gradients(tmp_path_factory):
     return folder
 
 
-@pytest.mark.xdist_group("gradients")
 @pytest.mark.parametrize("options", OPTIONS)
 def test_two_processes_have_the_gradients_of_one(gradients, options):
     one, two = (torch.load(gradients / name / f"{options}.pt", weights_only=True) for name in ("one", "two"))
@@ -211,19 +196,15 @@ def test_previews_and_evaluations_are_shared_out(tmp_path, data):
 
 def test_a_killed_process_ends_the_job_and_the_run_goes_on(tmp_path, data):
     flags = tiny_flags(data, tmp_path, batch_size=2, save_every=3, num_train_steps=100000)
-    command = [*LAUNCH, str(ROOT / "stylegan2_pytorch.py"), *map(str, flags)]
-    with open(tmp_path / "log", "w", encoding="utf-8") as log:
-        job = subprocess.Popen(command, cwd=ROOT, stdout=log, stderr=log, env=ENVIRONMENT)
+    job = start_by_torchrun(*flags, folder=tmp_path)
     model = tmp_path / "models" / "t" / "model_1.pt"
     deadline = time.monotonic() + 120
     while not model.exists():
-        assert time.monotonic() < deadline and job.poll() is None, (tmp_path / "log").read_text(
-            encoding="utf-8"
-        )
+        assert time.monotonic() < deadline and job.poll() is None, job.texts()
         time.sleep(0.1)
     os.kill(ranks_of(job)[1], signal.SIGKILL)
     assert job.wait(timeout=60) != 0
-    log = (tmp_path / "log").read_text(encoding="utf-8")
+    log = "".join(job.texts())
     assert "Another process of this training has ended" in log
     assert re.search(r"The same command continues from the last", log)
     last = max(int(p.stem.split("_")[1]) for p in (tmp_path / "models" / "t").glob("model_*.pt"))
@@ -237,9 +218,7 @@ def test_a_killed_process_ends_the_job_and_the_run_goes_on(tmp_path, data):
 def test_a_signal_saves_and_ends_all(tmp_path, data, number):
     """To one process, which torchrun tells of, or to torchrun, by Ctrl-C: its own status is 1."""
     flags = tiny_flags(data, tmp_path, batch_size=2, save_every=10**5, num_train_steps=100000)
-    command = [*LAUNCH, str(ROOT / "stylegan2_pytorch.py"), *map(str, flags)]
-    with open(tmp_path / "log", "w", encoding="utf-8") as log:
-        job = subprocess.Popen(command, cwd=ROOT, stdout=log, stderr=log, env=ENVIRONMENT)
+    job = start_by_torchrun(*flags, folder=tmp_path)
     table = tmp_path / "results" / "t" / "metrics.csv"
     deadline = time.monotonic() + 120
     while not table.exists() or len(table.read_text(encoding="utf-8").splitlines()) < 4:
@@ -247,11 +226,19 @@ def test_a_signal_saves_and_ends_all(tmp_path, data, number):
         time.sleep(0.1)
     os.kill(ranks_of(job)[1] if number == signal.SIGTERM else job.pid, number)
     assert job.wait(timeout=60) == 1
-    log = (tmp_path / "log").read_text(encoding="utf-8")
+    log = "".join(job.texts())
     assert f"{number.name}: saved after step" in log, log
     assert number == signal.SIGINT or re.search(r"exitcode *: 143", log), log
     step = torch.load(tmp_path / "models" / "t" / "model_0.pt", weights_only=True)["step"]
     assert step == len(table.read_text(encoding="utf-8").splitlines()) - 1 > 2
+
+
+def start_by_torchrun(*flags, folder):
+    """Process of torchrun, which starts a training on two new interpreters."""
+    two = ("--standalone", "--nproc_per_node", 2)
+    return start_script(
+        torch.distributed.run.__file__, *two, ROOT / "stylegan2_pytorch.py", *flags, folder=folder
+    )
 
 
 def ranks_of(job):
@@ -265,9 +252,3 @@ def environment_of(pid):
     """Environment of a process."""
     with open(f"/proc/{pid}/environ", errors="replace", encoding="utf-8") as file:
         return dict(entry.split("=", 1) for entry in file.read().split("\0") if "=" in entry)
-
-
-def test_multi_gpus_needs_them(data, tmp_path):
-    run = run_script("stylegan2_pytorch.py", *tiny_flags(data, tmp_path), "--multi_gpus", True)
-    if torch.cuda.device_count() < 2:
-        assert run.returncode != 0 and "--multi_gpus needs at least 2 GPUs" in run.stderr

@@ -103,9 +103,8 @@ def test_what_cannot_be_scored_is_one_line(folders):
     with pytest.raises(UserError, match="nothing to score against"):
         fidelity.FidelityConfig(**flags_of(folders, real=None))
     (folders / "real" / "m1.nii.gz").unlink()
-    run = run_script(
-        "segmentation/fidelity.py", *(p for k, v in flags_of(folders).items() for p in (f"--{k}", v))
-    )
+    flags = [part for name, value in flags_of(folders).items() for part in (f"--{name}", value)]
+    run = run_script("segmentation/fidelity.py", *flags, fresh=True)
     assert run.returncode != 0 and "has no volume m1, for which one was generated" in run.stderr
     assert "Traceback" not in run.stderr and not (folders / "out").exists()
 
@@ -170,15 +169,8 @@ def test_a_folder_is_cleaned(tmp_path):
         array = 0.02 * random_array(n, (30, 30, 20))
         array[(slice(5, 25), slice(5, 25), slice(4, 16)) if n == 0 else (5, 5, slice(4, 16))] += 1.0
         write_volume(tmp_path / "ct" / f"v{n}.nii.gz", array, affine)
-    run = run_script(
-        "preprocessing/background.py",
-        "--data",
-        tmp_path / "ct",
-        "--output",
-        tmp_path / "out",
-        "--smallest_ml",
-        20,
-    )
+    flags = ("--data", tmp_path / "ct", "--output", tmp_path / "out", "--smallest_ml", 20)
+    run = run_script("preprocessing/background.py", *flags, fresh=True)
     assert run.returncode != 0 and "v1.nii.gz has no part of 20 ml" in run.stderr
     image = nib.load(tmp_path / "out" / "v0.nii.gz")
     assert np.allclose(image.affine, affine) and image.get_fdata()[0, 0, 0] == image.get_fdata().min()

@@ -2,12 +2,8 @@
 
 import errno
 import json
-import os
 import re
 import shutil
-import subprocess
-import sys
-from pathlib import Path
 
 from volumetric import cli, collection, generation, geometry, sidecars
 from volumetric.cli import UserError
@@ -505,8 +501,7 @@ def test_edited_mode_works_and_a_flag_wins(home, tmp_path):
     (tmp_path / "edited.py").write_text(edited.replace("\nsteps = 20", "\nsteps = 2"), encoding="utf-8")
     common = ["--num_generate", "1", "--device", "cpu", "--save_directory", tmp_path / "out"]
     for flags in ([], ["--mode", "normal"]):
-        command = [sys.executable, tmp_path / "edited.py", *common, *flags]
-        run = subprocess.run(command, cwd=home, capture_output=True, encoding="utf-8", timeout=1800)
+        run = run_script(tmp_path / "edited.py", *common, *flags, cwd=home)
         assert run.returncode == 0, run.stderr
     assert names(tmp_path / "out" / "truncation", ".nii.gz") == [
         "seed000000_psi0.000.nii.gz",
@@ -517,24 +512,9 @@ def test_edited_mode_works_and_a_flag_wins(home, tmp_path):
 
 def test_two_processes_write_the_same_files_as_one(home, make, tmp_path):
     one = make(mode="interpolation", num_generate=1, steps=5)
-    command = [Path(sys.executable).parent / "torchrun", "--nproc_per_node", "2", ROOT / "CoW_generator.py"]
-    flags = [
-        "--mode",
-        "interpolation",
-        "--num_generate",
-        "1",
-        "--seed",
-        "42",
-        "--steps",
-        "5",
-        "--device",
-        "cpu",
-    ]
-    flags += ["--save_directory", str(tmp_path / "two"), "--top_dir", "demo", "--model_folder_name", "demo"]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    run = subprocess.run(
-        [*command, *flags], cwd=home, capture_output=True, encoding="utf-8", timeout=1800, env=environment
-    )
+    flags = ["--mode", "interpolation", "--num_generate", 1, "--seed", 42, "--steps", 5, "--device", "cpu"]
+    flags += ["--save_directory", tmp_path / "two", "--top_dir", "demo", "--model_folder_name", "demo"]
+    run = run_script("CoW_generator.py", *flags, cwd=home, processes=2)
     assert run.returncode == 0, run.stderr
     two = tmp_path / "two" / "interpolation"
     assert names(one) == names(two)
@@ -552,7 +532,7 @@ def test_out_of_the_box_with_the_model_that_comes_along(tmp_path):
     assert len(names(made, ".nii.gz")) == 4
     assert nib.load(made / "seed000000.nii.gz").shape == (64, 64, 16)
     assert voxels(made / "seed000000.nii.gz").std() > 0.02
-    misspelt = run_script("CoW_generator.py", "--steeps", "3", cwd=tmp_path)
+    misspelt = run_script("CoW_generator.py", "--steeps", "3", cwd=tmp_path, fresh=True)
     assert misspelt.returncode != 0 and "steeps" in misspelt.stderr
 
 

@@ -25,6 +25,7 @@ from MedicalNet import (
     extractors,
     groups,
     measuring,
+    report,
     volumes,
 )
 from tests.conftest import random_array, run_script, write_split, write_volume
@@ -71,14 +72,16 @@ def people(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def evaluated(people):
-    """Function that compares real/ with a folder; features are kept in one cache."""
+    """Function that compares real/ with a folder; features are kept in one cache, a page on request."""
 
-    def compare(generated, **more):
+    def compare(generated, page=False, **more):
         flags = {"real": str(people / "real"), "cache_dir": str(people / "cache"), **CPU, **more}
         folder = people / f"out{len(list(people.iterdir()))}"
-        return evaluation.evaluate(
-            evaluation.EvaluateConfig(generated=str(generated), output=str(folder), **flags)
-        )
+        config = evaluation.EvaluateConfig(generated=str(generated), output=str(folder), **flags)
+        with pytest.MonkeyPatch.context() as patch:
+            if not page:  # it takes as long as the rest
+                patch.setattr(report, "write_report", lambda *_: None)
+            return evaluation.evaluate(config)
 
     return compare
 
@@ -177,11 +180,13 @@ def test_a_radiological_network_gives_a_second_opinion(people, evaluated, tmp_pa
     torch.save({"backbone.0.weight": torch.zeros(3)}, tmp_path / "other.pt")
     with pytest.raises(UserError, match=r"RadImageNet weights .* are not those of ResNet-50"):
         extractors.build_radimagenet(tmp_path / "other.pt", torch.device("cpu"))
-    few = {which: make(tmp_path / which, range(n, n + 6)) for n, which in enumerate(("a", "b"))}
+    few = {
+        which: make(tmp_path / which, range(n, n + 6), lambda array, _: array[..., 4:10])
+        for n, which in enumerate(("a", "b"))
+    }
     weights = str(tmp_path / "ResNet50.pt")
-    record = evaluated(
-        few["a"], real=few["b"], metrics=("anatomy",), radimagenet_weights=weights, bootstrap=0
-    )
+    more = {"metrics": ("anatomy",), "radimagenet_weights": weights, "bootstrap": 0}
+    record = evaluated(few["a"], page=True, real=few["b"], **more)
     assert {"FID-RadImageNet", "KID-RadImageNet"} <= record["metrics"].keys()
     assert record["weights"]["radimagenet"]["sha256"] and "RadImageNet" in record["protocol"]["radimagenet"]
 
@@ -197,6 +202,7 @@ def test_the_cache_knows_libraries_and_protocol_and_not_the_report(people, tmp_p
     folders = {"real": str(people / "real"), "generated": str(people / "other")}
     flags = {**CPU, **folders, "metrics": ("md",), "cache_dir": str(tmp_path / "cache")}
     config = evaluation.EvaluateConfig(output=str(tmp_path / "o"), **flags)
+    monkeypatch.setattr(report, "write_report", lambda *_: None)
     for change, fresh in ((lambda: None, 52), (lambda: None, 0), ("libraries", 52), ("protocol", 52)):
         if change == "libraries":
             monkeypatch.setitem(measuring.LIBRARIES, "scipy", "0.0")
@@ -213,7 +219,7 @@ def test_the_cache_knows_libraries_and_protocol_and_not_the_report(people, tmp_p
 
 
 def test_verdicts_of_other_people_are_good(people, evaluated):
-    record = evaluated(people / "other")
+    record = evaluated(people / "other", page=True)
     outside = [name for name, m in record["metrics"].items() if (m["equal_n"] or {}).get("outside")]
     assert set(states(record).values()) == {"good"}, outside
     for name in ("FD-random-volume", "coverage-random", "W1-radius-mm"):
@@ -230,7 +236,8 @@ def test_nothing_found_is_no_agreement(people, evaluated, tmp_path):
     record = evaluated(empty)
     assert states(record)["anatomy"] == "bad"
     assert any("vessels were found in none of the 20 generated volumes" in w for w in record["warnings"])
-    both = evaluated(empty, real=make(tmp_path / "also", range(300, 320), vessels=False))
+    real = make(tmp_path / "also", range(300, 320), vessels=False)
+    both = evaluated(empty, page=True, real=real)
     assert states(both)["anatomy"] == "bad" and both["vessels"] == {"real": 0, "generated": 0}
     text = (both["folder"] / "metrics.json").read_text(encoding="utf-8")
     assert json.loads(text)["metrics"]["W1-radius-mm"]["value"] is None and "NaN" not in text
@@ -390,7 +397,7 @@ def test_groups_that_are_missing_are_told(people, evaluated, tmp_path):
 
 
 def test_a_shared_report_holds_nothing_of_real_volumes(people, evaluated):
-    record = evaluated(people / "other", share=True)
+    record = evaluated(people / "other", page=True, share=True)
     page = (record["folder"] / "report.html").read_text(encoding="utf-8")
     assert str(people / "real") not in page and ">real: " not in page and "--share" not in page
     assert page.count("data:image/png") == 2  # the furthest and the generated ones

@@ -465,7 +465,7 @@ def test_flags_that_do_not_go_together(pairs):
     ):
         with pytest.raises(UserError, match=text):
             config_of(pairs, **settings)
-    assert run_script("label_to_volume.py", "--discriminators", "oasis").returncode != 0
+    assert run_script("label_to_volume.py", "--discriminators", "oasis", fresh=True).returncode != 0
     parsed = cli.parse_cli(l2v.LabelToVolumeConfig, ["--discriminator", "oasis,patch", "--edit", "drop:L-A"])
     assert parsed.discriminator == ("oasis", "patch") and parsed.edits == [("drop", "L-A", None)]
     several = cli.parse_cli(l2v.LabelToVolumeConfig, ["--edit", "[drop:L-A, thin:B:0.4]"])

@@ -41,6 +41,7 @@ def test_shares_of_volumes_are_of_their_voxels_and_vessels():
 
 def test_one_noise_for_all_seeds_and_the_share_of_a_generator():
     """A seed with its own noise is its own volume; without noise weights nothing is of the noise."""
+    torch.manual_seed(0)
     gan = sg.StyleGAN2(**SMALL)
     center = sg.truncation_center(gan.S, sg.LATENT_DIM, torch.device("cpu"))
     model = sg.Synthesizer(gan.S, gan.G, center)

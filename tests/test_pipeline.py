@@ -297,7 +297,7 @@ def test_a_landmark_keeps_its_millimetres_to_the_region_and_back(tmp_path, heads
 
 
 @pytest.mark.parametrize(
-    "others", [{}, {"interpolation": "bspline"}, {"clip_percentiles": (5, 95)}, {"harmonise": True}]
+    "others", [{}, {"interpolation": "bspline", "clip_percentiles": (5, 95), "harmonise": True}]
 )
 def test_a_scan_becomes_its_region(tmp_path, heads, others):
     folder, landmarks = heads
@@ -562,7 +562,8 @@ def test_a_template_is_built_and_used(tmp_path):
     assert dice(mask, np.asarray(nib.load(tmp_path / "brains" / "sub-02.nii.gz").dataobj) > 0) > 0.9
     record = json.loads((tmp_path / "template" / "template.json").read_text(encoding="utf-8"))
     assert [i["scans"] for i in record["iterations"]] == [3, 3] and len(record["scans"]) == 3
-    run = run_script("preprocessing/generate_TOF_template.py", *flags, "--output", tmp_path / "template")
+    again = ("--output", tmp_path / "template")
+    run = run_script("preprocessing/generate_TOF_template.py", *flags, *again, fresh=True)
     assert run.returncode == 1 and "holds a template: give a new folder" in run.stderr
 
 

@@ -240,7 +240,7 @@ def test_two_processes_have_the_gradients_of_one(folder):
 
 
 def test_memory_is_predicted(folder):
-    run = run_script("progressive_wgan.py", *flags_of(folder, dry_run=True))
+    run = run_script("progressive_wgan.py", *flags_of(folder, dry_run=True), fresh=True)
     assert run.returncode == 0, run.stderr
     assert "peak memory, gradient penalty" in run.stdout and "parameters (million): generator G" in run.stdout
 
@@ -350,5 +350,6 @@ def test_nodules_by_command(tmp_path):
         assert volume.shape == mask.shape == (16, 16, 8) and np.allclose(volume.affine, mask.affine)
     with open(tmp_path / "n" / "variants.csv", newline="", encoding="utf-8") as file:
         assert [row["class"] for row in csv.DictReader(file)] == list(nodules.KINDS)
-    refused = run_script("sample_data/phantom.py", "--nodules", "--classes", "--output", tmp_path / "x")
+    wrong = ("--nodules", "--classes", "--output", tmp_path / "x")
+    refused = run_script("sample_data/phantom.py", *wrong, fresh=True)
     assert refused.returncode != 0 and "leave other flags" in refused.stderr

@@ -283,7 +283,7 @@ def test_axes_are_those_of_the_patient(folders, circle):
 def test_folders_are_scored(folders, circle):
     write(folders / "truth" / "empty.nii.gz", np.zeros(circle.shape, np.float32))
     write(folders / "prediction" / "empty.nii.gz", np.zeros(circle.shape, np.float32))
-    done = run_script("segmentation/metrics.py", *flags_of(folders))
+    done = run_script("segmentation/metrics.py", *flags_of(folders), fresh=True)
     assert done.returncode == 0, done.stderr
     out = folders / "out"
     assert {p.name for p in out.iterdir()} == {

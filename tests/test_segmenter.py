@@ -206,7 +206,7 @@ def test_it_learns_and_predicts_from_the_command_line(tmp_path):
     run = run_script("segmentation/segmentation.py", "--data", volumes, "--labels", maps, *shape, *flags)
     assert run.returncode == 0, run.stderr
     told = ["--mode", "predict", "--data", volumes, "--output", tmp_path / "found"]
-    run = run_script("segmentation/segmentation.py", *told, *flags)
+    run = run_script("segmentation/segmentation.py", *told, *flags, fresh=True)
     assert run.returncode == 0, run.stderr
     scores = []
     for path in sorted((tmp_path / "found").glob("*.nii.gz")):

@@ -9,7 +9,7 @@ import sys
 import time
 import zipfile
 
-from volumetric import collection, dataset, layers, memory, parallel, runs, training
+from volumetric import collection, dataset, layers, memory, parallel, runs, timing, training
 from volumetric.cli import UserError
 
 import numpy as np
@@ -19,7 +19,7 @@ import torch.nn.functional as F
 from torch._subclasses.fake_tensor import FakeTensor
 
 import stylegan2_pytorch as sg
-from tests.conftest import ROOT, random_array, run_script, tiny_flags, write_volume
+from tests.conftest import ROOT, random_array, run_script, start_script, tiny_flags, write_volume
 
 NEW_AUGMENTATIONS = ("rotation", "scaling", "bias_field", "noise", "blur")
 BLOCKS = {"attn_layers": (1, 2), "fq_layers": (2,), "fq_dict_size": 16}
@@ -471,7 +471,8 @@ def test_allocation_tracker_counts_what_lives():
     assert tracker.bytes == 0
 
 
-def test_dry_run_writes_nothing_and_allocates_nothing_large(make_config, tmp_path, capsys):
+def test_dry_run_writes_nothing_and_allocates_nothing_large(make_config, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(timing, "seconds_on_cpu", lambda *_: None)  # tests/test_timing.py has it
     everything = {"rel_disc_loss": True, "dual_contrast_loss": True, "top_k_training": True, "dry_run": True}
     trainer = sg.train_from_folder(make_config(network_capacity=64, fmap_max=4096, **everything))
     assert isinstance(trainer.GAN.G.initial_block.data, FakeTensor)
@@ -592,32 +593,20 @@ def wait_for_steps(table, process):
 def test_signals_save_and_exit_as_a_shell_expects(data, tmp_path, number, settings):
     """The signal goes to all processes of the job, as Slurm and Kubernetes send it."""
     flags = tiny_flags(data, tmp_path, num_train_steps=100000, save_every=100000, **settings)
-    run = subprocess.Popen(
-        [sys.executable, ROOT / "stylegan2_pytorch.py", *map(str, flags)],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.DEVNULL,
-        encoding="utf-8",
-        start_new_session=True,
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
-    )
+    run = start_script("stylegan2_pytorch.py", *flags, folder=tmp_path)
     table = tmp_path / "results" / "t" / "metrics.csv"
     wait_for_steps(table, run)
     os.killpg(run.pid, number)
-    text, _ = run.communicate(timeout=60)
-    assert run.returncode == 128 + number and "The same command continues the run" in text
+    assert run.wait(timeout=60) == 128 + number
+    assert "The same command continues the run" in run.texts()[0]
     step = sg.read_checkpoint(tmp_path / "models" / "t" / "model_0.pt")["step"]
     assert step == len(table.read_text(encoding="utf-8").splitlines()) - 1
 
 
 def test_a_run_is_not_started_twice(data, tmp_path):
     """By a lock that a killed process does not leave behind."""
-    flags = [*map(str, tiny_flags(data, tmp_path, num_train_steps=100000, save_every=100000))]
-    first = subprocess.Popen(
-        [sys.executable, ROOT / "stylegan2_pytorch.py", *flags],
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
-    )
+    flags = tiny_flags(data, tmp_path, num_train_steps=100000, save_every=100000)
+    first = start_script("stylegan2_pytorch.py", *flags, folder=tmp_path)
     table = tmp_path / "results" / "t" / "metrics.csv"
     wait_for_steps(table, first)
     second = run_script("stylegan2_pytorch.py", *flags)

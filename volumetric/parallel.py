@@ -320,7 +320,8 @@ def prepare_process(device: str = "auto", deterministic: bool = False) -> None:
     """
     if deterministic:
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # read when a GPU is first used
-    torch.use_deterministic_algorithms(deterministic)
+    if deterministic != torch.are_deterministic_algorithms_enabled():
+        torch.use_deterministic_algorithms(deterministic)  # imports PyTorch's compiler: 1.5 s
     torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]  # of PyTorch's module
     if device.startswith("cuda") or (device == "auto" and torch.cuda.is_available()):
         torch.backends.cudnn.benchmark = not deterministic
