@@ -1,8 +1,6 @@
 """What a run asks of its device: precision, memory, determinism; without a GPU."""
 
-from types import SimpleNamespace
-
-from volumetric import diff_augment, layers, memory, parallel
+from volumetric import diff_augment, layers, parallel
 from volumetric.cli import UserError
 
 import pytest
@@ -35,63 +33,6 @@ def test_a_gpu_is_tried_with_the_runs_own_largest_layer(make_config):
     assert make_config(**{**published, "fmap_max": 16}).largest_layer[0] == 16
     channels, sizes = make_config().largest_layer
     parallel.check_half_precision(torch.bfloat16, torch.device("cpu"), channels, sizes)
-
-
-class SmallGpu:
-    """A trainer that takes a GiB for each volume penalised at once, and four for a second micro-batch."""
-
-    device, at_once, penalty_part = "cuda:0", 1, 2
-
-    def __init__(self, least=0, deterministic=False, others=True, replays=False):
-        self.least, self.config = least, SimpleNamespace(deterministic=deterministic)
-        self.replays = replays
-        self.group = SimpleNamespace(agree=lambda condition: condition and others)
-
-    def arrangements(self):
-        return [(2, 8), (2, 2), (1, 8), (1, 2)]
-
-    def rehearsals(self):
-        def penalty():
-            self.peak = max(self.penalty_part + 4 * (self.at_once - 1), self.least) * 2**30
-            if self.peak > 12 * 2**30:
-                raise torch.OutOfMemoryError("no memory")
-
-        def preview():
-            self.peak = 4 * 2**30
-
-        return [("gradient penalty", penalty), ("preview", preview)]
-
-    def may_replay(self):
-        return self.replays
-
-
-@pytest.mark.parametrize(
-    ("settings", "chosen"),
-    [
-        ({}, (2, 2)),  # (2, 8) would take all of the 12 GiB
-        ({"least": 10}, (1, 2)),
-        ({"deterministic": True}, (1, 2)),
-        ({"others": False}, (1, 2)),  # another process has no room
-        ({"replays": True}, (1, 2)),  # graphs have memory each: 2 and 4 GiB fit, 8 and 4 do not
-        ({"replays": True, "least": 8}, (2, 2)),  # no graph finds room: as without
-        ({"least": 13}, None),
-    ],
-)
-def test_more_is_computed_at_once_where_memory_allows(monkeypatch, settings, chosen):
-    trainer = SmallGpu(**settings)
-    cuda = {"reset_peak_memory_stats": lambda _: None, "empty_cache": lambda: None}
-    cuda |= {"max_memory_allocated": lambda _: trainer.peak}
-    cuda |= {"get_device_properties": lambda _: SimpleNamespace(total_memory=12 * 2**30)}
-    for name, function in cuda.items():
-        monkeypatch.setattr(torch.cuda, name, function)
-    if chosen is None:
-        with pytest.raises(
-            UserError, match=r"The step with gradient penalty does not fit into the 12\.0 GiB"
-        ):
-            memory.measure_peak_memory(trainer)
-        return
-    assert memory.measure_peak_memory(trainer).keys() == {"gradient penalty", "preview"}
-    assert (trainer.at_once, trainer.penalty_part) == chosen
 
 
 def test_passes_of_all_micro_batches_have_fewer_operations(monkeypatch):
