@@ -43,6 +43,28 @@ def test_passes_of_all_micro_batches_have_fewer_operations(monkeypatch):
     assert layers.on_cpu(torch.zeros(1))
 
 
+@pytest.mark.parametrize(("recipe", "rates"), [("published", 1), ("robust", 9)])
+def test_an_update_is_few_operations(make_config, recipe, rates):
+    """Of all tensors at once: a GPU launches as many. Adam's are for each of its rates."""
+    settings = {"recipe": recipe, "average": "ramped", "amp_dtype": "float16"}
+    trainer = sg.Trainer(make_config(**settings, image_size=32, image_depth=8))
+    for optimizer in trainer.optimizers.values():
+        for parameter in layers.trained_by(optimizer):
+            parameter.grad = torch.zeros_like(parameter)
+        trainer.scaler.scale(torch.ones(()))
+        with launches.Operations() as operations:
+            trainer.scaler.step(optimizer)  # the first also makes moments
+            operations.number = 0
+            trainer.scaler.update()
+            trainer.scaler.scale(torch.ones(()))
+            trainer.scaler.step(optimizer)
+            optimizer.zero_grad(set_to_none=True)
+        assert len(optimizer.param_groups) == rates and operations.number < 20 + 3 * rates
+    with launches.Operations() as operations:
+        trainer.update_averages()
+    assert operations.number == 2
+
+
 def test_volumes_on_a_gpu_need_one(make_config):
     with pytest.raises(UserError, match=r"--cache gpu keeps the volumes on a GPU, the run is on cpu"):
         sg.train_from_folder(make_config(cache="gpu"))
