@@ -18,7 +18,7 @@ import re
 import statistics
 import sys
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from unittest import mock
 
@@ -143,7 +143,7 @@ def work_of(config):
     Of the formulations of a CPU, whose blur and enlargement are no products: what a GPU does for these with
     small matrices is no work that it has to do.
     """
-    on_cpu = LaunchesConfig(**{**vars(config), "device": "cpu", "micro_batches": 1})
+    on_cpu = replace(config, device="cpu", micro_batches=1)
     with FakeTensorMode():
         trainer, total = make(on_cpu, at_once=1), 0.0
         trainer.pl_mean, trainer.rehearsing, trainer.penalty_part = 0.0, True, config.batch_size
