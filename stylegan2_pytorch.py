@@ -1509,7 +1509,7 @@ class Trainer(training.VolumeTrainer):
 
     def gradients(self) -> list[tuple[float, Callable[[], Any]]]:
         """[(share of the run's steps, function that adds gradients as they do)]: halves of every kind."""
-        halves = Counter()
+        halves: dict[tuple[Callable[..., Any], bool], float] = defaultdict(float)
         for step, share in self.step_kinds().items():
             halves[self.accumulate_discriminator, self.penalty_is_due(step)] += share
             halves[self.accumulate_generator, self.path_length_is_due(step)] += share

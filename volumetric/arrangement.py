@@ -84,24 +84,24 @@ def choose(trainer, former=None):
     Raises:
         UserError: No way fits into the GPU's memory.
     """
-    *_, least = ways = [Arrangement(*pair) for pair in trainer.arrangements()]
+    ordinary = [Arrangement(*pair) for pair in trainer.arrangements()]
+    least, ways = ordinary[-1], [] if trainer.config.deterministic else ordinary
     if trainer.may_replay():
         ways = [*(replace(way, replayed=True) for way in ways), *ways]
     card = trainer.group.tell(torch.cuda.get_device_name(trainer.device))
-    ways = {} if trainer.config.deterministic else {way: asdict(way) | {"card": card} for way in ways}
+    remembered = {way: asdict(way) | {"card": card} for way in ways}
     trials = int(MOST_OF_RUN * trainer.config.num_train_steps / STEPS_OF_TRIAL)
     fitting, times = {}, {}
-    for some in ([way for way in ways if ways[way] == former], ways):
+    for some in ([way for way in ways if remembered[way] == former], ways):
         fitting = fitting or dict(islice(those_that_fit(trainer, some), max(1, trials)))
     if len(fitting) > 1:
         times = timed(trainer, fitting)
+    chosen = next(iter(fitting), least)
     if times:
         near = [way for way in times if times[way] <= TIE * min(times.values())]
         chosen = min(near, key=lambda way: way.need(fitting[way]))
-    else:
-        chosen = next(iter(fitting), least)
     trainer.arrange(chosen)
-    trainer.arrangement = ways.get(chosen)
+    trainer.arrangement = remembered.get(chosen)
     return Choice(chosen, fitting.get(chosen) or memory.measure_peak_memory(trainer), times)
 
 
