@@ -2,8 +2,7 @@
 
     python tests/benchmarks/launches.py --config medium_v1
     python tests/benchmarks/launches.py --config medium_v1 --device cuda --amp float16 --plain
-    python tests/benchmarks/launches.py --config phantom --recipe robust --batch_size 16 --micro_batches 1 \
-        --device cuda --amp float16 --penalty_precision mixed
+    python tests/benchmarks/launches.py --config phantom --recipe robust --batch_size 16 --micro_batches 1
 
 A row for every number of micro-batches that go through the networks together. On a GPU the step is run, as
 usual and replayed as CUDA graphs: seconds until the host has launched an ordinary one, until it is done, and
@@ -13,6 +12,7 @@ what the rows above take of its time. On a CPU the step is followed on tensors w
 that a GPU takes: operations (not views, without Adam's) and predicted memory.
 """
 
+import gc
 import itertools
 import re
 import statistics
@@ -32,7 +32,14 @@ ROOT = Path(__file__).parents[2]
 sys.path.insert(0, str(ROOT))
 from volumetric import layers, memory, parallel, timing  # noqa: E402
 from volumetric.arrangement import Arrangement  # noqa: E402
-from volumetric.cli import check_device_name, check_fields, one_line_errors, option, parse_cli  # noqa: E402
+from volumetric.cli import (  # noqa: E402
+    UserError,
+    check_device_name,
+    check_fields,
+    one_line_errors,
+    option,
+    parse_cli,
+)
 from volumetric.dataset import Audit  # noqa: E402
 from volumetric.timing import NoLog, seconds  # noqa: E402
 
@@ -187,6 +194,7 @@ class Measured:
 
 def measure(config, at_once, replayed):
     """Measured steps, of random volumes on the device."""
+    gc.collect()  # a trainer that replays, and its Replay, hold each other
     trainer = make(config, at_once)
     trainer.arrange(Arrangement(at_once, trainer.penalty_part, replayed))
     if trainer.device.type == "cuda":
@@ -229,8 +237,8 @@ def print_measured(config):
         try:
             found = rows[at_once, replayed] = measure(config, at_once, replayed)
             cells = found.cells(work, peak)
-        except torch.OutOfMemoryError:
-            cells = "no memory" + 5 * " | "
+        except (torch.OutOfMemoryError, UserError) as error:  # memory, or a capture
+            cells = type(error).__name__ + 5 * " | "
         print(f"| {at_once} | {'yes' if replayed else 'no'} | {cells} |", flush=True)
     for dtype in (torch.float32, getattr(torch, config.amp)) if config.plain else ():
         print_plain(config, dtype, rows)
