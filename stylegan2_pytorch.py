@@ -94,7 +94,6 @@ from volumetric.layers import (
 from volumetric.meanings import GAN_PREVIEWS, GAN_WORDS, meanings_of
 from volumetric.optional_layers import FeatureQuantizer, attention_blocks, contrastive_head, nt_xent
 from volumetric.pictures import contact_sheet
-from volumetric.replay import Replay
 
 import numpy as np
 import torch
@@ -1139,9 +1138,11 @@ class Trainer(training.VolumeTrainer):
 
     def arrangements(self) -> list[tuple[int, int]]:
         """[(micro-batches in a pass, volumes penalised at once)]; quantisers learn from one at a time."""
-        number, parts = self.config.gradient_accumulate_every, (self.batch_size, self.penalty_part)
+        number, batch = self.config.gradient_accumulate_every, self.batch_size
         passes = [1] if self.config.fq_layers else [n for n in range(number, 0, -1) if number % n == 0]
-        return list(dict.fromkeys(itertools.product(passes, parts)))
+        most = {n: batch if self.joint else n * batch for n in passes}  # what there is to penalise
+        parts = [(n, min(part, most[n])) for n in passes for part in (batch, self.penalty_part)]
+        return list(dict.fromkeys(parts))
 
     def passes(self, stream: int, micro_batches: int) -> Iterator[Randoms]:
         """Host and device generators of every pass's micro-batches. Yields: [(rng, generator)]"""
@@ -1506,15 +1507,18 @@ class Trainer(training.VolumeTrainer):
         """Whether steps can be CUDA graphs, by the options."""
         return self.config.cuda_graphs and not self.config.deterministic and self.steps_are_alike()
 
-    def use_room(self, peaks: dict[str, int]) -> None:
-        """Replay steps as CUDA graphs if they are all alike, and there is memory for both ways."""
-        if self.may_replay() and sum(peaks.values()) < memory.comfortable(self.device):
-            self.replay = Replay(self, self.GAN.parameters())
+    def gradients(self) -> list[tuple[float, Callable[[], Any]]]:
+        """[(share of the run's steps, function that adds gradients as they do)]: halves of every kind."""
+        halves: dict[tuple[Callable[..., Any], bool], float] = defaultdict(float)
+        for step, share in self.step_kinds().items():
+            halves[self.accumulate_discriminator, self.penalty_is_due(step)] += share
+            halves[self.accumulate_generator, self.path_length_is_due(step)] += share
+        return [(share, functools.partial(self.compute, *half)) for half, share in halves.items()]
 
-    def rehearse(self, function: Callable[..., Any], *args: Any) -> None:
+    def rehearse(self, function: Callable[..., Any], *args: Any) -> Any:
         """As `VolumeTrainer.rehearse`, with a mean path length."""
         with memory.swapped(self, pl_mean=0.0):
-            super().rehearse(function, *args)
+            return super().rehearse(function, *args)
 
     # ---- previews and evaluation
 

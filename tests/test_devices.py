@@ -1,8 +1,6 @@
 """What a run asks of its device: precision, memory, determinism; without a GPU."""
 
-from types import SimpleNamespace
-
-from volumetric import diff_augment, layers, memory, parallel
+from volumetric import diff_augment, layers, parallel
 from volumetric.cli import UserError
 
 import pytest
@@ -37,69 +35,34 @@ def test_a_gpu_is_tried_with_the_runs_own_largest_layer(make_config):
     parallel.check_half_precision(torch.bfloat16, torch.device("cpu"), channels, sizes)
 
 
-class SmallGpu:
-    """A trainer that takes a GiB for each volume penalised at once, and four for a second micro-batch."""
-
-    device, at_once, penalty_part = "cuda:0", 1, 2
-
-    def __init__(self, least=0, deterministic=False, others=True, replays=False):
-        self.least, self.config = least, SimpleNamespace(deterministic=deterministic)
-        self.replays = replays
-        self.group = SimpleNamespace(agree=lambda condition: condition and others)
-
-    def arrangements(self):
-        return [(2, 8), (2, 2), (1, 8), (1, 2)]
-
-    def rehearsals(self):
-        def penalty():
-            self.peak = max(self.penalty_part + 4 * (self.at_once - 1), self.least) * 2**30
-            if self.peak > 12 * 2**30:
-                raise torch.OutOfMemoryError("no memory")
-
-        def preview():
-            self.peak = 4 * 2**30
-
-        return [("gradient penalty", penalty), ("preview", preview)]
-
-    def may_replay(self):
-        return self.replays
-
-
-@pytest.mark.parametrize(
-    ("settings", "chosen"),
-    [
-        ({}, (2, 2)),  # (2, 8) would take all of the 12 GiB
-        ({"least": 10}, (1, 2)),
-        ({"deterministic": True}, (1, 2)),
-        ({"others": False}, (1, 2)),  # another process has no room
-        ({"replays": True}, (1, 2)),  # graphs have memory each: 2 and 4 GiB fit, 8 and 4 do not
-        ({"replays": True, "least": 8}, (2, 2)),  # no graph finds room: as without
-        ({"least": 13}, None),
-    ],
-)
-def test_more_is_computed_at_once_where_memory_allows(monkeypatch, settings, chosen):
-    trainer = SmallGpu(**settings)
-    cuda = {"reset_peak_memory_stats": lambda _: None, "empty_cache": lambda: None}
-    cuda |= {"max_memory_allocated": lambda _: trainer.peak}
-    cuda |= {"get_device_properties": lambda _: SimpleNamespace(total_memory=12 * 2**30)}
-    for name, function in cuda.items():
-        monkeypatch.setattr(torch.cuda, name, function)
-    if chosen is None:
-        with pytest.raises(
-            UserError, match=r"The step with gradient penalty does not fit into the 12\.0 GiB"
-        ):
-            memory.measure_peak_memory(trainer)
-        return
-    assert memory.measure_peak_memory(trainer).keys() == {"gradient penalty", "preview"}
-    assert (trainer.at_once, trainer.penalty_part) == chosen
-
-
 def test_passes_of_all_micro_batches_have_fewer_operations(monkeypatch):
     monkeypatch.setitem(launches.CONFIGS, "demo", SMALL)
     config = launches.LaunchesConfig(config="demo", batch_size=2, micro_batches=2, device="cpu")
     alone, together = (int(launches.follow(config, at_once).split(" | ")[0]) for at_once in (1, 2))
     assert together < 0.7 * alone
     assert layers.on_cpu(torch.zeros(1))
+
+
+@pytest.mark.parametrize(("recipe", "rates"), [("published", 1), ("robust", 9)])
+def test_an_update_is_few_operations(make_config, recipe, rates):
+    """Of all tensors at once: a GPU launches as many. Adam's are for each of its rates."""
+    settings = {"recipe": recipe, "average": "ramped", "amp_dtype": "float16"}
+    trainer = sg.Trainer(make_config(**settings, image_size=32, image_depth=8))
+    for optimizer in trainer.optimizers.values():
+        for parameter in layers.trained_by(optimizer):
+            parameter.grad = torch.zeros_like(parameter)
+        trainer.scaler.scale(torch.ones(()))
+        with launches.Operations() as operations:
+            trainer.scaler.step(optimizer)  # the first also makes moments
+            operations.number = 0
+            trainer.scaler.update()
+            trainer.scaler.scale(torch.ones(()))
+            trainer.scaler.step(optimizer)
+            optimizer.zero_grad(set_to_none=True)
+        assert len(optimizer.param_groups) == rates and operations.number < 20 + 3 * rates
+    with launches.Operations() as operations:
+        trainer.update_averages()
+    assert operations.number == 2
 
 
 def test_volumes_on_a_gpu_need_one(make_config):

@@ -2,15 +2,16 @@
 
 import itertools
 
-from volumetric import layers, memory, parallel
+from volumetric import arrangement, layers, memory, parallel
 
 import pytest
 import torch
 
 import stylegan2_pytorch as sg
-from tests.benchmarks.launches import NoLog
+from tests.benchmarks.launches import NoLog, endless
 from tests.benchmarks.step import PHASES, FixedTrainer
 from tests.conftest import random_array, run_script, write_volume
+from tests.test_arrangement import everything
 from tests.test_networks import compare_golden
 from tests.test_training import assert_same_state
 
@@ -129,6 +130,27 @@ def test_the_rehearsal_finds_the_peak_of_a_late_step(make_config):
         trainer.generator_step()
         trainer.scaler.update()
     assert torch.cuda.max_memory_allocated() <= 1.05 * predicted
+
+
+@pytest.mark.parametrize("recipe", RECIPES, ids=lambda r: r["recipe"])
+def test_the_fastest_way_is_chosen_and_taken_again(make_config, recipe):
+    """Of all that fit, replayed and not; nothing else is another afterwards, and steps run that way."""
+    settings = {**SETTINGS, **recipe, "gradient_accumulate_every": 2, "num_train_steps": 100000}
+    config = make_config(device="cuda", amp_dtype="float16", num_image_tiles=1, **settings)
+    trainer = sg.Trainer(config)
+    before = [*everything(trainer), torch.cuda.get_rng_state()]
+    choice = arrangement.choose(trainer)
+    torch.testing.assert_close(before, [*everything(trainer), torch.cuda.get_rng_state()], rtol=0, atol=0)
+    ways, fastest = choice.times.keys(), min(choice.times.values())
+    assert {way.at_once for way in ways} == {1, 2} and {way.replayed for way in ways} == {False, True}
+    assert choice.times[choice.arrangement] <= arrangement.TIE * fastest
+    assert sum(choice.peaks.values()) > 0 and len(choice.lines()) == 1
+    trainer.loader = endless(trainer, torch.rand)
+    for _ in range(6):
+        trainer.train_step(NoLog())
+    assert all(p.isfinite().all() for p in trainer.GAN.parameters())
+    again = arrangement.choose(sg.Trainer(config), trainer.arrangement)
+    assert again.arrangement == choice.arrangement and not again.times
 
 
 @pytest.mark.parametrize("fp16", [False, True])

@@ -35,6 +35,7 @@ GROUND = {
     "layers": {"cli"},
     "optional_layers": {"layers"},
     "memory": {"cli"},
+    "arrangement": {"cli", "memory", "timing"},
     "replay": {"cli"},
     "logs": {"files"},
     "curves": {"pages"},
@@ -44,6 +45,7 @@ GROUND = {
     "released": {"cli", "files"},
     "continuing": {"cli", "collection", "dataset", "files", "geometry", "logs", "parallel", "runs", "tables"},
     "training": {
+        "arrangement",
         "cli",
         "continuing",
         "dataset",
@@ -54,6 +56,7 @@ GROUND = {
         "memory",
         "parallel",
         "pictures",
+        "replay",
         "run_page",
         "runs",
         "tables",

@@ -253,6 +253,7 @@ def test_checkpoint_holds_everything_and_fits_the_original(make_config):
     state = torch.load(path, weights_only=True)
     wanted = {"GAN", "G_opt", "D_opt", "scaler", "step", "reverts", "pl_mean", "random", "config", "affine"}
     wanted |= {"best", "due", "ada", "class_names", "class_shares", "class_digest", "command"}
+    wanted |= {"arrangement"}
     assert wanted | {"format_version", "version", "truncation_center", "data_digest", "trained_on"} == set(
         state
     )

@@ -555,10 +555,12 @@ def move_averages(pairs, decay):
         pairs: [(module that is an average, module that it follows)].
         decay: From 0, a copy, to 1.
     """
-    for average, current in pairs:
-        torch._foreach_lerp_(list(average.parameters()), list(current.parameters()), 1 - decay)
-        for one, other in zip(average.buffers(), current.buffers(), strict=True):
-            one.copy_(other)
+    average = nn.ModuleList(average for average, _ in pairs)
+    current = nn.ModuleList(current for _, current in pairs)
+    if weights := list(average.parameters()):
+        torch._foreach_lerp_(weights, list(current.parameters()), 1 - decay)
+    if others := list(average.buffers()):
+        torch._foreach_copy_(others, list(current.buffers()))
 
 
 def set_rates(optimizers, done, final):

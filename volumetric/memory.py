@@ -102,28 +102,10 @@ def comfortable(device):
 def measure_peak_memory(trainer):
     """Peak bytes of the worst steps on the GPU, {phase: bytes}, found by running each once without an update.
 
-    As many micro-batches go through the networks together, and as many volumes are penalised at once, as
-    leaves a part of every process's memory free: fewer and larger launches. If steps can be replayed, their
-    graphs, each with memory of its own, are to find room first, for launches then cost nothing. Neither in
-    a deterministic run, whose rounding the memory must not decide.
-
     Raises:
         UserError: A step does not fit into the GPU's memory.
     """
     total = torch.cuda.get_device_properties(trainer.device).total_memory
-    *roomy, least = trainer.arrangements()
-    tries = [(max, arrangement) for arrangement in roomy]
-    if trainer.may_replay():
-        tries = [(sum, arrangement) for arrangement in trainer.arrangements()] + tries
-    for needs, arrangement in [] if trainer.config.deterministic else tries:
-        trainer.at_once, trainer.penalty_part = arrangement
-        peaks = {}
-        with contextlib.suppress(torch.OutOfMemoryError):
-            peaks = peaks_of(trainer, comfortable(trainer.device), needs)
-        torch.cuda.empty_cache()
-        if trainer.group.agree(bool(peaks)):
-            return peaks
-    trainer.at_once, trainer.penalty_part = least
     try:
         return peaks_of(trainer)
     except torch.OutOfMemoryError as error:
@@ -133,8 +115,17 @@ def measure_peak_memory(trainer):
         ) from None
 
 
-def peaks_of(trainer, most=math.inf, needs=max):
-    """Peak bytes of each phase, {phase: bytes}, or {} as soon as the largest, or the sum, is over `most`.
+def peaks_within(trainer, most):
+    """As `measure_peak_memory`, but {} if a phase takes more than `most`, or than there is."""
+    peaks = {}
+    with contextlib.suppress(torch.OutOfMemoryError):
+        peaks = peaks_of(trainer, most)
+    torch.cuda.empty_cache()
+    return peaks
+
+
+def peaks_of(trainer, most=math.inf):
+    """Peak bytes of each phase, {phase: bytes}, or {} as soon as one is over `most`.
 
     An OutOfMemoryError is noted with the phase.
     """
@@ -147,7 +138,7 @@ def peaks_of(trainer, most=math.inf, needs=max):
             error.__notes__ = [f"The step with {phase}"]
             raise
         peaks[phase] = torch.cuda.max_memory_allocated(trainer.device)
-        if needs(peaks.values()) > most:
+        if peaks[phase] > most:
             return {}
     torch.cuda.empty_cache()
     return peaks

@@ -24,16 +24,21 @@ class NoLog:
         """Forget a step's losses: to read them would wait for the device."""
 
 
+def seconds(function, device):
+    """Time of a call, until the device has done it."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    start = time.perf_counter()
+    function()
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    return time.perf_counter() - start
+
+
 def seconds_of(trainer, step):
     """Time of one training step, with its batches and all updates."""
     trainer.step = step
-    if trainer.device.type == "cuda":
-        torch.cuda.synchronize(trainer.device)
-    start = time.perf_counter()
-    trainer.train_step(NoLog())
-    if trainer.device.type == "cuda":
-        torch.cuda.synchronize(trainer.device)
-    return time.perf_counter() - start
+    return seconds(lambda: trainer.train_step(NoLog()), trainer.device)
 
 
 def seconds_a_step(trainer):

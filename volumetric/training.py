@@ -14,12 +14,14 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from volumetric import __version__, dataset, logs, memory, parallel, run_page, runs, timing
+from volumetric.arrangement import Arrangement, choose
 from volumetric.cli import RunConfig, UserError, VolumeConfig
 from volumetric.continuing import adopt_settings, compare_classes, open_audit
 from volumetric.continuing import check_number as check_number  # for trainers that count otherwise
 from volumetric.files import Record, as_damaged, by, locked, naming
 from volumetric.layers import channels_last, count_parameters, move_averages, set_rates, trained_by
 from volumetric.pictures import contact_sheet
+from volumetric.replay import Replay
 
 import torch
 from torch import nn
@@ -88,6 +90,7 @@ class VolumeTrainer:
     members: Sequence[int] | None = None  # indices of the volumes that are trained on; None is all
     inherited = frozenset[str]()  # contents of the volumes that the weights were trained on before this run;
     history_known = True  # False if some are not known
+    arrangement: Record | None = None  # how a GPU computes steps, see arrangement.py
     replay: Any = None  # Replay of steps that are all alike
     elsewhere: Any = None  # what answers, in a replayed step, for what a step takes of its trainer
     words: dict[str, str] | None = None  # {abbreviation, or kind of preview: what it is}, for the run's page
@@ -379,20 +382,26 @@ class VolumeTrainer:
             work = [*work, ("evaluation", self.scores.rehearse, self.config.array_shape)]
         return [(phase, functools.partial(self.rehearse, *one)) for phase, *one in work]
 
-    def rehearse(self, function: Callable[..., Any], *args: Any) -> None:
-        """Run something beside all that a late step finds in memory, on zeros; no message is sent."""
+    def rehearse(self, function: Callable[..., Any], *args: Any) -> Any:
+        """Run something beside all that a late step finds in memory, on zeros; no message is sent.
+
+        All is left as it was, also where memory runs out.
+        """
         volumes = torch.zeros(self.batch_size, 1, *self.config.shape)
         loader = itertools.repeat((volumes, torch.zeros(self.batch_size, dtype=torch.int64)))
         group = parallel.Rehearsal(self.group.rank, self.group.world)
         trained = [p for optimizer in self.optimizers.values() for p in trained_by(optimizer)]
         with contextlib.ExitStack() as stack:
-            stack.enter_context(memory.swapped(self, loader=loader, group=group, rehearsing=True))
+            swapped = memory.swapped(self, loader=loader, group=group, rehearsing=True, step_volumes=[])
+            stack.enter_context(swapped)
+            for parameter in self.networks.parameters():
+                stack.callback(parameter.requires_grad_, parameter.requires_grad)
             for parameter in trained:
                 stack.callback(setattr, parameter, "grad", None)
             moments = [torch.zeros_like(p) for p in trained for _ in range(2)]  # what Adam will hold
             stack.callback(moments.clear)
             stack.enter_context(parallel.tf32(False))
-            function(*args)
+            return function(*args)
 
     def step_kinds(self) -> dict[int, float]:
         """{a step: share of the run's steps that take as long}."""
@@ -402,8 +411,14 @@ class VolumeTrainer:
         """Whether steps can be replayed as CUDA graphs, if there is memory for them."""
         return False
 
-    def use_room(self, peaks: dict[str, int]) -> None:
-        """Take more memory than the rehearsal's {phase: bytes}, if that makes steps faster; here nothing."""
+    def gradients(self) -> list[tuple[float, Callable[[], Any]]]:
+        """[(share of the run's steps, function that adds gradients as they do)]."""
+        return [(1.0, functools.partial(self.accumulate, self.config.gradient_accumulate_every))]
+
+    def arrange(self, way: Arrangement) -> None:
+        """Compute steps in this way from now on."""
+        self.at_once, self.penalty_part = way.at_once, way.penalty_part
+        self.replay = Replay(self, self.networks.parameters()) if way.replayed else None
 
     # ---- state
 
@@ -417,6 +432,7 @@ class VolumeTrainer:
             "reverts": self.reverts,
             "best": self.best,
             "random": {"cpu": torch.get_rng_state()},
+            "arrangement": self.arrangement,
             "config": asdict(self.config),
             "command": self.command,
             "affine": self.audit.affine.tolist(),
@@ -532,7 +548,7 @@ def train_heard(
     def make(config: RunConfig, audit: dataset.Audit, group: parallel.Group) -> V:
         return trainer_class(config, audit, group, command=command, **prepared)
 
-    return start(make, config, audit, device, group, said)
+    return start(make, config, audit, device, group, said, source)
 
 
 def start(
@@ -542,6 +558,7 @@ def start(
     device: torch.device,
     group: parallel.Group,
     said: Sequence[str] = (),
+    source: Path | None = None,
 ) -> V:
     """Make a trainer, tell what there is to know, and train, or stop before that with `--dry_run`.
 
@@ -552,6 +569,7 @@ def start(
         device: Of `parallel.open_device`.
         group: parallel.Group.
         said: What was warned of before.
+        source: Checkpoint that the run continues; None for a new one.
 
     Returns:
         The trainer, at its last step; after a dry run on the CPU one of fake tensors.
@@ -563,9 +581,10 @@ def start(
     if config.dry_run:
         print("\n".join(f"{name}: {value}" for name, value in asdict(config).items()))
     if on_gpu:
-        peaks = memory.measure_peak_memory(trainer)
-        trainer.use_room(peaks)
-        print_report(trainer, peaks)
+        former = None if source is None else runs.read_state(source, check=False).get("arrangement")
+        choice = choose(trainer, former)
+        peaks = choice.peaks
+        print_report(trainer, peaks, choice.lines())
     else:
         if group.first and (said := timing.threads_in_the_way()):
             print(said)
@@ -606,7 +625,7 @@ def expect(trainer: VolumeTrainer, make: Make, peaks: dict[str, int]) -> None:
     timing.print_expectations(config, device, seconds, peaks)
 
 
-def print_report(trainer: VolumeTrainer, peaks: dict[str, int]) -> None:
+def print_report(trainer: VolumeTrainer, peaks: dict[str, int], more: Sequence[str] = ()) -> None:
     """Print what there is to know of data, networks, device, precision, and peak memory if it is known."""
     config, audit = trainer.config, trainer.audit
     sizes = ", ".join(f"{n} {count_parameters(m) / 1e6:.1f}" for n, m in trainer.reported().items())
@@ -618,9 +637,10 @@ def print_report(trainer: VolumeTrainer, peaks: dict[str, int]) -> None:
     taken = trainer.plan.volumes_per_step * trainer.batches_per_micro
     lines.append(f"steps per epoch: {trained_on / taken:.1f}")
     if trainer.at_once > 1:
-        lines.append(f"micro-batches in a pass, for which there is memory: {trainer.at_once}")
+        lines.append(f"micro-batches in a pass: {trainer.at_once}")
     if trainer.replay is not None:
         lines.append("steps are replayed as CUDA graphs")
+    lines += more
     trainer.told = lines
     print(*lines, sep="\n")
     memory.print_peaks(peaks, trainer.device)

@@ -3,8 +3,9 @@
     make gpu
     python tests/benchmarks/gpu.py --output gpu --minutes 10
 
-Every part is a process of its own with a limit of its time; its output is in a file of --output as it
-comes, and report.md has them all in order. A part that the time does not suffice for is named there.
+What matters most comes first. Every part is a process of its own with a limit of its time; its output is in a
+file of --output as it comes, and report.md has all that ended. A part that the time does not suffice for is
+named there.
 """
 
 import os
@@ -21,9 +22,14 @@ sys.path.insert(0, str(ROOT))
 from volumetric.cli import UserError, check_fields, one_line_errors, option, parse_cli  # noqa: E402
 
 STEP = ("tests/benchmarks/step.py", "--device", "cuda", "--repeats", 3)
-TRAINING = ("stylegan2_pytorch.py", "--device", "cuda", "--recipe", "robust", "--image_size", 128)
-TRAINING += ("--image_depth", 32, "--gradient_accumulate_every", 1, "--cache", "gpu", "--num_image_tiles", 4)
-TRAINING += ("--num_train_steps", 200, "--save_every", 100, "--seed", 0)
+LAUNCHES = ("tests/benchmarks/launches.py", "--device", "cuda", "--amp", "float16")
+ROBUST = ("--config", "phantom", "--recipe", "robust", "--batch_size", 16, "--micro_batches", 1)
+TRAINER = ("stylegan2_pytorch.py", "--device", "cuda", "--image_size", 128, "--image_depth", 32)
+TRAINER += ("--cache", "gpu", "--num_image_tiles", 4, "--seed", 0)
+TRAINING = ("--recipe", "robust", "--gradient_accumulate_every", 1)
+TRAINING += ("--num_train_steps", 200, "--save_every", 100)
+# A published run, long enough for the choice of how its steps are computed by their time.
+CHOOSING = ("--dry_run", "--name", "published", "--gradient_accumulate_every", 4, "--num_train_steps", 100000)
 
 
 @dataclass(kw_only=True)
@@ -40,39 +46,41 @@ class GpuConfig:
 def parts(folder):
     """[(name, seconds at most, command)], what matters most first."""
     python, data = sys.executable, folder / "phantoms"
-    tables = [
-        (f"{config} {amp}", 100, (*STEP, "--config", config, "--amp", amp, "--batch_size", 8))
-        for config, amp in (("medium_v1", "float16"), ("medium_v2", "float16"), ("medium_v1", "bfloat16"))
-    ]
     phantoms = ("sample_data/phantom.py", "--output", data, "--num", 64, "--image_size", 128)
-    training = (
-        *TRAINING,
-        "--data",
-        data,
-        "--results_dir",
-        folder / "results",
-        "--models_dir",
-        folder / "models",
-    )
+    folders = ("--results_dir", folder / "results", "--models_dir", folder / "models")
+    trainer = (*TRAINER, "--data", data, *folders)
+    robust = (*LAUNCHES, *ROBUST)
     scaling = ("tests/benchmarks/scaling.py", "--output", folder / "scaling.png", "--device", "cuda")
     found = [
-        ("tests", 240, ("-m", "pytest", "-q", "-p", "no:cacheprovider", "tests/test_gpu.py")),
-        ("kernels", 60, ("tests/benchmarks/kernels.py",)),
-        ("launches", 60, ("tests/benchmarks/launches.py", "--device", "cuda", "--amp", "float16")),
-        *tables,
+        ("published medium_v1", 240, (*LAUNCHES, "--config", "medium_v1", "--plain")),
+        ("robust", 60, robust),
+        ("robust mixed penalties", 60, (*robust, "--penalty_precision", "mixed")),
+        ("tests", 150, ("-m", "pytest", "-q", "-p", "no:cacheprovider", "tests/test_gpu.py")),
+        ("published medium_v2", 150, (*LAUNCHES, "--config", "medium_v2")),
         ("phantoms", 120, (*phantoms, "--image_depth", 32)),
-        ("training", 150, training),
-        ("dry run", 60, (*training, "--dry_run", "--recipe", "published", "--batch_size", 8)),
+        ("dry run", 150, (*trainer, *CHOOSING)),
+        ("training", 150, (*trainer, *TRAINING)),
+        ("kernels", 60, ("tests/benchmarks/kernels.py",)),
+        *tables(),
         ("scaling", 150, (*scaling, "--amp", "float16")),
     ]
     return [(name, limit, [python, *map(str, command)]) for name, limit, command in found]
+
+
+def tables():
+    """[(name, seconds at most, arguments)] of the tables by phase."""
+    kinds = (("medium_v1", "float16"), ("medium_v2", "float16"), ("medium_v1", "bfloat16"))
+    return [
+        (f"{config} {amp}", 100, (*STEP, "--config", config, "--amp", amp, "--batch_size", 8))
+        for config, amp in kinds
+    ]
 
 
 def run_part(name, limit, command, folder):
     """Run a part with its output in a file; returns (how it ended, seconds, what it printed)."""
     path, start = folder / f"{name.replace(' ', '_')}.txt", time.monotonic()
     paths = os.pathsep.join(filter(None, (str(ROOT), os.environ.get("PYTHONPATH"))))  # nothing is installed
-    environment = {**os.environ, "PYTHONPATH": paths}
+    environment = {**os.environ, "PYTHONPATH": paths, "PYTHONUNBUFFERED": "1"}  # tables come as they go
     with open(path, "w", encoding="utf-8") as file:
         try:
             into = {"stdout": file, "stderr": subprocess.STDOUT, "env": environment}

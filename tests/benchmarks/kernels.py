@@ -16,8 +16,9 @@ ROOT = Path(__file__).parents[2]
 sys.path.insert(0, str(ROOT))
 from volumetric.layers import Convolution, Smoothing, Upsampling, smooth  # noqa: E402
 from volumetric.parallel import tf32  # noqa: E402
+from volumetric.timing import seconds  # noqa: E402
 
-from tests.benchmarks.step import matrix_peak, seconds  # noqa: E402
+from tests.benchmarks.step import matrix_peak  # noqa: E402
 
 SHAPES = ((8, 32, 32, 128, 128), (8, 256, 16, 16, 16))
 REPEATS = 10

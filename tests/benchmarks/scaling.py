@@ -24,13 +24,14 @@ from stylegan2_pytorch import LATENT_DIM
 
 ROOT = Path(__file__).parents[2]
 sys.path.insert(0, str(ROOT))
+from volumetric.timing import seconds  # noqa: E402
+
 from tests.benchmarks.step import (  # noqa: E402
     CONFIGS,
     PHASES,
     SHARES,
     FixedTrainer,
     peak_of,
-    seconds,
 )
 
 BASE = {"image_size": 64, "image_depth": 16, "network_capacity": 8, "fmap_max": 512, "batch_size": 4}

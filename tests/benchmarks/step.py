@@ -20,7 +20,6 @@ import statistics
 import subprocess
 import sys
 import tempfile
-import time
 from collections import deque
 from dataclasses import dataclass
 from datetime import date
@@ -28,8 +27,9 @@ from pathlib import Path
 
 from volumetric.cli import check_device_name, check_fields, one_line_errors, option, parse_cli
 from volumetric.dataset import SeededBatches, VolumeDataset, make_loader, open_data
-from volumetric.parallel import Group, choose_device, host_random, prepare_process
+from volumetric.parallel import Group, autocast, choose_device, host_random, prepare_process
 from volumetric.pictures import contact_sheet
+from volumetric.timing import seconds
 from volumetric.training import rehearse_on_cpu
 
 import nibabel as nib
@@ -50,6 +50,7 @@ CONFIGS = {
     "medium_v1": {**PUBLISHED, "network_capacity": 8, "fmap_max": 512},
     "medium_v2": {**PUBLISHED, "network_capacity": 8, "fmap_max": 1024},
     "large": {**PUBLISHED, "network_capacity": 16, "fmap_max": 1024},
+    "phantom": {"image_size": 64, "image_depth": 16, "network_capacity": 8, "fmap_max": 128},
     "demo": {"image_size": 32, "image_depth": 8, "network_capacity": 4, "fmap_max": 64},
 }
 PHASES = {
@@ -68,7 +69,9 @@ class StepConfig:
     """Measure the training step."""
 
     config: str = option(
-        "medium_v1", "small, medium_v1, medium_v2, large (as published) or demo.", choices=CONFIGS
+        "medium_v1",
+        "small, medium_v1, medium_v2, large (as published), phantom or demo.",
+        choices=CONFIGS,
     )
     batch_size: int = option(2, "Volumes in a micro-batch.")
     device: str = option("auto", "auto, cpu, cuda or cuda:<n>.", check=check_device_name)
@@ -141,28 +144,32 @@ class FixedTrainer(Trainer):
 
 
 class PlainTrainer:
-    """The same step in its plain formulation, in float32, from the weights and inputs of a FixedTrainer."""
+    """The same step in its plain formulation, from the weights and inputs of a FixedTrainer.
 
-    def __init__(self, settings, fixed):
+    In float32, or in mixed precision, penalties too, of which the time is right and no number else.
+    """
+
+    def __init__(self, settings, fixed, dtype=torch.float32):
         self.GAN = PlainGAN(fixed.GAN, **settings).to(fixed.device)
-        self.fixed = fixed
+        self.fixed, self.dtype = fixed, dtype
         adam = {"betas": (0.5, 0.9), "foreach": False}
         generator_parameters = [*self.GAN.G.parameters(), *self.GAN.S.parameters()]
         self.G_opt = torch.optim.Adam(generator_parameters, lr=1e-4, **adam)
         self.D_opt = torch.optim.Adam(self.GAN.D.parameters(), lr=1.5e-4, **adam)
 
-    def run(self, phase):
+    def run(self, phase, micro_batches=1):
         """One update in a phase."""
         regularized, generator = PHASES[phase]
         z, cube = self.fixed.z, self.fixed.cube
-        if generator:
-            y = self.fixed.path_noise() if regularized else None
-            loss, optimizer = self.GAN.generator_losses(z, cube, y), self.G_opt
-        else:
-            loss = self.GAN.discriminator_losses(self.fixed.real, z, cube, regularized)
-            optimizer = self.D_opt
-        loss.backward()
-        optimizer.step()
+        for _ in range(micro_batches):
+            with autocast(self.fixed.device, self.dtype, True):
+                if generator:
+                    y = self.fixed.path_noise() if regularized else None
+                    loss = self.GAN.generator_losses(z, cube, y)
+                else:
+                    loss = self.GAN.discriminator_losses(self.fixed.real, z, cube, regularized)
+            loss.backward()
+        (self.G_opt if generator else self.D_opt).step()
         self.GAN.zero_grad(set_to_none=True)
 
 
@@ -177,17 +184,6 @@ def build(config, ways):
     if "mixed" in ways:
         made["mixed"] = FixedTrainer(*common, config.amp, config.checkpoint_activations)
     return {way: made[way] for way in ways}
-
-
-def seconds(function, device):
-    """Time of a call."""
-    if device.type == "cuda":
-        torch.cuda.synchronize()
-    start = time.perf_counter()
-    function()
-    if device.type == "cuda":
-        torch.cuda.synchronize()
-    return time.perf_counter() - start
 
 
 def resident_peak():
