@@ -142,11 +142,14 @@ def tests_table(record):
 
 def exchange_table(record):
     """How many real volumes alone give the same average Dice."""
-    rows = []
+    rows, of = [], {(row["real"], row["synthetic"]): row for row in record["differences"][AVERAGE]}
     for row in record["exchange"]:
-        number = row["as_real"]
+        number, difference = row["as_real"], of.get((row["real"], row["synthetic"]))
         told = "cannot be told: real volumes alone do not improve" if number is None else three(number)
-        rows.append([row["real"], row["synthetic"], f"{row['bound']} {told}".strip()])
+        shown = (
+            "" if difference is None or verdict(difference)[0] else "; but no difference is shown, see above"
+        )
+        rows.append([row["real"], row["synthetic"], f"{row['bound']} {told}{shown}".strip()])
     note = (
         "By the mean Dice, between the numbers of real volumes that were measured, on a logarithmic scale; "
         "beyond them it is not extrapolated."
