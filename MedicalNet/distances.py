@@ -426,7 +426,8 @@ class Neighbours:
         there = real_counts > 0
         to_real = np.repeat(self.rg[there].min(axis=0), generated_counts.astype(int))
         among_real = np.repeat(self.rr[there][:, there].min(axis=0), real_counts[there].astype(int))
-        return float(np.median(to_real) / np.median(among_real))
+        with np.errstate(divide="ignore", invalid="ignore"):  # real volumes that are all equal: no number
+            return float(np.median(to_real) / np.median(among_real))
 
 
 class OfNeighbours:
