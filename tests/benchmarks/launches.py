@@ -98,7 +98,7 @@ class Operations(TorchDispatchMode):
 class Work(TorchDispatchMode):
     """Counts FLOP of products and convolutions, two for a multiplication with its addition.
 
-    As FlopCounterMode, which wants to know of which module they are and fails where a hook has no gradient.
+    As FlopCounterMode, which fails on a gradient penalty (findings/flop_counter_input_gradient.sh).
     """
 
     flop = 0
