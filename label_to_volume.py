@@ -137,7 +137,7 @@ class LabelToVolumeConfig(asked.AnatomyOptions, GenerationOptions, RunConfig):
     """
 
     # data
-    labels: str | None = option(None, "Folder of label maps of these names.", section="Pairs, networks")
+    labels: str | None = option(None, "Label maps, by the volumes' names.", section="Pairs, networks")
     table: str | None = option(
         None, "Names of the ids: topcow2024, ..., a JSON file {id: name}, or none.", resumed=True
     )

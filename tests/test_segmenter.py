@@ -19,6 +19,7 @@ from scipy import stats
 
 import label_to_volume
 from segmentation import cases, comparison, experiment, maps, nnunet, segmentation, teacher
+from segmentation.experiment_page import exchange_table
 from segmentation.labels import read_labels, save_labels
 from tests.conftest import run_script, write_volume
 from tests.pairs import AFFINE, CLASSES, SHAPE, new_segmenter, one_pair, small_config, write_pairs
@@ -451,6 +452,8 @@ def test_a_comparison_says_what_was_put_in(gain, state):
     low, high = rows[0]["interval_95"]
     assert low <= rows[0]["difference"] <= high and rows[0]["difference"] == pytest.approx(gain, abs=0.003)
     assert comparison.verdict(rows[1])[0] == "bad"
+    told = exchange_table(record).count("but no difference is shown")
+    assert told == (0 if state else 1)  # what volumes are worth is not said without one
 
 
 def test_labelling_goes_on_in_its_folder(tmp_path, monkeypatch):
