@@ -46,17 +46,20 @@ def write_experiment(record, tests, folder):
     body.append("<h2>Learning curves</h2>" + drawing(curves(record)))
     body.append("<h2>Differences against real volumes alone</h2>" + tests_table(record))
     body.append("<h2>What synthetic volumes are worth</h2>" + exchange_table(record))
-    rare = [f"Dice_{name}" for name in RARE if f"Dice_{name}" in record["cells"][0]["scores"]]
-    if rare:
+    if rare := of_rare(record, "Dice"):
         note = "A class that is on one side alone counts with Dice 0, one that is on neither with nothing."
         title = "<h2>Arteries that not everybody has</h2>"
         body.append(f'{title}{table(record, rare)}<p class="small">{note}</p>')
     for kind, what in DETECTION_NOTES.items():
-        found = [f"{kind}_{name}" for name in RARE if f"{kind}_{name}" in record["cells"][0]["scores"]]
-        if found:
+        if found := of_rare(record, kind):
             body.append(f'<h3>{kind.capitalize()}</h3>{table(record, found)}<p class="small">{what}</p>')
     body.append(pictured_cases(record, tests, folder))
     write_page(folder / "report.html", TITLE, "\n".join(body))
+
+
+def of_rare(record, kind):
+    """Names of the scores of a kind that there are, of the arteries that not everybody has."""
+    return [f"{kind}_{name}" for name in RARE if f"{kind}_{name}" in record["cells"][0]["scores"]]
 
 
 def cards(record):
@@ -146,10 +149,9 @@ def exchange_table(record):
     for row in record["exchange"]:
         number, difference = row["as_real"], of.get((row["real"], row["synthetic"]))
         told = "cannot be told: real volumes alone do not improve" if number is None else three(number)
-        shown = (
-            "" if difference is None or verdict(difference)[0] else "; but no difference is shown, see above"
-        )
-        rows.append([row["real"], row["synthetic"], f"{row['bound']} {told}{shown}".strip()])
+        if difference is not None and not verdict(difference)[0]:
+            told += "; but no difference is shown, see above"
+        rows.append([row["real"], row["synthetic"], f"{row['bound']} {told}".strip()])
     note = (
         "By the mean Dice, between the numbers of real volumes that were measured, on a logarithmic scale; "
         "beyond them it is not extrapolated."
