@@ -76,6 +76,8 @@ RECIPES = {
     "robust, as it was": [*ROBUST, "--noise", "all", "--all_pairs", "False", "--minibatch_std", "False"],
     "robust, augmented": [*ROBUST, "--aug_prob", "0.5"],
     "robust, adaptive": [*ROBUST, "--ada_target", "0.6"],
+    "robust, bfloat16": [*ROBUST, "--fp16", "True"],
+    "robust, bfloat16, penalties too": [*ROBUST, "--fp16", "True", "--penalty_precision", "mixed"],
 }
 TRAINED, HELD_OUT, FLOOR, SAMPLES = 1024, 512, 256, 256
 COMPARED = 3  # of the recipes, the first ones
