@@ -264,6 +264,7 @@ class Gate:
         spreads = {"drawn": spread_of(self.rows), "kept": spread_of(kept)}
         return {
             "synthetic": True,
+            "finished": True,
             **self.made_of(items),
             "asked_for": self.wanted,
             "most": len(items),
@@ -299,6 +300,13 @@ class Gate:
                 f"{path} was made with another {with_another}: choose another {self.writer.flag}."
             )
 
+    def begin(self, items):
+        """Say in acceptance.json which selection it is: once killed, it must not be mixed with others."""
+        path = self.writer.folder / FILE
+        if not path.exists():
+            none_yet = {"synthetic": True, "finished": False, "drawn": 0, "kept": 0}
+            write_json(path, none_yet | self.made_of(items))
+
     def run(self, items: Sequence[Item], draw, batch_size=None) -> dict:
         """Draw, keep and write; returns what acceptance.json holds.
 
@@ -315,6 +323,7 @@ class Gate:
         if complete:
             print(f"{len(complete)} volumes are there already.")
         self.writer.prepare(items, max(0, self.wanted - len(complete)))
+        self.begin(items)
         batch_size = self.writer.at_once(batch_size)
         drawn = drawn_in_batches(items, draw, batch_size)
         with tqdm(total=self.wanted, desc="Accepted", unit="volume", initial=len(complete)) as bar:

@@ -545,13 +545,16 @@ class Passing:
         requests = [one["request"] for one in told]
         self.refuse_another(made_of, requests)
         self.writer.prepare(first, self.wanted)
+        path, record = self.writer.folder / FILE, {"synthetic": True, "finished": False, **made_of}
+        if not path.exists():  # if it is killed, it must not be mixed with another
+            write_json(path, record | {"requests": requests, "drawn": 0, "kept": 0})
         batch_size = self.writer.at_once(batch_size)
         with tqdm(total=self.wanted, desc="Passed", unit="volume") as bar:
             self.writer.write_drawn(self.passing(batch_size, bar), 2 * batch_size, bar)
         rejections = Counter(reason for row in self.rows for reason in row["reasons"])
         record = {
-            "synthetic": True,
-            **made_of,
+            **record,
+            "finished": True,
             "requests": requests,
             "asked_for": self.wanted,
             "most": self.most,
@@ -562,7 +565,7 @@ class Passing:
             "rejected": [row for row in self.rows if row["reasons"]],
             "versions": versions(),
         }
-        write_json(self.writer.folder / FILE, record)
+        write_json(path, record)
         return record
 
 

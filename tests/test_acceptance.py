@@ -247,6 +247,18 @@ def test_a_folder_holds_one_selection(make, measured):
         make("plain", num_generate=2, accept="components<=2")
 
 
+def test_a_run_that_was_killed_is_not_mixed_with_another(make, measured, monkeypatch):
+    def interrupted(*_):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(acceptance.Gate, "passing", interrupted)
+        make(num_generate=2, accept="components<=2")
+    with pytest.raises(UserError, match=r"acceptance.json was made with another accepted_by: choose another"):
+        make(num_generate=2, accept="components<=3")
+    assert seeds(make(num_generate=2, accept="components<=2")) == [43, 45]
+
+
 def test_recreate_of_a_kept_volume(make, measured, capsys):
     folder = make(num_generate=1, accept="components<=2")
     cow.recreate(cow.GenerateConfig(recreate=str(folder / "seed000043.json"), device="cpu"))

@@ -179,6 +179,11 @@ def test_only_what_is_asked_for_decides_and_a_sac_is_looked_for():
     assert told == ["aneurysm of R-MCA is not in the volume, asked to be there"]
 
 
+def interrupted(*_):
+    """Instead of what draws volumes."""
+    raise KeyboardInterrupt
+
+
 def test_circles_are_drawn_until_enough_pass_and_reasons_are_counted(home, tmp_path, monkeypatch, capsys):
     answers(monkeypatch, lambda c: without(c.ids, *(["R-Pcom"] if c.number in (0, asked.MOST) else [])))
     config = config_of(
@@ -212,6 +217,12 @@ def test_circles_are_drawn_until_enough_pass_and_reasons_are_counted(home, tmp_p
             asked.generate(replace(config, **another), l2v.LabelModel, l2v.seeds_of)
     asked.generate(replace(few, most=5), l2v.LabelModel, l2v.seeds_of)  # one more that passes
     assert json.loads((tmp_path / "few" / "acceptance.json").read_text(encoding="utf-8"))["kept"] == 2
+    killed = replace(config, output=str(tmp_path / "killed"))
+    monkeypatch.setattr(asked.Passing, "passing", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        asked.generate(killed, l2v.LabelModel, l2v.seeds_of)
+    with pytest.raises(UserError, match=r"acceptance.json was made with another seed.*: choose another"):
+        asked.generate(replace(killed, seed=8), l2v.LabelModel, l2v.seeds_of)
     plain = replace(config, only_passing=False, output=str(tmp_path / "plain"))
     asked.generate(plain, l2v.LabelModel, l2v.seeds_of)
     told = capsys.readouterr().out

@@ -38,7 +38,7 @@ import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils.flop_counter import FlopCounterMode
 
-from stylegan2_pytorch import LATENT_DIM, STREAM_G, StyleGAN2, TrainConfig, Trainer, same_style
+from stylegan2_pytorch import LATENT_DIM, PRECISIONS, STREAM_G, StyleGAN2, TrainConfig, Trainer, same_style
 
 ROOT = Path(__file__).parents[2]
 sys.path.insert(0, str(ROOT))
@@ -78,6 +78,7 @@ class StepConfig:
     amp: str = option(
         "bfloat16", "Type of mixed precision, bfloat16 or float16.", choices=("bfloat16", "float16")
     )
+    penalty_precision: str = option("float32", "Of penalties in mixed precision.", choices=PRECISIONS)
     repeats: int = option(3, "Measurements of every phase, after one that is not counted.")
     volumes: int = option(0, "Volumes that the loader is measured with; 0 leaves it out.", least=0)
     memory: bool = option(True, "Measure peak memory too.")
@@ -97,8 +98,9 @@ class StepConfig:
 class FixedTrainer(Trainer):
     """A Trainer that is given latents, noise and volumes, and draws the path length's noise alone."""
 
-    def __init__(self, settings, batch_size, device="cpu", amp=None, checkpoint_activations=False):
+    def __init__(self, settings, batch_size, device="cpu", amp=None, checkpoint_activations=False, **chosen):
         config = TrainConfig(
+            **chosen,
             **settings,
             batch_size=batch_size,
             gradient_accumulate_every=1,
@@ -182,7 +184,9 @@ def build(config, ways):
     if "plain" in ways:
         made["plain"] = PlainTrainer(settings, made["float32"])
     if "mixed" in ways:
-        made["mixed"] = FixedTrainer(*common, config.amp, config.checkpoint_activations)
+        made["mixed"] = FixedTrainer(
+            *common, config.amp, config.checkpoint_activations, penalty_precision=config.penalty_precision
+        )
     return {way: made[way] for way in ways}
 
 
@@ -200,7 +204,8 @@ def peak_of(device):
 def peak_memory(config, way):
     """Peak MiB that the four phases of a way add to a process, in a process of its own, and the predicted."""
     flags = {"config": config.config, "batch_size": config.batch_size, "device": config.device}
-    flags |= {"amp": config.amp, "only": way, "checkpoint_activations": config.checkpoint_activations}
+    flags |= {name: getattr(config, name) for name in ("amp", "penalty_precision", "checkpoint_activations")}
+    flags["only"] = way
     command = [sys.executable, __file__, *(str(p) for k, v in flags.items() for p in (f"--{k}", v))]
     return json.loads(subprocess.run(command, check=True, capture_output=True).stdout)
 
@@ -315,8 +320,9 @@ def measure(config):
     for way in ways:
         median["a step, on average", way] = sum(SHARES[p] * median[p, way] for p in PHASES)
     name = torch.cuda.get_device_name() if device.type == "cuda" else f"{torch.get_num_threads()} CPU threads"
-    print(f"\n{config.config}, batch {config.batch_size}, {name}, PyTorch {torch.__version__}, ", end="")
-    print(f"Python {platform.python_version()}, {config.amp}, {date.today()}\n")
+    about = [config.config, f"batch {config.batch_size}", name, f"PyTorch {torch.__version__}"]
+    about += [f"Python {platform.python_version()}", config.amp, f"penalties {config.penalty_precision}"]
+    print(f"\n{', '.join(about)}, {date.today()}\n")
     print(
         "| phase | plain, s | float32, s | mixed, s | float32 / plain | mixed / plain |\n" + "|---" * 6 + "|"
     )
