@@ -1099,9 +1099,13 @@ class Trainer(training.VolumeTrainer):
         """Logits of volumes, float32. Shapes: (B, 1, D, H, W), (B,) or None -> (B,)"""
         return self.GAN.D(volumes, labels)[0].float()
 
+    def penalty_autocast(self) -> contextlib.AbstractContextManager:
+        """Context of the precision of penalties."""
+        return self.autocast() if self.config.penalty_precision == "mixed" else contextlib.nullcontext()
+
     def penalty_logits(self, volumes: Tensor, labels: Tensor | None) -> Tensor:
         """`logits` in the precision of penalties. Shapes: (B, 1, D, H, W), (B,) or None -> (B,)"""
-        with self.autocast() if self.config.penalty_precision == "mixed" else contextlib.nullcontext():
+        with self.penalty_autocast():
             return self.logits(volumes, labels)
 
     @property
@@ -1419,7 +1423,7 @@ class Trainer(training.VolumeTrainer):
         return losses
 
     def accumulate_generator(self, regularize: bool, micro_batches: int) -> Losses:
-        """Gradients of G and S; the loss in mixed precision, path lengths in their own pass in float32."""
+        """Gradients of G and S; the loss in mixed precision, path lengths in the precision of penalties."""
         losses = defaultdict(float)
         self.GAN.D.requires_grad_(False)
         for randoms in self.passes(STREAM_G, micro_batches):
@@ -1459,7 +1463,9 @@ class Trainer(training.VolumeTrainer):
         number = self.config.batch_size // every
         w_parts, noise_parts = styles[::every].split(size), noise[::every].split(size)
         for w, noise_part, y_part in zip(w_parts, noise_parts, y[::every].split(size), strict=True):
-            lengths = self.group.gather(path_lengths(w, self.GAN.G(w, noise_part), y_part))
+            with self.penalty_autocast():
+                volumes = self.GAN.G(w, noise_part).float()
+            lengths = self.group.gather(path_lengths(w, volumes, y_part))
             share = len(lengths) / number / micro_batches
             losses["pl_length"] += lengths.detach().mean() * share
             if self.pl_mean is not None:

@@ -548,6 +548,25 @@ def test_float16_on_the_cpu_trains_with_a_scaler(make_config):
     assert trainer.scaler.is_enabled() and trainer.step == 2
 
 
+@pytest.mark.parametrize("loss", ["GP", "PL"])
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
+def test_penalties_in_half_precision_teach_what_those_in_float32_do(make_config, dtype, loss):
+    found, real = {}, torch.rand(2, 1, 4, 8, 8, generator=torch.Generator().manual_seed(0))
+    for precision in sg.PRECISIONS:
+        config = make_config(amp_dtype=dtype, penalty_precision=precision, aug_prob=0.0)
+        trainer = sg.Trainer(config)
+        trainer.pl_mean, trainer.next_real = 0.5, lambda: (real.clone(), None)
+        trainer.scaler = torch.amp.GradScaler("cpu", 1024.0, enabled=dtype == "float16")
+        accumulate = trainer.accumulate_discriminator if loss == "GP" else trainer.accumulate_generator
+        value = float(accumulate(True, 1)[loss])
+        gradients = [p.grad.flatten() for p in trainer.GAN.parameters() if p.grad is not None]
+        found[precision] = value, torch.cat(gradients) / trainer.scaler.get_scale()
+    (value, gradient), (other, same) = found.values()
+    assert other == pytest.approx(value, rel=0.02) and other != value
+    assert torch.cosine_similarity(gradient, same, dim=0) > 0.99
+    assert float(same.norm() / gradient.norm()) == pytest.approx(1, rel=0.03)
+
+
 def test_kill_during_a_save_leaves_the_last_checkpoint(data, tmp_path):
     flags = tiny_flags(data, tmp_path, num_train_steps=2, save_every=9)
     assert run_script("stylegan2_pytorch.py", *flags).returncode == 0
