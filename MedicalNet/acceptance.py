@@ -16,7 +16,7 @@ from dataclasses import dataclass, field, replace
 from volumetric.cli import UserError
 from volumetric.files import exact, read_json, reading, volume_to_array, write_json
 from volumetric.generation import Item, Writer, drawn_in_batches
-from volumetric.sidecars import essence, versions
+from volumetric.sidecars import SELECTION, begin_selection, essence, other_number, versions
 
 import numpy as np
 from tqdm import tqdm
@@ -24,7 +24,6 @@ from tqdm import tqdm
 from MedicalNet.anatomy import PROTOCOL, measure_anatomy
 from MedicalNet.looks import share_at_maximum
 
-FILE = "acceptance.json"
 DRAWN_PER_KEPT = 4  # the most volumes that are drawn for one that is asked for, unless --most says otherwise
 
 # ╔══════════════════════════════════════════════════════════════════════════════════════════════════════════╗
@@ -286,26 +285,18 @@ class Gate:
 
     def refuse_another(self, items):
         """Raise a UserError if the folder has another selection than one that this command goes on with."""
-        path = self.writer.folder / FILE
+        path = self.writer.folder / SELECTION
         if not path.exists():
             return
         found = read_json(path)
         with reading(path, f"remove it, or choose another {self.writer.flag}"):
             wanted = self.made_of(items)
             other = [key for key, value in wanted.items() if essence(found.get(key)) != essence(value)]
-            fewer = found["kept"] > self.wanted or found["drawn"] > len(items)
-        if other or fewer:
-            with_another = " and ".join(other) or f"number, {found['kept']} of {found['drawn']} drawn"
+            other = other or other_number(found, self.wanted, len(items))
+        if other:
             raise UserError(
-                f"{path} was made with another {with_another}: choose another {self.writer.flag}."
+                f"{path} was made with another {' and '.join(other)}: choose another {self.writer.flag}."
             )
-
-    def begin(self, items):
-        """Say in acceptance.json which selection it is: once killed, it must not be mixed with others."""
-        path = self.writer.folder / FILE
-        if not path.exists():
-            none_yet = {"synthetic": True, "finished": False, "drawn": 0, "kept": 0}
-            write_json(path, none_yet | self.made_of(items))
 
     def run(self, items: Sequence[Item], draw, batch_size=None) -> dict:
         """Draw, keep and write; returns what acceptance.json holds.
@@ -316,20 +307,21 @@ class Gate:
             batch_size: Volumes at a time; None is as many as suit the device.
 
         Raises:
-            UserError: The folder has other volumes of these names or another selection, or the disk is full.
+            UserError: The folder has other volumes or another selection, or the disk is full.
         """
         self.refuse_another(items)
         complete = {item.name for item in items if self.writer.is_complete(item)}
         if complete:
             print(f"{len(complete)} volumes are there already.")
         self.writer.prepare(items, max(0, self.wanted - len(complete)))
-        self.begin(items)
+        numbers = self.wanted, len(items)
+        begin_selection(self.writer.folder, self.writer.flag, self.made_of(items), *numbers)
         batch_size = self.writer.at_once(batch_size)
         drawn = drawn_in_batches(items, draw, batch_size)
         with tqdm(total=self.wanted, desc="Accepted", unit="volume", initial=len(complete)) as bar:
             self.writer.write_drawn(self.passing(drawn, complete), 2 * batch_size, bar)
         record = self.record(items)
-        write_json(self.writer.folder / FILE, record)
+        write_json(self.writer.folder / SELECTION, record)
         return record
 
 

@@ -101,8 +101,7 @@ def write_report(record, near, curve, measured, files, folder, comparison=None):
         privacy="" if share else f'<p class="warning">{PRIVATE}</p>',
         few=f'<div class="verdicts">{cards[0]}</div>' if few(record) else "",
         verdicts="".join(cards[1:] if few(record) else cards),
-        warnings="".join(f'<p class="warning">{html.escape(w)}.</p>' for w in record["warnings"])
-        or "<p>None.</p>",
+        warnings=warnings_of(record, files[0]),
         numbers=number_tables(record),
         sections="\n".join(sections),
         protocol=protocol_table(record),
@@ -118,6 +117,15 @@ def write_report(record, near, curve, measured, files, folder, comparison=None):
 def path_of(path):
     """A path, which may be broken anywhere, as HTML."""
     return f'<span class="path">{html.escape(path)}</span>'
+
+
+def warnings_of(record, real_files):
+    """Warnings, as HTML; on a page to share real volumes have no names in them either."""
+    told = list(record["warnings"])
+    if record["settings"]["share"]:
+        for file in real_files:
+            told = [text.replace(file.name, "a real volume") for text in told]
+    return "".join(f'<p class="warning">{html.escape(text)}.</p>' for text in told) or "<p>None.</p>"
 
 
 def verdict_card(verdict, metrics, unsure=False):

@@ -23,7 +23,7 @@ from volumetric.generation import Drawn, Item, Model, drawn_in_batches
 from volumetric.geometry import same_spacing, spacing_of
 from volumetric.parallel import process_group
 from volumetric.runs import checkpoint_numbers
-from volumetric.sidecars import essence, versions, volume_digest
+from volumetric.sidecars import SELECTION, begin_selection, essence, other_number, versions, volume_digest
 
 import numpy as np
 from scipy import ndimage
@@ -44,7 +44,6 @@ DRAWN_PER_KEPT = 4  # the most circles that are drawn for one that is asked for,
 THERE, ABSENT = 0.5, 0.25  # share of an artery's voxels: at least, and at most
 STATES = ("normal", "thin", "absent", "fetal")
 PASSED = "the check that what was asked for is there"
-FILE = "acceptance.json"
 SHOWN = 16  # circles on a contact sheet, at most
 
 
@@ -519,7 +518,7 @@ class Passing:
 
     def refuse_another(self, made_of, requests):
         """Raise a UserError if the folder has another selection than one that this command goes on with."""
-        path, flag = self.writer.folder / FILE, self.writer.flag
+        path, flag = self.writer.folder / SELECTION, self.writer.flag
         if not path.exists():
             return
         found = read_json(path)
@@ -527,8 +526,7 @@ class Passing:
             other = [key for key, value in made_of.items() if essence(found.get(key)) != essence(value)]
             both = zip(found["requests"], requests, strict=False)  # further ones may follow
             other += [] if all(one == another for one, another in both) else ["requests"]
-            fewer = found["kept"] > self.wanted or found["drawn"] > self.most
-            other += [f"number, {found['kept']} of {found['drawn']} drawn"] if fewer else []
+            other += other_number(found, self.wanted, self.most)
         if other:
             raise UserError(f"{path} was made with another {' and '.join(other)}: choose another {flag}.")
 
@@ -536,7 +534,7 @@ class Passing:
         """Draw, keep and write; returns what acceptance.json holds.
 
         Raises:
-            UserError: The folder has another selection.
+            UserError: The folder has another selection, or volumes of none.
         """
         first = [self.item_of(n, 0) for n in range(self.wanted)]
         told = [item.record["anatomy"] for item in first]
@@ -545,17 +543,16 @@ class Passing:
         requests = [one["request"] for one in told]
         self.refuse_another(made_of, requests)
         self.writer.prepare(first, self.wanted)
-        path, record = self.writer.folder / FILE, {"synthetic": True, "finished": False, **made_of}
-        if not path.exists():  # if it is killed, it must not be mixed with another
-            write_json(path, record | {"requests": requests, "drawn": 0, "kept": 0})
+        begun = made_of | {"requests": requests}
+        begin_selection(self.writer.folder, self.writer.flag, begun, self.wanted, self.most)
         batch_size = self.writer.at_once(batch_size)
         with tqdm(total=self.wanted, desc="Passed", unit="volume") as bar:
             self.writer.write_drawn(self.passing(batch_size, bar), 2 * batch_size, bar)
         rejections = Counter(reason for row in self.rows for reason in row["reasons"])
         record = {
-            **record,
+            "synthetic": True,
             "finished": True,
-            "requests": requests,
+            **begun,
             "asked_for": self.wanted,
             "most": self.most,
             "drawn": len(self.rows),
@@ -565,7 +562,7 @@ class Passing:
             "rejected": [row for row in self.rows if row["reasons"]],
             "versions": versions(),
         }
-        write_json(path, record)
+        write_json(self.writer.folder / SELECTION, record)
         return record
 
 

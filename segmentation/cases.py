@@ -14,6 +14,8 @@ from volumetric.collection import (
     choose,
     content_of_labels,
     copies_among,
+    find,
+    find_volumes,
     pair_up,
     read,
     refuse_other_grid,
@@ -21,7 +23,7 @@ from volumetric.collection import (
 )
 from volumetric.files import naming
 from volumetric.geometry import same_spacing, turn
-from volumetric.names import in_folder
+from volumetric.names import in_folder, names_in
 
 import numpy as np
 from scipy import ndimage
@@ -243,6 +245,21 @@ def refuse_real(made, real, folder):
         if pair.identity.volume in known
     ]
     refuse_unusable(problems, len(made), folder)
+
+
+def labelled_among(volumes, labels):
+    """Names of those of the volumes of --synthetic that have a label map in --synthetic_labels, a set.
+
+    A teacher's gate withholds some: how many have none is told.
+
+    Args:
+        volumes, labels: The two folders.
+    """
+    names = set(names_in(volumes, find_volumes(volumes, "--synthetic")).values())
+    there = names & set(names_in(labels, find(labels, "--synthetic_labels").paths).values())
+    if len(there) < len(names):
+        print(f"{len(names) - len(there)} of {len(names)} synthetic volumes have no label map in {labels}.")
+    return there
 
 
 def find_pairs(folders, only=None, split=None, parts=("training",)):

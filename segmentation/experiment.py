@@ -22,16 +22,23 @@ if sys.path[0] == str(Path(__file__).resolve().parent):
 
 from volumetric import __version__, runs
 from volumetric.cli import UserError, check_device_name, check_fields, one_line_errors, option, parse_cli
-from volumetric.collection import content_of_set, find, find_volumes, known_by_content, volumes_in
+from volumetric.collection import content_of_set, known_by_content, volumes_in
 from volumetric.files import clear_parts, locked, next_free, read_json, write_json
-from volumetric.names import names_in
 from volumetric.parallel import host_random, prepare_process
 from volumetric.sidecars import beside_volumes, drawn_for, trained_on
 
 import numpy as np
 from tqdm import tqdm
 
-from segmentation.cases import Classes, in_order, pairs_among, pairs_in, read_cases, refuse_real
+from segmentation.cases import (
+    Classes,
+    in_order,
+    labelled_among,
+    pairs_among,
+    pairs_in,
+    read_cases,
+    refuse_real,
+)
 from segmentation.comparison import Cell, compare_runs
 from segmentation.experiment_page import write_experiment
 from segmentation.labels import as_topcow, contents_of, save_labels
@@ -389,16 +396,13 @@ def read_synthetic(config, labels, real, spacing):
     Raises:
         UserError: They are fewer than the grid asks for, or one is a real volume.
     """
-    names = set(names_in(config.synthetic, find_volumes(config.synthetic, "--synthetic")).values())
-    there = names & set(names_in(labels, find(labels, "--synthetic_labels").paths).values())
+    there = labelled_among(config.synthetic, labels)
     if len(there) < max(config.synthetic_numbers):
         raise UserError(
             f"--synthetic {config.synthetic} has {len(there)} volumes with a label map in {labels}, "
             f"--synthetic_numbers asks for {max(config.synthetic_numbers)}: generate more, ask for fewer, or "
             f"train on what the gate doubts too (--gate False)."
         )
-    if len(there) < len(names):
-        print(f"{len(names) - len(there)} of {len(names)} synthetic volumes have no label map in {labels}.")
     folders = {"synthetic": config.synthetic, "synthetic_labels": labels}
     synthetic, _ = read_cases(folders, Classes(config.table), spacing, only=there)
     refuse_real(synthetic, real, config.synthetic)

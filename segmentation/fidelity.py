@@ -30,7 +30,7 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from segmentation.labels import read_labels
+from segmentation.labels import TABLES, read_labels
 
 # Edit these, or pass them as flags; a flag wins.
 # folder of generated volumes
@@ -89,10 +89,13 @@ def dice_of_folder(config, folders, only=None):
     predictor, state = read_model(config.model, config.device)
     pairs = pair_up(folders, only)
     for paths in tqdm(pairs.values(), "Checking", leave=False):
-        if not np.isin(read_pair(paths)[1], predictor.classes.ids).any():
+        ids, table = set(np.unique(read_pair(paths)[1]).tolist()) - {0}, predictor.classes.table
+        if ids.isdisjoint(predictor.classes.ids):
             raise UserError(
                 f"{paths[1]} has no label that {config.model} knows: give a network of its table."
             )
+        if any(ids <= known.keys() for known in TABLES.values()):
+            read_labels(paths[1], table)  # the network's table, where 2 may be another artery than there
     names = {volume: name for name, (volume, _) in pairs.items()}
     scores = {}
     for path, scan, found, _ in label_volumes(predictor, names):

@@ -34,7 +34,15 @@ import nibabel as nib
 import numpy as np
 from tqdm import tqdm
 
-from segmentation.cases import Classes, pairs_in, read_pair, read_scan, refuse_changed, refuse_real
+from segmentation.cases import (
+    Classes,
+    labelled_among,
+    pairs_in,
+    read_pair,
+    read_scan,
+    refuse_changed,
+    refuse_real,
+)
 from segmentation.labels import TABLES, read_labels, remap, save_labels
 
 # Edit these, or pass them as flags; a flag wins.
@@ -131,8 +139,14 @@ def read_cases(config, classes):
     real = pairs_in({"data": config.data, "labels": config.labels}, classes, split=config.split)
     made = {}
     if config.synthetic is not None:
+        there = labelled_among(config.synthetic, config.synthetic_labels)
+        if not there:
+            raise UserError(
+                f"--synthetic {config.synthetic} has no volume with a label map in --synthetic_labels "
+                f"{config.synthetic_labels}, files of the same names: correct one, or leave both out."
+            )
         made = {"synthetic": config.synthetic, "synthetic_labels": config.synthetic_labels}
-        made = pairs_in(made, classes)
+        made = pairs_in(made, classes, only=there)
     refuse_real(made.values(), real.values(), config.synthetic)
     real = [(pair.volume_path, pair.labels_path) for pair in real.values()]
     made = [(pair.volume_path, pair.labels_path) for pair in made.values()]

@@ -54,6 +54,10 @@ def measured(monkeypatch):
     return drawn
 
 
+def interrupted(*_):
+    raise KeyboardInterrupt
+
+
 def read(path):
     return json.loads(path.read_text(encoding="utf-8"))
 
@@ -245,18 +249,38 @@ def test_a_folder_holds_one_selection(make, measured):
     make("plain", num_generate=2)
     with pytest.raises(UserError, match=r"seed000042\.json was made with another accepted_by"):
         make("plain", num_generate=2, accept="components<=2")
+    with pytest.raises(UserError, match=r"passed conditions, as acceptance\.json says, and takes no others"):
+        make(num_generate=2, seed=60)  # nor beside one, of other names
+    with pytest.raises(UserError, match=r"that no conditions selected, as seed000042\.json: choose another"):
+        make("plain", num_generate=2, accept="components<=2", seed=60)
+    assert not (make("plain", num_generate=2) / "acceptance.json").exists()
 
 
 def test_a_run_that_was_killed_is_not_mixed_with_another(make, measured, monkeypatch):
-    def interrupted(*_):
-        raise KeyboardInterrupt
-
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
         patch.setattr(acceptance.Gate, "passing", interrupted)
         make(num_generate=2, accept="components<=2")
     with pytest.raises(UserError, match=r"acceptance.json was made with another accepted_by: choose another"):
         make(num_generate=2, accept="components<=3")
+    with pytest.raises(UserError, match=r"another number, 2 of at most 8, which was stopped: choose another"):
+        make(num_generate=1, accept="components<=2")
     assert seeds(make(num_generate=2, accept="components<=2")) == [43, 45]
+
+
+def test_a_selection_that_grows_is_unfinished_until_it_ends(make, measured, monkeypatch):
+    """Killed, its file must not go on saying that the smaller one, of which it tells, is all there is."""
+    folder = make(num_generate=1, accept="components<=2")
+    measured.clear()
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(acceptance.Gate, "record", interrupted)
+        make(num_generate=2, accept="components<=2")
+    record = read(folder / "acceptance.json")
+    assert seeds(folder) == [43, 45] and not record["finished"]
+    assert (record["kept"], record["asked_for"]) == (1, 2)
+    measured.clear()
+    make(num_generate=2, accept="components<=2")
+    record = read(folder / "acceptance.json")
+    assert record["finished"] and (record["kept"], record["drawn"]) == (2, 4)
 
 
 def test_recreate_of_a_kept_volume(make, measured, capsys):

@@ -223,6 +223,8 @@ def test_circles_are_drawn_until_enough_pass_and_reasons_are_counted(home, tmp_p
         asked.generate(killed, l2v.LabelModel, l2v.seeds_of)
     with pytest.raises(UserError, match=r"acceptance.json was made with another seed.*: choose another"):
         asked.generate(replace(killed, seed=8), l2v.LabelModel, l2v.seeds_of)
+    with pytest.raises(UserError, match="another number, 2 of at most 8, which was stopped: choose another"):
+        asked.generate(replace(killed, num=1), l2v.LabelModel, l2v.seeds_of)
     plain = replace(config, only_passing=False, output=str(tmp_path / "plain"))
     asked.generate(plain, l2v.LabelModel, l2v.seeds_of)
     told = capsys.readouterr().out

@@ -10,6 +10,7 @@ import pytest
 
 from preprocessing import background
 from segmentation import fidelity
+from segmentation.labels import save_labels
 from tests.conftest import random_array, run_script, write_volume
 
 SHAPE = (16, 16, 16)
@@ -72,7 +73,7 @@ class Bright:
     """A segmenter that calls 1 what is bright."""
 
     class classes:
-        ids = (1, 2)
+        ids, table = (1, 2), "paper"
 
 
 class Read:
@@ -97,6 +98,24 @@ def test_dice_of_generated_is_compared_with_that_of_real(folders, monkeypatch):
     assert record["real"]["dice"] == pytest.approx(1) and 0.9 < record["means"]["dice"] <= 1
     assert record["means"]["class_dice"] < 0.6  # it never says 2
     assert "| Dice, all labels as one |" in (out / "summary.md").read_text(encoding="utf-8")
+
+
+def test_label_maps_of_another_table_than_the_network_are_refused(folders, monkeypatch):
+    """Its 2 is a PCA, theirs a right one: a Dice of the two would say nothing."""
+    from segmentation import segmentation
+
+    for path in (folders / "labels").iterdir():
+        image = nib.load(path)
+        save_labels(np.asanyarray(image.dataobj), image.affine, path, "topcow2024")
+    monkeypatch.setattr(segmentation, "read_model", lambda *_: (Bright, {"patch": (8, 8, 8)}))
+    config = fidelity.FidelityConfig(**flags_of(folders, model=__file__, real=None))
+    with pytest.raises(UserError, match=r"says that its ids are of topcow2024, expected paper: translate"):
+        fidelity.score(config)
+    for path in (folders / "labels").iterdir():  # without a header that says so
+        ids = np.asanyarray(nib.load(path).dataobj)
+        write_volume(path, np.where(ids == 2, 12, ids).astype(np.uint8))
+    with pytest.raises(UserError, match=r"has the ids 12, which are not of paper: they fit topcow2024 and"):
+        fidelity.score(config)
 
 
 def test_what_cannot_be_scored_is_one_line(folders):

@@ -62,6 +62,15 @@ def test_an_answer_lists_what_decided_it_the_worst_first():
     assert good["answer"] == "All 2 numbers are as between real volumes."
 
 
+def test_a_page_to_share_names_no_real_volume_in_its_warnings():
+    copies = [{"generated": "made/a.nii", "real": "scans/Smith.nii", "kind": "exact"}]
+    files = [VolumeInMemory("scans/Smith.nii", random_array(0, (4, 4, 4)), np.eye(4))]
+    told = {"warnings": evaluation.said_of_copies(copies, 9), "settings": {"share": True}}
+    assert "(1 exact), as made/a.nii of a real volume.</p>" in report.warnings_of(told, files)
+    assert "scans/Smith.nii" in report.warnings_of(told | {"settings": {"share": False}}, files)
+    assert report.warnings_of({"warnings": [], "settings": {"share": True}}, files) == "<p>None.</p>"
+
+
 def test_a_card_marks_those_numbers_and_says_how_many_are_left():
     card = report.verdict_card(of(record_of(ANATOMY), "anatomy"), ANATOMY)
     assert card.count(">outside<") == 2 and ">inside<" not in card

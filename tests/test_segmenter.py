@@ -288,6 +288,23 @@ def test_export_and_import_of_nnunet(tmp_path, capsys):
     assert np.array_equal(read_labels(back / "case0.nii.gz")[0], labels)
 
 
+def test_what_a_teachers_gate_withheld_is_left_out_of_an_export(tmp_path, capsys):
+    volumes, maps = write_pairs(tmp_path, 4)
+    made, made_labels = write_pairs(tmp_path, 3, first=20, kind="other_")
+    folders = {"data": volumes, "labels": maps, "synthetic": made, "synthetic_labels": made_labels}
+    config = nnunet.NnunetConfig(**{name: str(folder) for name, folder in folders.items()}, folds=2)
+    first, *others = sorted(made_labels.iterdir())
+    first.unlink()
+    assert len(nnunet.read_cases(config, cases.Classes(config.table)).synthetic) == 2
+    assert "1 of 3 synthetic volumes have no label map in" in capsys.readouterr().out
+    for path in others:
+        path.unlink()
+    with pytest.raises(
+        UserError, match=r"has no volume with a label map in --synthetic_labels .*correct one"
+    ):
+        nnunet.read_cases(config, cases.Classes(config.table))
+
+
 def test_all_that_is_exported_has_one_orientation_and_comes_back(tmp_path):
     maps = []
     for n, flip in enumerate((1, -1)):  # RAS and LAS: nnU-Net would take the one's right for the other's left

@@ -42,6 +42,7 @@ from volumetric.runs import find_checkpoint
 from volumetric.sidecars import (
     HALF_ROUNDING,
     ROUNDING,
+    SELECTION,
     check_sources,
     compare,
     different,
@@ -434,7 +435,8 @@ class Writer:
             group: parallel.Group of the processes that share the items out; None is this one alone.
 
         Raises:
-            UserError: Volumes of these names were made of something else, or the disk is full.
+            UserError: Volumes of these names were made of something else, the folder has a selection, or the
+                disk is full.
         """
         names = {}
         for item in items:
@@ -445,6 +447,11 @@ class Writer:
         missing = [item for item in mine if not self.is_complete(item)]
         if len(missing) < len(mine):
             print(f"{len(mine) - len(missing)} volumes are there already.")
+        if (self.folder / SELECTION).exists():
+            raise UserError(
+                f"{self.folder} has volumes that passed conditions, as {SELECTION} says, and takes no "
+                f"others: choose another {self.flag}."
+            )
         self.prepare(items, world * len(missing))
         batch_size = self.at_once(batch_size)
         with tqdm(total=len(missing), desc="Generating", unit="volume", disable=rank > 0) as bar:

@@ -32,6 +32,7 @@ import numpy as np
 SAME = 1e-5  # between a volume and its file, in [0, 1], for equal
 ROUNDING, HALF_ROUNDING = 1e-4, 1e-2  # between two machines; in half precision
 TRAINED_ON, DRAWN_FOR = "trained_on-", "drawn_for-"  # begin the name of a list of contents
+SELECTION = "acceptance.json"  # beside volumes of which those were kept alone that passed conditions
 PLACES = ("path", "name", "position")  # in a record: what a person calls a thing, not what it is
 
 
@@ -214,6 +215,50 @@ def write_drawn_for(folder: Path | str, contents: Iterable[str]) -> None:
     path = Path(folder) / f"{DRAWN_FOR}{content_of_set(contents)[:12]}.json"
     if not path.exists():
         write_json(path, {"contents": contents})
+
+
+def other_number(found: Record, wanted: int, most: int) -> list[str]:
+    """What else a selection was made with than these numbers, text; none if they go on with it.
+
+    Args:
+        found: What its acceptance.json holds.
+        wanted, most: Numbers of volumes to keep, and to draw at most.
+    """
+    if found.get("finished", True):
+        fewer = found["kept"] > wanted or found["drawn"] > most
+        return [f"number, {found['kept']} of {found['drawn']} drawn"] if fewer else []
+    begun = found.get("asked_for", 0), found.get("most", 0)
+    fewer = begun[0] > wanted or begun[1] > most
+    return [f"number, {begun[0]} of at most {begun[1]}, which was stopped"] if fewer else []
+
+
+def begin_selection(folder: Path, flag: str, record: Record, wanted: int, most: int) -> None:
+    """Say in acceptance.json which selection is being made: once killed, it must not be mixed with others.
+
+    What an earlier run of the same said of itself stays until this one ends.
+
+    Args:
+        folder: Of the volumes, which is there.
+        flag: The option that gives another folder.
+        record: What another selection has otherwise.
+        wanted, most: As of `other_number`.
+
+    Raises:
+        UserError: The folder has volumes that no conditions selected.
+    """
+    path, found = folder / SELECTION, {"drawn": 0, "kept": 0}
+    if path.exists():
+        found = read_json(path)
+    else:
+        for sidecar in sorted(folder.glob("*.json")):
+            of = read_json(sidecar)
+            if "volume_sha256" in of and "accepted_by" not in of:
+                raise UserError(
+                    f"{folder} has volumes that no conditions selected, as {sidecar.name}: choose another "
+                    f"{flag}."
+                )
+    begun = {"synthetic": True, "finished": False, "asked_for": wanted, "most": most}
+    write_json(path, found | begun | record)
 
 
 def refuse_seen(
