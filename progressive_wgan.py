@@ -668,11 +668,12 @@ def show_data(config):
     factors, columns = growth_schedule(config.image_size, config.image_depth), config.num_image_tiles
     of = classes.of_volumes if classes else np.zeros(len(audit.paths), int)
     chosen = np.concatenate([np.resize(np.flatnonzero(of == n)[:columns], columns) for n in np.unique(of)])
-    volumes, folder = audit.volumes[torch.from_numpy(chosen)], new_folder(config.results / "data")
-    for stage in range(len(factors)):
-        small = shrunk(volumes, factors, stage)
-        size = "x".join(map(str, small.shape[:1:-1]))
-        save_picture(contact_sheet(small, audit.affine, columns), folder / f"{stage}-{size}.png")
+    volumes = audit.volumes[torch.from_numpy(chosen)]
+    with new_folder(config.results / "data") as folder:
+        for stage in range(len(factors)):
+            small = shrunk(volumes, factors, stage)
+            size = "x".join(map(str, small.shape[:1:-1]))
+            save_picture(contact_sheet(small, audit.affine, columns), folder / f"{stage}-{size}.png")
     names = f", a row for each of {', '.join(classes.names)}" if classes else ""
     print(f"Pictures of the data at {len(factors)} sizes{names} are in {folder}")
     return folder

@@ -11,11 +11,10 @@ measuring.py and compared in comparing.py; distances are in distances.py and cov
 cache in extractors.py, vessels in anatomy.py, report.html in report.py. Inputs are never written to.
 """
 
-import contextlib
 import os
 import platform
 from collections import Counter
-from collections.abc import Collection, Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import asdict, dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
@@ -32,7 +31,7 @@ from volumetric.cli import (
     parse_cli,
 )
 from volumetric.collection import VolumeFile, content_of_set, contents_of, find, find_volumes
-from volumetric.files import atomic_path, next_free, write_json
+from volumetric.files import atomic_path, new_folder, write_json
 from volumetric.geometry import left_right_axis
 from volumetric.parallel import prepare_process
 from volumetric.sidecars import left_of_training, refuse_seen, trained_on
@@ -281,8 +280,7 @@ def evaluate(config: EvaluateConfig) -> Evaluation:
         "contents": contents_of(files),
     }
     record["verdicts"] = verdicts(record)
-    folder = next_free(config.output)
-    with new_folder(folder):
+    with new_folder(config.output) as folder:
         write_values(record, folder)
         write_report(record, near, curve, sets, (real_files, made), folder, comparison)
     print_numbers(record)
@@ -447,17 +445,6 @@ def describe(evaluator: Evaluator, anatomy: dict | None = None) -> dict[str, Any
         "settings": asdict(config),
         "versions": versions(),
     }
-
-
-@contextlib.contextmanager
-def new_folder(path: Path) -> Iterator[None]:
-    """A new folder; after an error in the block its name says that it is not complete."""
-    path.mkdir(parents=True)
-    try:
-        yield
-    except BaseException:
-        path.rename(next_free(path.with_name(f"{path.name}-failed")))
-        raise
 
 
 def write_values(record: dict[str, Any], folder: Path) -> None:

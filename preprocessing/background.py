@@ -115,22 +115,23 @@ def clean_folder(config):
         UserError: One line for every volume that could not be cleaned, when the others are done.
     """
     paths, problems = find_volumes(config.data), []
-    names, folder = unique_names(paths), new_folder(Path(config.output))
-    for path in tqdm(paths, "Cleaning", unit="volume"):
-        try:
-            with naming(path):
-                volume = read(path)
-                about = (volume.spacing, config.smallest_ml, config.threshold)
-                array, mask = remove_background(volume.array, *about)
-        except UserError as error:
-            problems.append(str(error).rstrip("."))
-            continue
-        ml = mask.sum() * np.prod(volume.spacing) / 1000
-        tqdm.write(f"{names[path]}: body {ml:.1f} ml, {mask.mean():.0%}")
-        cleaned = nib.Nifti1Image(volume.as_stored(array.astype(np.float32)), volume.stored)
-        cleaned.header.set_xyzt_units("mm")
-        with atomic_path(folder / f"{names[path]}.nii.gz") as part:
-            nib.save(cleaned, part)
+    names = unique_names(paths)
+    with new_folder(config.output) as folder:
+        for path in tqdm(paths, "Cleaning", unit="volume"):
+            try:
+                with naming(path):
+                    volume = read(path)
+                    about = (volume.spacing, config.smallest_ml, config.threshold)
+                    array, mask = remove_background(volume.array, *about)
+            except UserError as error:
+                problems.append(str(error).rstrip("."))
+                continue
+            ml = mask.sum() * np.prod(volume.spacing) / 1000
+            tqdm.write(f"{names[path]}: body {ml:.1f} ml, {mask.mean():.0%}")
+            cleaned = nib.Nifti1Image(volume.as_stored(array.astype(np.float32)), volume.stored)
+            cleaned.header.set_xyzt_units("mm")
+            with atomic_path(folder / f"{names[path]}.nii.gz") as part:
+                nib.save(cleaned, part)
     print(f"{len(paths) - len(problems)} volumes are in {folder}")
     refuse_unusable(problems, len(paths), config.data)
     return folder

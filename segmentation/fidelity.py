@@ -208,9 +208,6 @@ def means(rows):
 
 def write_scores(config, record, cases):
     """fidelity.json, fidelity.csv and summary.md; returns the new folder."""
-    folder = new_folder(Path(config.output))
-    write_json(folder / "fidelity.json", record | {"cases": cases})
-    write_records(folder / "fidelity.csv", [{"case": name, **case} for name, case in cases.items()])
     lines = [f"# {record['generated']} volumes of {record['maps']} label maps", ""]
     lines += ["| | generated | real |", "|---|---|---|"]
     titles = {"dice": "Dice, all labels as one", "class_dice": "Dice, mean over labels", "psnr": "PSNR, dB"}
@@ -225,8 +222,11 @@ def write_scores(config, record, cases):
         spread = record["diversity"]
         lines += ["", f"Standard deviation over seeds: {spread['labels']:.3f} in the labels, "]
         lines[-1] += f"{spread['background']:.3f} elsewhere; grey values are in [0, 1]."
-    with atomic_path(folder / "summary.md") as part:
-        part.write_text("\n".join([*lines, ""]), encoding="utf-8")
+    with new_folder(config.output) as folder:
+        write_json(folder / "fidelity.json", record | {"cases": cases})
+        write_records(folder / "fidelity.csv", [{"case": name, **case} for name, case in cases.items()])
+        with atomic_path(folder / "summary.md") as part:
+            part.write_text("\n".join([*lines, ""]), encoding="utf-8")
     print("\n".join(lines), f"Scores are in {folder}", sep="\n")
     return folder
 

@@ -16,7 +16,7 @@ if sys.path[0] == str(Path(__file__).resolve().parent):
 
 from volumetric.cli import UserError, check_fields, one_line_errors, option, parse_cli
 from volumetric.collection import content_of_labels, find_volumes, read_whole
-from volumetric.files import atomic_path, load_nifti, naming, next_free
+from volumetric.files import atomic_path, load_nifti, naming, new_folder
 from volumetric.geometry import CANONICAL
 from volumetric.names import names_in
 
@@ -191,11 +191,10 @@ def remap_folder(config):
     paths = find_volumes(config.data)
     names = names_in(config.data, paths)
     maps = [read_labels(path, config.source) for path in tqdm(paths, "Reading", leave=False)]
-    folder = next_free(Path(config.output))
-    folder.mkdir(parents=True)
-    for path, (array, affine) in zip(paths, maps, strict=True):
-        translated = remap(array, config.source, config.target)
-        save_labels(translated, affine, folder / f"{names[path]}.nii.gz", config.target)
+    with new_folder(config.output) as folder:
+        for path, (array, affine) in zip(paths, maps, strict=True):
+            translated = remap(array, config.source, config.target)
+            save_labels(translated, affine, folder / f"{names[path]}.nii.gz", config.target)
     print(f"{len(paths)} label maps with the ids of {config.target} are in {folder}")
     return folder
 

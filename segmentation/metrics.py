@@ -24,7 +24,7 @@ if sys.path[0] == str(Path(__file__).resolve().parent):
 
 from volumetric.cli import UserError, check_fields, one_line_errors, option, parse_cli
 from volumetric.collection import pair_up, refuse_other_grid
-from volumetric.files import next_free
+from volumetric.files import new_folder
 from volumetric.machine import usable_cores
 
 import numpy as np
@@ -416,9 +416,8 @@ def score_folders(config: ScoreConfig) -> Path:
         waiting = {name: pool.submit(score_files, paths, config.resample) for name, paths in cases.items()}
         for name, future in tqdm(waiting.items(), "Scoring", unit="case"):
             results[name] = future.result()
-    folder = next_free(Path(config.output))
-    folder.mkdir(parents=True)
-    print(write_report(results, cases, folder, functools.partial(read_pair, resample=config.resample)))
+    with new_folder(config.output) as folder:
+        print(write_report(results, cases, folder, functools.partial(read_pair, resample=config.resample)))
     for message in dict.fromkeys(text for one in results.values() for text in one["warnings"]):
         names = [name for name, one in results.items() if message in one["warnings"]]
         print(f"Warning: {message} ({len(names)} of {len(cases)} cases, as {names[0]}).")

@@ -230,29 +230,30 @@ def export(config):
     classes = Classes(config.table)
     cases = read_cases(config, classes)
     splits = make_folds(list(cases.real), list(cases.synthetic), cases.subjects, config.folds, config.seed)
-    folder = new_folder(config.output)
-    raw, prepared = folder / RAW / config.dataset_folder, folder / PREPROCESSED / config.dataset_folder
-    for one in (raw / "imagesTr", prepared, folder / RESULTS):
-        one.mkdir(parents=True)
-    rows = []
-    for name, paths in tqdm(cases.all.items(), "Exporting", unit="case"):
-        pair = read_pair(*paths, classes)
-        write_channel(pair.scan, raw / "imagesTr" / f"{name}_0000.nii.gz")
-        table = "paper" if classes.table == "paper" else "nnunet"
-        save_labels(pair.labels, pair.scan.frame, raw / "labelsTr" / f"{name}.nii.gz", table)
-        rows.append(row_of(name, pair.scan, config.data if name in cases.real else config.synthetic))
-    write_table(folder / "cases.csv", COLUMNS, rows)
-    about = {
-        "channel_names": {"0": "MR"},
-        "labels": {"background": 0} | {name: n for n, name in enumerate(classes.names, start=1)},
-        "numTraining": len(rows),
-        "file_ending": ".nii.gz",
-    }
-    for path, record in ((raw / "dataset.json", about), (prepared / "splits_final.json", splits)):
-        write_json(path, record)
-    commands = commands_for(config, folder)
-    with atomic_path(folder / "commands.sh") as part:
-        part.write_text(commands, encoding="utf-8")
+    with new_folder(config.output) as folder:
+        raw = folder / RAW / config.dataset_folder
+        prepared = folder / PREPROCESSED / config.dataset_folder
+        for one in (raw / "imagesTr", prepared, folder / RESULTS):
+            one.mkdir(parents=True)
+        rows = []
+        for name, paths in tqdm(cases.all.items(), "Exporting", unit="case"):
+            pair = read_pair(*paths, classes)
+            write_channel(pair.scan, raw / "imagesTr" / f"{name}_0000.nii.gz")
+            table = "paper" if classes.table == "paper" else "nnunet"
+            save_labels(pair.labels, pair.scan.frame, raw / "labelsTr" / f"{name}.nii.gz", table)
+            rows.append(row_of(name, pair.scan, config.data if name in cases.real else config.synthetic))
+        write_table(folder / "cases.csv", COLUMNS, rows)
+        about = {
+            "channel_names": {"0": "MR"},
+            "labels": {"background": 0} | {name: n for n, name in enumerate(classes.names, start=1)},
+            "numTraining": len(rows),
+            "file_ending": ".nii.gz",
+        }
+        for path, record in ((raw / "dataset.json", about), (prepared / "splits_final.json", splits)):
+            write_json(path, record)
+        commands = commands_for(config, folder)
+        with atomic_path(folder / "commands.sh") as part:
+            part.write_text(commands, encoding="utf-8")
     tell(config, folder, cases)
     print(commands)
     return folder
@@ -305,11 +306,11 @@ def export_test(config):
         except UserError as error:
             problems.append(str(error).rstrip("."))
     refuse_unusable(problems, len(paths), config.data)
-    folder = new_folder(config.output)
-    (folder / "imagesTs").mkdir()
-    for path in tqdm(paths, "Exporting", unit="volume"):
-        write_channel(read_scan(path), folder / "imagesTs" / f"{names[path]}_0000.nii.gz")
-    write_table(folder / "cases.csv", COLUMNS, rows)
+    with new_folder(config.output) as folder:
+        (folder / "imagesTs").mkdir()
+        for path in tqdm(paths, "Exporting", unit="volume"):
+            write_channel(read_scan(path), folder / "imagesTs" / f"{names[path]}_0000.nii.gz")
+        write_table(folder / "cases.csv", COLUMNS, rows)
     print(
         f"{len(paths)} volumes are in {folder / 'imagesTs'}, along right, front and up. Label maps of them "
         f"come back to the axes of their files by --mode import --cases {folder / 'cases.csv'}."
@@ -397,9 +398,9 @@ def import_predictions(config):
         if place in found:
             raise UserError(f"{path} is the second of a file {place}: import real and synthetic ones apart.")
         found[place] = remap(labels, there, config.table), affine
-    folder = new_folder(config.output)
-    for place, (ids, affine) in found.items():
-        save_labels(ids, affine, folder / f"{place}.nii.gz", config.table)
+    with new_folder(config.output) as folder:
+        for place, (ids, affine) in found.items():
+            save_labels(ids, affine, folder / f"{place}.nii.gz", config.table)
     along = "right, front and up, as they were predicted" if origins is None else "the axes of their volumes"
     print(f"{len(found)} label maps with the ids of {config.table}, along {along}, are in {folder}")
     return folder

@@ -561,11 +561,12 @@ def predict(config):
     """
     predictor, _ = read_model(config.model, config.device)
     names = names_in(config.data, find_volumes(config.data))
-    folder, rows = new_folder(config.output or "predicted"), []
-    for path, scan, found, about in label_volumes(predictor, names):
-        save_labels(found, scan.affine, folder / f"{names[path]}.nii.gz", predictor.classes.table)
-        rows.append({"case": names[path], **about})
-    write_records(folder / "confidence.csv", rows)
+    rows = []
+    with new_folder(config.output or "predicted") as folder:
+        for path, scan, found, about in label_volumes(predictor, names):
+            save_labels(found, scan.affine, folder / f"{names[path]}.nii.gz", predictor.classes.table)
+            rows.append({"case": names[path], **about})
+        write_records(folder / "confidence.csv", rows)
     empty = [row["case"] for row in rows if not row["voxels"]]
     if empty:
         print(f"Warning: no vessel was found in {len(empty)} of {len(rows)} volumes, as {empty[0]}.")

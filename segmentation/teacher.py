@@ -9,6 +9,7 @@ class (fences of Tukey, FENCE interquartile ranges outside the quartiles), the p
 and the classes that all real maps have. Inputs are never written to.
 """
 
+import contextlib
 import csv
 import hashlib
 import json
@@ -221,28 +222,30 @@ def label_folder(config, folder=None, reference=None):
         reference = find_volumes(config.reference, "--reference")
     limits = read_limits(reference, about["table"])
     names, rows = names_in(config.data, find_volumes(config.data)), []
-    folder, origin = folder or new_folder(config.output), origin_of(config, about, limits)
-    folder.mkdir(parents=True, exist_ok=True)
-    there = rows_there(folder, origin)
-    write_gate(folder, there.values())
-    for path, name in tqdm(names.items(), "Labelling", unit="volume"):
-        scan = read_scan(path)
-        known = name, scan.volume.content
-        if known not in there:
-            labels, verdict = label_and_check(scan, predictor, limits, config)
-            row = {"case": name, "content": scan.volume.content, **verdict, "origin": origin}
-            if others := [one for one in there if one[0] == name]:  # volumes that were called so: their rows
-                there = {one: there[one] for one in there if one not in others}  # end before their maps
-                write_gate(folder, there.values())
-            save_labels(labels, scan.affine, place_of(folder, row), about["table"])
-            there[known] = row
-            add_to_gate(folder, row)
-        rows.append(there[known])
-    keep_only(folder, [place_of(folder, row) for row in rows])
-    write_gate(folder, rows)
-    kept = sum(str(row["kept"]) == "True" for row in rows)
-    record = {"limits": asdict(limits), "settings": asdict(config), "kept": kept}
-    write_json(folder / "gate.json", record)
+    origin = origin_of(config, about, limits)
+    with contextlib.nullcontext(folder) if folder else new_folder(config.output) as folder:
+        folder.mkdir(parents=True, exist_ok=True)
+        there = rows_there(folder, origin)
+        write_gate(folder, there.values())
+        for path, name in tqdm(names.items(), "Labelling", unit="volume"):
+            scan = read_scan(path)
+            known = name, scan.volume.content
+            if known not in there:
+                labels, verdict = label_and_check(scan, predictor, limits, config)
+                row = {"case": name, "content": scan.volume.content, **verdict, "origin": origin}
+                others = [one for one in there if one[0] == name]  # volumes that were called so:
+                if others:  # their rows end before their maps
+                    there = {one: there[one] for one in there if one not in others}
+                    write_gate(folder, there.values())
+                save_labels(labels, scan.affine, place_of(folder, row), about["table"])
+                there[known] = row
+                add_to_gate(folder, row)
+            rows.append(there[known])
+        keep_only(folder, [place_of(folder, row) for row in rows])
+        write_gate(folder, rows)
+        kept = sum(str(row["kept"]) == "True" for row in rows)
+        record = {"limits": asdict(limits), "settings": asdict(config), "kept": kept}
+        write_json(folder / "gate.json", record)
     tell(folder, rows, about["table"])
     return folder
 

@@ -8,7 +8,7 @@ import resource
 from volumetric import runs
 from volumetric.cli import UserError
 from volumetric.collection import find_volumes, read
-from volumetric.files import atomic_path, clear_parts, part_of
+from volumetric.files import atomic_path, clear_parts, new_folder, part_of
 
 import nibabel as nib
 import numpy as np
@@ -153,6 +153,18 @@ def test_a_name_that_is_not_utf8_is_refused(tmp_path):
     os.close(os.open(os.fsencode(tmp_path) + b"/\xff.nii", os.O_CREAT | os.O_WRONLY))
     with pytest.raises(UserError, match="not UTF-8: rename"):
         find_volumes(tmp_path)
+
+
+def test_a_new_folder_is_called_failed_after_an_error(tmp_path):
+    for _ in range(2):
+        with pytest.raises(KeyboardInterrupt), new_folder(tmp_path / "out") as folder:
+            (folder / "half").touch()
+            raise KeyboardInterrupt
+    with new_folder(tmp_path / "out") as folder, new_folder(tmp_path / "out") as other:
+        assert (folder.name, other.name) == ("out", "out-1")
+    names = ["out", "out-1", "out-failed", "out-failed-1"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == names
+    assert (tmp_path / "out-failed" / "half").exists() and not (folder / "half").exists()
 
 
 def test_a_planted_link_is_not_written_through(tmp_path, monkeypatch):

@@ -221,6 +221,20 @@ def test_it_learns_and_predicts_from_the_command_line(tmp_path):
     assert all(0 < float(row["least_sure"]) <= float(row["confidence"]) <= 1 for row in rows)
 
 
+def test_a_prediction_that_is_stopped_leaves_no_folder_of_that_name(tmp_path, monkeypatch):
+    volumes, _ = write_pairs(tmp_path, 2)
+
+    def stopped(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(segmentation, "read_model", lambda *_: (None, None))
+    monkeypatch.setattr(segmentation, "label_volumes", stopped)
+    flags = {"mode": "predict", "data": str(volumes), "output": str(tmp_path / "found")}
+    with pytest.raises(KeyboardInterrupt):
+        segmentation.predict(segmentation.SegmentationConfig(**flags))
+    assert not (tmp_path / "found").exists() and (tmp_path / "found-failed").is_dir()
+
+
 # ---- the gate
 
 

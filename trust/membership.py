@@ -22,7 +22,7 @@ from pathlib import Path
 from volumetric import __version__
 from volumetric.cli import UserError, check_fields, one_line_errors, option, parse_cli
 from volumetric.collection import contents_of
-from volumetric.files import next_free, read_json, write_json
+from volumetric.files import new_folder, read_json, write_json
 from volumetric.machine import usable_cores
 from volumetric.rates import wilson
 from volumetric.sidecars import models_of
@@ -301,10 +301,9 @@ def run_test(config):
     record["inversion"] = None if config.checkpoint is None else compare_inversions(sets, config)
     record |= {"contents": contents_of(sets), "models": models_of(sets["generated"])}
     record |= {"settings": asdict(config), "version": __version__}
-    folder = next_free(Path(config.output))
-    folder.mkdir(parents=True)
-    write_json(folder / "membership.json", record)
-    write_membership(record, {name: one.score for name, one in scores.items()}, folder)
+    with new_folder(config.output) as folder:
+        write_json(folder / "membership.json", record)
+        write_membership(record, {name: one.score for name, one in scores.items()}, folder)
     return record, folder
 
 

@@ -26,7 +26,7 @@ from pathlib import Path
 from volumetric import __version__
 from volumetric.cli import check_fields, one_line_errors, option, parse_cli
 from volumetric.collection import contents_of
-from volumetric.files import atomic_path, next_free, write_json
+from volumetric.files import atomic_path, new_folder, write_json
 from volumetric.machine import usable_cores
 from volumetric.names import name_of, unique_names
 from volumetric.rates import CONFIDENCE, wilson
@@ -452,14 +452,13 @@ def write_gate(record, sets, searched, config):
     Returns:
         The folder.
     """
-    folder = next_free(Path(config.output))
-    folder.mkdir(parents=True)
-    kept = withhold(record["flagged"], sets["generated"], folder)
-    if record["verdict"] == "passed":
-        release(kept, Path(config.generated), folder / "released")
-    write_json(folder / "replicas.json", record)
-    tables = {"held_out": searched.held_out, "generated": searched.generated, "planted": searched.planted}
-    write_replicas(record, sets, tables, folder)
+    with new_folder(config.output) as folder:
+        kept = withhold(record["flagged"], sets["generated"], folder)
+        if record["verdict"] == "passed":
+            release(kept, Path(config.generated), folder / "released")
+        write_json(folder / "replicas.json", record)
+        tables = {"held_out": searched.held_out, "generated": searched.generated, "planted": searched.planted}
+        write_replicas(record, sets, tables, folder)
     return folder
 
 

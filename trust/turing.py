@@ -20,7 +20,7 @@ from pathlib import Path
 
 from volumetric.cli import UserError, check_fields, one_line_errors, option, parse_cli
 from volumetric.collection import contents_of, known_by_content, refuse_overlap, same_geometry, volumes_in
-from volumetric.files import atomic_path, next_free, write_json
+from volumetric.files import atomic_path, new_folder, write_json
 from volumetric.pages import niivue
 from volumetric.parallel import host_random
 from volumetric.sidecars import trained_on
@@ -158,7 +158,6 @@ def write_reading(record, shown, folder):
         shown: [(name, base64 of NIfTI)], in the readers' order.
         folder: New folder.
     """
-    folder.mkdir(parents=True)
     template = string.Template((HERE / "turing.html").read_text(encoding="utf-8"))
     parts = {"niivue": niivue(), "page": json.dumps(record["page"]), "items": json.dumps(shown)}
     with atomic_path(folder / "turing.html") as part:
@@ -188,8 +187,8 @@ def build(config):
     record = {"page": rng.bytes(8).hex(), "items": key, "order": [names[n] for n in order]}
     record |= {"check": found, "treatment": treatment, **record_of_items(items, config.generated)}
     spacing = sets["real"][0].spacing.round(4)
-    folder = next_free(Path(config.output))
-    write_reading(record, [(names[n], as_base64(levels[n], spacing)) for n in order], folder)
+    with new_folder(config.output) as folder:
+        write_reading(record, [(names[n], as_base64(levels[n], spacing)) for n in order], folder)
     twice = len(order) - len(items)
     print(f"{folder / 'turing.html'} shows {half} real and {half} generated volumes, {twice} of them twice.")
     print(f"{told_of_training(record['trained_on'], half)}.")
@@ -204,9 +203,8 @@ def score(config):
     """Read the answers and write turing.json and report.html; returns the new folder."""
     readers, key = read_answers(config.results, config.key)
     record = summarise(readers, key, config.seed)
-    folder = next_free(Path(config.output))
-    folder.mkdir(parents=True)
-    write_scores(record, folder)
+    with new_folder(config.output) as folder:
+        write_scores(record, folder)
     pooled = record["pooled"]
     low, high = pooled["accuracy_95"]
     print(f"{len(readers)} readers: accuracy {pooled['accuracy']:.2f} [{low:.2f}, {high:.2f}].")

@@ -361,11 +361,16 @@ def next_free(path: Path | str) -> Path:
     return next(p for p in candidates if not p.exists())
 
 
-def new_folder(path: Path | str) -> Path:
-    """The folder `next_free` of a path, made."""
+@contextlib.contextmanager
+def new_folder(path: Path | str) -> Iterator[Path]:
+    """The folder `next_free` of a path, made; after an error, Ctrl-C too, its name ends in -failed."""
     folder = next_free(path)
     folder.mkdir(parents=True)
-    return folder
+    try:
+        yield folder
+    except BaseException:
+        folder.rename(next_free(folder.with_name(f"{folder.name}-failed")))
+        raise
 
 
 def write_json(path: Path | str, record: object, indent: int = 1) -> None:
