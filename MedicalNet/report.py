@@ -71,7 +71,9 @@ def write_report(record, near, curve, measured, files, folder, comparison=None):
         names = dict(zip(COLOURS, (m.names for m in measured), strict=True))
         write_tables(record["named_anatomy"], comparison, names, folder, share)
         sections.append(named_section(record["named_anatomy"], comparison))
-    sections += [worst(measured, files, labels), sheet_of_volumes(files, labels, share)]
+    copies = {copy["generated"] for copy in record["copies"]} if share else ()  # of real ones: not pictured
+    shown = files[0], [file for file in files[1] if file.name not in copies]
+    sections += [worst(measured, files, labels, copies), sheet_of_volumes(shown, labels, share)]
     if "volume" in measured[0].features:
         features = [m.features["volume"][:, 0] for m in measured]
         if curve is not None:
@@ -231,7 +233,7 @@ def sheet_of_volumes(files, labels, share):
     """Planes and projections of volumes of both sets, evenly chosen; `labels` are {path: what to call it}."""
     figures = []
     for which, one in zip(COLOURS, files, strict=True):
-        if share and which == "real":
+        if not one or (share and which == "real"):
             continue
         chosen = [one[i] for i in np.unique(np.linspace(0, len(one) - 1, min(SHOWN, len(one))).astype(int))]
         rows = np.concatenate([views_of(file, labels[file.path]) for file in chosen], axis=0)
@@ -243,8 +245,15 @@ def sheet_of_volumes(files, labels, share):
     return section("Volumes", figures, note)
 
 
-def worst(measured, files, labels):
-    """The generated volumes that are worst: by their features, saturated, and without a vessel."""
+def worst(measured, files, labels, hidden=()):
+    """The generated volumes that are worst: by their features, saturated, and without a vessel.
+
+    Args:
+        measured: Measured of both sets.
+        files: VolumeFile of both sets.
+        labels: {path: what to call it}.
+        hidden: Names of generated volumes that are not pictured.
+    """
     generated, number = files[1], len(files[1])
     figures, notes = [], []
     found, usual = saturated(files)
@@ -253,27 +262,27 @@ def worst(measured, files, labels):
             f"saturated: {len(found)} of {number}, the worst with {100 * found[0][1]:.2g} % of its voxels at "
         )
         told += f"the maximum; of real ones {f'{100 * usual:.2g} % at most' if usual else 'hardly any'}"
-        figures.append(sheet(generated, [n for n, _ in found[:WORST]], labels, told))
+        figures += sheet(generated, [n for n, _ in found[:WORST]], labels, told, hidden)
     else:
         notes.append("None has more voxels at its maximum than real ones have.")
     empty = without_vessels(measured[1])
     if empty:
         told = f"no vessel found: {len(empty)} of {number}"
-        figures.append(sheet(generated, empty[:WORST], labels, told))
+        figures += sheet(generated, empty[:WORST], labels, told, hidden)
     elif measured[1].anatomy:
         notes.append("Vessels were found in every one.")
     if "volume" in measured[0].features:
         away = Neighbours(*(m.features["volume"][:, 0] for m in measured)).rg.min(axis=0)
         order = np.argsort(-away, kind="stable")[:WORST]
-        figures.append(sheet(generated, order, labels, "furthest in features from any real one"))
+        figures += sheet(generated, order, labels, "furthest in features from any real one", hidden)
     note = f'<p class="small">{" ".join(notes)}</p>' if notes else ""
     return section("The worst generated volumes", figures, note)
 
 
-def sheet(files, chosen, labels, caption):
-    """A figure of some of the volumes, one below the other."""
-    rows = [views_of(files[n], labels[files[n].path]) for n in chosen]
-    return picture(np.concatenate(rows, axis=0), caption)
+def sheet(files, chosen, labels, caption, hidden):
+    """[A figure of some of the volumes, one below the other]; empty if all of them are hidden."""
+    rows = [views_of(files[n], labels[files[n].path]) for n in chosen if files[n].name not in hidden]
+    return [picture(np.concatenate(rows, axis=0), caption)] if rows else []
 
 
 def nearest(near, record, files, labels, folder):

@@ -406,6 +406,13 @@ def test_a_shared_report_holds_nothing_of_real_volumes(people, evaluated):
         assert str(people / "real") not in path.read_text(encoding="utf-8"), path
 
 
+def test_a_shared_report_pictures_no_copy_of_a_real_volume(people, evaluated, tmp_path):
+    copied = make(tmp_path / "copied", range(400, 406), lambda array, n: person(n))
+    record = evaluated(copied, page=True, share=True, metrics=("copies",))
+    assert len(record["copies"]) == 6
+    assert "data:image/png" not in (record["folder"] / "report.html").read_text(encoding="utf-8")
+
+
 # ╔══════════════════════════════════════════════════════════════════════════════════════════════════════════╗
 # ║ Statistics                                                                                               ║
 # ╚══════════════════════════════════════════════════════════════════════════════════════════════════════════╝
