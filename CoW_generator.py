@@ -45,7 +45,7 @@ from volumetric.files import (
     save_nifti,
     write_json,
 )
-from volumetric.generation import SHOWN, Drawn, Item, Writer, full_name
+from volumetric.generation import DRAWN_PER_KEPT, SHOWN, Drawn, Item, Writer, full_name
 from volumetric.geometry import affine_of, same_spacing, spacing_of, turn
 from volumetric.parallel import Group, device_random, latent_of, prepare_process, process_group, volume_inputs
 from volumetric.pictures import (
@@ -69,7 +69,6 @@ from tqdm import tqdm
 
 import stylegan2_pytorch as sg
 from MedicalNet.acceptance import (
-    DRAWN_PER_KEPT,
     Gate,
     check_gate,
     marked,

@@ -14,17 +14,15 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 
 from volumetric.cli import UserError
-from volumetric.files import exact, read_json, reading, volume_to_array, write_json
+from volumetric.files import exact, volume_to_array, write_json
 from volumetric.generation import Item, Writer, drawn_in_batches
-from volumetric.sidecars import SELECTION, begin_selection, essence, other_number, versions
+from volumetric.sidecars import SELECTION, begin_selection, refuse_other_selection, versions
 
 import numpy as np
 from tqdm import tqdm
 
 from MedicalNet.anatomy import PROTOCOL, measure_anatomy
 from MedicalNet.looks import share_at_maximum
-
-DRAWN_PER_KEPT = 4  # the most volumes that are drawn for one that is asked for, unless --most says otherwise
 
 # ╔══════════════════════════════════════════════════════════════════════════════════════════════════════════╗
 # ║ Conditions                                                                                               ║
@@ -283,21 +281,6 @@ class Gate:
         first = self.writer.made_of(items[0])
         return {key: value for key, value in first.items() if key != "file"}
 
-    def refuse_another(self, items):
-        """Raise a UserError if the folder has another selection than one that this command goes on with."""
-        path = self.writer.folder / SELECTION
-        if not path.exists():
-            return
-        found = read_json(path)
-        with reading(path, f"remove it, or choose another {self.writer.flag}"):
-            wanted = self.made_of(items)
-            other = [key for key, value in wanted.items() if essence(found.get(key)) != essence(value)]
-            other = other or other_number(found, self.wanted, len(items))
-        if other:
-            raise UserError(
-                f"{path} was made with another {' and '.join(other)}: choose another {self.writer.flag}."
-            )
-
     def run(self, items: Sequence[Item], draw, batch_size=None) -> dict:
         """Draw, keep and write; returns what acceptance.json holds.
 
@@ -309,13 +292,13 @@ class Gate:
         Raises:
             UserError: The folder has other volumes or another selection, or the disk is full.
         """
-        self.refuse_another(items)
+        selection = (self.writer.folder, self.writer.flag, self.made_of(items), self.wanted, len(items))
+        refuse_other_selection(*selection)
         complete = {item.name for item in items if self.writer.is_complete(item)}
         if complete:
             print(f"{len(complete)} volumes are there already.")
         self.writer.prepare(items, max(0, self.wanted - len(complete)))
-        numbers = self.wanted, len(items)
-        begin_selection(self.writer.folder, self.writer.flag, self.made_of(items), *numbers)
+        begin_selection(*selection)
         batch_size = self.writer.at_once(batch_size)
         drawn = drawn_in_batches(items, draw, batch_size)
         with tqdm(total=self.wanted, desc="Accepted", unit="volume", initial=len(complete)) as bar:

@@ -125,7 +125,7 @@ def warnings_of(record, real_files):
     """Warnings, as HTML; on a page to share real volumes have no names in them either."""
     told = list(record["warnings"])
     if record["settings"]["share"]:
-        for file in real_files:
+        for file in sorted(real_files, key=lambda file: -len(file.name)):  # one may be a part of another
             told = [text.replace(file.name, "a real volume") for text in told]
     return "".join(f'<p class="warning">{html.escape(text)}.</p>' for text in told) or "<p>None.</p>"
 
@@ -245,7 +245,7 @@ def sheet_of_volumes(files, labels, share):
     return section("Volumes", figures, note)
 
 
-def worst(measured, files, labels, hidden=()):
+def worst(measured, files, labels, hidden):
     """The generated volumes that are worst: by their features, saturated, and without a vessel.
 
     Args:

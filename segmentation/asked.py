@@ -18,12 +18,12 @@ from pathlib import Path
 from volumetric import generation
 from volumetric.cli import UserError, option
 from volumetric.collection import Volume, content_of_labels
-from volumetric.files import array_to_volume, by, file_digest, read_json, reading, volume_to_array, write_json
-from volumetric.generation import Drawn, Item, Model, drawn_in_batches
+from volumetric.files import array_to_volume, by, file_digest, read_json, volume_to_array, write_json
+from volumetric.generation import DRAWN_PER_KEPT, Drawn, Item, Model, drawn_in_batches
 from volumetric.geometry import same_spacing, spacing_of
 from volumetric.parallel import process_group
 from volumetric.runs import checkpoint_numbers
-from volumetric.sidecars import SELECTION, begin_selection, essence, other_number, versions, volume_digest
+from volumetric.sidecars import SELECTION, begin_selection, refuse_other_selection, versions, volume_digest
 
 import numpy as np
 from scipy import ndimage
@@ -40,7 +40,6 @@ from segmentation.maps import PairWriter
 SAMPLES = Path(phantom.__file__).parent
 MODEL, SEGMENTER = SAMPLES / "label_model.pt", SAMPLES / "segmenter.pt"  # that come along
 MOST, CIRCLES = 10**6, 8  # circles of one command: at most, and where no number is given
-DRAWN_PER_KEPT = 4  # the most circles that are drawn for one that is asked for, unless --most says otherwise
 THERE, ABSENT = 0.5, 0.25  # share of an artery's voxels: at least, and at most
 STATES = ("normal", "thin", "absent", "fetal")
 PASSED = "the check that what was asked for is there"
@@ -516,20 +515,6 @@ class Passing:
                     yield item, one
             waiting, tries = sorted(failed), tries + 1
 
-    def refuse_another(self, made_of, requests):
-        """Raise a UserError if the folder has another selection than one that this command goes on with."""
-        path, flag = self.writer.folder / SELECTION, self.writer.flag
-        if not path.exists():
-            return
-        found = read_json(path)
-        with reading(path, f"remove it, or choose another {flag}"):
-            other = [key for key, value in made_of.items() if essence(found.get(key)) != essence(value)]
-            both = zip(found["requests"], requests, strict=False)  # further ones may follow
-            other += [] if all(one == another for one, another in both) else ["requests"]
-            other += other_number(found, self.wanted, self.most)
-        if other:
-            raise UserError(f"{path} was made with another {' and '.join(other)}: choose another {flag}.")
-
     def run(self, batch_size=None):
         """Draw, keep and write; returns what acceptance.json holds.
 
@@ -541,10 +526,11 @@ class Passing:
         made_of = {**self.writer.record, "accepted_by": PASSED}
         made_of |= {key: told[0][key] for key in ("seed", "chiral")}
         requests = [one["request"] for one in told]
-        self.refuse_another(made_of, requests)
+        place, numbers = (self.writer.folder, self.writer.flag), (self.wanted, self.most)
+        refuse_other_selection(*place, made_of, *numbers, requests)
         self.writer.prepare(first, self.wanted)
         begun = made_of | {"requests": requests}
-        begin_selection(self.writer.folder, self.writer.flag, begun, self.wanted, self.most)
+        begin_selection(*place, begun, *numbers)
         batch_size = self.writer.at_once(batch_size)
         with tqdm(total=self.wanted, desc="Passed", unit="volume") as bar:
             self.writer.write_drawn(self.passing(batch_size, bar), 2 * batch_size, bar)

@@ -69,6 +69,11 @@ def own_cache(tmp_path_factory, monkeypatch):
     monkeypatch.setenv("TORCH_HOME", str(shared / "torch"))
 
 
+def interrupted(*_):
+    """In place of what computes or writes: Ctrl-C."""
+    raise KeyboardInterrupt
+
+
 def write_volume(path, array, affine=None):
     """Write a NIfTI file and return its path."""
     path.parent.mkdir(parents=True, exist_ok=True)

@@ -13,7 +13,7 @@ import CoW_generator as cow
 import stylegan2_pytorch as sg
 from MedicalNet import acceptance
 from MedicalNet.acceptance import Condition, Spread, parse_conditions
-from tests.conftest import random_array, tiny_flags, write_volume
+from tests.conftest import interrupted, random_array, tiny_flags, write_volume
 
 
 @pytest.fixture(scope="module")
@@ -52,10 +52,6 @@ def measured(monkeypatch):
 
     monkeypatch.setattr(acceptance, "measures_of", measures_of)
     return drawn
-
-
-def interrupted(*_):
-    raise KeyboardInterrupt
 
 
 def read(path):

@@ -18,7 +18,7 @@ from sample_data.anatomy import read_request
 from segmentation import asked, segmentation
 from segmentation.cases import Classes
 from segmentation.labels import BASE, TABLES
-from tests.conftest import run_script
+from tests.conftest import interrupted, run_script
 
 SHAPE = (64, 64, 16)
 TABLE = TABLES["topcow2024"]
@@ -177,11 +177,6 @@ def test_only_what_is_asked_for_decides_and_a_sac_is_looked_for():
     flat = circle_of(variant="absent L-Pcom").ids  # the same subject without the sac
     told = asked.check(circle, flat)["reasons"]
     assert told == ["aneurysm of R-MCA is not in the volume, asked to be there"]
-
-
-def interrupted(*_):
-    """Instead of what draws volumes."""
-    raise KeyboardInterrupt
 
 
 def test_circles_are_drawn_until_enough_pass_and_reasons_are_counted(home, tmp_path, monkeypatch, capsys):

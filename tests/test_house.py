@@ -178,6 +178,15 @@ def mode_of(call):
     return call.args[1].value if len(call.args) > 1 and isinstance(call.args[1], ast.Constant) else "r"
 
 
+def test_new_folders_are_made_in_one_way():
+    """By files.new_folder, which says of a folder that its program did not come to its end."""
+    others = {name for name in MODULES if "volumetric.files.next_free" in imported(MODULES[name])}
+    assert {name for name in others if not name.startswith("volumetric.")} == {
+        "MedicalNet.scores",  # goes on in its folder
+        "segmentation.experiment",  # moves a former run aside
+    }
+
+
 def test_what_trainers_share_is_of_no_kind_of_model():
     text = (ROOT / "volumetric" / "training.py").read_text(encoding="utf-8")
     words = r"discriminator|GAN\b|fake_|real_logits|\bG_opt|\bD_opt|STREAM_[DG]\b|\"GD\""

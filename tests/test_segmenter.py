@@ -21,7 +21,7 @@ import label_to_volume
 from segmentation import cases, comparison, experiment, maps, nnunet, segmentation, teacher
 from segmentation.experiment_page import exchange_table
 from segmentation.labels import read_labels, save_labels
-from tests.conftest import run_script, write_volume
+from tests.conftest import interrupted, run_script, write_volume
 from tests.pairs import AFFINE, CLASSES, SHAPE, new_segmenter, one_pair, small_config, write_pairs
 
 
@@ -224,11 +224,8 @@ def test_it_learns_and_predicts_from_the_command_line(tmp_path):
 def test_a_prediction_that_is_stopped_leaves_no_folder_of_that_name(tmp_path, monkeypatch):
     volumes, _ = write_pairs(tmp_path, 2)
 
-    def stopped(*_):
-        raise KeyboardInterrupt
-
     monkeypatch.setattr(segmentation, "read_model", lambda *_: (None, None))
-    monkeypatch.setattr(segmentation, "label_volumes", stopped)
+    monkeypatch.setattr(segmentation, "label_volumes", interrupted)
     flags = {"mode": "predict", "data": str(volumes), "output": str(tmp_path / "found")}
     with pytest.raises(KeyboardInterrupt):
         segmentation.predict(segmentation.SegmentationConfig(**flags))

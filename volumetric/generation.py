@@ -57,6 +57,7 @@ from numpy.typing import ArrayLike
 from tqdm import tqdm
 
 SHOWN = 64  # volumes on a contact sheet, at most
+DRAWN_PER_KEPT = 4  # the most that are drawn for one that is to pass conditions, unless --most says otherwise
 AT_ONCE_ON_CPU, AT_ONCE_ON_GPU = 2, 8  # volumes
 
 

@@ -227,9 +227,30 @@ def other_number(found: Record, wanted: int, most: int) -> list[str]:
     if found.get("finished", True):
         fewer = found["kept"] > wanted or found["drawn"] > most
         return [f"number, {found['kept']} of {found['drawn']} drawn"] if fewer else []
-    begun = found.get("asked_for", 0), found.get("most", 0)
-    fewer = begun[0] > wanted or begun[1] > most
-    return [f"number, {begun[0]} of at most {begun[1]}, which was stopped"] if fewer else []
+    fewer = found["asked_for"] > wanted or found["most"] > most
+    return [f"number, {found['asked_for']} of at most {found['most']}, which was stopped"] if fewer else []
+
+
+def refuse_other_selection(
+    folder: Path, flag: str, record: Record, wanted: int, most: int, requests: Sequence[Record] = ()
+) -> None:
+    """Raise a UserError if a folder has another selection than one that a command goes on with.
+
+    Args:
+        folder, flag, record, wanted, most: As of `begin_selection`.
+        requests: What is asked for of every volume, of which further ones may follow; none if nothing is.
+    """
+    path = folder / SELECTION
+    if not path.exists():
+        return
+    found = read_json(path)
+    with reading(path, f"remove it, or choose another {flag}"):
+        other = [key for key, value in record.items() if essence(found.get(key)) != essence(value)]
+        both = zip(found["requests"] if requests else (), requests, strict=False)
+        other += [] if all(one == another for one, another in both) else ["requests"]
+        other = other or other_number(found, wanted, most)
+    if other:
+        raise UserError(f"{path} was made with another {' and '.join(other)}: choose another {flag}.")
 
 
 def begin_selection(folder: Path, flag: str, record: Record, wanted: int, most: int) -> None:
@@ -251,7 +272,9 @@ def begin_selection(folder: Path, flag: str, record: Record, wanted: int, most: 
         found = read_json(path)
     else:
         for sidecar in sorted(folder.glob("*.json")):
-            of = read_json(sidecar)
+            of = {}
+            with contextlib.suppress(UserError):  # other programs leave files of their own beside volumes
+                of = read_json(sidecar)
             if "volume_sha256" in of and "accepted_by" not in of:
                 raise UserError(
                     f"{folder} has volumes that no conditions selected, as {sidecar.name}: choose another "
