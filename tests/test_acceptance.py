@@ -252,6 +252,12 @@ def test_a_folder_holds_one_selection(make, measured):
     assert not (make("plain", num_generate=2) / "acceptance.json").exists()
 
 
+def test_a_file_of_another_program_is_in_no_way(make, measured, tmp_path):
+    (tmp_path / "gated" / "normal").mkdir(parents=True)
+    (tmp_path / "gated" / "normal" / "notes.json").write_text("[1", encoding="utf-8")
+    assert seeds(make(num_generate=2, accept="components<=2")) == [43, 45]
+
+
 def test_a_run_that_was_killed_is_not_mixed_with_another(make, measured, monkeypatch):
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
         patch.setattr(acceptance.Gate, "passing", interrupted)

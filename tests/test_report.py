@@ -64,7 +64,8 @@ def test_an_answer_lists_what_decided_it_the_worst_first():
 
 def test_a_page_to_share_names_no_real_volume_in_its_warnings():
     copies = [{"generated": "made/a.nii", "real": "scans/Smith.nii", "kind": "exact"}]
-    files = [VolumeInMemory("scans/Smith.nii", random_array(0, (4, 4, 4)), np.eye(4))]
+    names = ("Smith.nii", "scans/Smith.nii")  # one is a part of the other
+    files = [VolumeInMemory(name, random_array(0, (4, 4, 4)), np.eye(4)) for name in names]
     told = {"warnings": evaluation.said_of_copies(copies, 9), "settings": {"share": True}}
     assert "(1 exact), as made/a.nii of a real volume.</p>" in report.warnings_of(told, files)
     assert "scans/Smith.nii" in report.warnings_of(told | {"settings": {"share": False}}, files)
